@@ -1,0 +1,100 @@
+"""What a person sees: notices, progress, tables, errors. Plain lines when piped, rich in a terminal."""
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, ParamSpec
+
+import typer
+
+from crkd_cli.errors import CrkdError
+
+P = ParamSpec("P")
+_quiet = False
+
+
+def say(line: str) -> None:
+    """One plain line on stderr, unless --quiet: results go to stdout, what we chose or did goes to stderr."""
+    if not _quiet:
+        print(line, file=sys.stderr, flush=True)
+
+
+def command(function: Callable[P, None]) -> Callable[P, None]:
+    """A command's frame: sets --quiet, turns errors that a user can mend into one line and the exit code."""
+
+    @wraps(function)
+    def framed(*args: P.args, **kwargs: P.kwargs) -> None:
+        global _quiet
+        _quiet = bool(kwargs.get("quiet"))
+        try:
+            function(*args, **kwargs)
+        except CrkdError as error:
+            if kwargs.get("verbose"):
+                traceback.print_exc()
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except MemoryError:
+            print("error: not enough memory; use a smaller batch or --set data.frame", file=sys.stderr)
+            raise typer.Exit(1) from None
+
+    return framed
+
+
+@contextmanager
+def progress(title: str, total: int | None, unit: str = "it") -> Iterator[Callable[..., None]]:
+    """A progress bar with rate and ETA in a terminal, a plain line about every ten seconds when piped.
+
+    Yields advance(amount=1, note=""): `note` is shown beside the bar (loss terms, the case at work).
+    """
+    if _quiet:
+        yield lambda amount=1, note="": None
+    elif sys.stderr.isatty():
+        yield from _bar(title, total, unit)
+    else:
+        yield from _lines(title, total, unit)
+
+
+def _bar(title: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total, rate="", note="")
+
+        def advance(amount: float = 1, note: str | None = None) -> None:
+            bar.advance(task, amount)
+            speed = bar.tasks[0].speed
+            fields: dict[str, Any] = {"rate": f"{speed:.1f} {unit}/s" if speed else ""}
+            bar.update(task, **fields, **({} if note is None else {"note": note}))
+
+        yield advance
+
+
+def _lines(title: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
+    import time
+
+    begin = last = time.monotonic()
+    done = 0.0
+
+    def advance(amount: float = 1, note: str | None = None) -> None:
+        nonlocal done, last
+        done += amount
+        now = time.monotonic()
+        if now - last < 10 and done != total:
+            return
+        last = now
+        rate = done / max(now - begin, 1e-9)
+        left = f", {(total - done) / rate:.0f} s left" if total and rate else ""
+        of = f"/{total}" if total else ""
+        say(f"{title} {done:.0f}{of} {unit}, {rate:.1f} {unit}/s{left}{'  ' + note if note else ''}")
+
+    yield advance

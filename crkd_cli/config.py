@@ -1,0 +1,147 @@
+"""The configuration: a frozen, typed tree. An unknown key, a wrong type or a value out of range names its path."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import yaml
+
+from crkd_cli.errors import UsageError, did_you_mean
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0.0)]
+Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+
+
+class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of everything that is read from YAML or JSON: immutable, no unknown keys."""
+
+
+class Frame(Strict):
+    """How a case becomes network input, in training and in inference alike.
+
+    `resize`: the whole image (or slice) is resized to this size. `patch`: crops of this size, a sliding window in
+    inference. The number of sizes is the network's number of spatial axes; a case with one axis more is cut into
+    slices along its first axis.
+    """
+
+    resize: tuple[Positive, ...] | None = None
+    patch: tuple[Positive, ...] | None = None
+    stride: tuple[Positive, ...] | None = None    # of the sliding window in the paper protocol; strict uses half a patch
+
+    def __post_init__(self) -> None:
+        if (self.resize is None) == (self.patch is None):
+            raise ValueError("give either resize or patch")
+        if len(self.size) not in (2, 3):
+            raise ValueError("give two sizes (2D network) or three (3D network)")
+        if any(side % 16 for side in self.size):
+            raise ValueError(f"every size must be a multiple of 16 (four halvings), got {list(self.size)}")
+        if self.stride is not None and (self.patch is None or len(self.stride) != len(self.size)):
+            raise ValueError("stride belongs to patch and needs as many sizes")
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        return self.resize or self.patch or ()
+
+    @property
+    def dims(self) -> int:
+        """Spatial axes of the network: 2 or 3."""
+        return len(self.size)
+
+
+class Data(Strict):
+    name: str                                     # data set: a folder under prepared/
+    frame: Frame
+    labeled: Positive                             # labelled images in a batch
+    unlabeled: Positive                           # unlabelled images in a batch
+
+
+class Model(Strict):
+    name: str                                     # a file in models/networks
+    widths: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=5, max_length=5)] = (16, 32, 64, 128, 256)
+
+
+class Train(Strict):
+    steps: Positive
+    lr: Annotated[float, msgspec.Meta(gt=0.0)] = 0.01    # SGD, lr·(1 − t/T)^0.9
+    momentum: Fraction = 0.9
+    weight_decay: NonNegative = 1e-4
+    power: NonNegative = 0.9
+    eval_every: Positive = 500                    # steps between validations, where the split has validation cases
+    log_every: Positive = 50                      # steps between log lines: the only host synchronisation
+    save_minutes: NonNegative = 10.0              # minutes between checkpoints
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] = 1337
+    device: str = "auto"                          # auto, cpu, cuda, cuda:1 …
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    deterministic: bool = False                   # on a GPU: bit-exact resume, slower kernels
+    compile: bool = False                         # torch.compile of the networks
+
+
+class Config(Strict):
+    """One complete run."""
+
+    data: Data
+    model: Model
+    train: Train
+    method: str = "crkd"
+    methods: dict[str, dict[str, Any]] = {}       # what differs from a method's own defaults, by method
+
+
+def load(path: Path, overrides: list[str] | None = None) -> Config:
+    """The configuration in the YAML file `path` with `key.path=value` overrides. Raises UsageError."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the configuration {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path} is no configuration: expected sections such as data, model and train")
+    for override in overrides or []:
+        _override(tree, override)
+    return parse(tree, Config, str(path))
+
+
+def parse(tree: Any, kind: type[Any], where: str) -> Any:
+    """`tree` (plain dicts and lists) as a Strict type. Raises UsageError that names the key's path."""
+    try:
+        return msgspec.convert(tree, kind, strict=False)    # not strict: PyYAML reads 1e-4 as text
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{where}: {_explain(str(error), kind)}") from None
+
+
+def dump(config: Config) -> dict[str, Any]:
+    """The configuration as plain dicts and lists; `parse` reads it back."""
+    tree: dict[str, Any] = msgspec.to_builtins(config)
+    return tree
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UsageError(f"--set {override!r}: expected key.path=value, for example train.steps=2000")
+    *parents, leaf = path.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UsageError(f"--set {override!r}: {parent} is a value, not a section")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {override!r}: the value is not valid YAML") from None
+
+
+def _explain(message: str, kind: type[Any]) -> str:
+    """msgspec's message in the project's words: the path first, the nearest key for an unknown one."""
+    what, _, at = message.partition(" - at `")
+    path = at.rstrip("`").removeprefix("$").lstrip(".")
+    if "unknown field" not in what:
+        return f"{path}: {what}" if path else what
+    wrong = what.split("`")[1]
+    owner: Any = kind
+    for name in filter(None, path.split(".")):
+        owner = next(field.type for field in msgspec.structs.fields(owner) if field.name == name)
+    full = f"{path}.{wrong}" if path else wrong
+    return f"unknown key {full}; {did_you_mean(wrong, [field.name for field in msgspec.structs.fields(owner)])}"

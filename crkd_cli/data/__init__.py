@@ -1,0 +1,1 @@
+"""Raw files in, a prepared store, batches out."""

@@ -1,0 +1,23 @@
+"""The errors that a user can mend: the only ones the command line turns into one line and an exit code."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class CrkdError(Exception):
+    """Something is wrong with the data or a file. The message says what, where, and what to do. Exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(CrkdError):
+    """The command or the configuration is wrong. Exit code 2."""
+
+    exit_code = 2
+
+
+def did_you_mean(wrong: str, names: Iterable[str]) -> str:
+    """The end of an error message: the nearest name if there is one, else all names."""
+    names = list(names)
+    near = get_close_matches(wrong.lower(), names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
