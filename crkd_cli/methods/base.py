@@ -1,0 +1,61 @@
+"""The contract of a method: it turns a batch into losses. No files, no devices, no loop."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from crkd_cli.config import Model, Strict
+from crkd_cli.data.batch import Batch
+from crkd_cli.losses.dice import dice_loss
+from crkd_cli.losses.pixel import cross_entropy, masked_mean
+from crkd_cli.models.networks import NETWORKS
+from crkd_cli.models.networks.base import Network
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method must know of the run."""
+
+    model: Model
+    dims: int        # spatial axes of the network
+    channels: int    # C
+    classes: int     # K, background included
+    steps: int       # T, length of the run
+
+    def network(self) -> Network:
+        """A new network as the configuration names it."""
+        return NETWORKS[self.model.name](self.dims, self.channels, self.classes, self.model.widths)
+
+
+class Method(nn.Module, ABC):
+    """Holds its networks; `losses` is called by the loop at every step, under autocast."""
+
+    uses_unlabeled: ClassVar[bool] = True
+    strong_views: ClassVar[int] = 0    # strongly augmented views of every unlabelled image
+
+    class Params(Strict):
+        """The method's own settings; defaults are its values for ACDC."""
+
+    def __init__(self, task: Task, params: Strict) -> None:
+        super().__init__()
+        self.task = task
+        self.student = task.network()
+
+    @abstractmethod
+    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Scalars by name: "total" is back-propagated, all are logged."""
+
+    def after_step(self, step: int) -> None:
+        """Called after the optimiser's step, for moving averages and the like."""
+
+    @property
+    def predictor(self) -> nn.Module:
+        """image [B, C, *S] → logits [B, K, *S]: what is evaluated and what predicts."""
+        return self.student
+
+
+def fit(log_p: Tensor, label: Tensor, mask: Tensor | None = None) -> Tensor:
+    """½ (CE + Dice) from log-probabilities [B, K, *S] against label [B, *S], over the pixels of mask [B, *S]."""
+    return 0.5 * (masked_mean(cross_entropy(log_p, label), mask) + dice_loss(log_p.exp(), label, mask))

@@ -1,0 +1,19 @@
+"""The lower bound: the network trained on the labelled cases alone."""
+
+from torch import Tensor
+
+from crkd_cli.data.batch import Batch
+from crkd_cli.methods import METHODS
+from crkd_cli.methods.base import Method, fit
+from crkd_cli.losses.pixel import log_probabilities
+
+
+@METHODS.register
+class Supervised(Method):
+    """½ (cross entropy + Dice); unlabelled images are never read."""
+
+    uses_unlabeled = False
+
+    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        logits = self.student(batch.labeled.image)
+        return {"total": fit(log_probabilities(logits), batch.labeled.label)}

@@ -1,0 +1,1 @@
+"""Networks and their parts, for two and three spatial axes alike."""

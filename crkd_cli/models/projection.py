@@ -1,0 +1,23 @@
+"""The projection head of the class-semantic distillation."""
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Projection(nn.Module):
+    """Three pointwise layers, batch norm and ReLU after the first two, unit length out.
+
+    Works on rows of sampled features [N, F] → [N, width]: projecting every pixel first gives the same rows.
+    """
+
+    def __init__(self, features: int, width: int = 256) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(features, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True),
+            nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True),
+            nn.Linear(width, width),
+        )  # fmt: skip
+
+    def forward(self, rows: Tensor) -> Tensor:
+        projected: Tensor = self.layers(rows)
+        return functional.normalize(projected.float(), dim=1)
