@@ -1,0 +1,108 @@
+"""What every test may use: the real command line, a seeded generator, small stores of discs and balls."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from crkd_cli.data.case import RECIPE, CaseInfo, Index, Spec, Store
+
+CHECKOUT = Path(__file__).parents[1]
+SHARED = CHECKOUT.parent / "shared"
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(params=[2, 3])
+def dims(request: pytest.FixtureRequest) -> int:
+    """Every test that takes it runs in 2D and in 3D."""
+    return int(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrapped lines would break what tests look for in the output."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture
+def cli() -> Callable[..., Result]:
+    """cli("train", "--dataset", "toy"): runs the real app in this process; .exit_code, .stdout, .stderr."""
+    from crkd_cli.cli import app
+
+    return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real cases beside the checkout; skips where they are absent."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("no real cases: ../shared/data is absent")
+    return SHARED / "data"
+
+
+StoreMaker = Callable[..., Store]
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> StoreMaker:
+    """make_store("toy", dims=2, groups={"p1": 2, "p2": 1}, unlabeled={"p2"}): a store under tmp_path/data/prepared.
+
+    Every case is one bright disc (ball) of class 1 on a darker ground with noise: learnable in a few steps.
+    """
+
+    def make(
+        name: str = "toy",
+        dims: int = 2,
+        groups: dict[str, int] | int = 8,
+        unlabeled: set[str] | None = None,
+        shape: tuple[int, ...] | None = None,
+        spec: Spec | None = None,
+    ) -> Store:
+        if isinstance(groups, int):
+            groups = {f"p{number:02d}": 1 for number in range(groups)}
+        root = tmp_path / "data" / "prepared" / name
+        (root / "images").mkdir(parents=True)
+        (root / "labels").mkdir()
+        generator = np.random.default_rng(dims)
+        cases = []
+        for group, count in groups.items():
+            for number in range(count):
+                case = group if count == 1 else f"{group}_{number}"
+                labeled = group not in (unlabeled or set())
+                cases.append(_disc(root, case, group, shape or (32,) * dims, labeled, generator))
+        spec = spec or Spec(
+            name=name, source="folder", classes=("background", "disc"), channels=1, dims=2 if dims == 2 else 3,
+            modality="gray" if dims == 2 else "mr", intensity="minmax",
+        )  # fmt: skip
+        index = Index(recipe=RECIPE, spec=spec, cases=tuple(cases))
+        (root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)), encoding="utf-8")
+        return Store(root)
+
+    return make
+
+
+def _disc(
+    root: Path, case: str, group: str, shape: tuple[int, ...], labeled: bool, generator: np.random.Generator
+) -> CaseInfo:
+    axes = np.indices(shape, dtype=np.float32)
+    centre = [side * generator.uniform(0.35, 0.65) for side in shape]
+    radius = min(shape) * generator.uniform(0.15, 0.3)
+    distance = np.sqrt(sum((axis - middle) ** 2 for axis, middle in zip(axes, centre, strict=True)))
+    label = (distance <= radius).astype(np.uint8)
+    image = np.clip(0.3 + 0.4 * label + 0.05 * generator.standard_normal(shape), 0, 1).astype(np.float32)
+    np.save(root / "images" / f"{case}.npy", image[None])
+    if labeled:
+        np.save(root / "labels" / f"{case}.npy", label)
+    return CaseInfo(
+        id=case, group=group, shape=shape, spacing_mm=(1.0,) * len(shape), labeled=labeled, source=f"{case}.png",
+        sha256="0" * 64, intensity={"min": 0.0, "max": 1.0, "mean": 0.4, "std": 0.2},
+    )  # fmt: skip
