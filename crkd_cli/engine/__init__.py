@@ -1,0 +1,1 @@
+"""The layer that runs things: training, inference, evaluation, prediction, checkpoints."""
