@@ -1,0 +1,61 @@
+"""phantom: synthetic short-axis stacks of the heart, generated on the spot. A demonstration: no claim rests on it."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from numpy.typing import NDArray
+
+from crkd_cli.data import synthetic
+from crkd_cli.data.case import Spec
+from crkd_cli.data.sources import SOURCES
+from crkd_cli.data.sources.base import Advance, Raw, Source, pairs
+from crkd_cli.errors import CrkdError
+
+
+@SOURCES.register
+class Phantom(Source):
+    """80 NIfTI stacks of 6 slices of 64×64: right ventricle, myocardium and left ventricle."""
+
+    generated = True
+    cases: ClassVar[int] = 80
+    spacing: ClassVar[tuple[float, float, float]] = (10.0, 2.5, 2.5)    # mm, z first
+    classes: ClassVar[tuple[str, ...]] = ("background", "right ventricle", "myocardium", "left ventricle")
+    intensity: ClassVar[Literal["minmax", "zscore"]] = "minmax"
+
+    @staticmethod
+    def draw(number: int) -> synthetic.Case:
+        return synthetic.short_axis(number)
+
+    def generate(self, folder: Path, advance: Advance) -> None:
+        for part in ("images", "labels"):
+            (folder / part).mkdir()
+        for number in range(self.cases):
+            name = f"heart{number:03d}.nii"
+            image, label = self.draw(number)
+            self._write(folder / "images" / name, image)
+            self._write(folder / "labels" / name, label)
+            advance(1, note=name)
+
+    def find(self, root: Path) -> list[Raw]:
+        if not (root / "images").is_dir() or not (root / "labels").is_dir():
+            raise CrkdError(f"no phantom in {root}: expected images/ and labels/; leave out --source, it is generated")
+        return pairs(root / "images", root / "labels", (), self.notes)
+
+    def spec(self, name: str, raws: list[Raw]) -> Spec:
+        return Spec(
+            name=name,
+            source=type(self).__module__.rpartition(".")[2],
+            classes=self.classes,
+            channels=1,
+            modality="mr",
+            dims=3,
+            intensity=self.intensity,
+        )
+
+    def _write(self, path: Path, array: NDArray[Any]) -> None:
+        import SimpleITK
+
+        sitk: Any = SimpleITK    # its annotations are incomplete
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing(self.spacing[::-1])
+        sitk.WriteImage(image, str(path))
