@@ -1,0 +1,224 @@
+"""Raw files → prepared store, checked. The store appears whole at the end, or not at all."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from crkd_cli.data import files
+from crkd_cli.data.case import RECIPE, CaseInfo, Index, Spec
+from crkd_cli.data.files import Volume
+from crkd_cli.data.sources.base import Raw, Source, resized
+from crkd_cli.data.splits import official, some
+from crkd_cli.errors import CrkdError
+
+Progress = Callable[[str, int | None, str], AbstractContextManager[Callable[..., None]]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a person should know of the raw files. An error means that nothing is written."""
+
+    level: Literal["error", "notice"]
+    where: str
+    what: str
+
+
+@dataclass
+class Report:
+    index: Index | None = None    # None if there was an error
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.level == "error"]
+
+
+def prepare(name: str, source: Source, raw: Path, store: Path, progress: Progress, check_only: bool = False) -> Report:
+    """Check every case under `raw` and write the store, one case in memory at a time.
+
+    Cases are written to a temporary folder beside `store` while they are checked. It replaces the store only if no
+    error was found; the splits made for the previous store are kept. Raises CrkdError if the layout is not understood
+    or the disk cannot be written.
+    """
+    raws = source.find(raw)
+    spec = source.spec(name, raws)
+    report = Report()
+    _check_ids(raws, raw, report)
+    with nullcontext() if check_only else _new_store(store) as folder:
+        cases = []
+        with progress("checking" if check_only else "preparing", len(raws), "cases") as advance:
+            for one in raws:
+                try:
+                    case = _prepare_case(source, one, spec, raw, None if report.errors else folder)
+                except CrkdError as error:
+                    report.findings.append(Finding("error", one.id, _shorten(str(error), raw)))
+                else:
+                    cases.append(case)
+                advance(1, note=one.id)
+        if not report.errors:
+            report.findings += [Finding("notice", name, note) for note in _notices(name, source, cases)]
+            notes = tuple(finding.what for finding in report.findings)
+            report.index = Index(recipe=RECIPE, spec=spec, cases=tuple(cases), notes=notes)
+            if folder is not None:
+                _publish(folder, store, report.index)
+    return report
+
+
+def _prepare_case(source: Source, raw: Raw, spec: Spec, root: Path, folder: Path | None) -> CaseInfo:
+    """Read, check and (with a folder) write one case. Raises CrkdError with all that is wrong with it."""
+    volume = source.open_image(raw.image, spec)
+    label, mapping = None, dict[str, int]()
+    if raw.label is not None:
+        label, mapping = source.read_label(raw.label, spec)
+        _check_pair(raw.label, label, volume)
+    intensity = {
+        "min": float(volume.array.min()), "max": float(volume.array.max()),
+        "mean": float(volume.array.mean(dtype=np.float64)), "std": float(volume.array.std(dtype=np.float64)),
+    }  # fmt: skip
+    stored = source.finish(volume, raw.image, spec).array
+    native = label
+    box = source.crop(raw.id, label) if source.published_crop else None
+    if box is not None:
+        stored = stored[(slice(None), *box)]
+        label = None if label is None else label[box]
+    elif label is not None and spec.stored_size is not None:
+        label = resized(label, spec.stored_size, "nearest")
+    smaller = spec.stored_size is not None and volume.size != spec.stored_size
+    if folder is not None:
+        _write(folder / "images" / f"{raw.id}.npy", stored)
+        if label is not None:
+            _write(folder / "labels" / f"{raw.id}.npy", label)
+        if native is not None and smaller:
+            _write_png(folder / "native" / f"{raw.id}.png", native)
+    return CaseInfo(
+        id=raw.id,
+        group=raw.group,
+        shape=stored.shape[1:],
+        spacing_mm=None if smaller else volume.spacing_mm,
+        labeled=label is not None,
+        source=raw.image.relative_to(root).as_posix(),
+        sha256=_sha256(raw.image),
+        intensity=intensity,
+        mapping=mapping,
+        native_shape=volume.size if smaller else None,
+    )
+
+
+def _check_ids(raws: list[Raw], root: Path, report: Report) -> None:
+    by_id: dict[str, list[Raw]] = {}
+    for raw in raws:
+        by_id.setdefault(raw.id, []).append(raw)
+    for case, same in by_id.items():
+        if len(same) > 1:
+            names = ", ".join(raw.image.relative_to(root).as_posix() for raw in same)
+            report.findings.append(Finding("error", case, f"{len(same)} images have this id: {names}; keep one"))
+
+
+def _check_pair(path: Path, label: NDArray[np.uint8], volume: Volume) -> None:
+    """Raises CrkdError unless the label lies on the image voxel by voxel."""
+    if label.shape != volume.size:
+        raise CrkdError(f"{path} has shape {label.shape}, its image {volume.size}; image and label must match")
+    of_label = files.geometry(path)
+    if of_label is None or volume.geometry is None:
+        return
+    half = min(volume.geometry["spacing"]) / 2
+    for name, tolerance in (("spacing", 1e-3), ("origin", half), ("direction", 1e-2)):
+        if not np.allclose(of_label[name], volume.geometry[name], rtol=0, atol=tolerance):
+            shown = [tuple(round(value, 3) for value in values) for values in (of_label[name], volume.geometry[name])]
+            raise CrkdError(f"{path} has {name} {shown[0]}, its image {shown[1]}; resample or repair the label")
+
+
+def _notices(name: str, source: Source, cases: list[CaseInfo]) -> list[str]:
+    """What preparation chose, mapped or missed, in words."""
+    notices = list(source.notes)
+    labeled = [case for case in cases if case.labeled]
+    if mapped := [case for case in labeled if case.mapping]:
+        example = ", ".join(f"{raw} → {number}" for raw, number in mapped[0].mapping.items())
+        share = f"{len(mapped)} of {len(labeled)} labels"
+        notices.append(f"label values mapped in {share}, as in {mapped[0].id}: {example}")
+    if len(labeled) < len(cases):
+        notices.append(f"{len(cases) - len(labeled)} of {len(cases)} cases have no label: they are unlabelled")
+    facts = official(name)
+    if facts is not None:
+        wanted = (*facts.train, *facts.val, *facts.test)
+        present = {case.group for case in cases}
+        if missing := [group for group in wanted if group not in present]:
+            notices.append(f"{len(missing)} of the official split's {len(wanted)} ids are missing: {some(missing)}")
+    shapes = Counter(len(case.shape) for case in cases)
+    if cases and all(case.spacing_mm is None for case in cases) and 3 in shapes:
+        notices.append("the files do not state their spacing: distances will be in voxels; --spacing states it")
+    return notices
+
+
+def _shorten(message: str, root: Path) -> str:
+    """`message` with paths relative to the raw root: the table's head names that."""
+    return message.replace(f"{root}/", "")
+
+
+# ── writing ──
+
+
+@contextmanager
+def _new_store(store: Path) -> Iterator[Path]:
+    """A temporary folder beside the store that is gone at the end, unless it was renamed."""
+    folder = None
+    try:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".tmp-{store.name}-", dir=store.parent))
+        yield folder
+    except OSError as error:
+        reason = error.strerror or error
+        raise CrkdError(f"cannot write {store}: {reason}; free some space or give another --data-root") from None
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(file: Path, array: NDArray[Any]) -> None:
+    content = BytesIO()    # numpy's own file writing does not say that a disk is full
+    np.save(content, np.ascontiguousarray(array), allow_pickle=False)
+    _write_bytes(file, content)
+
+
+def _write_png(file: Path, label: NDArray[np.uint8]) -> None:
+    from PIL import Image
+
+    content = BytesIO()
+    Image.fromarray(label).save(content, format="PNG")
+    _write_bytes(file, content)
+
+
+def _write_bytes(file: Path, content: BytesIO) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content.getbuffer())
+
+
+def _publish(folder: Path, store: Path, index: Index) -> None:
+    """Write the index, take over the splits, and put the folder in the store's place."""
+    text = json.dumps(msgspec.to_builtins(index), indent=1, ensure_ascii=False)
+    (folder / "index.json").write_text(text + "\n", encoding="utf-8")
+    folder.chmod(0o755)
+    if (store / "splits").is_dir():
+        shutil.copytree(store / "splits", folder / "splits")
+    old = folder.with_name(f"{folder.name}-old")
+    if store.exists():
+        store.rename(old)
+    folder.rename(store)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,8 @@
+"""Data sources: one file per raw layout, named as the data set."""
+
+from pathlib import Path
+
+from crkd_cli.data.sources.base import Source
+from crkd_cli.registry import Registry
+
+SOURCES: Registry[Source] = Registry("crkd_cli.data.sources", Path(__file__).parent, "data source")
