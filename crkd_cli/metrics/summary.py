@@ -1,0 +1,76 @@
+"""From the scores of cases to what is reported: means, spread, 95 % intervals and what was undefined."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+Interval = Literal["bootstrap", "t"]
+DRAWS = 10_000
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One score over cases. NaN where it cannot be stated: the spread of one case, the mean of none."""
+
+    mean: float
+    sd: float           # over cases, n − 1
+    low: float          # 95 % interval of the mean
+    high: float
+    n: int              # cases that the mean is of
+    undefined: int      # cases left out: the score is undefined where both masks are empty
+
+
+def summarise(values: Values, interval: Interval = "bootstrap") -> tuple[list[Summary], Summary]:
+    """Scores [cases, classes], NaN = undefined, as one summary per class and the mean of the classes' means.
+
+    bootstrap: percentiles over seeded resamples of the cases, which keep a case's classes together.
+    t: mean ± Student's t. The spread and n of the mean over classes are those of the cases' own means.
+    """
+    resampled = _resampled(values)
+    classes = [
+        _summary(column, _mean(column), draws, interval) for column, draws in zip(values.T, resampled.T, strict=True)
+    ]
+    cases = np.array([_mean(row) for row in values])
+    overall = _mean(np.array([one.mean for one in classes]))
+    return classes, _summary(cases, overall, _row_means(resampled), interval)
+
+
+def _summary(values: Values, mean: float, resampled: Values, interval: Interval) -> Summary:
+    defined = values[~np.isnan(values)]
+    n = len(defined)
+    sd = float(defined.std(ddof=1)) if n > 1 else math.nan
+    resampled = resampled[~np.isnan(resampled)]
+    if n < 2:
+        low = high = math.nan
+    elif interval == "t":
+        from scipy.special import stdtrit
+
+        half = float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
+        low, high = mean - half, mean + half
+    else:
+        low, high = (float(bound) for bound in np.percentile(resampled, (2.5, 97.5)))
+    return Summary(mean, sd, low, high, n, len(values) - n)
+
+
+def _resampled(values: Values) -> Values:
+    """Means [draws, classes] of resampled cases; a draw without a defined case is NaN."""
+    cases = len(values)
+    times = np.random.default_rng(SEED).multinomial(cases, np.full(cases, 1 / cases), size=DRAWS).astype(np.float64)
+    defined = ~np.isnan(values)
+    sums, counts = times @ np.where(defined, values, 0.0), times @ defined.astype(np.float64)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _row_means(values: Values) -> Values:
+    defined = ~np.isnan(values)
+    counts = defined.sum(1)
+    return np.where(counts > 0, np.where(defined, values, 0.0).sum(1) / np.maximum(counts, 1), np.nan)
+
+
+def _mean(values: Values) -> float:
+    return float(_row_means(values[None])[0])

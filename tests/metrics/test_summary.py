@@ -1,0 +1,56 @@
+"""Means by hand, intervals against scipy, and what is undefined."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from crkd_cli.metrics.summary import summarise
+
+NAN = math.nan
+
+
+def test_means_by_hand():
+    classes, mean = summarise(np.array([[0.2, 1.0], [0.4, NAN], [0.9, 0.6]]))
+    assert [one.mean for one in classes] == pytest.approx([0.5, 0.8])
+    assert [one.n for one in classes] == [3, 2]
+    assert [one.undefined for one in classes] == [0, 1]
+    assert classes[0].sd == pytest.approx(math.sqrt((0.09 + 0.01 + 0.16) / 2))
+    assert mean.mean == pytest.approx(0.65)    # of the classes' means, not of all values
+    assert mean.n == 3
+    assert mean.sd == pytest.approx(np.std([0.6, 0.4, 0.75], ddof=1))
+
+
+def test_bootstrap_agrees_with_scipy(rng):
+    values = rng.normal(0.7, 0.1, 30)
+    (one,), mean = summarise(values[:, None])
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, random_state=rng)
+    assert one.low == pytest.approx(theirs.confidence_interval.low, abs=2e-3)
+    assert one.high == pytest.approx(theirs.confidence_interval.high, abs=2e-3)
+    assert (mean.low, mean.high) == pytest.approx((one.low, one.high))
+
+
+def test_t_interval_is_scipys(rng):
+    values = rng.normal(0.7, 0.1, 12)
+    (one,), _ = summarise(values[:, None], "t")
+    low, high = stats.t.interval(0.95, 11, values.mean(), stats.sem(values))
+    assert (one.low, one.high) == pytest.approx((low, high))
+
+
+def test_the_same_values_give_the_same_interval(rng):
+    values = rng.random((9, 3))
+    assert summarise(values) == summarise(values.copy())
+
+
+def test_undefined_everywhere():
+    classes, mean = summarise(np.array([[NAN, 0.5], [NAN, 0.7]]))
+    assert math.isnan(classes[0].mean)
+    assert (classes[0].n, classes[0].undefined) == (0, 2)
+    assert mean.mean == pytest.approx(0.6)
+
+
+def test_one_case_has_no_spread():
+    (one,), _ = summarise(np.array([[0.5]]))
+    assert one.mean == 0.5
+    assert all(math.isnan(value) for value in (one.sd, one.low, one.high))
