@@ -1,0 +1,56 @@
+# make demo    see the whole thing work: generate hearts, train two models, compare them, draw a picture
+# make test    run the tests             make check    lint, types, import layers
+# Each target sets up what it needs in $(VENV). The first call downloads PyTorch.
+
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(abspath $(VENV))/bin
+CRKD   := $(BIN)/crkd
+RUN    := $(BIN)/python -m
+DEMO   := .demo
+
+.PHONY: demo test test-all check clean
+
+demo: $(VENV)/.installed
+	@rm -rf $(DEMO) && mkdir -p $(DEMO)/scans
+	$(call step, prepare-data phantom)
+	$(call step, make-splits phantom --labeled 3)
+	$(call step, train --dataset phantom --labeled 3 --method supervised)
+	$(call step, train --dataset phantom --labeled 3 --method crkd)
+	$(call step, evaluate runs/phantom-supervised-3/best.pth)
+	$(call step, evaluate runs/phantom-crkd-3/best.pth)
+	@cp $(DEMO_SCANS:%=$(DEMO)/data/raw/phantom/images/%.nii) $(DEMO)/scans
+	$(call step, predict scans --checkpoint runs/phantom-crkd-3/best.pth --overlay)
+	@cd $(DEMO) && $(BIN)/python ../benchmarks/compare.py runs/phantom-supervised-3 runs/phantom-crkd-3
+	@echo "a demonstration on synthetic hearts; pictures of the masks: $(DEMO)/scans-masks"
+
+test: $(VENV)/.installed-dev
+	$(RUN) pytest -q
+
+test-all: $(VENV)/.installed-dev
+	$(RUN) pytest -q -m "not gpu"
+
+check: $(VENV)/.installed-dev
+	$(RUN) ruff check .
+	$(RUN) mypy
+	$(RUN) pytest -q tests/test_architecture.py
+
+clean:
+	rm -rf $(DEMO) build dist
+
+# Test cases of the demonstration's split.
+DEMO_SCANS := heart003
+
+define step
+	@echo "\n\$$ crkd$(1)" && cd $(DEMO) && $(CRKD)$(1)
+endef
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet --upgrade "pip>=25.1"
+	$(RUN) pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(RUN) pip install --quiet -c constraints.txt --group dev
+	@touch $@
