@@ -7,6 +7,7 @@ prepared/NAME/native/ID.png     [H, W] uint8: a 2D label at its native size, onl
 """
 
 import json
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli.config import Strict
-from crkd_cli.errors import CrkdError
+from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.paths import packaged
 
 RECIPE = 1    # raised whenever the same raw files would give another store
 
 
-class Spec(Strict):
+class Spec(Strict, frozen=True):
     """What holds for every case of a data set; also travels in checkpoints, so that `predict` reads files alike."""
 
     name: str                                        # data set
@@ -35,7 +37,7 @@ class Spec(Strict):
     z_last: bool = False                             # medical files are stored [x, y, z] and not [z, y, x]
 
 
-class CaseInfo(Strict):
+class CaseInfo(Strict, frozen=True):
     """One case of the store."""
 
     id: str
@@ -50,7 +52,7 @@ class CaseInfo(Strict):
     native_shape: tuple[int, ...] | None = None      # [H, W] before storing smaller
 
 
-class Index(Strict):
+class Index(Strict, frozen=True):
     recipe: int
     spec: Spec
     cases: tuple[CaseInfo, ...]
@@ -58,7 +60,7 @@ class Index(Strict):
 
 
 class Store:
-    """A prepared data set, read through memory maps. Raises CrkdError if it is missing or of another recipe."""
+    """A prepared data set, read through memory maps. Raises UsageError if it is missing, CrkdError if of another recipe."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -67,7 +69,9 @@ class Store:
         try:
             tree = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise CrkdError(f"{root} is no prepared data set (index.json is missing); {renew}") from None
+            if near := get_close_matches(root.name, _names(root.parent) - {root.name}, n=1):
+                renew = f"did you mean {near[0]!r}? Else {renew}"
+            raise UsageError(f"{root} is no prepared data set (index.json is missing); {renew}") from None
         except (OSError, ValueError) as error:
             raise CrkdError(f"{file} cannot be read ({error}); {renew}") from None
         if not isinstance(tree, dict) or tree.get("recipe") != RECIPE:
@@ -119,3 +123,9 @@ class Store:
         if spatial != tuple(side for side in shape if side != "C"):
             raise CrkdError(f"{file} has shape {array.shape}, the index says {shape}; {renew}")
         return array
+
+
+def _names(prepared: Path) -> set[str]:
+    """Data sets that a wrong name may have meant: those prepared, and the public ones."""
+    here = {file.parent.name for file in prepared.glob("*/index.json")}
+    return here | {file.stem for file in packaged("splits").glob("*.yaml")}
