@@ -1,12 +1,120 @@
-"""Scores of a model on cases of a prepared store."""
+"""Scores of a model on cases of a prepared store, and the files that report them.
 
-from collections.abc import Sequence
+Legend: N cases, K classes with the background, M metrics, *S spatial axes.
+"""
 
+import csv
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from crkd_cli.data.case import Store
-from crkd_cli.engine.infer import Inferer
-from crkd_cli.metrics.overlap import confusion, dice
+from crkd_cli import __version__
+from crkd_cli.data.case import CaseInfo, Store
+from crkd_cli.data.splits import Part
+from crkd_cli.engine import paper
+from crkd_cli.engine.assemble import load_predictor
+from crkd_cli.engine.checkpoint import Checkpoint, load
+from crkd_cli.engine.hardware import describe, pick_device, pick_precision
+from crkd_cli.engine.infer import Inferer, Protocol
+from crkd_cli.engine.published import Row, published
+from crkd_cli.errors import CrkdError
+from crkd_cli.metrics.overlap import confusion, dice, jaccard
+from crkd_cli.metrics.summary import Summary, summarise
+from crkd_cli.metrics.surface import surface
+from crkd_cli.paths import atomic
+
+Say = Callable[[str], None]
+Progress = Callable[[str, int | None, str], AbstractContextManager[Callable[..., None]]]
+TOLERANCE = 2.0    # of nsd, in mm or px
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was scored and how, and what came out."""
+
+    facts: dict[str, Any]                # protocol, data set, part, checkpoint …
+    metrics: tuple[str, ...]             # column names with their units: dice, hd95_mm …
+    classes: dict[str, list[Summary]]    # of every foreground class, one per metric
+    mean: list[Summary]                  # over the classes, one per metric
+    published: list[Row]                 # of the same data set and label count
+    folder: Path                         # where cases.csv and summary.json are
+
+    def tree(self) -> dict[str, Any]:
+        """As plain dicts and lists for JSON; None for what is undefined."""
+        by_class = {name: self._named(summaries) for name, summaries in self.classes.items()}
+        rows = msgspec.to_builtins(self.published)
+        return {**self.facts, "classes": by_class, "mean": self._named(self.mean), "published": rows}
+
+    def _named(self, summaries: list[Summary]) -> dict[str, Any]:
+        plain = [{key: _plain(value) for key, value in asdict(one).items()} for one in summaries]
+        return dict(zip(self.metrics, plain, strict=True))
+
+
+def evaluate(
+    file: Path,
+    root: Path,
+    say: Say,
+    progress: Progress,
+    part: Part | None = None,
+    protocol: Protocol = "strict",
+    out: Path | None = None,
+    device: str | None = None,
+) -> Report:
+    """Scores the checkpoint `file` on its split's cases in the store under the data root `root`.
+
+    part: default test, else val; paper: the published part. Writes cases.csv and summary.json to `out`, by default
+    beside the checkpoint. Raises CrkdError: no checkpoint, store missing or of another kind, cases missing.
+    """
+    checkpoint = load(file)
+    spec, split = checkpoint.spec, checkpoint.split
+    if protocol == "paper":
+        paper.check(spec.source)
+    store = Store(root / "prepared" / checkpoint.config.data.name)
+    _same_kind(checkpoint, store)
+    parts = _parts(checkpoint, part, protocol, say)
+    cases = [store.cases[case] for one in parts for case in split.cases(store, one)]
+    folder = out or file.parent / f"evaluation-{protocol}-{'+'.join(parts)}"
+    _make(folder)
+    where = pick_device(device)
+    precision = pick_precision(checkpoint.config.train.precision, where)
+    say(f"evaluating {file} (step {checkpoint.step}) on {len(cases)} {'+'.join(parts)} cases, {protocol} protocol")
+    say(f"device: {describe(where, precision)}; results: {folder}")
+    model = load_predictor(checkpoint, where)
+    inferer = Inferer(model, checkpoint.config.data.frame, spec, where, precision, protocol, notice=say)
+    scorer = Scorer(spec.source, len(spec.classes), protocol, cases)
+    with progress("evaluating", len(cases), "cases") as advance:
+        scores = np.stack([*_scores(inferer, store, cases, scorer, advance)])
+    facts = {
+        "protocol": protocol,
+        "dataset": spec.name,
+        "part": "+".join(parts),
+        "cases": len(cases),
+        "method": checkpoint.config.method,
+        "labeled": len(split.labeled),
+        "split": split.name,
+        "seed": checkpoint.config.train.seed,
+        "checkpoint": str(file),
+        "step": checkpoint.step,
+        "interval": "95 %, bootstrap over cases" if protocol == "strict" else "95 %, Student's t over cases",
+        "precision": str(precision).removeprefix("torch."),
+        "trained_with": checkpoint.code_version,
+        "evaluated_with": __version__,
+    }
+    columns = [summarise(one, "bootstrap" if protocol == "strict" else "t") for one in np.moveaxis(scores, 2, 0)]
+    by_class = {name: [column[0][k] for column in columns] for k, name in enumerate(spec.classes[1:])}
+    rows = published(split.dataset, len(split.labeled))
+    report = Report(facts, scorer.metrics, by_class, [column[1] for column in columns], rows, folder)
+    _write(report, cases, scores)
+    return report
 
 
 def validate(inferer: Inferer, store: Store, cases: Sequence[str]) -> dict[str, float]:
@@ -20,3 +128,99 @@ def validate(inferer: Inferer, store: Store, cases: Sequence[str]) -> dict[str, 
     means = np.mean(scores, axis=0)
     by_class = {f"dice/{name}": float(mean) for name, mean in zip(classes[1:], means, strict=True)}
     return {"dice": float(means.mean()), **by_class}
+
+
+class Scorer:
+    """All metrics of a case. Distances are in mm if the spacing of every case is known, else in px; paper: in px."""
+
+    def __init__(self, source: str, classes: int, protocol: Protocol, cases: Sequence[CaseInfo]) -> None:
+        self._source, self._classes, self._protocol = source, classes, protocol
+        # The spacing is that of the stored image, so it does not hold at another native size.
+        in_mm = protocol == "strict" and all(case.spacing_mm and not case.native_shape for case in cases)
+        self._unit = "mm" if in_mm else "px"
+        distances = ("hd95_", "asd_") if protocol == "paper" else ("hd95_", "assd_", "asd_", f"nsd_{TOLERANCE:g}")
+        self.metrics = ("dice", "jaccard", *(name + self._unit for name in distances))
+
+    def __call__(self, labels: NDArray[np.uint8], truth: NDArray[np.uint8], case: CaseInfo) -> NDArray[np.float64]:
+        """Scores [K − 1, M] of `labels` [*S] against `truth` [*S]; NaN where undefined."""
+        masks = [(labels == k, truth == k) for k in range(1, self._classes)]
+        if self._protocol == "paper":
+            return np.stack([paper.scores(*pair, self._source) for pair in masks])
+        spacing = case.spacing_mm if self._unit == "mm" and case.spacing_mm else (1.0,) * truth.ndim
+        voxels = confusion(labels, truth, self._classes)
+        overlap = np.stack([dice(voxels)[1:], jaccard(voxels)[1:]], axis=1)
+        return np.hstack([overlap, [surface(*pair, spacing, TOLERANCE) for pair in masks]])
+
+
+def _scores(
+    inferer: Inferer, store: Store, cases: list[CaseInfo], scorer: Scorer, advance: Callable[..., None]
+) -> Iterator[NDArray[np.float64]]:
+    """Scores [K − 1, M] of every case, in order: one is scored in a thread while the next is inferred."""
+    with ThreadPoolExecutor(1, thread_name_prefix="score") as pool:
+        waiting = None
+        for case in cases:
+            truth = store.native_label(case.id)
+            labels = inferer(store.image(case.id), truth.shape)
+            if waiting is not None:
+                yield waiting.result()
+                advance(1, case.id)
+            waiting = pool.submit(scorer, labels, np.asarray(truth), case)
+        if waiting is not None:
+            yield waiting.result()
+            advance(1, "")
+
+
+def _same_kind(checkpoint: Checkpoint, store: Store) -> None:
+    was, now = checkpoint.spec, store.spec
+    for name in ("source", "classes", "channels", "dims", "intensity", "stored_size", "z_last"):
+        if getattr(was, name) != getattr(now, name):
+            raise CrkdError(
+                f"{store.root} is not the data set that {checkpoint.path} was trained on: {name} is "
+                f"{getattr(now, name)} there and was {getattr(was, name)}; give the right --data-root"
+            )
+
+
+def _parts(checkpoint: Checkpoint, part: Part | None, protocol: Protocol, say: Say) -> tuple[Part, ...]:
+    """The parts of the split to score together: one, or the two that the paper protocol scores as one."""
+    split = checkpoint.split
+    if part is None and protocol == "paper" and checkpoint.spec.source in paper.TOGETHER:
+        together = tuple(one for one in paper.TOGETHER[checkpoint.spec.source] if getattr(split, one))
+        if together:
+            return together
+    if part is None and not split.test and split.val:
+        say(f"split {split.name} has no test cases: scoring the validation cases")
+    chosen: Part = part or ("test" if split.test or not split.val else "val")
+    if not getattr(split, chosen):
+        there = [name for name in ("val", "test") if getattr(split, name)]
+        advice = f"give --part {there[0]}" if there else f"make one that has: crkd make-splits {split.dataset} --help"
+        raise CrkdError(f"split {split.name} has no {chosen} cases; {advice}")
+    if chosen == "val" and checkpoint.best is not None:
+        say("the validation cases chose the checkpoint: their scores are better than those of unseen cases")
+    return (chosen,)
+
+
+def _make(folder: Path) -> None:
+    """Before the work, so that it is not lost for want of a place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CrkdError(f"cannot write to {folder}: {reason}; give another folder with --out") from None
+
+
+def _write(report: Report, cases: list[CaseInfo], scores: NDArray[np.float64]) -> None:
+    """cases.csv and summary.json of `scores` [N, K − 1, M]."""
+    protocol = report.facts["protocol"]
+    with atomic(report.folder / "cases.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["protocol", "case", "group", "class", *report.metrics])
+        for case, by_class in zip(cases, scores, strict=True):
+            for name, values in zip(report.classes, by_class, strict=True):
+                cells = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
+                writer.writerow([protocol, case.id, case.group, name, *cells])
+    with atomic(report.folder / "summary.json") as temporary:
+        temporary.write_text(json.dumps(report.tree(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else value

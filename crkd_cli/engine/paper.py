@@ -10,11 +10,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from crkd_cli.data.splits import Part
 from crkd_cli.errors import UsageError
 from crkd_cli.metrics.surface import Mask, union_box
 
 _MISSING = {"acdc": 0.0, "la": 0.0, "isic2018": math.nan, "kvasir": math.nan}    # distance where a mask is empty
-PARTS = {"acdc": ("val", "test")}    # published on both together; the others on what the split calls test
+TOGETHER: dict[str, tuple[Part, ...]] = {"acdc": ("val", "test")}    # scored as one; the others' scores are of test
 
 
 def check(source: str) -> None:

@@ -1,0 +1,29 @@
+"""Published scores to print beside ours, from configs/published.yaml."""
+
+from typing import Literal
+
+import yaml
+
+from crkd_cli.config import Strict, parse
+from crkd_cli.paths import packaged
+
+
+class Row(Strict, frozen=True):
+    """One published result on the test cases of a data set with `labeled` labelled cases."""
+
+    dataset: str
+    labeled: int
+    method: str
+    protocol: Literal["paper", "authors"]    # authors: each in their own way
+    source: str
+    dice: float                              # percent
+    jaccard: float | None = None             # percent
+    hd95: float | None = None                # voxels
+    asd: float | None = None                 # voxels
+
+
+def published(dataset: str, labeled: int) -> list[Row]:
+    """Published rows for `dataset` with `labeled` labelled training cases; none for other settings."""
+    file = packaged("configs") / "published.yaml"
+    rows: list[Row] = parse(yaml.safe_load(file.read_text(encoding="utf-8")), list[Row], str(file))
+    return [row for row in rows if row.dataset == dataset and row.labeled == labeled]
