@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from crkd_cli.data.archives import extract, new_folder
+from crkd_cli.data.download import fetch
 from crkd_cli.data.prepare import Progress
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
@@ -31,24 +33,81 @@ def source_of(name: str, given: Path | None, root: Path, spacing: str | None, pu
 def obtain(
     name: str, source: Source, given: Path | None, root: Path, download: bool, progress: Progress, say: Say
 ) -> Path:
-    """The folder with the raw files of `name`; extracts, downloads or generates them into raw/NAME where needed.
+    """The folder with the raw files of `name`; unpacks, downloads or generates them into raw/NAME where needed.
 
     Raises CrkdError if there is nothing, with where to get it and what to run next.
     """
     home = root / "raw" / name
     if given is not None:
-        if not given.exists():
-            raise CrkdError(f"{given} does not exist; give the folder or archive with the raw files to --source")
-        if given.is_dir():
-            return given
-    if given is None and home.is_dir() and any(home.iterdir()):
+        return _from_given(name, source, given, home, progress)
+    if source.generated:
+        return _generate(source, home, progress)
+    if home.is_dir() and any(home.iterdir()):
         return home
-    raise CrkdError(_nothing(name, source, home))
+    if archives := _archives_in(Path(), source):
+        say(f"found {', '.join(map(str, archives))} here")
+        extract(archives, home, progress)
+        return home
+    if source.remote and download:
+        return _download(source, home, progress, say)
+    raise CrkdError(
+        f"no raw files of {name}: {source.where}; then run: crkd prepare-data {name} --source PATH "
+        f"(a folder or an archive), or put the files into {home} and leave out --source"
+    )
 
 
-def _nothing(name: str, source: Source, home: Path) -> str:
-    place = f"then run: crkd prepare-data {name} --source FOLDER (or put the files into {home} and leave out --source)"
-    return f"no raw files of {name}: {source.where}; {place}"
+def _from_given(name: str, source: Source, given: Path, home: Path, progress: Progress) -> Path:
+    if not given.exists():
+        raise CrkdError(f"{given} does not exist; give the folder or archive with the raw files to --source")
+    if given.is_dir():
+        archives = _archives_in(given, source)
+        if not archives or _understood(source, given):
+            return given
+    else:
+        parts = [given.with_name(remote.name) for remote in source.remote]
+        archives = [part for part in parts if part.is_file()] if given in parts else [given]
+    if home.is_dir() and any(home.iterdir()):
+        raise CrkdError(f"{home} already holds raw files; use them (crkd prepare-data {name}), or remove them first")
+    extract(archives, home, progress)
+    return home
+
+
+def _archives_in(folder: Path, source: Source) -> list[Path]:
+    """The data set's archives in `folder`: all that its publisher splits it into, or those that users have."""
+    parts = [folder / remote.name for remote in source.remote]
+    if parts and all(part.is_file() for part in parts):
+        return parts
+    return sorted(path for pattern in source.archives for path in folder.glob(pattern) if path.is_file())
+
+
+def _understood(source: Source, folder: Path) -> bool:
+    try:
+        return bool(type(source)().find(folder))
+    except CrkdError:
+        return False
+
+
+def _download(source: Source, home: Path, progress: Progress, say: Say) -> Path:
+    """Every part that is not in the current folder; the downloaded archives are removed once they are unpacked."""
+    folder = home.parent / ".downloads"
+    here = [Path(remote.name) for remote in source.remote]
+    archives = [
+        path if path.is_file() else fetch(remote, folder, progress, say)
+        for path, remote in zip(here, source.remote, strict=True)
+    ]
+    try:
+        extract(archives, home, progress)
+    finally:    # a damaged one would be taken for a good one next time
+        for archive in archives:
+            if archive.parent == folder:
+                archive.unlink(missing_ok=True)
+    return home
+
+
+def _generate(source: Source, home: Path, progress: Progress) -> Path:
+    with progress("drawing", None, "cases") as advance, new_folder(home, replace=True) as folder:
+        source.generate(folder, advance)
+    return home
 
 
 def _spacing(text: str | None) -> tuple[float, ...] | None:

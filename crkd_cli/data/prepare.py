@@ -21,7 +21,7 @@ from crkd_cli.data.case import RECIPE, CaseInfo, Index, Spec
 from crkd_cli.data.files import Volume
 from crkd_cli.data.sources.base import Raw, Source, resized
 from crkd_cli.data.splits import official, some
-from crkd_cli.errors import CrkdError
+from crkd_cli.errors import CrkdError, UsageError
 
 Progress = Callable[[str, int | None, str], AbstractContextManager[Callable[..., None]]]
 
@@ -54,6 +54,9 @@ def prepare(name: str, source: Source, raw: Path, store: Path, progress: Progres
     """
     raws = source.find(raw)
     spec = source.spec(name, raws)
+    if source.spacing_mm is not None and len(source.spacing_mm) not in (1, spec.dims):
+        given = len(source.spacing_mm)
+        raise UsageError(f"--spacing has {given} numbers, but {name} is {spec.dims}D: give 1 or {spec.dims}")
     report = Report()
     _check_ids(raws, raw, report)
     with nullcontext() if check_only else _new_store(store) as folder:

@@ -1,7 +1,7 @@
 """What a data source is: the only code that knows a raw layout. After it, every case looks alike."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -126,13 +126,13 @@ class Source(ABC):
             shown = ", ".join(map(str, wrong[:5])) + (" …" if len(wrong) > 5 else "")
             last = len(spec.classes) - 1
             raise CrkdError(f"{path} has label values that are no class: {shown}; classes are 0 to {last}")
-        table = np.zeros(values[-1] + 1, dtype=np.uint8)
+        table = np.zeros(max(counts) + 1, dtype=np.uint8)
         table[values] = [numbers[value] for value in counts]
         return table[label], _record(numbers)
 
     def mapping(self, path: Path, counts: dict[int, int], spec: Spec) -> dict[int, int]:
         """Raw label value → class number, for values in `counts` (pixels per value) that are not class numbers yet."""
-        return {255: 1} if set(counts) <= {0, 255} and len(spec.classes) == 2 else {}
+        return threshold(counts) if len(spec.classes) == 2 and blurred(counts) else {}
 
     def crop(self, case: str, label: NDArray[np.uint8] | None) -> tuple[slice, ...] | None:
         """What of the image's *S is stored with --published-crop; None for all of it."""
@@ -167,8 +167,14 @@ def _record(numbers: dict[int, int]) -> dict[str, int]:
     return record
 
 
-def threshold(counts: dict[int, int]) -> dict[int, int]:
-    """The mapping of a mask that JPEG compression blurred: below 128 is background."""
+def blurred(counts: Mapping[int, int]) -> bool:
+    """Whether a mask is 0 and 255, or was before it was compressed or resized: 99 % of its pixels are near these two."""
+    near = sum(pixels for value, pixels in counts.items() if 0 <= value <= 32 or 223 <= value <= 255)
+    return min(counts) >= 0 and 223 <= max(counts) <= 255 and near >= 0.99 * sum(counts.values())
+
+
+def threshold(counts: Mapping[int, int]) -> dict[int, int]:
+    """The mapping of such a mask: below 128 is background."""
     return {value: int(value >= 128) for value in counts}
 
 
@@ -193,6 +199,9 @@ def pairs(images: Path, labels: Path | None, endings: tuple[str, ...], notes: li
         name = files.stem(path)
         ending = next((ending for ending in endings if name.endswith(ending)), "")
         by_stem[name.removesuffix(ending)] = path
+    others = sum(path.is_file() and not files.suffix(path) and path.suffix != ".txt" for path in images.glob("[!.]*"))
+    if others:
+        notes.append(f"{others} files in {images.name} are of no known image format and are left out")
     raws = []
     for path in images_in(images):
         name = files.stem(path).removesuffix("_0000")    # nnU-Net's channel number

@@ -1,0 +1,136 @@
+"""Archives (zip, tar, tar.gz …) into a folder: nothing outside it, no links, no bombs, whole or not at all."""
+
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from crkd_cli.data.prepare import Progress
+from crkd_cli.errors import CrkdError
+
+MB = 1 << 20
+SMALL = 100 * MB      # what may always be unpacked
+MOST_RATIO = 100      # unpacked size to archive size; images reach 10, label maps alone more, but small
+
+
+@dataclass(frozen=True)
+class Member:
+    name: str
+    size: int                             # bytes, as declared: readers stop there
+    open: Callable[[], IO[bytes] | None]
+
+
+def extract(archives: list[Path], target: Path, progress: Progress) -> None:
+    """Unpack `archives` into the new folder `target`. Raises CrkdError (hostile, damaged, no room) and leaves nothing."""
+    with new_folder(target) as folder:
+        for archive in archives:
+            _extract(archive, folder, progress)
+
+
+@contextmanager
+def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `target` that becomes it when the block ends well. `target` may exist if empty."""
+    folder = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
+        yield folder
+        folder.chmod(0o755)
+        if replace:
+            shutil.rmtree(target, ignore_errors=True)
+        elif target.is_dir():
+            target.rmdir()
+        folder.rename(target)
+    except OSError as error:
+        raise CrkdError(f"cannot write {target}: {error.strerror or error}; free some space or move it") from None
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_archive(path: Path) -> bool:
+    return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+
+
+def _extract(archive: Path, folder: Path, progress: Progress) -> None:
+    try:
+        with _members(archive, shutil.disk_usage(folder).free) as members:
+            total = sum(member.size for member in members)
+            with progress(f"unpacking {archive.name}", max(total // MB, 1), "MB") as advance:
+                done = 0
+                for member in members:
+                    path = folder.joinpath(*PurePosixPath(member.name).parts)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    source = member.open()
+                    if source is None:
+                        raise CrkdError(f"{archive} is damaged at {member.name}; copy or download it again")
+                    with source, path.open("xb") as file:
+                        shutil.copyfileobj(source, file, MB)
+                    if file_size(path) != member.size:
+                        raise CrkdError(f"{archive} is truncated at {member.name}; copy or download it again")
+                    done += member.size
+                    advance(done // MB - (done - member.size) // MB)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError) as error:
+        raise CrkdError(f"{archive} is damaged ({error}); copy or download it again") from None
+    except RuntimeError as error:    # zipfile's way of asking for a password
+        raise CrkdError(f"{archive} cannot be unpacked ({error}); unpack it yourself and give the folder") from None
+
+
+def file_size(path: Path) -> int:
+    return path.stat().st_size
+
+
+@contextmanager
+def _members(archive: Path, free: int) -> Iterator[list[Member]]:
+    """The files of `archive`, checked. Raises CrkdError for names outside, links and bombs."""
+    if not is_archive(archive):
+        raise CrkdError(f"{archive} is no zip or tar archive; download it again, or give the folder with the files")
+    most = max(SMALL, MOST_RATIO * file_size(archive))
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as opened:
+            yield _checked(archive, _zip_members(archive, opened), most, free)
+    else:
+        with tarfile.open(archive) as tar:
+            yield _checked(archive, _tar_members(archive, tar), most, free)
+
+
+def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[Member]:
+    for info in opened.infolist():
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise CrkdError(f"{archive} holds a link ({info.filename}): refused; unpack it yourself")
+        if not info.is_dir():
+            yield Member(info.filename, info.file_size, partial(opened.open, info))
+
+
+def _tar_members(archive: Path, tar: tarfile.TarFile) -> Iterator[Member]:
+    for info in tar:
+        if not info.isdir() and not info.isreg():
+            raise CrkdError(f"{archive} holds a link or device ({info.name}): refused; unpack it yourself")
+        if info.isreg():
+            yield Member(info.name, info.size, partial(tar.extractfile, info))
+
+
+def _checked(archive: Path, members: Iterator[Member], most: int, free: int) -> list[Member]:
+    """All members that matter, read one by one so that a bomb is noticed before it is unpacked to be listed."""
+    kept: list[Member] = []
+    total = 0
+    for member in members:
+        parts = PurePosixPath(member.name).parts
+        if member.name.startswith("/") or ".." in parts or "\\" in member.name or ":" in member.name or not parts:
+            raise CrkdError(f"{archive} holds a file outside its folder ({member.name}): refused; do not trust it")
+        total += member.size
+        if total > most:
+            raise CrkdError(f"{archive} would unpack to more than {most // MB} MB: refused as an archive bomb")
+        if total > free:
+            raise CrkdError(f"{archive} needs more than the {free // MB} MB that are free; free some space")
+        if parts[0] != "__MACOSX" and not parts[-1].startswith("."):
+            kept.append(member)
+    return kept

@@ -1,0 +1,104 @@
+"""A user's own data: `images/` and `labels/` (or `masks/`), 2D or 3D; an image without a label is unlabelled."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from crkd_cli.data import files
+from crkd_cli.data.case import Spec
+from crkd_cli.data.sources import SOURCES
+from crkd_cli.data.sources.base import Raw, Source, blurred, pairs, threshold
+from crkd_cli.errors import CrkdError
+
+IMAGES, LABELS = ("images", "imagesTr"), ("labels", "masks", "labelsTr")
+ENDINGS = ("_segmentation", "_mask", "_seg", "_gt")
+MOST_CLASSES = 64
+
+
+@SOURCES.register
+class Folder(Source):
+    """What the data set is (2D or 3D, colour or gray, which classes) is read from its files."""
+
+    where = "give a folder with images/ and labels/"
+
+    def __init__(self, spacing_mm: tuple[float, ...] | None = None, published_crop: bool = False) -> None:
+        super().__init__(spacing_mm, published_crop)
+        self._numbers: dict[int, int] = {}    # raw label value → class number, over the whole data set
+        self._blurred = False
+
+    def find(self, root: Path) -> list[Raw]:
+        images, labels = _first_folder(root, IMAGES), _first_folder(root, LABELS)
+        if images is None:
+            raise CrkdError(f"no images/ in {root}: put the images there, and label maps of the same names in labels/")
+        raws = pairs(images, labels, ENDINGS, self.notes)
+        if not raws:
+            raise CrkdError(f"{images} holds no image; the formats are {', '.join(files.SUFFIXES)}")
+        if several := [raw.id for raw in raws if raw.id.endswith("_0001")]:
+            raise CrkdError(f"{images} has several channels per case ({several[0]}): merge them into one file per case")
+        return [self._with_inner_label(raw) for raw in raws]
+
+    def spec(self, name: str, raws: list[Raw]) -> Spec:
+        layouts: Counter[tuple[int, bool]] = Counter()
+        for raw in raws:
+            try:
+                channels, dims, _ = files.probe(raw.image)
+            except CrkdError:
+                continue    # preparation reads it again, and says what is wrong with it
+            layouts[dims, dims == 2 and channels > 1] += 1
+        dims, colour = layouts.most_common(1)[0][0] if layouts else (2, False)
+        count = self._read_classes(raws)
+        return Spec(
+            name=name,
+            source="folder",
+            classes=("background", *(f"class {number}" for number in range(1, count))),
+            channels=3 if colour else 1,
+            modality="mr" if dims == 3 else "rgb" if colour else "gray",
+            dims=2 if dims == 2 else 3,
+            intensity="zscore" if dims == 3 else "uint8" if colour else "minmax",
+        )
+
+    def mapping(self, path: Path, counts: dict[int, int], spec: Spec) -> dict[int, int]:
+        if self._blurred:
+            return threshold(counts)
+        return {raw: self._numbers[raw] for raw in counts if raw in self._numbers}
+
+    def _with_inner_label(self, raw: Raw) -> Raw:
+        """h5 files may hold their own label."""
+        if raw.label is not None or files.suffix(raw.image) not in files.H5:
+            return raw
+        try:
+            inside = files.probe(raw.image)[2]
+        except CrkdError:
+            return raw
+        return Raw(raw.id, raw.group, raw.image, raw.image) if inside else raw
+
+    def _read_classes(self, raws: list[Raw]) -> int:
+        """Collects the label values of all files, numbers them, and returns how many classes there are."""
+        counts: Counter[int] = Counter({0: 0})
+        jpeg = False
+        for path in (raw.label for raw in raws if raw.label is not None):
+            try:
+                values, pixels = np.unique(files.read_label(path), return_counts=True)
+            except CrkdError:
+                continue    # as above
+            jpeg |= files.suffix(path) in (".jpg", ".jpeg")
+            counts.update(dict(zip(values.tolist(), pixels.tolist(), strict=True)))
+        values_found = sorted(value for value in counts if 0 <= value < 2**16)
+        if len(values_found) == 1:
+            raise CrkdError("no label holds more than background: training needs labelled images; put them into labels/")
+        # {0, 1, 2, 255} are classes; only JPEG, or very many values, speak of a blurred 0/255 mask.
+        self._blurred = (jpeg or len(values_found) > 16) and blurred(counts)
+        if self._blurred:
+            return 2
+        if len(values_found) > MOST_CLASSES:
+            raise CrkdError(
+                f"the label files hold {len(values_found)} different values ({', '.join(map(str, values_found[:6]))} "
+                "…), too many to be classes; save them as PNG or NIfTI with one number per class"
+            )
+        self._numbers = {raw: number for number, raw in enumerate(values_found)}
+        return len(values_found)
+
+
+def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
+    return next((root / name for name in names if (root / name).is_dir()), None)

@@ -1,0 +1,40 @@
+"""ISIC 2018 task 1, skin lesions: the challenge's two folders, or `images/` and `masks/`."""
+
+from pathlib import Path
+
+from crkd_cli.data.case import Spec
+from crkd_cli.data.sources import SOURCES
+from crkd_cli.data.sources.base import Raw, Remote, Source, folder, pairs
+from crkd_cli.errors import CrkdError
+
+IMAGES, MASKS = "ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"
+BASE = "https://isic-challenge-data.s3.amazonaws.com/2018"
+
+
+@SOURCES.register
+class Isic2018(Source):
+    """Dermoscopic photographs, stored at 320×320; masks are kept at their native size too."""
+
+    remote = (Remote(f"{BASE}/{IMAGES}.zip"), Remote(f"{BASE}/{MASKS}.zip"))
+    where = f"get {IMAGES}.zip and {MASKS}.zip from the ISIC archive's challenge page, 2018, task 1"
+
+    def find(self, root: Path) -> list[Raw]:
+        images, masks = folder(root, IMAGES, "images"), folder(root, MASKS, "masks")
+        if images is None or masks is None:
+            missing = " and ".join(name for name, found in ((IMAGES, images), (MASKS, masks)) if found is None)
+            raise CrkdError(
+                f"no ISIC 2018 data in {root}: {missing} missing (or images/ and masks/); give their folder to --source"
+            )
+        return pairs(images, masks, ("_segmentation", "_mask"), self.notes)
+
+    def spec(self, name: str, raws: list[Raw]) -> Spec:
+        return Spec(
+            name=name,
+            source="isic2018",
+            classes=("background", "lesion"),
+            channels=3,
+            modality="rgb",
+            dims=2,
+            intensity="uint8",
+            stored_size=(320, 320),
+        )
