@@ -17,7 +17,7 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Base of everything that is read from YAML or JSON: immutable, no unknown keys."""
 
 
-class Frame(Strict):
+class Frame(Strict, frozen=True):
     """How a case becomes network input, in training and in inference alike.
 
     `resize`: the whole image (or slice) is resized to this size. `patch`: crops of this size, a sliding window in
@@ -49,19 +49,19 @@ class Frame(Strict):
         return len(self.size)
 
 
-class Data(Strict):
+class Data(Strict, frozen=True):
     name: str                                     # data set: a folder under prepared/
     frame: Frame
     labeled: Positive                             # labelled images in a batch
     unlabeled: Positive                           # unlabelled images in a batch
 
 
-class Model(Strict):
+class Model(Strict, frozen=True):
     name: str                                     # a file in models/networks
     widths: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=5, max_length=5)] = (16, 32, 64, 128, 256)
 
 
-class Train(Strict):
+class Train(Strict, frozen=True):
     steps: Positive
     lr: Annotated[float, msgspec.Meta(gt=0.0)] = 0.01    # SGD, lr·(1 − t/T)^0.9
     momentum: Fraction = 0.9
@@ -75,9 +75,10 @@ class Train(Strict):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     deterministic: bool = False                   # on a GPU: bit-exact resume, slower kernels
     compile: bool = False                         # torch.compile of the networks
+    tensorboard: bool = False                     # event files in the run folder (extra `tensorboard`)
 
 
-class Config(Strict):
+class Config(Strict, frozen=True):
     """One complete run."""
 
     data: Data
@@ -99,7 +100,8 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
         raise UsageError(f"{path} is no configuration: expected sections such as data, model and train")
     for override in overrides or []:
         _override(tree, override)
-    return parse(tree, Config, str(path))
+    config: Config = parse(tree, Config, str(path))
+    return config
 
 
 def parse(tree: Any, kind: type[Any], where: str) -> Any:

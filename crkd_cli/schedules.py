@@ -5,10 +5,10 @@ import math
 
 def poly(step: int, steps: int, power: float = 0.9) -> float:
     """(1 − t/T)^power: the factor of the learning rate at step t of T."""
-    return (1.0 - min(step, steps) / steps) ** power
+    return math.pow(1.0 - min(step, steps) / steps, power)
 
 
-def sigmoid_ramp(step: int, length: float) -> float:
+def sigmoid_ramp(step: float, length: float) -> float:
     """exp(−5 (1 − min(t/T_r, 1))²): from 0.0067 at step 0 to 1 from step T_r on (Laine and Aila, ICLR 2017)."""
     if length <= 0:
         return 1.0

@@ -5,20 +5,26 @@ from typing import Annotated
 import typer
 
 from crkd_cli import __version__
-from crkd_cli.cli import evaluate, make_splits, predict, prepare_data, train
+from crkd_cli.cli.evaluate import evaluate
+from crkd_cli.cli.make_splits import make_splits
+from crkd_cli.cli.predict import predict
+from crkd_cli.cli.prepare_data import prepare_data
+from crkd_cli.cli.train import train
 
 app = typer.Typer(
     name="crkd",
-    help="Semi-supervised segmentation of medical images: raw scans in, a trained model, honest scores and masks out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("prepare-data")(prepare_data.prepare_data)
-app.command("make-splits")(make_splits.make_splits)
-app.command("train")(train.train)
-app.command("evaluate")(evaluate.evaluate)
-app.command("predict")(predict.predict)
+for name, function in (
+    ("prepare-data", prepare_data),
+    ("make-splits", make_splits),
+    ("train", train),
+    ("evaluate", evaluate),
+    ("predict", predict),
+):
+    app.command(name)(function)
 
 
 def _version(wanted: bool) -> None:

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import ParamSpec
 
 import typer
 
@@ -46,53 +46,60 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
 
 
 @contextmanager
-def progress(title: str, total: int | None, unit: str = "it") -> Iterator[Callable[..., None]]:
+def progress(title: str, total: int | None, unit: str = "it", done: int = 0) -> Iterator[Callable[..., None]]:
     """A progress bar with rate and ETA in a terminal, a plain line about every ten seconds when piped.
 
-    Yields advance(amount=1, note=""): `note` is shown beside the bar (loss terms, the case at work).
+    `done` of `total` are done already. Yields advance(amount=1, note=""); `note` stands beside the bar (loss terms, the case).
     """
     if _quiet:
         yield lambda amount=1, note="": None
     elif sys.stderr.isatty():
-        yield from _bar(title, total, unit)
+        yield from _bar(title, total, unit, done)
     else:
-        yield from _lines(title, total, unit)
+        yield from _lines(title, total, unit, done)
 
 
-def _bar(title: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
+def _bar(title: str, total: int | None, unit: str, done: int) -> Iterator[Callable[..., None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total, rate="", note="")
+        task = bar.add_task(title, total=total, completed=done, rate="", note="")
 
-        def advance(amount: float = 1, note: str | None = None) -> None:
+        def advance(amount: int = 1, note: str | None = None) -> None:
             bar.advance(task, amount)
             speed = bar.tasks[0].speed
-            fields: dict[str, Any] = {"rate": f"{speed:.1f} {unit}/s" if speed else ""}
-            bar.update(task, **fields, **({} if note is None else {"note": note}))
+            shown = bar.tasks[0].fields["note"] if note is None else note
+            bar.update(task, rate=f"{speed:.1f} {unit}/s" if speed else "", note=shown)
 
         yield advance
 
 
-def _lines(title: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
+def _lines(title: str, total: int | None, unit: str, done: int) -> Iterator[Callable[..., None]]:
     import time
 
     begin = last = time.monotonic()
-    done = 0.0
+    first = done
 
-    def advance(amount: float = 1, note: str | None = None) -> None:
+    def advance(amount: int = 1, note: str | None = None) -> None:
         nonlocal done, last
         done += amount
         now = time.monotonic()
         if now - last < 10 and done != total:
             return
         last = now
-        rate = done / max(now - begin, 1e-9)
+        rate = (done - first) / max(now - begin, 1e-9)
         left = f", {(total - done) / rate:.0f} s left" if total and rate else ""
         of = f"/{total}" if total else ""
         say(f"{title} {done:.0f}{of} {unit}, {rate:.1f} {unit}/s{left}{'  ' + note if note else ''}")

@@ -35,7 +35,7 @@ class Method(nn.Module, ABC):
     uses_unlabeled: ClassVar[bool] = True
     strong_views: ClassVar[int] = 0    # strongly augmented views of every unlabelled image
 
-    class Params(Strict):
+    class Params(Strict, frozen=True):
         """The method's own settings; defaults are its values for ACDC."""
 
     def __init__(self, task: Task, params: Strict) -> None:

@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from crkd_cli.data.batch import Batch
+from crkd_cli.losses.pixel import log_probabilities
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, fit
-from crkd_cli.losses.pixel import log_probabilities
 
 
 @METHODS.register

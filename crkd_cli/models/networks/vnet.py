@@ -1,6 +1,7 @@
 """V-Net (Milletari, Navab, Ahmadi, 3DV 2016) in the variant of UA-MT (Yu et al., MICCAI 2019): no residual sums."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -34,9 +35,9 @@ class VNet(Network):
         self.features = widths[0]
         inputs = (channels, *widths[1:])
         self.down = nn.ModuleList(stage(dims, d, i, o) for d, i, o in zip(DEPTHS, inputs, widths, strict=True))
-        halves = list(zip(widths[:-1], widths[1:], strict=True))            # (16, 32), (32, 64) …
+        halves = list(pairwise(widths))            # (16, 32), (32, 64) …
         self.halve = nn.ModuleList(resample(dims, conv(dims, i, o, 2, stride=2), o) for i, o in halves)
-        self.double = nn.ModuleList(resample(dims, conv_up(dims, o, i), i) for i, o in reversed(halves))
+        self.grow = nn.ModuleList(resample(dims, conv_up(dims, o, i), i) for i, o in reversed(halves))
         self.up = nn.ModuleList(stage(dims, d, w, w) for d, w in zip(DEPTHS[-2::-1], widths[-2::-1], strict=True))
         self.output = conv(dims, widths[0], classes, 1)
 
@@ -48,8 +49,8 @@ class VNet(Network):
 
     def decode(self, pyramid: Sequence[Tensor]) -> Tensor:
         x = pyramid[-1]
-        for double, up, skip in zip(self.double, self.up, pyramid[-2::-1], strict=True):
-            x = up(double(x) + skip)
+        for grow, up, skip in zip(self.grow, self.up, pyramid[-2::-1], strict=True):
+            x = up(grow(x) + skip)
         return x
 
     def head(self, features: Tensor) -> Tensor:

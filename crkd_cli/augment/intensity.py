@@ -1,0 +1,86 @@
+"""Intensity: jitter, gamma, blur, bias field. Every sample of a batch has its own parameters; images only.
+
+Letters: B batch, C channels, *S two or three spatial axes. Parameters are tensors on the images' device.
+"""
+
+import torch
+from torch import Tensor
+
+LUMA = (0.299, 0.587, 0.114)    # ITU-R BT.601
+TRUNCATE = 3.0                  # blur kernels end at this many sigmas
+
+
+def per_sample(values: Tensor, x: Tensor) -> Tensor:
+    """values [B] shaped to broadcast against x [B, …]."""
+    return values.view(-1, *[1] * (x.ndim - 1))
+
+
+def span(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(lowest, highest) value of every sample, each [B, 1, …]."""
+    axes = tuple(range(1, x.ndim))
+    return x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)
+
+
+def jitter(x: Tensor, brightness: Tensor, contrast: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Values scaled by brightness [B] from `low`, then by contrast [B] about the mean; kept within [low, high]."""
+    x = ((x - low) * per_sample(brightness, x) + low).clamp(low, high)
+    mean = x.mean(tuple(range(1, x.ndim)), keepdim=True)
+    return ((x - mean) * per_sample(contrast, x) + mean).clamp(low, high)
+
+
+def recolor(x: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
+    """RGB x [B, 3, *S] in [0, 1] with chroma scaled by saturation [B] and turned by hue [B] (of a full turn), luma kept."""
+    luma = torch.tensor(LUMA, device=x.device)
+    gray = torch.einsum("bc...,c->b...", x, luma).unsqueeze(1)
+    # A turn about the gray axis (Rodrigues), applied to the chroma x − gray, whose luma is then removed again.
+    angle = hue * (2.0 * torch.pi)
+    cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], device=x.device) / 3.0**0.5
+    eye, third = torch.eye(3, device=x.device), torch.full((3, 3), 1.0 / 3.0, device=x.device)
+    cos, sin = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
+    matrix = (cos * eye + sin * cross + (1.0 - cos) * third) * saturation.view(-1, 1, 1)
+    matrix = matrix - (luma @ matrix).unsqueeze(1)
+    return (gray + torch.einsum("bij,bj...->bi...", matrix, x - gray)).clamp(0.0, 1.0)
+
+
+def gamma(x: Tensor, exponent: Tensor) -> Tensor:
+    """x raised to exponent [B] on its own range: lowest and highest value stay."""
+    low, high = span(x)
+    width = (high - low).clamp(min=1e-6)
+    return ((x - low) / width).clamp(min=0.0) ** per_sample(exponent, x) * width + low
+
+
+def blur(x: Tensor, sigma: Tensor, longest: float) -> Tensor:
+    """x [B, C, *S] convolved with a Gaussian of sigma [B] pixels (≤ `longest`) on every axis; edges repeat. Sigma 0: unchanged.
+
+    One batched product with a banded matrix per axis: every sample has its own kernel without a loop over samples.
+    """
+    for axis in range(2, x.ndim):
+        matrix = _blur_matrix(sigma, x.shape[axis], max(int(TRUNCATE * longest + 0.5), 1))
+        x = torch.einsum("bc...n,bmn->bc...m", x.movedim(axis, -1), matrix).movedim(-1, axis)
+    return x.contiguous()
+
+
+def _blur_matrix(sigma: Tensor, side: int, radius: int) -> Tensor:
+    """[B, side, side]: row m holds the kernel centred on m, its part beyond an edge added to the edge's pixel."""
+    inside = torch.arange(side, device=sigma.device)
+    padded = torch.arange(-radius, side + radius, device=sigma.device)
+    distance = (inside.unsqueeze(1) - padded).float()
+    weights = torch.exp(-0.5 * (distance / sigma.clamp(min=1e-3).view(-1, 1, 1)) ** 2) * (distance.abs() <= radius)
+    weights = weights / weights.sum(2, keepdim=True)
+    matrix = weights[:, :, radius:-radius].clone()
+    matrix[:, :, 0] += weights[:, :, :radius].sum(2)
+    matrix[:, :, -1] += weights[:, :, -radius:].sum(2)
+    return matrix
+
+
+def bias_field(x: Tensor, coefficients: Tensor) -> Tensor:
+    """exp of a polynomial in coordinates from −1 to 1: coefficients [B, n, n(, n)] of powers per axis → [B, 1, *S].
+
+    Contracted axis by axis, so a volume costs n multiplications a voxel and no basis is stored.
+    """
+    powers = torch.arange(coefficients.shape[1], device=x.device)
+    field = coefficients
+    for side in x.shape[2:]:
+        basis = torch.linspace(-1.0, 1.0, side, device=x.device).unsqueeze(1) ** powers   # [side, n]
+        field = torch.tensordot(field, basis, dims=([1], [1]))                              # that power axis → last
+    return field.exp().unsqueeze(1)

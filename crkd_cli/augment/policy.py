@@ -1,0 +1,90 @@
+"""Which augmentation suits which images: the weak one is geometry, the strong one intensity (published settings).
+
+| images        | weak                                                           | strong                                        |
+|---------------|----------------------------------------------------------------|-----------------------------------------------|
+| RGB           | half: flips and 90° turns; a quarter: ±20°; a quarter: nothing | jitter 0.4, hue ±0.1, gray, blur              |
+| gray, MR (2D) | the same                                                       | jitter 0.5, blur                              |
+| volumes       | flips and 90° turns in plane                                   | bias field and gamma e^±0.5, blur             |
+
+Letters: B batch, C channels, *S two or three spatial axes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from crkd_cli.augment.intensity import bias_field, blur, gamma, jitter, recolor, span
+from crkd_cli.augment.spatial import rotate, turn
+
+DEGREES = 20.0                  # largest rotation
+SIGMA = (0.1, 2.0)              # blur, pixels
+CHANCE, GRAY, BLUR = 0.8, 0.2, 0.5
+ORDER, COEFFICIENT, GAMMA = 3, 0.5, 0.5    # bias field: degree and largest coefficient; gamma: largest logarithm
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The augmentation of one data set: a function of its images and of a generator on the CPU, on any device."""
+
+    modality: str               # rgb, gray or mr
+    bounded: bool               # values lie in [0, 1]; otherwise every sample's own range is kept
+    dims: int                   # spatial axes of the network
+    plane: tuple[int, int]      # spatial axes of an image's plane: turns stay inside it
+
+    def weak(self, image: Tensor, label: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor | None]:
+        """image [B, C, *S] and label [B, *S] under one geometry drawn for each sample."""
+        count = len(image)
+        kind = torch.rand(count, generator=generator)
+        moves = torch.rand(count, 3, generator=generator) < 0.5
+        degrees = _uniform(count, -DEGREES, DEGREES, generator)
+        if self.dims == 2:
+            moves &= (kind < 0.5).unsqueeze(1)
+        moves = moves.to(image.device, non_blocking=True)
+        image = turn(image, moves, self.plane)
+        if label is not None:
+            label = turn(label.unsqueeze(1), moves, self.plane).squeeze(1)
+        turned = torch.nonzero((kind >= 0.5) & (kind < 0.75)).flatten()
+        if self.dims == 2 and len(turned):
+            degrees = degrees[turned].to(image.device, non_blocking=True)
+            turned = turned.to(image.device, non_blocking=True)
+            image = image.index_copy(0, turned, rotate(image[turned], degrees, self.plane, "bilinear"))
+            if label is not None:
+                rotated = rotate(label[turned].unsqueeze(1).float(), degrees, self.plane, "nearest")
+                label = label.index_copy(0, turned, rotated.squeeze(1).to(label.dtype))
+        return image, label
+
+    def strong(self, image: Tensor, generator: Generator) -> Tensor:
+        """image [B, C, *S] with intensities changed; geometry stays."""
+        count, device = len(image), image.device
+        chosen = torch.rand(count, generator=generator) < CHANCE
+        sigma = _uniform(count, *SIGMA, generator) * (torch.rand(count, generator=generator) < BLUR)
+        image = self._scanner(image, chosen, generator) if self.dims == 3 else self._jitter(image, chosen, generator)
+        return blur(image, sigma.to(device, non_blocking=True), SIGMA[1])
+
+    def _jitter(self, image: Tensor, chosen: Tensor, generator: Generator) -> Tensor:
+        count, device = len(image), image.device
+        strength = 0.4 if self.modality == "rgb" else 0.5
+        factors = torch.where(chosen, _uniform((3, count), 1.0 - strength, 1.0 + strength, generator), 1.0)
+        hue = torch.where(chosen, _uniform(count, -0.1, 0.1, generator), 0.0).to(device, non_blocking=True)
+        gray = torch.rand(count, generator=generator) < GRAY
+        factors[2, gray] = 0.0
+        brightness, contrast, saturation = factors.to(device, non_blocking=True).unbind()
+        low, high = torch.tensor([0.0, 1.0], device=device) if self.bounded else span(image)
+        image = jitter(image, brightness, contrast, low, high)
+        return recolor(image, saturation, hue) if self.modality == "rgb" else image
+
+    def _scanner(self, image: Tensor, chosen: Tensor, generator: Generator) -> Tensor:
+        count, device = len(image), image.device
+        powers = ORDER + 1
+        degree = sum(torch.meshgrid(*[torch.arange(powers)] * self.dims, indexing="ij"))
+        coefficients = _uniform((count, *[powers] * self.dims), -COEFFICIENT, COEFFICIENT, generator) * (degree <= ORDER)
+        coefficients = coefficients * chosen.view(-1, *[1] * self.dims)
+        exponent = torch.exp(_uniform(count, -GAMMA, GAMMA, generator) * chosen)
+        low, _ = span(image)
+        image = (image - low) * bias_field(image, coefficients.to(device, non_blocking=True)) + low
+        return gamma(image, exponent.to(device, non_blocking=True))
+
+
+def _uniform(shape: int | tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
+    return torch.rand(shape, generator=generator) * (high - low) + low

@@ -1,0 +1,88 @@
+"""`crkd train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crkd_cli.cli.console import command, progress, say
+from crkd_cli.cli.options import DataRoot, Device, Quiet, Sets, Verbose
+
+
+@command
+def train(
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", help="isic2018, kvasir, acdc, la, phantom, or a set of your own.", rich_help_panel="Data"),
+    ] = None,
+    labeled: Annotated[
+        str | None, typer.Option("--labeled", help="Labelled cases (patients): 4, or a share: 5%.", rich_help_panel="Data")
+    ] = None,
+    split: Annotated[
+        Path | None, typer.Option("--split", help="A split file instead of the one for --labeled.", rich_help_panel="Data")
+    ] = None,
+    data_root: DataRoot = None,
+    method: Annotated[str | None, typer.Option("--method", help="crkd or supervised.", rich_help_panel="Run")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="Configuration file. Default: the data set's packaged one.", rich_help_panel="Run"),
+    ] = None,
+    sets: Sets = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run folder. Default: runs/DATASET-METHOD-LABELED.", rich_help_panel="Run")
+    ] = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a segmentation model on a few labelled and many unlabelled cases.
+
+    The run folder gets checkpoints, the log and the resolved configuration. The same command again goes on where a run stopped;
+    a larger --set train.steps= extends a finished one.
+
+    Example: crkd train --dataset la --labeled 4
+    """
+    say("loading PyTorch")
+    from crkd_cli.engine.hardware import describe
+    from crkd_cli.engine.journal import draw_curves, write_metrics
+    from crkd_cli.engine.start import Request, plan, start
+    from crkd_cli.engine.train import train as run_loop
+    from crkd_cli.paths import data_root as root
+
+    sets = [*(sets or []), *([f"train.device={device}"] if device else [])]
+    planned = plan(Request(dataset, labeled, method, config, split, out, sets, root(data_root)))
+    parts, store, steps = planned.split, planned.store, planned.config.train.steps
+    say(f"data: {store.root}, split {parts.name}: {len(parts.labeled)} labelled, {len(parts.unlabeled)} unlabelled, "
+        f"{len(parts.val)} validation, {len(parts.test)} test")  # fmt: skip
+    say(f"run: {planned.folder}, method {planned.config.method}, configuration {planned.source}")
+    if planned.finished:
+        say(f"this run is finished ({steps} steps); --set train.steps={2 * steps} would extend it")
+        return
+    run = start(planned)
+    say(f"device: {describe(run.device, run.precision)}")
+    if not run.val:
+        say("the split has no validation cases: the last checkpoint is the result")
+    done = run.checkpoint.step
+    if done:
+        say(f"resuming after step {done}")
+    with progress("training", steps, "steps", done) as advance:
+
+        def report(step: int, values: dict[str, float]) -> None:
+            nonlocal done
+            advance(step - done, _line(values))
+            done = step
+
+        metrics = run_loop(run, report)
+    write_metrics(planned.folder, {**metrics, "device": describe(run.device, run.precision)})
+    if not draw_curves(planned.folder):
+        say("curves.png is left out: it needs matplotlib (pip install 'crkd[report]')")
+    best = planned.folder / "best.pth"
+    result = best if run.val else planned.folder / "last.pth"
+    say(f"done: {result}; next: crkd evaluate {result}")
+
+
+def _line(values: dict[str, float]) -> str:
+    """The terms that a person watches, in one line."""
+    hidden = ("grad_norm", "steps_per_second", "waiting", "skipped")
+    shown = [f"{name} {value:.3g}" for name, value in values.items() if name not in hidden and "/dice/" not in name]
+    return "  ".join(shown + ([f"skipped {values['skipped']:.0f}"] if values["skipped"] else []))

@@ -1,0 +1,147 @@
+"""Where configuration, store and split become the parts of a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crkd_cli.augment.policy import Policy
+from crkd_cli.config import Config, parse
+from crkd_cli.data.batch import Batch, Labeled, Unlabeled
+from crkd_cli.data.case import Spec, Store
+from crkd_cli.data.dataset import Dataset
+from crkd_cli.data.splits import Split
+from crkd_cli.data.stream import Stream
+from crkd_cli.engine.checkpoint import Checkpoint
+from crkd_cli.errors import CrkdError
+from crkd_cli.methods import METHODS
+from crkd_cli.methods.base import Method, Task
+
+Raw = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The two streams of a run and how their items become batches on the device."""
+
+    labeled: Stream
+    unlabeled: Stream | None
+    policy: Policy
+    strong_views: int
+    seed: int
+    device: torch.device
+
+    def read(self, step: int) -> tuple[Raw, Raw | None]:
+        """The items of `step`, on the host, in pinned memory where a GPU will fetch them."""
+        raws = self.labeled.batch(step), self.unlabeled.batch(step) if self.unlabeled else None
+        return self._pin(raws[0]), self._pin(raws[1]) if raws[1] else None
+
+    def batch(self, raws: tuple[Raw, Raw | None], step: int) -> Batch:
+        """Uploads and augments what `read` gave; the augmentation depends on (seed, step) only."""
+        generator = torch.Generator().manual_seed(step_seed(self.seed, step))
+        image, label = self._upload(raws[0])
+        image, label = self.policy.weak(image, label, generator)
+        if label is None:
+            raise ValueError("the labelled stream has no labels")
+        labeled = Labeled(self._dense(image), label.long())
+        if raws[1] is None:
+            return Batch(labeled, None)
+        weak, _ = self.policy.weak(self._upload(raws[1])[0], None, generator)
+        strong = tuple(self._dense(self.policy.strong(weak, generator)) for _ in range(self.strong_views))
+        return Batch(labeled, Unlabeled(self._dense(weak), strong))
+
+    def _pin(self, raw: Raw) -> Raw:
+        if self.device.type != "cuda":
+            return raw
+        return raw[0].pin_memory(), None if raw[1] is None else raw[1].pin_memory()
+
+    def _upload(self, raw: Raw) -> Raw:
+        image, label = (None if t is None else t.to(self.device, non_blocking=True) for t in raw)
+        if image is None:
+            raise ValueError("a batch without images")
+        return image.float() / 255.0 if image.dtype == torch.uint8 else image, label
+
+    @staticmethod
+    def _dense(image: Tensor) -> Tensor:
+        return image.contiguous(memory_format=channels_last(image.ndim - 2))
+
+
+def channels_last(dims: int) -> torch.memory_format:
+    """The layout that convolutions run fastest in."""
+    return (torch.channels_last, torch.channels_last_3d)[dims - 2]
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A seed of its own for every step of every run: seeds that differ in the run or the step give unrelated draws."""
+    return (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xD1B54A32D192ED03) % 2**63
+
+
+def build_method(config: Config, spec: Spec) -> Method:
+    """The method with freshly initialised networks, the same for the same seed. Raises UsageError."""
+    kind = METHODS[config.method]
+    params = parse(config.methods.get(config.method, {}), kind.Params, f"methods.{config.method}")
+    for name in config.methods:
+        METHODS[name]
+    task = Task(config.model, config.data.frame.dims, spec.channels, len(spec.classes), config.train.steps)
+    torch.manual_seed(config.train.seed)
+    return kind(task, params).to(memory_format=channels_last(task.dims))    # type: ignore[call-overload, no-any-return]
+
+
+def load_method(checkpoint: Checkpoint) -> Method:
+    """The method as it was trained. Raises CrkdError if the weights are not this method's."""
+    method = build_method(checkpoint.config, checkpoint.spec)
+    try:
+        method.load_state_dict(checkpoint.weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        what = str(error).splitlines()[0]
+        raise CrkdError(f"{checkpoint.path} does not fit its own configuration ({what}); it is damaged") from None
+    return method
+
+
+def load_predictor(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
+    """image [B, C, *S] float (8-bit images divided by 255) → logits [B, K, *S], in evaluation mode on `device`."""
+    return load_method(checkpoint).predictor.to(device).eval()
+
+
+def build_data(config: Config, store: Store, split: Split, kind: type[Method], device: torch.device) -> Data:
+    """The streams of the split's training parts. Raises CrkdError if a part is empty or missing in the store."""
+    frame, seed = config.data.frame, config.train.seed
+    labeled = Dataset(store, split.cases(store, "labeled"), frame, labeled=True)
+    if not len(labeled):
+        raise CrkdError(f"split {split.name} has no labelled training case; run: crkd make-splits {store.spec.name}")
+    unlabeled = None
+    if kind.uses_unlabeled:
+        items = Dataset(store, split.cases(store, "unlabeled"), frame, labeled=False)
+        if not len(items):
+            raise CrkdError(
+                f"split {split.name} has no unlabelled training case, and method {config.method} needs them; "
+                "add images without labels, label fewer (crkd make-splits --labeled N), or use --method supervised"
+            )
+        unlabeled = Stream(items, config.data.unlabeled, seed, 1)
+    policy = Policy(
+        modality=store.spec.modality,
+        bounded=store.spec.intensity != "zscore",
+        dims=frame.dims,
+        plane=(1, 2) if frame.dims == 3 and not store.spec.z_last else (0, 1),
+    )
+    return Data(Stream(labeled, config.data.labeled, seed, 0), unlabeled, policy, kind.strong_views, seed, device)
+
+
+def default_config(store: Store, packaged: Path) -> tuple[Path, list[str]]:
+    """The packaged configuration of the store's data set, else the one for own data; and the overrides that name it."""
+    own = packaged / f"{store.spec.name}.yaml"
+    if own.is_file():
+        return own, []
+    dims = store.spec.dims if not _is_stack(store) else 2
+    return packaged / f"custom{dims}d.yaml", [f"data.name={store.spec.name}"]
+
+
+def _is_stack(store: Store) -> bool:
+    """Whether volumes are stacks, better segmented slice by slice: slices ≥ 3 × as thick as pixels are wide, or fewer than 16."""
+    if store.spec.dims == 2:
+        return False
+    spacings: list[Any] = [case.spacing_mm for case in store.index.cases if case.spacing_mm]
+    thick = sum(s[0] >= 3 * max(s[1:]) for s in spacings) * 2 > len(store.cases)
+    return thick or sum(case.shape[0] < 16 for case in store.index.cases) * 2 > len(store.cases)

@@ -1,0 +1,92 @@
+"""Checkpoints: tensors and plain types only, written atomically, loaded without running code from the file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from crkd_cli import __version__
+from crkd_cli.config import Config, dump
+from crkd_cli.data.case import Spec
+from crkd_cli.data.splits import Split
+from crkd_cli.errors import CrkdError
+from crkd_cli.paths import atomic
+
+FORMAT = "crkd checkpoint 1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that evaluation and prediction need; `training` holds what resuming needs besides."""
+
+    step: int                           # optimiser steps done
+    config: Config
+    spec: Spec
+    split: Split
+    weights: dict[str, Tensor]          # the method's state
+    training: dict[str, Any] | None     # optimiser state, counters; None in best.pth
+    best: dict[str, Any] | None         # step and score of the best validation so far
+    code_version: str = __version__
+    path: Path = Path()
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Writes `checkpoint` to `path`: a crash leaves the old file or the new one."""
+    content = {
+        "format": FORMAT,
+        "step": checkpoint.step,
+        "config": dump(checkpoint.config),
+        "spec": msgspec.to_builtins(checkpoint.spec),
+        "split": msgspec.to_builtins(checkpoint.split),
+        "weights": checkpoint.weights,
+        "training": checkpoint.training,
+        "best": checkpoint.best,
+        "code_version": checkpoint.code_version,
+    }
+    with atomic(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:    # torch's own writer reports a full disk so
+            raise OSError(f"{error}".splitlines()[0]) from error
+
+
+def load(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, on the CPU. Raises CrkdError for anything else, and runs no code from the file."""
+    advice = "give a best.pth or last.pth that crkd train wrote"
+    if not path.is_file():
+        raise CrkdError(f"there is no checkpoint {path}; {advice}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception:    # damaged and foreign files fail in many ways, all of which mean the same
+        raise CrkdError(f"{path} is no checkpoint, or it is damaged or unsafe to load; {advice}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CrkdError(f"{path} is not a checkpoint of crkd; {advice}")
+    try:
+        return Checkpoint(
+            step=content["step"],
+            config=msgspec.convert(content["config"], Config),
+            spec=msgspec.convert(content["spec"], Spec),
+            split=msgspec.convert(content["split"], Split),
+            weights=content["weights"],
+            training=content["training"],
+            best=content["best"],
+            code_version=content["code_version"],
+            path=path,
+        )
+    except (KeyError, msgspec.ValidationError) as error:
+        raise CrkdError(f"{path} is a damaged checkpoint ({error}); {advice}") from None
+
+
+def newest(runs: Path) -> Path:
+    """The checkpoint of the run under `runs` that was written to last: its best.pth, else its last.pth."""
+    found = [file for name in ("best.pth", "last.pth") for file in runs.glob(f"*/{name}")]
+    if not found:
+        raise CrkdError(f"no checkpoint under {runs}; train first (crkd train) or give one with --checkpoint")
+    latest = max(found, key=lambda file: file.stat().st_mtime).parent
+    best = latest / "best.pth"
+    return best if best.is_file() else latest / "last.pth"

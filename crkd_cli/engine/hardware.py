@@ -1,0 +1,44 @@
+"""Which device and precision a run uses, and what follows for torch's own settings."""
+
+import torch
+
+from crkd_cli.errors import UsageError
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """`auto` (or None): the first GPU, else the CPU. Raises UsageError for a device that is not there."""
+    if name in (None, "auto"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(str(name))
+    except RuntimeError:
+        raise UsageError(f"no device is called {name!r}; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device {name!r} is not there: {torch.cuda.device_count()} CUDA devices found; use --device cpu")
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 where the hardware computes in it (such GPUs; CPUs with AMX or AVX512-bf16), else float32."""
+    if name != "auto":
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        features = torch.cpu.get_capabilities()
+        native = bool(features.get("amx_bf16") or features.get("avx512_bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def describe(device: torch.device, precision: torch.dtype) -> str:
+    """One phrase for the first lines of a command: `NVIDIA H200, bf16` or `CPU (2 threads), fp32`."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)"
+    return f"{name}, {'bf16' if precision == torch.bfloat16 else 'fp32'}"
+
+
+def set_up(*, deterministic: bool) -> None:
+    """Kernel choice: tuned by trial, or the deterministic ones."""
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=False)

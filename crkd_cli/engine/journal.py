@@ -1,0 +1,91 @@
+"""What a run writes besides checkpoints: log.jsonl, metrics.json, curves.png, TensorBoard events."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from crkd_cli.errors import UsageError
+from crkd_cli.paths import atomic
+
+
+class Journal:
+    """The log of a run folder. Lines after `step` (of a run that was killed and goes on from there) are dropped."""
+
+    def __init__(self, folder: Path, step: int, *, tensorboard: bool) -> None:
+        self.file = folder / "log.jsonl"
+        kept = [line for line in read_log(folder) if line["step"] <= step]
+        with atomic(self.file) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._events = _events(folder, step) if tensorboard else None
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line: {"step": step, **values}."""
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **{name: _short(value) for name, value in values.items()}}) + "\n")
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log.jsonl; a last line cut by a kill is left out."""
+    file = folder / "log.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    parsed = []
+    for line in lines:
+        try:
+            parsed.append(json.loads(line))
+        except ValueError:
+            break
+    return parsed
+
+
+def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    with atomic(folder / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+def draw_curves(folder: Path) -> bool:
+    """curves.png from log.jsonl: losses, validation Dice, pseudo-labels. False if matplotlib (extra `report`) is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    lines = read_log(folder)
+    names = list(dict.fromkeys(name for line in lines for name in line if name != "step"))
+    panels = {
+        "loss": [n for n in names if n in ("total", "labeled", "pseudo", "pixel", "feature", "semantic", "entropy")],
+        "validation Dice": [n for n in names if n.startswith("val")],
+        "share of pseudo-labels": [n for n in names if n == "kept" or n.startswith("share_")],
+    }
+    panels = {title: members for title, members in panels.items() if members}
+    figure = Figure(figsize=(5.0 * max(len(panels), 1), 3.6), layout="constrained")
+    for axes, (title, members) in zip(figure.subplots(1, max(len(panels), 1), squeeze=False)[0], panels.items(), strict=False):
+        for name in members:
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            marker = "o" if len(points) < 20 else None
+            axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2, marker=marker, markersize=3)
+        axes.set(xlabel="step", title=title)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, frameon=False)
+        if title != "validation Dice":
+            axes.set_yscale("log")
+    with atomic(folder / "curves.png") as temporary:
+        figure.savefig(temporary, dpi=120)
+    return True
+
+
+def _events(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UsageError("train.tensorboard needs TensorBoard: pip install 'crkd[tensorboard]'") from None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")

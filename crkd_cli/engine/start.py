@@ -1,0 +1,128 @@
+"""From a command line to a run: the configuration, the split, the folder, and whether there is something to resume."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from crkd_cli.config import Config, dump, load
+from crkd_cli.data.case import Store
+from crkd_cli.data.splits import Split, find
+from crkd_cli.engine import checkpoint as checkpoints
+from crkd_cli.engine.assemble import build_data, build_method, default_config, load_method
+from crkd_cli.engine.checkpoint import Checkpoint
+from crkd_cli.engine.hardware import pick_device, pick_precision, set_up
+from crkd_cli.engine.optimizer import GuardedSgd
+from crkd_cli.engine.train import Run
+from crkd_cli.errors import UsageError
+from crkd_cli.paths import atomic, packaged
+
+# What may differ between the command that started a run and the one that goes on with it.
+FREE = ("train.steps", "train.device", "train.log_every", "train.eval_every", "train.save_minutes", "train.tensorboard")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked of `crkd train`."""
+
+    dataset: str | None
+    labeled: str | None
+    method: str | None
+    config: Path | None
+    split: Path | None
+    out: Path | None
+    sets: list[str]
+    data_root: Path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request made definite."""
+
+    config: Config
+    split: Split
+    store: Store
+    folder: Path
+    source: Path               # the configuration file
+    resumed: Checkpoint | None
+
+    @property
+    def finished(self) -> bool:
+        return self.resumed is not None and self.resumed.step >= self.config.train.steps
+
+
+def plan(request: Request) -> Plan:
+    """Reads configuration, store and split, and the run folder's last.pth if there is one. Writes nothing."""
+    if request.config is None and request.dataset is None:
+        raise UsageError("name a data set with --dataset, or a configuration with --config")
+    sets = list(request.sets)
+    if request.method:
+        sets.append(f"method={request.method}")
+    if request.config:
+        source = request.config
+        name = request.dataset or load(source, sets).data.name
+        store = Store(request.data_root / "prepared" / name)
+        named = [f"data.name={name}"]
+    else:
+        store = Store(request.data_root / "prepared" / str(request.dataset))
+        source, named = default_config(store, packaged("configs"))
+    config = load(source, [*named, *sets])
+    split = find(store, request.labeled, request.split)
+    labeled = request.labeled or str(len(split.labeled))
+    folder = request.out or Path("runs") / f"{store.root.name}-{config.method}-{labeled.replace('%', 'pct')}"
+    last = folder / "last.pth"
+    resumed = checkpoints.load(last) if last.exists() else None
+    if resumed:
+        _same(resumed, config, split, folder)
+    return Plan(config, split, store, folder, source, resumed)
+
+
+def start(plan: Plan) -> Run:
+    """Builds the run's parts, restores them from the checkpoint if there is one, and writes the resolved configuration."""
+    config = plan.config
+    device = pick_device(config.train.device)
+    precision = pick_precision(config.train.precision, device)
+    set_up(deterministic=config.train.deterministic)
+    method = (build_method(config, plan.store.spec) if plan.resumed is None else load_method(plan.resumed)).to(device)
+    optimizer = GuardedSgd(method, config.train.momentum, config.train.weight_decay)
+    if plan.resumed and plan.resumed.training:
+        optimizer.load_state_dict(plan.resumed.training)
+    data = build_data(config, plan.store, plan.split, type(method), device)
+    val = plan.split.cases(plan.store, "val")
+    with atomic(plan.folder / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(dump(config), sort_keys=False), encoding="utf-8")
+    checkpoint = Checkpoint(
+        step=plan.resumed.step if plan.resumed else 0,
+        config=config,
+        spec=plan.store.spec,
+        split=plan.split,
+        weights={},
+        training=None,
+        best=plan.resumed.best if plan.resumed else None,
+        path=plan.folder / "last.pth",
+    )
+    return Run(checkpoint, method.train(), optimizer, data, plan.store, val, device, precision)
+
+
+def _same(old: Checkpoint, config: Config, split: Split, folder: Path) -> None:
+    """Raises UsageError if the run in `folder` was started with other settings than `config` and `split`."""
+    before, now = _flat(dump(old.config)), _flat(dump(config))
+    changed = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in FREE]
+    if changed:
+        key = changed[0]
+        what = f"{key} = {before.get(key)}, now {now.get(key)}"
+    elif old.split != split:
+        what = f"split {old.split.name}, now {split.name} with other cases"
+    elif config.train.steps < old.step:
+        what = f"{old.step} steps done, now train.steps = {config.train.steps}"
+    else:
+        return
+    raise UsageError(f"{folder} holds a run with other settings ({what}); give another folder with --out, or delete it")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,205 @@
+"""The loop: one for every method, in 2D and 3D, on CPU and GPU."""
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crkd_cli.data.case import Store
+from crkd_cli.data.stream import Prefetch
+from crkd_cli.engine.assemble import Data, step_seed
+from crkd_cli.engine.checkpoint import Checkpoint, save
+from crkd_cli.engine.journal import Journal
+from crkd_cli.engine.optimizer import GuardedSgd
+from crkd_cli.engine.validate import Score, Validator
+from crkd_cli.errors import CrkdError
+from crkd_cli.methods.base import Method
+from crkd_cli.schedules import poly
+
+LIMIT = 10    # steps in a row with a non-finite loss or gradient that end a run
+
+
+class Stopped(CrkdError):
+    """A signal ended the run after a step, with everything saved."""
+
+    def __init__(self, number: int, step: int) -> None:
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name} after step {step}; everything is saved: the same command goes on")
+        self.exit_code = 128 + number
+
+
+@dataclass
+class Run:
+    """The parts of a run, put together in engine/start.py."""
+
+    checkpoint: Checkpoint       # where the run stands; its path is last.pth
+    method: Method               # on the device
+    optimizer: GuardedSgd
+    data: Data
+    store: Store
+    val: list[str]               # validation cases; none: the last checkpoint is the result
+    device: torch.device
+    precision: torch.dtype
+
+
+def train(run: Run, report: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
+    """Runs from where the checkpoint stands to the configured number of steps; gives the content of metrics.json.
+
+    `report(step, values)` is told after every log interval. Raises Stopped on SIGTERM, SIGINT and SIGUSR1, and CrkdError after
+    ten non-finite steps in a row; the last good checkpoint is on disk in either case.
+    """
+    config = run.checkpoint.config.train
+    folder = run.checkpoint.path.parent
+    journal = Journal(folder, run.checkpoint.step, tensorboard=config.tensorboard)
+    validator = None
+    if run.val:
+        validator = Validator(run.method, run.store, run.val, replace(run.checkpoint, training=None), run.device, run.precision)
+    loop = _Loop(run, journal, validator, report)
+    prefetch = Prefetch(run.data.read, run.checkpoint.step, config.steps)
+    with _Signals() as signals:
+        try:
+            for step, raws in zip(range(run.checkpoint.step, config.steps), loop.timed(prefetch), strict=True):
+                loop.step(step, raws)
+                loop.housekeep(step + 1, stop=signals.received is not None)
+                if signals.received is not None and step + 1 < config.steps:
+                    raise Stopped(signals.received, step + 1)
+        finally:
+            prefetch.close()
+            if validator:
+                validator.close()
+            journal.close()
+    return loop.summary()
+
+
+class _Loop:
+    def __init__(
+        self, run: Run, journal: Journal, validator: Validator | None, report: Callable[[int, dict[str, float]], None]
+    ) -> None:
+        self.run, self.journal, self.validator, self.report = run, journal, validator, report
+        self.config = run.checkpoint.config.train
+        self.sums: Tensor | None = None      # of the logged values since the last log line, on the device
+        self.names: list[str] = []
+        self.counted = 0
+        self.begin = self.saved = self.logged = time.monotonic()
+        self.waited = self.waited_total = 0.0
+        self.last: dict[str, float] = {}
+        self.dice: dict[str, float] = {}
+
+    def timed(self, prefetch: Prefetch[Any]) -> Any:
+        """The prefetched items, with the time spent waiting for them counted."""
+        items = iter(prefetch)
+        while True:
+            begin = time.monotonic()
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            self.waited += time.monotonic() - begin
+            yield item
+
+    def step(self, step: int, raws: Any) -> None:
+        """One optimiser step. No host synchronisation."""
+        run = self.run
+        batch = run.data.batch(raws, step)
+        torch.manual_seed(step_seed(self.config.seed, step))    # dropout, CutMix and sampling: a function of the step too
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == torch.bfloat16):
+            losses = run.method.losses(batch, step)
+        torch.autograd.backward(losses["total"])
+        norm = run.optimizer.step(losses["total"], self.config.lr * poly(step, self.config.steps, self.config.power))
+        run.method.after_step(step)
+        values = torch.stack([v.detach().float() for v in (*losses.values(), norm)])
+        self.names = [*losses, "grad_norm"]
+        self.sums = values if self.sums is None else self.sums + values
+        self.counted += 1
+
+    def housekeep(self, done: int, *, stop: bool) -> None:
+        """What happens between steps, after `done` of them: log, validate, save."""
+        finished = done == self.config.steps
+        if done % self.config.log_every == 0 or finished or stop:
+            self.log(done)
+        if self.validator and self.validator.ready():
+            self.note(self.validator.finish())
+        if self.validator and (done % self.config.eval_every == 0 or finished):
+            self.note(self.validator.finish())
+            self.validator.start(self.run.method, done)
+        if finished or stop or time.monotonic() - self.saved >= 60.0 * self.config.save_minutes:
+            self.save(done)
+
+    def log(self, done: int) -> None:
+        """Reads the sums from the device, writes one line, and looks at the count of non-finite steps."""
+        if self.sums is None:
+            return
+        optimizer = self.run.optimizer
+        if optimizer.worst_streak() >= LIMIT:
+            raise CrkdError(
+                f"the loss was not finite in {LIMIT} steps in a row before step {done}; last.pth is the last good state. "
+                "Try --set train.precision=fp32, or a smaller --set train.lr="
+            )
+        now = time.monotonic()
+        self.last = dict(zip(self.names, (self.sums / self.counted).tolist(), strict=True))
+        seconds = max(now - self.logged, 1e-9)
+        rates = {"steps_per_second": self.counted / seconds, "waiting": self.waited / seconds}
+        values = {**self.last, **rates, "skipped": float(optimizer.skipped())}
+        self.journal.write(done, values)
+        self.report(done, {**values, **self.dice})
+        self.waited_total += self.waited
+        self.sums, self.counted, self.logged, self.waited = None, 0, now, 0.0
+
+    def note(self, score: Score | None) -> None:
+        if score is not None:
+            self.dice = {f"val/{name}": value for name, value in score.dice.items()}
+            self.journal.write(score.step, self.dice)
+
+    def save(self, done: int) -> None:
+        """last.pth; a running validation ends first, so that the checkpoint knows the best one."""
+        if self.validator:
+            self.note(self.validator.finish())
+        state = replace(
+            self.run.checkpoint,
+            step=done,
+            weights=self.run.method.state_dict(),
+            training=self.run.optimizer.state_dict(),
+            best=self.validator.best if self.validator else None,
+        )
+        save(state, state.path)
+        self.saved = time.monotonic()
+
+    def summary(self) -> dict[str, Any]:
+        seconds = time.monotonic() - self.begin
+        steps = self.config.steps - self.run.checkpoint.step
+        return {
+            "steps": self.config.steps,
+            "seconds": round(seconds, 1),
+            "steps_per_second": round(steps / seconds, 3) if seconds else 0.0,
+            "waiting": round(self.waited_total / seconds, 4) if seconds else 0.0,
+            "skipped": self.run.optimizer.skipped(),
+            "last": self.last,
+            "best": self.validator.best if self.validator else None,
+        }
+
+
+class _Signals:
+    """Remembers SIGTERM, SIGINT and SIGUSR1 for the end of the step; a second one acts as usual."""
+
+    received: int | None = None
+
+    def __enter__(self) -> "_Signals":
+        self._before = {n: signal.signal(n, self._receive) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+        return self
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()
+

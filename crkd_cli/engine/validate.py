@@ -1,0 +1,61 @@
+"""Validation while training goes on: a copy of the method is scored in one background thread."""
+
+import copy
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crkd_cli.data.case import Store
+from crkd_cli.engine.checkpoint import Checkpoint, save
+from crkd_cli.engine.evaluate import validate
+from crkd_cli.engine.infer import Inferer
+from crkd_cli.methods.base import Method
+
+
+@dataclass(frozen=True)
+class Score:
+    step: int
+    dice: dict[str, float]    # "dice" the mean of the classes, "dice/NAME" each, in [0, 1]
+
+
+class Validator:
+    """Scores snapshots on the validation cases, one at a time, and keeps the best as best.pth (the earliest of equals)."""
+
+    def __init__(
+        self, method: Method, store: Store, cases: Sequence[str], blank: Checkpoint, device: torch.device, precision: torch.dtype
+    ) -> None:
+        self._copy = copy.deepcopy(method).requires_grad_(False).eval()
+        self._inferer = Inferer(self._copy.predictor, blank.config.data.frame, blank.spec, device, precision)
+        self._store, self._cases, self._blank = store, cases, blank
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="validate")
+        self._running: Future[Score] | None = None
+        self.best: dict[str, Any] | None = blank.best
+        self.file: Path = blank.path.with_name("best.pth")
+
+    def start(self, method: Method, step: int) -> None:
+        """Takes a snapshot of `method` after `step` steps and scores it in the background. Call `finish` before."""
+        self._copy.load_state_dict(method.state_dict())
+        self._running = self._pool.submit(self._score, step)
+
+    def ready(self) -> bool:
+        """Whether a score waits to be fetched."""
+        return self._running is not None and self._running.done()
+
+    def finish(self) -> Score | None:
+        """Waits for the running validation, if there is one, and gives its score."""
+        running, self._running = self._running, None
+        return running.result() if running else None
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    def _score(self, step: int) -> Score:
+        score = Score(step, validate(self._inferer, self._store, self._cases))
+        if self.best is None or score.dice["dice"] > self.best["dice"]:
+            self.best = {"step": step, "dice": score.dice["dice"]}
+            save(replace(self._blank, step=step, weights=self._copy.state_dict(), best=self.best), self.file)
+        return score
