@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crkd_cli.data.checks import check_nifti
 from crkd_cli.errors import CrkdError
 from crkd_cli.paths import atomic
 
@@ -253,6 +254,8 @@ def _header(path: Path) -> Any:
 def _read_medical(path: Path) -> tuple[NDArray[Any], Geometry]:
     """[C, *S] and the geometry as SimpleITK states it (x first)."""
     sitk = _sitk()
+    if suffix(path).startswith(".nii"):
+        check_nifti(path)
     image = sitk.ReadImage(str(path))
     if image.GetDimension() not in (2, 3):
         raise CrkdError(f"{path} has {image.GetDimension()} axes; give images of two or three (one frame of a film)")
