@@ -48,7 +48,7 @@ class CaseInfo(Strict, frozen=True):
     source: str                                      # raw image file, relative to the raw root
     sha256: str                                      # of that file
     intensity: dict[str, float]                      # min, max, mean, std of the raw image
-    mapping: dict[str, int] = msgspec.field(default_factory=dict)                     # raw label value → class number, where any value was changed
+    mapping: dict[str, int] = msgspec.field(default_factory=dict)    # raw label value → class number, where any changed
     native_shape: tuple[int, ...] | None = None      # [H, W] before storing smaller
 
 

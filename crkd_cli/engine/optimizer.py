@@ -1,4 +1,4 @@
-"""SGD that changes nothing in a step whose loss or gradient is not finite, without asking the device in the step."""
+"""SGD that changes nothing in a step whose loss or gradient is not finite, without asking the device for it."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from crkd_cli.methods.base import Method
 class GuardedSgd:
     """SGD with momentum and weight decay over a method's parameters.
 
-    A step whose loss or gradient norm is not finite changes neither weights nor momentum nor batch-norm statistics. Such steps are
+    A step whose loss or gradient norm is not finite changes neither weights, momentum nor batch-norm statistics. Such steps are
     counted on the device and read when the loop logs.
     """
 
