@@ -47,6 +47,14 @@ def atomic(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path, option: str) -> None:
+    """Creates the output `folder` before the work, so that nothing is lost for want of a place. Raises CrkdError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CrkdError(f"cannot write to {folder}: {error.strerror or error}; give another with {option}") from None
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

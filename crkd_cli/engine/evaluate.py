@@ -30,7 +30,7 @@ from crkd_cli.errors import CrkdError
 from crkd_cli.metrics.overlap import confusion, dice, jaccard
 from crkd_cli.metrics.summary import Summary, summarise
 from crkd_cli.metrics.surface import surface
-from crkd_cli.paths import atomic
+from crkd_cli.paths import atomic, make_folder
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int | None, str], AbstractContextManager[Callable[..., None]]]
@@ -83,7 +83,7 @@ def evaluate(
     parts = _parts(checkpoint, part, protocol, say)
     cases = [store.cases[case] for one in parts for case in split.cases(store, one)]
     folder = out or file.parent / f"evaluation-{protocol}-{'+'.join(parts)}"
-    _make(folder)
+    make_folder(folder, "--out")
     where = pick_device(device)
     precision = pick_precision(checkpoint.config.train.precision, where)
     say(f"evaluating {file} (step {checkpoint.step}) on {len(cases)} {'+'.join(parts)} cases, {protocol} protocol")
@@ -197,15 +197,6 @@ def _parts(checkpoint: Checkpoint, part: Part | None, protocol: Protocol, say: S
     if chosen == "val" and checkpoint.best is not None:
         say("the validation cases chose the checkpoint: their scores are better than those of unseen cases")
     return (chosen,)
-
-
-def _make(folder: Path) -> None:
-    """Before the work, so that it is not lost for want of a place."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise CrkdError(f"cannot write to {folder}: {reason}; give another folder with --out") from None
 
 
 def _write(report: Report, cases: list[CaseInfo], scores: NDArray[np.float64]) -> None:

@@ -1,0 +1,57 @@
+"""`crkd predict`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crkd_cli.cli.console import command, progress, say
+from crkd_cli.cli.options import Device, Quiet, Verbose
+
+
+@command
+def predict(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="An image, or a folder of images.")],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", help="Default: the newest best.pth or last.pth under runs/.", rich_help_panel="Model"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Default: FOLDER-masks beside the images' folder.", rich_help_panel="Output"),
+    ] = None,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Also a picture of every case with its contours.", rich_help_panel="Output")
+    ] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also class probabilities, [K, ...] in .npy.", rich_help_panel="Output")
+    ] = False,
+    largest_component: Annotated[
+        bool,
+        typer.Option("--largest-component", help="Keep the largest part of every class.", rich_help_panel="Output"),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Also redo images whose mask is there.", rich_help_panel="Output")
+    ] = False,
+    device: Device = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a mask for every image: same name, format, size and geometry (PNG for JPG).
+
+    Formats: PNG, JPG, TIFF, NIfTI, NRRD, MHA, and h5 with a dataset `image`.
+
+    Example: crkd predict scans/ --checkpoint runs/la-crkd-4/last.pth --overlay
+    """
+    from crkd_cli.engine.checkpoint import newest
+    from crkd_cli.engine.predict import Wanted
+    from crkd_cli.engine.predict import predict as run
+    from crkd_cli.errors import CrkdError
+
+    file = checkpoint or newest(Path("runs"))
+    say(f"checkpoint: {file}")
+    wanted = Wanted(overlay, probabilities, largest_component, overwrite)
+    outcome = run(source, file, say, progress, out, device, wanted)
+    say(f"{outcome.written} masks written to {outcome.folder}, {outcome.skipped} there already")
+    if outcome.failures:
+        raise CrkdError("\n  ".join([f"{len(outcome.failures)} images failed:", *outcome.failures]))

@@ -1,0 +1,136 @@
+"""One picture of a case for people: the contours of every class on the image, a legend, three planes for a volume."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from crkd_cli.data.case import Spec
+
+Picture = Image.Image
+Colour = tuple[int, int, int]
+Panel = tuple[Picture, str]    # a plane and its name
+# Okabe and Ito's colours: told apart by colour-blind readers too.
+_COLOURS = [(230, 159, 0), (86, 180, 233), (204, 121, 167), (0, 158, 115), (240, 228, 66), (213, 94, 0), (0, 114, 178)]
+_SIDE = 512    # pixels of the longest side of a plane
+_GAP, _LINE, _THICK = 12, 24, 2
+
+
+def draw(
+    image: NDArray[Any], labels: NDArray[np.uint8], spec: Spec, spacing: Sequence[float] | None, title: str
+) -> Picture:
+    """`labels` [*S] drawn on `image` [C, *S], any number type; `spacing` per axis of *S gives the planes' aspect.
+
+    A volume is shown in the three planes through the middle of what was found (of the image where nothing was).
+    """
+    steps = tuple(spacing or (1.0,) * labels.ndim)
+    if spec.z_last and labels.ndim == 3:
+        image, labels, steps = image.transpose(0, 3, 2, 1), labels.transpose(2, 1, 0), steps[::-1]
+    gray = _window(image)
+    volume = labels.ndim == 3
+    planes = [_cut(gray, labels, steps, axis) for axis in range(3)] if volume else [(gray, labels, steps, "")]
+    # One scale for all planes: pixels per mm.
+    scale = _SIDE / max(side * step for _, cut, sizes, _ in planes for side, step in zip(cut.shape, sizes, strict=True))
+    panels = [(_plane(plane, cut, sizes, scale), name) for plane, cut, sizes, name in planes]
+    found = set(np.unique(labels).tolist())
+    legend = [(name if k in found else f"{name}: none", _colour(k)) for k, name in enumerate(spec.classes) if k]
+    note = "" if spacing or not volume else " (spacing unknown, taken as equal)"
+    return _page(panels, legend, title + note)
+
+
+def _window(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """[C, *S] → [*S, 3] bytes: 8-bit colour as it is, else the 0.5th to 99.5th percentile as black to white."""
+    if image.shape[0] == 3 and image.dtype == np.uint8:
+        return np.moveaxis(image, 0, -1)
+    values = image[0].astype(np.float32)
+    low, high = np.percentile(values, (0.5, 99.5))
+    gray = (np.clip((values - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, axis=-1)
+
+
+def _cut(
+    gray: NDArray[np.uint8], labels: NDArray[np.uint8], steps: tuple[float, ...], axis: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[float, ...], str]:
+    """The plane across `axis` of a [z, y, x] volume, z upwards, with its two spacings and its name."""
+    filled = np.flatnonzero(labels.any(tuple(other for other in range(3) if other != axis)))
+    at = int(filled[0] + filled[-1]) // 2 if len(filled) else labels.shape[axis] // 2
+    here = (slice(None),) * axis + (at,)
+    plane, cut = gray[here], labels[here]
+    if axis > 0:
+        plane, cut = plane[::-1], cut[::-1]
+    name = f"{'zyx'[axis]} = {at + 1} of {labels.shape[axis]}"
+    return plane, cut, (*steps[:axis], *steps[axis + 1 :]), name
+
+
+def _plane(gray: NDArray[np.uint8], labels: NDArray[np.uint8], steps: Sequence[float], scale: float) -> Picture:
+    """`gray` [H, W, 3] with the contours of `labels` [H, W], `scale` pixels per mm."""
+    height, width = (max(1, round(side * step * scale)) for side, step in zip(labels.shape, steps, strict=True))
+    picture = Image.fromarray(np.ascontiguousarray(gray)).resize((width, height), Image.Resampling.BICUBIC)
+    pixels = np.array(picture)
+    for k in np.unique(labels[labels > 0]):
+        # Enlarged smoothly, so that contours of small images are lines and not stairs.
+        mask = Image.fromarray((labels == k).astype(np.uint8) * 255)
+        inside = np.asarray(mask.resize((width, height), Image.Resampling.BILINEAR)) >= 128
+        pixels[_contour(inside)] = _colour(int(k))
+    return Image.fromarray(pixels)
+
+
+def _contour(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The outermost _THICK pixels of a mask [H, W]; along the picture's edge too."""
+    core = inside
+    for _ in range(_THICK):
+        wide = np.pad(core, 1)
+        core = core & wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
+    return inside & ~core
+
+
+def _page(panels: list[Panel], legend: list[tuple[str, Colour]], title: str) -> Picture:
+    """Title, the first panel with the others in a column beside it, each over its name, and the legend."""
+    font = ImageFont.load_default(size=16)
+    columns = [panels[:1], panels[1:]] if len(panels) > 1 else [panels]
+    entries = [(name, colour, round(font.getlength(name)) + 2 * _LINE) for name, colour in legend]
+    sides = [max(panel.width for panel, _ in column) + _GAP for column in columns]
+    width = max(sum(sides) + _GAP, round(font.getlength(title)) + 2 * _GAP, *(size + _GAP for _, _, size in entries))
+    tall = max(sum(_height(panel) for panel in column) for column in columns)
+    rows = _rows(entries, width - _GAP)
+    page = Image.new("RGB", (width, _LINE + _GAP + tall + _LINE * len(rows) + _GAP), (24, 24, 24))
+    pen = ImageDraw.Draw(page)
+    pen.text((_GAP, _GAP // 2), title, font=font, fill=(235, 235, 235))
+    left = _GAP
+    for column, side in zip(columns, sides, strict=True):
+        top = _LINE + _GAP
+        for panel, name in column:
+            page.paste(panel, (left, top))
+            pen.text((left, top + panel.height + 2), name, font=font, fill=(170, 170, 170))
+            top += _height((panel, name))
+        left += side
+    top = _LINE + _GAP + tall
+    for row in rows:
+        left = _GAP
+        for name, colour, size in row:
+            pen.rectangle((left, top + 3, left + 14, top + 17), fill=colour)
+            pen.text((left + _LINE, top), name, font=font, fill=(235, 235, 235))
+            left += size
+        top += _LINE
+    return page
+
+
+def _height(panel: Panel) -> int:
+    picture, name = panel
+    return picture.height + (_LINE if name else 0) + _GAP
+
+
+def _rows(entries: list[tuple[str, Colour, int]], width: int) -> list[list[tuple[str, Colour, int]]]:
+    """Legend entries (name, colour, pixels) in lines of at most `width`."""
+    rows: list[list[tuple[str, Colour, int]]] = [[]]
+    for entry in entries:
+        if rows[-1] and sum(size for _, _, size in [*rows[-1], entry]) > width:
+            rows.append([])
+        rows[-1].append(entry)
+    return rows
+
+
+def _colour(k: int) -> Colour:
+    return _COLOURS[(k - 1) % len(_COLOURS)]

@@ -1,0 +1,157 @@
+"""From image files to mask files: same names, formats, sizes and geometry."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from crkd_cli.data import files
+from crkd_cli.data.case import Spec
+from crkd_cli.data.sources import SOURCES
+from crkd_cli.data.sources.base import images_in
+from crkd_cli.engine import overlay
+from crkd_cli.engine.assemble import load_predictor
+from crkd_cli.engine.checkpoint import load
+from crkd_cli.engine.hardware import describe, pick_device, pick_precision
+from crkd_cli.engine.infer import Inferer
+from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.paths import atomic, make_folder
+
+Say = Callable[[str], None]
+Progress = Callable[[str, int | None, str], AbstractContextManager[Callable[..., None]]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is written for every image."""
+
+    overlays: bool = False             # OUT/overlays/STEM.png
+    probabilities: bool = False        # OUT/probabilities/STEM.npy: [K, *S] float32, axes as in the mask
+    largest_component: bool = False    # keep only the largest connected part of every class
+    overwrite: bool = False            # also what is there already
+
+
+@dataclass
+class Outcome:
+    folder: Path
+    written: int = 0
+    skipped: int = 0
+    failures: list[str] = field(default_factory=list)    # one line each
+
+
+def predict(
+    source: Path,
+    checkpoint: Path,
+    say: Say,
+    progress: Progress,
+    out: Path | None = None,
+    device: str | None = None,
+    wanted: Wanted | None = None,
+) -> Outcome:
+    """Masks of the image `source`, or of all images in the folder `source`, into `out` (default: FOLDER-masks).
+
+    A file that cannot be read is noted in the outcome and does not stop the others.
+    Raises CrkdError: no image, no checkpoint, output not writable; UsageError: the output would replace the images.
+    """
+    wanted = wanted or Wanted()
+    images = _images(source)
+    folder = (source if source.is_dir() else source.parent).resolve()
+    out = out or folder.with_name(f"{folder.name}-masks")
+    if out.resolve() == folder:
+        raise UsageError(f"--out {out} is the images' own folder, and masks keep their names; give another")
+    loaded = load(checkpoint)
+    make_folder(out, "--out")
+    where = pick_device(device)
+    precision = pick_precision(loaded.config.train.precision, where)
+    say(f"device: {describe(where, precision)}; masks: {out}")
+    model = load_predictor(loaded, where)
+    job = _Job(Inferer(model, loaded.config.data.frame, loaded.spec, where, precision, notice=say), loaded.spec, out, wanted)
+    outcome = Outcome(out)
+    with progress("predicting", len(images), "images") as advance:
+        for image in images:
+            if not wanted.overwrite and all(file.is_file() for file in job.targets(image)):
+                outcome.skipped += 1
+            else:
+                try:
+                    job.run(image)
+                    outcome.written += 1
+                except CrkdError as error:
+                    outcome.failures.append(str(error) if str(image) in str(error) else f"{image}: {error}")
+            advance(1, image.name)
+    return outcome
+
+
+class _Job:
+    """One image at a time."""
+
+    def __init__(self, inferer: Inferer, spec: Spec, out: Path, wanted: Wanted) -> None:
+        self._inferer, self._spec, self._out, self._wanted = inferer, spec, out, wanted
+        self._source = SOURCES[spec.source]()
+
+    def targets(self, image: Path) -> list[Path]:
+        """All files that are written for `image`, the mask last: it is there only when the others are."""
+        name = files.stem(image)
+        return [
+            *([self._out / "overlays" / f"{name}.png"] if self._wanted.overlays else []),
+            *([self._out / "probabilities" / f"{name}.npy"] if self._wanted.probabilities else []),
+            self._out / files.label_name(image),
+        ]
+
+    def run(self, image: Path) -> None:
+        volume = self._source.read_image(image, self._spec)
+        labels, probabilities = self._infer(volume.array, volume.size)
+        *others, mask = self.targets(image)
+        for target in others:
+            with atomic(target) as temporary:
+                if target.suffix == ".npy":
+                    np.save(temporary, probabilities, allow_pickle=False)
+                else:
+                    raw = files.read_image(image, self._spec.z_last)    # the values and the size of the file
+                    picture = overlay.draw(raw.array, labels, self._spec, volume.spacing_mm, image.name)
+                    picture.save(temporary, format="PNG")
+        files.write_label(mask, labels, volume)
+
+    def _infer(self, array: NDArray[np.generic], size: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Labels [*size] and, where they are wanted, probabilities [K, *size]."""
+        if self._wanted.probabilities:
+            probabilities = self._inferer.probabilities(array, size)
+            labels = probabilities.argmax(0).astype(np.uint8)
+        else:
+            probabilities = np.empty(0, np.float32)
+            labels = self._inferer(array, size)
+        return (largest_components(labels) if self._wanted.largest_component else labels), probabilities
+
+
+def largest_components(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """`labels` [*S] with every class cut down to its largest part connected over faces; the rest is background."""
+    kept = np.zeros_like(labels)
+    for k in np.unique(labels[labels > 0]):
+        parts, count = ndimage.label(labels == k)
+        if count:
+            kept[parts == 1 + np.bincount(parts.ravel())[1:].argmax()] = k
+    return kept
+
+
+def _images(source: Path) -> list[Path]:
+    """The images to predict. Raises CrkdError if there is none, or two whose results would have one name."""
+    if not source.exists():
+        raise CrkdError(f"{source} does not exist; give an image or a folder of images")
+    if not source.is_dir():
+        return [source]
+    images = images_in(source)
+    if not images:
+        raise CrkdError(f"{source} holds no image; formats: {', '.join(files.SUFFIXES)} (subfolders are not searched)")
+    _distinct(images)
+    return images
+
+
+def _distinct(images: Sequence[Path]) -> None:
+    names: dict[str, Path] = {}
+    for image in images:
+        other = names.setdefault(files.stem(image), image)
+        if other != image:
+            raise CrkdError(f"{other} and {image.name} differ in their suffix only, so do their results; rename one")
