@@ -1,1 +1,1 @@
-"""The layer that runs things: training, inference, evaluation, prediction, checkpoints."""
+"""Training, inference, evaluation and prediction: the only layer that knows devices and run folders."""

@@ -1,4 +1,4 @@
-"""Every loss term against a slow loop over pixels in float64, by hand where the answer is obvious, and its gradient's direction."""
+"""Every loss term against a slow loop over pixels in float64, by hand where that is obvious, and its gradient's direction."""
 
 import math
 
@@ -139,7 +139,7 @@ def test_the_teacher_gets_no_gradient(term: str, space: tuple[int, ...]) -> None
 
 
 def test_distillation_moves_the_pupil_to_the_teacher(space: tuple[int, ...]) -> None:
-    z_s, z_fp, pseudo, _ = streams(space)
+    z_s, z_fp, *_ = streams(space)
     everywhere, nowhere = torch.ones(B, *space, dtype=torch.bool), torch.zeros(B, *space, dtype=torch.bool)
 
     def loss(fp: Tensor) -> Tensor:

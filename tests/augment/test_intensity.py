@@ -1,0 +1,71 @@
+"""Intensity against scipy, explicit polynomials and identities; every sample with its own parameters."""
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+
+from crkd_cli.augment.intensity import LUMA, bias_field, blur, gamma, jitter, recolor
+
+ONE = torch.ones(1)
+
+
+def test_blur_against_scipy(dims: int) -> None:
+    torch.manual_seed(0)
+    x, sigma = torch.rand(3, 2, *(14, 17, 11)[:dims]), torch.tensor([0.0, 0.8, 2.0])
+    got = blur(x, sigma, 2.0).numpy()
+    np.testing.assert_allclose(got[0], x[0].numpy(), atol=1e-6)
+    for sample in (1, 2):
+        for channel in range(2):
+            expected = scipy.ndimage.gaussian_filter(x[sample, channel].numpy(), float(sigma[sample]), mode="nearest", radius=6)
+            np.testing.assert_allclose(got[sample, channel], expected, atol=1e-5)
+
+
+def test_bias_field_is_the_exponential_of_the_polynomial(dims: int) -> None:
+    torch.manual_seed(0)
+    space = (5, 7, 4)[:dims]
+    coefficients = torch.randn(2, *[3] * dims) * 0.1
+    axes = torch.meshgrid(*[torch.linspace(-1, 1, side) for side in space], indexing="ij")
+    for sample in range(2):
+        total = torch.zeros(space)
+        for powers in np.ndindex(*[3] * dims):
+            term = coefficients[(sample, *powers)]
+            for axis, power in zip(axes, powers, strict=True):
+                term = term * axis**power
+            total = total + term
+        torch.testing.assert_close(bias_field(torch.zeros(2, 1, *space), coefficients)[sample, 0], total.exp())
+
+
+def test_gamma_keeps_the_range_and_applies_the_power() -> None:
+    x = torch.tensor([[[-1.0, 0.0, 1.0]], [[0.0, 5.0, 10.0]]])
+    got = gamma(x, torch.tensor([2.0, 1.0]))
+    torch.testing.assert_close(got, torch.tensor([[[-1.0, -0.5, 1.0]], [[0.0, 5.0, 10.0]]]))
+
+
+def test_jitter_by_hand() -> None:
+    x = torch.tensor([[[[0.2, 0.4]]], [[[0.2, 0.4]]]])
+    low, high = torch.tensor([0.0, 1.0])
+    got = jitter(x, torch.tensor([2.0, 1.0]), torch.tensor([1.0, 0.5]), low, high)
+    torch.testing.assert_close(got, torch.tensor([[[[0.4, 0.8]]], [[[0.25, 0.35]]]]))
+    assert jitter(x, torch.tensor([9.0, 9.0]), torch.ones(2), low, high).max() == 1.0
+
+
+def test_recolor_identities() -> None:
+    torch.manual_seed(0)
+    x = 0.4 + 0.2 * torch.rand(1, 3, 6, 5)    # far from the bounds, so that nothing is cut
+    luma = torch.einsum("bchw,c->bhw", x, torch.tensor(LUMA))
+    torch.testing.assert_close(recolor(x, ONE, 0 * ONE), x)
+    torch.testing.assert_close(recolor(x, 0 * ONE, 0 * ONE), luma.unsqueeze(1).expand_as(x))
+    turned = recolor(x, 0.5 * ONE, 0.1 * ONE)
+    torch.testing.assert_close(torch.einsum("bchw,c->bhw", turned, torch.tensor(LUMA)), luma)
+    assert (turned - x).abs().max() > 0.01
+    torch.testing.assert_close(recolor(x, ONE, ONE), x, atol=1e-5, rtol=0)    # a full turn
+
+
+@pytest.mark.parametrize("third", [1 / 3, 2 / 3])
+def test_a_third_of_a_turn_permutes_the_chroma(third: float) -> None:
+    """Red, green and blue lie a third of a turn apart, so the chroma's channels change places (and luma is set right again)."""
+    x = torch.full((1, 3, 1, 1), 0.5)
+    x[:, 0] += 0.1
+    turned = recolor(x, ONE, third * ONE).flatten()
+    assert int(turned.argmax()) == round(3 * third)
