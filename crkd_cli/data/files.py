@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,7 @@ def write_label(path: Path, label: NDArray[np.uint8], like: Volume) -> None:
         if kind in PICTURES:
             _write_picture(temporary, label, kind)
         elif kind in H5:
-            import h5py
-
-            with h5py.File(temporary, "w", track_order=False) as file:
-                file.create_dataset("label", data=label, compression="gzip", track_times=False)
+            _write_h5(temporary, label)
         else:
             _write_medical(temporary, label.transpose(2, 1, 0) if like.z_last else label, like)
 
@@ -234,6 +232,15 @@ def _read_h5(path: Path, name: str) -> NDArray[Any]:
     return np.moveaxis(array, -1, 0) if channels == 3 else array[None]
 
 
+def _write_h5(path: Path, label: NDArray[np.uint8]) -> None:
+    import h5py
+
+    content = BytesIO()    # in memory first: the library crashes when a disk fills up under it
+    with h5py.File(content, "w") as file:
+        file.create_dataset("label", data=label, compression="gzip", track_times=False)
+    path.write_bytes(content.getbuffer())
+
+
 # ── medical files ──
 
 
@@ -273,5 +280,8 @@ def _write_medical(path: Path, label: NDArray[np.uint8], like: Volume) -> None:
         image.SetDirection(like.geometry["direction"])
     try:
         sitk.WriteImage(image, str(path), useCompression=True)
-    except RuntimeError as error:
-        raise OSError(" ".join(str(error).split())[-160:]) from None
+        if suffix(path).startswith(".nii"):    # ITK does not notice that a disk is full
+            check_nifti(path)
+    except (RuntimeError, EOFError) as error:
+        reason = " ".join(str(error).split())[-80:]
+        raise OSError(f"the file did not become whole, is the disk full? ({reason})") from None

@@ -1,0 +1,30 @@
+"""Preparing a folder of raw files in one line."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from crkd_cli.data.case import Store
+from crkd_cli.data.obtain import source_of
+from crkd_cli.data.prepare import prepare
+
+
+def silent(title: str, total: int | None, unit: str) -> nullcontext[Callable[..., None]]:
+    """Progress that nobody sees."""
+    return nullcontext(lambda amount=1, note="": None)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Callable[..., Store]:
+    """prepared("la", folder, published_crop=True): the store of the raw files in `folder`; fails if they have errors."""
+
+    def make(name: str, raw: Path, spacing: str | None = None, published_crop: bool = False) -> Store:
+        root = tmp_path / "data"
+        source = source_of(name, raw, root, spacing, published_crop)
+        report = prepare(name, source, raw, root / "prepared" / name, silent)
+        assert not report.errors, report.errors
+        return Store(root / "prepared" / name)
+
+    return make
