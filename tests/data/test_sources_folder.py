@@ -1,0 +1,188 @@
+"""A user's own data: every format, 2D and 3D, and how label values become classes."""
+
+import h5py
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+
+from crkd_cli.data.obtain import source_of
+from crkd_cli.errors import CrkdError, UsageError
+
+
+def save(path, array, spacing=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            file["label" if path.parent.name != "images" else "image"] = array
+    elif path.suffix in (".png", ".jpg", ".tif") and (array.ndim == 2 or array.shape[-1] == 3):
+        Image.fromarray(array).save(path)
+    elif path.suffix == ".tif":
+        pages = [Image.fromarray(page) for page in array]
+        pages[0].save(path, save_all=True, append_images=pages[1:])
+    else:
+        image = sitk.GetImageFromArray(array)
+        if spacing:
+            image.SetSpacing(spacing[::-1])
+        sitk.WriteImage(image, str(path))
+
+
+@pytest.fixture
+def own(tmp_path, rng):
+    """own(".png", (20, 24)): two images, the first with labels 0, 1, 2 in `labels/`."""
+
+    def make(kind, shape, label_kind=None, spacing=None, labels="labels", ending="", dtype=np.uint8):
+        root = tmp_path / "mine"
+        for case in ("a", "b"):
+            save(root / "images" / f"{case}{kind}", rng.integers(1, 200, shape).astype(dtype), spacing)
+        label = rng.integers(0, 3, shape[:2] if shape[-1] == 3 else shape).astype(np.uint8)
+        save(root / labels / f"a{ending}{label_kind or kind}", label, spacing)
+        return root, label
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "modality", "intensity", "channels"),
+    [
+        (".png", (20, 25), "gray", "minmax", 1),
+        (".png", (20, 25, 3), "rgb", "uint8", 3),
+        (".tif", (20, 25), "gray", "minmax", 1),
+        (".tif", (4, 20, 25), "mr", "zscore", 1),
+        (".nii.gz", (4, 20, 25), "mr", "zscore", 1),
+        (".nrrd", (4, 20, 25), "mr", "zscore", 1),
+        (".mha", (4, 20, 25), "mr", "zscore", 1),
+        (".mha", (20, 25), "gray", "minmax", 1),
+        (".h5", (4, 20, 25), "mr", "zscore", 1),
+        (".h5", (20, 25), "gray", "minmax", 1),
+    ],
+)
+def test_every_format(own, prepared, kind, shape, modality, intensity, channels):
+    root, label = own(kind, shape)
+    store = prepared("mine", root)
+    spec = store.spec
+    assert (spec.modality, spec.intensity, spec.channels, spec.dims) == (modality, intensity, channels, label.ndim)
+    assert spec.classes == ("background", "class 1", "class 2")
+    assert [case.labeled for case in store.index.cases] == [True, False]
+    np.testing.assert_array_equal(store.label("a"), label)
+    image = store.image("a")
+    assert image.shape == (channels, *label.shape)
+    if intensity == "zscore":
+        assert abs(float(image.mean())) < 1e-5
+        assert float(image.std()) == pytest.approx(1, abs=1e-5)
+    if intensity == "minmax":
+        assert (image.min(), image.max()) == (0, 1)
+    assert store.cases["a"].spacing_mm == ((1.0,) * label.ndim if kind in (".nii.gz", ".nrrd", ".mha") else None)
+
+
+def test_sixteen_bit_tiff_and_jpg_photos(tmp_path, rng, prepared):
+    values = rng.integers(0, 60_000, (9, 8)).astype(np.uint16)
+    save(tmp_path / "a/images/x.tif", values)
+    save(tmp_path / "a/labels/x.png", (values > 30_000).astype(np.uint8))
+    expected = (values.astype(float) - values.min()) / (values.max() - values.min())
+    np.testing.assert_allclose(prepared("a", tmp_path / "a").image("x")[0], expected, atol=1e-6)
+    save(tmp_path / "b/images/x.jpg", rng.integers(0, 255, (16, 16, 3), dtype=np.uint8))
+    save(tmp_path / "b/labels/x.png", np.eye(16, dtype=np.uint8))
+    assert prepared("b", tmp_path / "b").image("x").shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("ending", ["_mask", "_gt", "_segmentation", "_seg"])
+def test_pairs_by_stem(own, prepared, ending):
+    root, _ = own(".png", (9, 8), labels="masks", ending=ending)
+    assert [case.labeled for case in prepared("mine", root).index.cases] == [True, False]
+
+
+def test_nnunet_names(tmp_path, rng, prepared):
+    root = tmp_path / "Dataset001"
+    save(root / "imagesTr/heart_1_0000.nii.gz", rng.normal(size=(3, 8, 8)))
+    save(root / "labelsTr/heart_1.nii.gz", rng.integers(0, 2, (3, 8, 8)).astype(np.uint8))
+    assert prepared("heart", root).cases["heart_1"].labeled
+    save(root / "imagesTr/heart_1_0001.nii.gz", rng.normal(size=(3, 8, 8)))
+    with pytest.raises(CrkdError, match="several channels per case"):
+        prepared("heart", root)
+
+
+def test_h5_with_its_own_label(tmp_path, rng, prepared):
+    (tmp_path / "mine/images").mkdir(parents=True)
+    for case, names in (("a", ("image", "label")), ("b", ("image",))):
+        with h5py.File(tmp_path / f"mine/images/{case}.h5", "w") as file:
+            for name in names:
+                file[name] = rng.integers(0, 2, (3, 8, 8)).astype(np.uint8)
+    assert [case.labeled for case in prepared("mine", tmp_path / "mine").index.cases] == [True, False]
+
+
+def test_spacing(own, prepared, tmp_path):
+    root, _ = own(".tif", (4, 20, 25))
+    assert prepared("mine", root, spacing="5, 0.5, 0.5").cases["a"].spacing_mm == (5.0, 0.5, 0.5)
+    assert prepared("mine", root, spacing="2").cases["a"].spacing_mm == (2.0, 2.0, 2.0)
+    with pytest.raises(UsageError, match="--spacing has 2 numbers, but mine is 3D: give 1 or 3"):
+        prepared("mine", root, spacing="1,1")
+    for wrong in ("0,1,1", "a", "1,2,3,4", "nan"):
+        with pytest.raises(UsageError, match="expected mm above 0"):
+            source_of("mine", root, tmp_path, wrong, False)
+
+
+def test_spacing_in_the_file_wins(own, prepared):
+    root, _ = own(".nrrd", (4, 20, 25), spacing=(6.0, 0.8, 0.7))
+    assert prepared("mine", root, spacing="1").cases["a"].spacing_mm == pytest.approx((6.0, 0.8, 0.7))
+
+
+def labels(root, rng, *arrays):
+    for number, array in enumerate(arrays):
+        save(root / f"images/{number}.png", rng.integers(0, 200, array.shape, dtype=np.uint8))
+        save(root / f"labels/{number}.png", array.astype(np.uint8))
+
+
+def test_gaps_are_closed_over_the_whole_data_set(tmp_path, rng, prepared):
+    labels(tmp_path / "m", rng, np.array([[0, 2], [2, 0]]), np.array([[5, 5], [0, 255]]))
+    store = prepared("m", tmp_path / "m")
+    assert store.spec.classes == ("background", "class 1", "class 2", "class 3")
+    assert store.label("0").tolist() == [[0, 1], [1, 0]]
+    assert store.label("1").tolist() == [[2, 2], [0, 3]]
+    assert store.cases["0"].mapping == {"2": 1}
+    assert store.cases["1"].mapping == {"5": 2, "255": 3}
+    assert any("label values mapped in 2 of 2 labels" in note for note in store.index.notes)
+
+
+def test_0_and_255_and_jpeg_noise_are_two_classes(tmp_path, rng, prepared):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:48, 16:48] = 255
+    labels(tmp_path / "m", rng, mask)
+    assert prepared("m", tmp_path / "m").spec.classes == ("background", "class 1")
+    Image.fromarray(mask).save(tmp_path / "m/labels/0.jpg", quality=85)
+    (tmp_path / "m/labels/0.png").unlink()
+    np.testing.assert_array_equal(prepared("m", tmp_path / "m").label("0"), mask // 255)
+
+
+def test_a_label_map_without_zero_keeps_a_background(tmp_path, rng, prepared):
+    labels(tmp_path / "m", rng, np.array([[1, 2], [2, 1]]))
+    store = prepared("m", tmp_path / "m")
+    assert store.spec.classes == ("background", "class 1", "class 2")
+    assert store.cases["0"].mapping == {}
+
+
+def test_what_cannot_be_classes(tmp_path, rng, prepared):
+    labels(tmp_path / "m", rng, np.arange(100).reshape(10, 10))
+    with pytest.raises(CrkdError, match="100 different values .*too many to be classes"):
+        prepared("m", tmp_path / "m")
+    labels(tmp_path / "n", rng, np.zeros((4, 4)))
+    with pytest.raises(CrkdError, match="no label holds more than background"):
+        prepared("n", tmp_path / "n")
+
+
+def test_folders_that_are_none(tmp_path, prepared):
+    with pytest.raises(CrkdError, match="no images/ in"):
+        prepared("m", tmp_path)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(CrkdError, match="images holds no image; the formats are .png"):
+        prepared("m", tmp_path)
+
+
+def test_what_is_left_out_is_said(own, prepared):
+    root, _ = own(".png", (9, 8))
+    save(root / "labels/lonely.png", np.zeros((9, 8), np.uint8))
+    (root / "images/film.avi").write_bytes(b"x")
+    (root / "images/.DS_Store").write_bytes(b"x")
+    notes = " ".join(prepared("mine", root).index.notes)
+    assert "1 label files without an image are left out (lonely)" in notes
+    assert "1 files in images are of no known image format" in notes
