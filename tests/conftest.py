@@ -106,3 +106,41 @@ def _disc(
         id=case, group=group, shape=shape, spacing_mm=(1.0,) * len(shape), labeled=labeled, source=f"{case}.png",
         sha256="0" * 64, intensity={"min": 0.0, "max": 1.0, "mean": 0.4, "std": 0.2},
     )  # fmt: skip
+
+
+CheckpointMaker = Callable[..., Path]
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path: Path) -> CheckpointMaker:
+    """make_checkpoint(spec, frame, test=("p1",), path="runs/x/last.pth"): a checkpoint of a small random network.
+
+    Its answer is no good, but it is an answer: about half of every image is class 1.
+    """
+    import torch
+
+    from crkd_cli.config import Config, Data, Frame, Model, Train
+    from crkd_cli.data.splits import Split
+    from crkd_cli.engine.assemble import build_method
+    from crkd_cli.engine.checkpoint import Checkpoint, save
+
+    def make(
+        spec: Spec, frame: Frame, path: str = "runs/toy/last.pth", labeled: tuple[str, ...] = ("x",),
+        val: tuple[str, ...] = (), test: tuple[str, ...] = (), best: dict[str, object] | None = None,
+    ) -> Path:  # fmt: skip
+        config = Config(
+            data=Data(name=spec.name, frame=frame, labeled=1, unlabeled=1), model=Model(name="unet", widths=(4,) * 5),
+            train=Train(steps=10, precision="fp32", seed=5), method="supervised",
+        )  # fmt: skip
+        method = build_method(config, spec).eval()
+        with torch.no_grad():
+            x = torch.rand(4, spec.channels, *frame.size)
+            *_, convolution = (layer for layer in method.predictor.modules() if hasattr(layer, "bias"))
+            logits = method.predictor(x)
+            convolution.bias -= logits.transpose(0, 1).flatten(1).median(1).values
+        split = Split(dataset=spec.name, name="made-up", train=labeled, labeled=labeled, val=val, test=test)
+        file = tmp_path / path
+        save(Checkpoint(10, config, spec, split, method.state_dict(), None, best), file)
+        return file
+
+    return make

@@ -28,38 +28,43 @@ def draw(
     steps = tuple(spacing or (1.0,) * labels.ndim)
     if spec.z_last and labels.ndim == 3:
         image, labels, steps = image.transpose(0, 3, 2, 1), labels.transpose(2, 1, 0), steps[::-1]
-    gray = _window(image)
     volume = labels.ndim == 3
-    planes = [_cut(gray, labels, steps, axis) for axis in range(3)] if volume else [(gray, labels, steps, "")]
+    planes = [_cut(image, labels, steps, axis) for axis in range(3)] if volume else [(image, labels, steps, "")]
+    window = _window(image)
     # One scale for all planes: pixels per mm.
     scale = _SIDE / max(side * step for _, cut, sizes, _ in planes for side, step in zip(cut.shape, sizes, strict=True))
-    panels = [(_plane(plane, cut, sizes, scale), name) for plane, cut, sizes, name in planes]
+    panels = [(_plane(_bytes(plane, *window), cut, sizes, scale), name) for plane, cut, sizes, name in planes]
     found = set(np.unique(labels).tolist())
     legend = [(name if k in found else f"{name}: none", _colour(k)) for k, name in enumerate(spec.classes) if k]
     note = "" if spacing or not volume else " (spacing unknown, taken as equal)"
     return _page(panels, legend, title + note)
 
 
-def _window(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """[C, *S] → [*S, 3] bytes: 8-bit colour as it is, else the 0.5th to 99.5th percentile as black to white."""
+def _window(image: NDArray[Any]) -> tuple[float, float]:
+    """The values shown black and white: the 0.5th and 99.5th percentile; 8-bit colour is shown as it is."""
     if image.shape[0] == 3 and image.dtype == np.uint8:
-        return np.moveaxis(image, 0, -1)
-    values = image[0].astype(np.float32)
-    low, high = np.percentile(values, (0.5, 99.5))
-    gray = (np.clip((values - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
-    return np.repeat(gray[..., None], 3, axis=-1)
+        return 0.0, 255.0
+    thin = tuple(slice(None, None, max(1, side // 128)) for side in image.shape[1:])    # enough for a percentile
+    low, high = np.percentile(image[(slice(None), *thin)].astype(np.float32), (0.5, 99.5))
+    return float(low), max(float(high), float(low) + 1e-6)
+
+
+def _bytes(plane: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """[C, H, W] → [H, W, 3], `low` black and `high` white."""
+    scaled = np.clip((plane.astype(np.float32) - low) / (high - low), 0, 1) * 255
+    return np.moveaxis(np.broadcast_to(scaled.round().astype(np.uint8), (3, *plane.shape[1:])), 0, -1)
 
 
 def _cut(
-    gray: NDArray[np.uint8], labels: NDArray[np.uint8], steps: tuple[float, ...], axis: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[float, ...], str]:
-    """The plane across `axis` of a [z, y, x] volume, z upwards, with its two spacings and its name."""
+    image: NDArray[Any], labels: NDArray[np.uint8], steps: tuple[float, ...], axis: int
+) -> tuple[NDArray[Any], NDArray[np.uint8], tuple[float, ...], str]:
+    """The plane across `axis` of a [C, z, y, x] volume, z upwards, with its two spacings and its name."""
     filled = np.flatnonzero(labels.any(tuple(other for other in range(3) if other != axis)))
     at = int(filled[0] + filled[-1]) // 2 if len(filled) else labels.shape[axis] // 2
-    here = (slice(None),) * axis + (at,)
-    plane, cut = gray[here], labels[here]
+    here = (..., at, *(slice(None),) * (2 - axis))
+    plane, cut = image[here], labels[here]
     if axis > 0:
-        plane, cut = plane[::-1], cut[::-1]
+        plane, cut = plane[:, ::-1], cut[::-1]
     name = f"{'zyx'[axis]} = {at + 1} of {labels.shape[axis]}"
     return plane, cut, (*steps[:axis], *steps[axis + 1 :]), name
 

@@ -1,0 +1,128 @@
+"""`crkd evaluate` as a person runs it."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from crkd_cli.config import Frame
+
+FRAME = Frame(resize=(32, 32))
+
+
+@pytest.fixture
+def ready(make_store, make_checkpoint, tmp_path):
+    """(checkpoint, data root) of a store with three test cases."""
+    store = make_store(groups=6)
+    return make_checkpoint(store.spec, FRAME, val=("p04",), test=("p00", "p01", "p02")), tmp_path / "data"
+
+
+def test_table_and_files(cli, ready):
+    file, root = ready
+    result = cli("evaluate", file, "--data-root", root)
+    assert result.exit_code == 0, result.stderr
+    assert "strict protocol" in result.stdout
+    assert "Dice %" in result.stdout
+    assert "HD95 mm" in result.stdout
+    assert "mean" in result.stdout
+    assert (file.parent / "evaluation-strict-test" / "cases.csv").is_file()
+
+
+def test_json_is_the_summary(cli, ready, tmp_path):
+    file, root = ready
+    result = cli("evaluate", file, "--data-root", root, "--json", "--out", tmp_path / "here", "--part", "val")
+    assert result.exit_code == 0, result.stderr
+    tree = json.loads(result.stdout)
+    assert tree == json.loads((tmp_path / "here" / "summary.json").read_text())
+    assert tree["part"] == "val"
+    assert set(tree["mean"]["dice"]) == {"mean", "sd", "low", "high", "n", "undefined"}
+
+
+def test_quiet_prints_nothing(cli, ready):
+    file, root = ready
+    result = cli("evaluate", file, "--data-root", root, "--quiet")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_piped_output_is_plain(ready):
+    file, root = ready
+    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
+    command = [sys.executable, "-m", "crkd_cli", "evaluate", str(file), "--data-root", str(root)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert "\x1b" not in result.stdout + result.stderr
+    assert "…" not in result.stdout    # nothing cut off
+    assert "evaluating 3/3 cases" in result.stderr
+
+
+def test_published_rows_stand_beside(cli, make_store, make_checkpoint, tmp_path):
+    store = make_store("la", dims=3, groups=5)
+    file = make_checkpoint(
+        store.spec, Frame(patch=(16, 16, 16)), labeled=("p00", "p01", "p02", "p03"), test=("p04",)
+    )  # fmt: skip
+    result = cli("evaluate", file, "--data-root", tmp_path / "data")
+    assert result.exit_code == 0, result.stderr
+    line = next(line for line in result.stdout.splitlines() if "CRKD (paper protocol, CRKD README)" in line)
+    assert "87.21" in line
+    assert "9.02 px" in line
+
+
+def test_bad_checkpoints(cli, ready, tmp_path):
+    file, root = ready
+    marker = tmp_path / "code was run"
+
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(marker),)
+
+    torch.save({"format": "crkd checkpoint 1", "weights": Bomb()}, tmp_path / "bomb.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Bomb()))
+    (tmp_path / "cut.pth").write_bytes(file.read_bytes()[:3000])
+    (tmp_path / "empty.pth").touch()
+    torch.save({"state_dict": {"weight": torch.zeros(3)}}, tmp_path / "foreign.pth")
+    for name in ("bomb", "plain", "cut", "empty", "foreign", "missing"):
+        for command in (["evaluate"], ["predict", root, "--checkpoint"]):
+            (root / "x.png").touch()
+            result = cli(*command, tmp_path / f"{name}.pth", *(["--data-root", root] if len(command) == 1 else []))
+            assert result.exit_code == 1, (name, result.output)
+            *_, last = result.stderr.strip().splitlines()
+            assert last.startswith("error: ")
+            assert f"{name}.pth" in last
+            assert "give a best.pth or last.pth" in last
+    assert not marker.exists()
+
+
+def test_store_is_missing_or_of_another_recipe(cli, ready, tmp_path):
+    file, root = ready
+    result = cli("evaluate", file, "--data-root", tmp_path / "nowhere")
+    assert result.exit_code == 2
+    assert "run: crkd prepare-data toy" in result.stderr
+    index = root / "prepared" / "toy" / "index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "recipe": 999}))
+    result = cli("evaluate", file, "--data-root", root)
+    assert result.exit_code == 1
+    assert "recipe 999" in result.stderr
+    assert not (file.parent / "evaluation-strict-test").exists()
+
+
+def test_output_that_cannot_be_written(cli, ready, tmp_path):
+    file, root = ready
+    (tmp_path / "a file").touch()
+    result = cli("evaluate", file, "--data-root", root, "--out", tmp_path / "a file" / "here")
+    assert result.exit_code == 1
+    assert "cannot write to" in result.stderr
+    assert "--out" in result.stderr
+
+
+def test_wrong_usage(cli, ready):
+    file, root = ready
+    assert cli("evaluate", file, "--data-root", root, "--protocol", "fair").exit_code == 2
+    result = cli("evaluate", file, "--data-root", root, "--device", "cudaa")
+    assert result.exit_code == 2
+    assert "use auto, cpu, cuda or cuda:N" in result.stderr
+    result = cli("evaluate", file, "--data-root", root, "--protocol", "paper")
+    assert result.exit_code == 2
+    assert "no published protocol for folder data" in result.stderr

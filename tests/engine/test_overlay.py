@@ -1,0 +1,74 @@
+"""Overlays: contours where the mask ends, the right aspect, a legend, in 2D and 3D."""
+
+import numpy as np
+import pytest
+
+from crkd_cli.data.case import Spec
+from crkd_cli.engine.overlay import draw
+
+ORANGE, SKY = (230, 159, 0), (86, 180, 233)
+
+
+def spec(dims: int, z_last: bool = False) -> Spec:
+    return Spec(
+        name="x", source="folder", classes=("background", "one", "two"), channels=1, modality="mr", dims=dims,
+        intensity="zscore", z_last=z_last,
+    )  # fmt: skip
+
+
+def where(picture, colour) -> np.ndarray:
+    """Rows and columns of the pixels of `colour` on the planes: the legend's squares are below them."""
+    pixels = np.asarray(picture)[:-36]
+    return np.argwhere((pixels == colour).all(-1))
+
+
+def test_the_contour_lies_on_the_edge_of_the_mask():
+    labels = np.zeros((64, 64), np.uint8)
+    labels[16:48, 8:24] = 1
+    picture = draw(np.random.default_rng(0).random((1, 64, 64)), labels, spec(2), None, "case")
+    rows, columns = where(picture, ORANGE).T
+    top, left = 24 + 12, 12    # under the title, beside the margin; 512 / 64 = 8 pixels a voxel
+    assert abs(rows.min() - (top + 16 * 8)) <= 1
+    assert abs(rows.max() - (top + 48 * 8 - 1)) <= 1
+    assert abs(columns.min() - (left + 8 * 8)) <= 1
+    assert abs(columns.max() - (left + 24 * 8 - 1)) <= 1
+    inside = np.asarray(picture)[top + 20 * 8 : top + 44 * 8, left + 12 * 8 : left + 20 * 8]
+    assert not (inside == ORANGE).all(-1).any()    # contours, not filled shapes
+
+
+def test_three_planes_have_the_aspect_of_the_spacing():
+    """10 slices of 5 mm, 40 × 60 voxels of 1 mm: the planes are 40 × 60, 50 × 60 and 50 × 40 mm."""
+    labels = np.zeros((10, 40, 60), np.uint8)
+    labels[2:8, 10:30, 20:50] = 2
+    volume = np.random.default_rng(0).standard_normal((1, 10, 40, 60))
+    picture = draw(volume, labels, spec(3), (5.0, 1.0, 1.0), "case")
+    scale = 512 / 60
+    side = round(60 * scale)
+    assert picture.width == 12 + side + 12 + side + 12
+    tall = round(50 * scale) + 24 + 12
+    assert picture.height == 24 + 12 + 2 * tall + 24 + 12
+    assert len(where(picture, SKY)) > 0
+    assert len(where(picture, ORANGE)) == 0
+
+
+def test_z_last_shows_the_same_picture():
+    labels = np.zeros((8, 20, 30), np.uint8)
+    labels[1:5, 4:9, 3:20] = 1
+    volume = np.random.default_rng(0).standard_normal((1, 8, 20, 30))
+    one = draw(volume, labels, spec(3), (2.0, 1.0, 0.5), "case")
+    two = draw(volume.transpose(0, 3, 2, 1), labels.transpose(2, 1, 0), spec(3, z_last=True), (0.5, 1.0, 2.0), "case")
+    assert np.array_equal(np.asarray(one), np.asarray(two))
+
+
+def test_nothing_found_is_drawn_too(dims):
+    shape = (9, 30, 21)[:dims]
+    picture = draw(np.zeros((1, *shape)), np.zeros(shape, np.uint8), spec(dims), None, "a case with a long name " * 4)
+    assert len(where(picture, ORANGE)) == 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
+def test_any_number_type_is_shown_from_black_to_white(dtype):
+    image = np.linspace(0, 120, 64 * 64).reshape(1, 64, 64).astype(dtype)
+    pixels = np.asarray(draw(image, np.zeros((64, 64), np.uint8), spec(2), None, "case"))[36:548, 12:524]
+    assert pixels.min() <= 5
+    assert pixels.max() >= 250
