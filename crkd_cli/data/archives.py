@@ -1,5 +1,6 @@
 """Archives (zip, tar, tar.gz …) into a folder: nothing outside it, no links, no bombs, whole or not at all."""
 
+import gzip
 import shutil
 import stat
 import tarfile
@@ -72,20 +73,18 @@ def _extract(archive: Path, folder: Path, progress: Progress) -> None:
                     source = member.open()
                     if source is None:
                         raise CrkdError(f"{archive} is damaged at {member.name}; copy or download it again")
-                    with source, path.open("xb") as file:
+                    if path.exists():
+                        raise CrkdError(f"{archive} holds {member.name} twice: refused; unpack it yourself")
+                    with source, path.open("wb") as file:
                         shutil.copyfileobj(source, file, MB)
-                    if file_size(path) != member.size:
+                    if path.stat().st_size != member.size:
                         raise CrkdError(f"{archive} is truncated at {member.name}; copy or download it again")
                     done += member.size
                     advance(done // MB - (done - member.size) // MB)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, NotImplementedError) as error:
         raise CrkdError(f"{archive} is damaged ({error}); copy or download it again") from None
     except RuntimeError as error:    # zipfile's way of asking for a password
         raise CrkdError(f"{archive} cannot be unpacked ({error}); unpack it yourself and give the folder") from None
-
-
-def file_size(path: Path) -> int:
-    return path.stat().st_size
 
 
 @contextmanager
@@ -93,13 +92,15 @@ def _members(archive: Path, free: int) -> Iterator[list[Member]]:
     """The files of `archive`, checked. Raises CrkdError for names outside, links and bombs."""
     if not is_archive(archive):
         raise CrkdError(f"{archive} is no zip or tar archive; download it again, or give the folder with the files")
-    most = max(SMALL, MOST_RATIO * file_size(archive))
+    most = max(SMALL, MOST_RATIO * archive.stat().st_size)
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
             yield _checked(archive, _zip_members(archive, opened), most, free)
     else:
         with tarfile.open(archive) as tar:
             yield _checked(archive, _tar_members(archive, tar), most, free)
+            while tar.fileobj is not None and tar.fileobj.read(MB):    # gzip checks its sum at the end
+                pass
 
 
 def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[Member]:

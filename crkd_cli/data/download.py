@@ -67,6 +67,7 @@ def _receive(url: str, part: Path, progress: Progress, say: Callable[[str], None
     try:
         response = urlopen(request, timeout=TIMEOUT_S)
     except HTTPError as error:
+        error.close()
         if error.code == 416:    # nothing left to send: the part is complete, or not of this file
             if error.headers.get("Content-Range", "") == f"bytes */{have}":
                 return

@@ -1,19 +1,14 @@
 """Preparing a folder of raw files in one line."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from crkd_cli.cli.console import progress
 from crkd_cli.data.case import Store
 from crkd_cli.data.obtain import source_of
 from crkd_cli.data.prepare import prepare
-
-
-def silent(title: str, total: int | None, unit: str) -> nullcontext[Callable[..., None]]:
-    """Progress that nobody sees."""
-    return nullcontext(lambda amount=1, note="": None)
 
 
 @pytest.fixture
@@ -23,7 +18,7 @@ def prepared(tmp_path: Path) -> Callable[..., Store]:
     def make(name: str, raw: Path, spacing: str | None = None, published_crop: bool = False) -> Store:
         root = tmp_path / "data"
         source = source_of(name, raw, root, spacing, published_crop)
-        report = prepare(name, source, raw, root / "prepared" / name, silent)
+        report = prepare(name, source, raw, root / "prepared" / name, progress)
         assert not report.errors, report.errors
         return Store(root / "prepared" / name)
 
