@@ -3,9 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
-
-from crkd_cli.methods.base import Method
+from torch import Tensor, nn
 
 
 class GuardedSgd:
@@ -15,9 +13,9 @@ class GuardedSgd:
     counted on the device and read when the loop logs.
     """
 
-    def __init__(self, method: Method, momentum: float, weight_decay: float) -> None:
+    def __init__(self, method: nn.Module, momentum: float, weight_decay: float) -> None:
         self._parameters = [p for p in method.parameters() if p.requires_grad]
-        self._buffers = [b for b in method.buffers() if b.is_floating_point()]
+        self._buffers = list(method.buffers())
         self._before = [b.clone() for b in self._buffers]
         self._sgd = torch.optim.SGD(self._parameters, lr=0.0, momentum=momentum, weight_decay=weight_decay, fused=True)
         for parameter in self._parameters:

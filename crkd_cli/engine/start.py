@@ -90,6 +90,8 @@ def start(plan: Plan) -> Run:
         optimizer.load_state_dict(plan.resumed.training)
     data = build_data(config, plan.store, plan.split, type(method), device)
     val = plan.split.cases(plan.store, "val")
+    for leftover in plan.folder.glob(".tmp-*"):    # of a write that a kill cut short
+        leftover.unlink()
     with atomic(plan.folder / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(dump(config), sort_keys=False), encoding="utf-8")
     checkpoint = Checkpoint(

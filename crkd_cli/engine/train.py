@@ -65,9 +65,10 @@ def train(run: Run, report: Callable[[int, dict[str, float]], None]) -> dict[str
         try:
             for step, raws in zip(range(run.checkpoint.step, config.steps), loop.timed(prefetch), strict=True):
                 loop.step(step, raws)
-                loop.housekeep(step + 1, stop=signals.received is not None)
-                if signals.received is not None and step + 1 < config.steps:
-                    raise Stopped(signals.received, step + 1)
+                stop = signals.received    # read once: what comes later waits for the next step
+                loop.housekeep(step + 1, stop=stop is not None)
+                if stop is not None and step + 1 < config.steps:
+                    raise Stopped(stop, step + 1)
         finally:
             prefetch.close()
             if validator:

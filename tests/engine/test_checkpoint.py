@@ -1,0 +1,97 @@
+"""Checkpoints: what is read back, what is refused, and that a write which fails leaves the old file."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from crkd_cli.engine import checkpoint as checkpoints
+from crkd_cli.engine.assemble import load_predictor
+from crkd_cli.engine.start import Plan, start
+from crkd_cli.engine.train import train
+from crkd_cli.errors import CrkdError
+
+Planner = Callable[..., Plan]
+
+
+@pytest.fixture
+def trained(tiny: Planner) -> Path:
+    planned = tiny("train.steps=2")
+    train(start(planned), lambda step, values: None)
+    return planned.folder / "last.pth"
+
+
+def test_round_trip(trained: Path) -> None:
+    one = checkpoints.load(trained)
+    copy = trained.with_name("copy.pth")
+    checkpoints.save(one, copy)
+    two = checkpoints.load(copy)
+    assert (one.step, one.config, one.spec, one.split, one.best) == (two.step, two.config, two.spec, two.split, two.best)
+    assert all(torch.equal(one.weights[name], two.weights[name]) for name in one.weights)
+    dims = one.config.data.frame.dims
+    x = torch.rand(1, 1, *[16] * dims)
+    model = load_predictor(one, torch.device("cpu"))
+    assert model(x).shape == (1, 2, *[16] * dims)
+    assert torch.equal(model(x), load_predictor(two, torch.device("cpu"))(x))
+
+
+class Evil:
+    """A pickle that would run code."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (exec, ("import pathlib; pathlib.Path('run-by-pickle').touch()",))
+
+
+@pytest.mark.parametrize("kind", ["empty", "truncated", "text", "pickle", "torch pickle", "other tensors", "folder"])
+def test_anything_else_is_refused(trained: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "foreign.pth"
+    content = trained.read_bytes()
+    if kind == "torch pickle":
+        torch.save({"format": checkpoints.FORMAT, "step": Evil()}, file)
+    elif kind == "other tensors":
+        torch.save({"weight": torch.zeros(3)}, file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        made = {"empty": b"", "truncated": content[: len(content) // 2], "text": b"<html>", "pickle": pickle.dumps(Evil())}
+        file.write_bytes(made[kind])
+    with pytest.raises(CrkdError) as error:
+        checkpoints.load(file)
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run-by-pickle").exists()
+
+
+def test_weights_of_another_network_are_refused(trained: Path) -> None:
+    one = checkpoints.load(trained)
+    one.weights.popitem()
+    with pytest.raises(CrkdError, match="does not fit its own configuration"):
+        load_predictor(one, torch.device("cpu"))
+
+
+def test_a_write_that_fails_leaves_the_old_file(trained: Path) -> None:
+    one = checkpoints.load(trained)
+    before = trained.read_bytes()
+    one.weights["more"] = lambda: None    # type: ignore[assignment]    # cannot be pickled
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        checkpoints.save(one, trained)
+    assert trained.read_bytes() == before
+    assert sorted(trained.parent.glob(".tmp-*")) == []
+
+
+def test_newest(tmp_path: Path) -> None:
+    with pytest.raises(CrkdError, match="no checkpoint under"):
+        checkpoints.newest(tmp_path)
+    for age, name in enumerate(["a/last.pth", "b/best.pth", "b/last.pth", "c/last.pth"]):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        import os
+
+        os.utime(file, (1000 - age, 1000 - age))
+    assert checkpoints.newest(tmp_path) == tmp_path / "a/last.pth"
+    (tmp_path / "b/last.pth").touch()
+    assert checkpoints.newest(tmp_path) == tmp_path / "b/best.pth"

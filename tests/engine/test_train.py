@@ -1,0 +1,197 @@
+"""The loop: equal to one written plainly, exact after a stop, unharmed by a loss that is not finite."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from crkd_cli.engine import checkpoint as checkpoints
+from crkd_cli.engine.assemble import build_data, build_method, step_seed
+from crkd_cli.engine.optimizer import GuardedSgd
+from crkd_cli.engine.start import Plan, start
+from crkd_cli.engine.train import Stopped, train
+from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.schedules import poly
+
+Planner = Callable[..., Plan]
+
+
+def quiet(step: int, values: dict[str, float]) -> None:
+    """A report for nobody."""
+
+
+def weights(folder: Path, name: str = "last.pth") -> dict[str, Tensor]:
+    return checkpoints.load(folder / name).weights
+
+
+def assert_equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
+    assert one.keys() == two.keys()
+    different = [name for name in one if not torch.equal(one[name], two[name])]
+    assert not different, f"{len(different)} of {len(one)} tensors differ, first {different[:3]}"
+
+
+@pytest.mark.parametrize("method", ["crkd", "supervised"])
+def test_parity_with_a_plain_loop(tiny: Planner, method: str) -> None:
+    """20 steps of the engine against 20 steps written out: forward, backward, torch's own SGD, nothing else. Bit for bit."""
+    planned = tiny(f"method={method}")
+    train(start(planned), quiet)
+    config, device = planned.config, torch.device("cpu")
+    plain = build_method(config, planned.store.spec)
+    first = {name: value.clone() for name, value in plain.state_dict().items()}
+    data = build_data(config, planned.store, planned.split, type(plain), device)
+    parameters = [p for p in plain.parameters() if p.requires_grad]
+    sgd = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
+    plain.train()
+    for step in range(20):
+        batch = data.batch(data.read(step), step)
+        torch.manual_seed(step_seed(config.train.seed, step))
+        sgd.param_groups[0]["lr"] = 0.01 * (1 - step / 20) ** 0.9
+        sgd.zero_grad()
+        plain.losses(batch, step)["total"].backward()
+        sgd.step()
+        plain.after_step(step)
+    trained = weights(planned.folder)
+    assert_equal(plain.state_dict(), trained)
+    moved = [name for name, value in first.items() if not torch.equal(value, trained[name])]
+    assert len(moved) > len(first) / 2
+
+
+def test_optimizer_is_sgd_with_momentum_and_weight_decay() -> None:
+    """v ← 0.9 v + g + 0.1 w; w ← w − lr v, from v = 0."""
+    method = torch.nn.Linear(1, 1, bias=False)
+    optimizer = GuardedSgd(method, momentum=0.9, weight_decay=0.1)
+    weight, v = method.weight.item(), 0.0
+    for lr, factor in ((0.5, 1.0), (0.25, -2.0), (0.1, 3.0)):
+        loss = factor * method(torch.ones(1, 1)).sum()
+        loss.backward()
+        norm = optimizer.step(loss, lr)
+        assert norm.item() == pytest.approx(abs(factor))
+        v = 0.9 * v + factor + 0.1 * weight
+        weight -= lr * v
+        assert method.weight.item() == pytest.approx(weight, rel=1e-5)
+
+
+def test_poly_by_hand() -> None:
+    assert [poly(0, 100), poly(100, 100), poly(200, 100)] == [1.0, 0.0, 0.0]
+    assert poly(50, 100, power=2.0) == 0.25
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_stopped_by_a_signal_and_resumed_is_bit_equal(tiny: Planner, number: signal.Signals) -> None:
+    whole = tiny(out="whole")
+    train(start(whole), quiet)
+
+    def stop_once(step: int, values: dict[str, float]) -> None:
+        if step == 5:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Stopped) as stopped:
+        train(start(tiny(out="parts")), stop_once)
+    assert stopped.value.exit_code == 128 + number
+    again = tiny(out="parts")
+    assert again.resumed is not None
+    assert 5 <= again.resumed.step < 20
+    train(start(again), quiet)
+    assert_equal(weights(whole.folder), weights(again.folder))
+    assert_equal(weights(whole.folder, "best.pth"), weights(again.folder, "best.pth"))
+    assert tiny(out="parts").finished
+    steps = [json.loads(line)["step"] for line in (again.folder / "log.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_extending_a_finished_run(tiny: Planner) -> None:
+    train(start(tiny("train.steps=5")), quiet)
+    assert tiny("train.steps=5").finished
+    longer = tiny("train.steps=8")
+    assert not longer.finished
+    train(start(longer), quiet)
+    assert checkpoints.load(longer.folder / "last.pth").step == 8
+    with pytest.raises(UsageError, match=r"8 steps done, now train\.steps = 5"):
+        tiny("train.steps=5")
+
+
+def test_other_settings_in_the_same_folder_are_refused(tiny: Planner) -> None:
+    train(start(tiny("train.steps=2")), quiet)
+    with pytest.raises(UsageError, match=r"train\.lr = 0\.01, now 0\.5"):
+        tiny("train.steps=2", "train.lr=0.5")
+
+
+class Broken(torch.nn.Module):
+    """A predictor whose outputs are not a number while `broken`."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner, self.broken = inner, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x)
+        return y * float("nan") if self.broken else y
+
+
+def test_a_step_that_is_not_finite_changes_nothing(tiny: Planner) -> None:
+    run = start(tiny("method=supervised"))
+    run.method.student = Broken(run.method.student)    # type: ignore[assignment]
+    before: dict[str, Tensor] = {}
+    seen: list[float] = []
+    after_step = run.method.after_step
+
+    def watch(step: int) -> None:
+        after_step(step)
+        if run.method.student.broken:
+            assert_equal(before, run.method.state_dict())
+        before.update({name: value.clone() for name, value in run.method.state_dict().items()})
+        run.method.student.broken = step in (2, 3, 10)    # so that steps 3, 4 and 11 fail
+
+    run.method.after_step = watch    # type: ignore[method-assign]
+    metrics = train(replace(run, val=[]), lambda step, values: seen.append(values["skipped"]))
+    assert metrics["skipped"] == 3
+    assert seen == [2.0, 2.0, 3.0, 3.0]
+
+
+def test_ten_bad_steps_in_a_row_end_the_run(tiny: Planner) -> None:
+    run = start(tiny("method=supervised"))
+    run.method.student = Broken(run.method.student)    # type: ignore[assignment]
+    run.method.student.broken = True    # type: ignore[assignment]
+    with pytest.raises(CrkdError, match="not finite in 10 steps in a row"):
+        train(replace(run, val=[]), quiet)
+
+
+def test_unlabelled_labels_are_never_opened(tiny: Planner) -> None:
+    """Deleting the labels of the unlabelled cases changes nothing: the same weights."""
+    with_labels = tiny(out="with")
+    train(start(with_labels), quiet)
+    for group in with_labels.split.unlabeled:
+        (with_labels.store.root / "labels" / f"{group}.npy").unlink()
+    without = tiny(out="without")
+    train(start(without), quiet)
+    assert_equal(weights(with_labels.folder), weights(without.folder))
+
+
+def test_run_folder(tiny: Planner) -> None:
+    planned = tiny()
+    reports: list[dict[str, float]] = []
+    metrics = train(start(planned), lambda step, values: reports.append(values))
+    lines = [json.loads(line) for line in (planned.folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "total" in line] == [5, 10, 15, 20]
+    assert [line["step"] for line in lines if "val/dice" in line] == [10, 20]
+    best = max((line for line in lines if "val/dice" in line), key=lambda line: line["val/dice"])
+    saved = checkpoints.load(planned.folder / "best.pth")
+    assert saved.step == best["step"]
+    assert metrics["best"]["step"] == saved.step
+    assert saved.training is None
+    assert {"labeled", "pseudo", "pixel", "feature", "semantic", "entropy", "kept", "share_1"} <= reports[-1].keys()
+    assert (planned.folder / "config.yaml").is_file()
+    assert not list(planned.folder.glob(".tmp-*"))
+
+
+def test_training_learns(tiny: Planner) -> None:
+    planned = tiny("method=supervised", "train.steps=80", "train.eval_every=80", "train.lr=0.05")
+    metrics: dict[str, Any] = train(start(planned), quiet)
+    assert metrics["best"]["dice"] > 0.7
