@@ -1,34 +1,49 @@
-"""Whether a NIfTI file is whole. ITK reads a truncated one without a word and fills up with zeros."""
+"""What ITK keeps quiet about NIfTI files: it fills a truncated one up with zeros, and turns NaN into zero."""
 
 import gzip
 import math
 import struct
 from pathlib import Path
 
+import numpy as np
 
-def check_nifti(path: Path) -> None:
-    """Raises EOFError, OSError or ValueError unless `path` holds all the voxels that its header declares."""
+CHUNK = 1 << 20    # a multiple of every voxel's size
+
+
+def check_nifti(path: Path) -> int:
+    """The number of voxels that are NaN or infinite.
+
+    Raises EOFError, OSError or ValueError unless `path` holds all the voxels that its header declares.
+    """
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     with gzip.open(path) if packed else path.open("rb") as stream:
         head = stream.read(544)
-        needed = _declared(head)
-        size = len(head)
-        while chunk := stream.read(1 << 20):    # to the end: gzip checks its sum there
-            size += len(chunk)
-    if size < needed:
-        raise EOFError(f"{size} of {needed} bytes")
+        start, size, kind = _declared(head)
+        stream.seek(start)
+        got = bad = 0
+        while chunk := stream.read(CHUNK):    # to the end: gzip checks its sum there
+            got += len(chunk)
+            if kind is not None:
+                whole = len(chunk) // kind.itemsize
+                bad += int(np.count_nonzero(~np.isfinite(np.frombuffer(chunk, kind, whole))))
+    if got < size:
+        raise EOFError(f"{got} of {size} bytes of voxels")
+    return bad
 
 
-def _declared(head: bytes) -> int:
-    """Bytes that the header (NIfTI-1 or 2, either byte order) declares, itself included."""
+def _declared(head: bytes) -> tuple[int, int, np.dtype[np.floating] | None]:
+    """(first byte, bytes, type if floating) of the voxels, from a header of NIfTI-1 or 2 in either byte order."""
     for order in "<>":
         if len(head) >= 348 and struct.unpack_from(f"{order}i", head)[0] == 348:
             count, *dims = struct.unpack_from(f"{order}8h", head, 40)
-            bits, start = struct.unpack_from(f"{order}h", head, 72)[0], struct.unpack_from(f"{order}f", head, 108)[0]
-            return int(start) + math.prod(dims[:count]) * bits // 8
-        if len(head) >= 540 and struct.unpack_from(f"{order}i", head)[0] == 540:
-            count, *dims = struct.unpack_from(f"{order}8q", head, 16)
-            bits, start = struct.unpack_from(f"{order}h", head, 14)[0], struct.unpack_from(f"{order}q", head, 168)[0]
-            return int(start) + math.prod(dims[:count]) * bits // 8
+            kind, bits = struct.unpack_from(f"{order}2h", head, 70)
+            start = int(struct.unpack_from(f"{order}f", head, 108)[0])
+        elif len(head) >= 540 and struct.unpack_from(f"{order}i", head)[0] == 540:
+            kind, bits, count, *dims = struct.unpack_from(f"{order}2h8q", head, 12)
+            start = struct.unpack_from(f"{order}q", head, 168)[0]
+        else:
+            continue
+        floating = {16: np.dtype(f"{order}f4"), 64: np.dtype(f"{order}f8")}.get(kind)
+        return start, math.prod(dims[:count]) * bits // 8, floating
     raise ValueError("no NIfTI header")

@@ -261,8 +261,8 @@ def _header(path: Path) -> Any:
 def _read_medical(path: Path) -> tuple[NDArray[Any], Geometry]:
     """[C, *S] and the geometry as SimpleITK states it (x first)."""
     sitk = _sitk()
-    if suffix(path).startswith(".nii"):
-        check_nifti(path)
+    if suffix(path).startswith(".nii") and (bad := check_nifti(path)):
+        raise CrkdError(f"{path} holds {bad} NaN or infinite values; repair or remove it")
     image = sitk.ReadImage(str(path))
     if image.GetDimension() not in (2, 3):
         raise CrkdError(f"{path} has {image.GetDimension()} axes; give images of two or three (one frame of a film)")

@@ -122,7 +122,7 @@ def test_errors_of_the_server(server, get, tmp_path):
     assert get()[0].read_bytes() == CONTENT
     (tmp_path / "raw/set.zip").unlink()
     server.errors = [404]
-    with pytest.raises(CrkdError, match="cannot download http.*set.zip: HTTP 404 Not Found; download it by hand"):
+    with pytest.raises(CrkdError, match=r"cannot download http.*set.zip: HTTP 404 Not Found; download it by hand"):
         get()
     server.errors = [503] * 9
     with pytest.raises(CrkdError, match=r"cannot download .* \(HTTP 503\); run the same command again later: it goes on"):
@@ -139,5 +139,5 @@ def test_nobody_there(monkeypatch, get):
     monkeypatch.setenv("CRKD_MIRROR", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(download.time, "sleep", lambda _: None)
-    with pytest.raises(CrkdError, match="Connection refused.*run the same command again later"):
+    with pytest.raises(CrkdError, match=r"Connection refused.*run the same command again later"):
         get()

@@ -1,5 +1,7 @@
 """Files in and out. Geometry is compared with what SimpleITK itself wrote or reads; pictures with Pillow."""
 
+import struct
+
 import h5py
 import numpy as np
 import pytest
@@ -155,16 +157,45 @@ def test_bad_files_are_named_with_what_to_do(tmp_path, rng):
             read_image(path)
 
 
+@pytest.mark.parametrize("kind", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nan_in_nifti_is_noticed(tmp_path, rng, kind, dtype):
+    """ITK itself turns NaN into zero while it reads."""
+    array = rng.normal(size=(30, 100, 101)).astype(dtype)    # more than one chunk
+    assert np.isfinite(read_image(medical(tmp_path / f"good{kind}", array)).array).all()
+    array[29, 99, 99:] = np.nan, np.inf
+    with pytest.raises(CrkdError, match=r"holds 2 NaN or infinite values"):
+        read_image(medical(tmp_path / f"bad{kind}", array))
+
+
+def test_nifti_2_and_the_other_byte_order(tmp_path):
+    """Headers laid out by hand after the format's definition; int16 voxels 0 to 23."""
+    voxels = np.arange(24, dtype=">i2").tobytes()
+    head = struct.pack(">i", 348).ljust(40, b"\0") + struct.pack(">8h", 3, 4, 3, 2, 1, 1, 1, 1)
+    head = head.ljust(70, b"\0") + struct.pack(">2h", 4, 16)
+    head = head.ljust(76, b"\0") + struct.pack(">9f", 1, 1, 1, 1, 0, 0, 0, 0, 352).ljust(344 - 76, b"\0") + b"n+1\0"
+    (tmp_path / "big.nii").write_bytes(head.ljust(352, b"\0") + voxels)
+    assert read_image(tmp_path / "big.nii").array.ravel().tolist() == list(range(24))
+    (tmp_path / "big.nii").write_bytes(head.ljust(352, b"\0") + voxels[:-1])
+    with pytest.raises(CrkdError, match=r"47 of 48 bytes of voxels"):
+        read_image(tmp_path / "big.nii")
+    second = struct.pack("<i8s2h8q", 540, b"n+2\0\r\n\x1a\n", 4, 16, 3, 4, 3, 2, 1, 1, 1, 1)
+    second = second.ljust(168, b"\0") + struct.pack("<q", 544)
+    (tmp_path / "two.nii").write_bytes(second.ljust(544, b"\0") + voxels[:-1])
+    with pytest.raises(CrkdError, match=r"47 of 48 bytes of voxels"):
+        read_image(tmp_path / "two.nii")
+
+
 def test_what_is_no_image_or_label(tmp_path, rng):
     (tmp_path / "x.gif").write_bytes(b"GIF89a")
     with pytest.raises(CrkdError, match=r"x\.gif is of no known format; use one of \.png"):
         read_image(tmp_path / "x.gif")
     film = sitk.JoinSeries([sitk.GetImageFromArray(np.zeros((2, 3, 4), np.uint8)) for _ in range(3)])
     sitk.WriteImage(film, str(tmp_path / "film.nii.gz"))
-    with pytest.raises(CrkdError, match="film.nii.gz has 4 axes"):
+    with pytest.raises(CrkdError, match=r"film.nii.gz has 4 axes"):
         read_image(tmp_path / "film.nii.gz")
     Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(tmp_path / "colour.png")
-    with pytest.raises(CrkdError, match="colour.png is a colour picture, not a label map"):
+    with pytest.raises(CrkdError, match=r"colour.png is a colour picture, not a label map"):
         read_label(tmp_path / "colour.png")
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["volume"] = np.zeros((2, 2, 2))

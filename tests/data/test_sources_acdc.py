@@ -63,7 +63,7 @@ def test_h5_slices_are_no_volumes(tmp_path):
     (tmp_path / "slices").mkdir()
     with h5py.File(tmp_path / "slices/patient001_frame01_slice_1.h5", "w") as file:
         file["image"] = np.zeros((4, 4))
-    with pytest.raises(CrkdError, match="no ACDC data in .*: expected patientNNN folders with Info.cfg"):
+    with pytest.raises(CrkdError, match=r"no ACDC data in .*: expected patientNNN folders with Info.cfg"):
         source_of("acdc", tmp_path, tmp_path, None, False).find(tmp_path)
 
 

@@ -163,7 +163,7 @@ def test_a_label_map_without_zero_keeps_a_background(tmp_path, rng, prepared):
 
 def test_what_cannot_be_classes(tmp_path, rng, prepared):
     labels(tmp_path / "m", rng, np.arange(100).reshape(10, 10))
-    with pytest.raises(CrkdError, match="100 different values .*too many to be classes"):
+    with pytest.raises(CrkdError, match=r"100 different values .*too many to be classes"):
         prepared("m", tmp_path / "m")
     labels(tmp_path / "n", rng, np.zeros((4, 4)))
     with pytest.raises(CrkdError, match="no label holds more than background"):
@@ -174,8 +174,15 @@ def test_folders_that_are_none(tmp_path, prepared):
     with pytest.raises(CrkdError, match="no images/ in"):
         prepared("m", tmp_path)
     (tmp_path / "images").mkdir()
-    with pytest.raises(CrkdError, match="images holds no image; the formats are .png"):
+    with pytest.raises(CrkdError, match=r"images holds no image; the formats are .png"):
         prepared("m", tmp_path)
+
+
+def test_two_labels_of_one_image(own, prepared):
+    root, label = own(".png", (9, 8))
+    save(root / "labels/a_mask.png", label)
+    with pytest.raises(CrkdError, match=r"two labels for one image: a\.png and a_mask\.png; keep one"):
+        prepared("mine", root)
 
 
 def test_what_is_left_out_is_said(own, prepared):

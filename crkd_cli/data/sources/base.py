@@ -198,7 +198,9 @@ def pairs(images: Path, labels: Path | None, endings: tuple[str, ...], notes: li
     for path in images_in(labels) if labels else []:
         name = files.stem(path)
         ending = next((ending for ending in endings if name.endswith(ending)), "")
-        by_stem[name.removesuffix(ending)] = path
+        other = by_stem.setdefault(name.removesuffix(ending), path)
+        if other != path:
+            raise CrkdError(f"{labels} has two labels for one image: {other.name} and {path.name}; keep one")
     others = sum(path.is_file() and not files.suffix(path) and path.suffix != ".txt" for path in images.glob("[!.]*"))
     if others:
         notes.append(f"{others} files in {images.name} are of no known image format and are left out")

@@ -5,6 +5,7 @@ Case ids are the challenge's own. Volumes are stored [1, x, y, z], with zero mea
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,8 @@ class La(Source):
         return super().normalise(array, path, spec)
 
     def open_image(self, path: Path, spec: Spec) -> Volume:
-        if suffix(path) == ".h5" and self.spacing_mm is None:
-            self.spacing_mm = H5_SPACING_MM
-        return super().open_image(path, spec)
+        volume = super().open_image(path, spec)
+        return volume if volume.spacing_mm is not None else replace(volume, spacing_mm=H5_SPACING_MM)
 
     def crop(self, case: str, label: NDArray[np.uint8] | None) -> tuple[slice, ...]:
         """In plane: the label's box, a margin of 10 to 19 voxels, and half of what the box lacks to 112 voxels.
