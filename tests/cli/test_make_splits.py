@@ -1,0 +1,88 @@
+"""crkd make-splits, as a user runs it."""
+
+import json
+
+import pytest
+
+from crkd_cli.data.splits import official, read
+
+ACDC = {f"patient{number:03d}": 2 for number in range(1, 101)}
+
+
+@pytest.fixture
+def run(cli, tmp_path):
+    return lambda *args: cli("make-splits", *args, "--data-root", tmp_path / "data")
+
+
+def test_official_split_is_shown_and_kept(run, make_store):
+    store = make_store("acdc", groups=ACDC)
+    result = run("acdc", "--labeled", "3")
+    assert result.exit_code == 0
+    for words in (["labeled", "3", "6"], ["unlabeled", "67", "134"], ["val", "10", "20"], ["test", "20", "40"]):
+        assert any(all(word in line.split() for word in words) for line in result.stdout.splitlines()), words
+    facts = official("acdc")
+    assert facts is not None
+    assert read(store.root / "splits" / "3.yaml") == facts.split("acdc", "3")
+    assert "next: crkd train --dataset acdc --labeled 3" in result.stderr
+    assert "\x1b" not in result.stdout
+
+
+def test_json_is_all_that_is_on_stdout(run, make_store):
+    store = make_store("toy", groups=10, unlabeled={"p00"})
+    result = run("toy", "--labeled", "2", "--val", "1", "--test", "2", "--json")
+    tree = json.loads(result.stdout)
+    assert [len(tree[part]) for part in ("labeled", "unlabeled", "val", "test", "missing")] == [2, 5, 1, 2, 0]
+    assert tree["file"] == str(store.root / "splits" / "2.yaml")
+    assert read(store.root / "splits" / "2.yaml").labeled == tuple(tree["labeled"])
+
+
+def test_own_data_say_what_was_chosen(run, make_store):
+    make_store("toy", groups=10)
+    result = run("toy")
+    assert result.exit_code == 0
+    assert "10 labelled cases: test 2 (--test 20%), val 1 (--val 10%)" in result.stderr
+
+
+def test_out_writes_elsewhere(run, make_store, tmp_path):
+    store = make_store("toy")
+    result = run("toy", "--labeled", "1", "--out", tmp_path / "mine.yaml", "--quiet")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert read(tmp_path / "mine.yaml").dataset == "toy"
+    assert not (store.root / "splits").exists()
+
+
+def test_present_only_lists_what_is_missing(run, make_store):
+    make_store("acdc", groups={"patient099": 2, "patient003": 2})
+    refused = run("acdc", "--labeled", "3")
+    assert refused.exit_code == 1
+    assert "add --present-only" in refused.stderr
+    result = run("acdc", "--labeled", "3", "--present-only")
+    assert result.exit_code == 0
+    assert "98 official cases are not in the store: patient004, patient005" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["toy", "--labeled", "99"], 2, "asks for 99 labelled cases, but toy has"),
+        (["toy", "--labeled", "few"], 2, "--labeled 'few': expected a number"),
+        (["toy", "--val", "half"], 2, "--val 'half': expected a number"),
+        (["toi", "--labeled", "1"], 2, "did you mean 'toy'"),
+        (["toy", "--labeled", "1", "--out", "/dev/null/x.yaml"], 1, "cannot write /dev/null/x.yaml"),
+    ],
+)
+def test_mistakes_are_one_line(run, make_store, args, code, message):
+    make_store("toy")
+    result = run(*args)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_store_of_another_recipe_is_refused(run, make_store):
+    file = make_store("toy").root / "index.json"
+    file.write_text(file.read_text().replace('"recipe": 1', '"recipe": 0'))
+    result = run("toy", "--labeled", "1")
+    assert result.exit_code == 1
+    assert "was made by recipe 0, this version needs recipe 1; run: crkd prepare-data toy" in result.stderr
