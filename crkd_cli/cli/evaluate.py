@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from crkd_cli.engine.evaluate import Report
-    from crkd_cli.engine.published import Row
     from crkd_cli.metrics.summary import Summary
 
 
@@ -61,12 +60,15 @@ def evaluate(
 
         from rich.console import Console
 
-        Console(width=None if sys.stdout.isatty() else 140).print(_table(report))
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        console.print(_table(report))
+        if report.published:
+            console.print(_published(report))
     say(f"written: {report.folder / 'cases.csv'} and {report.folder / 'summary.json'}")
 
 
 def _table(report: "Report") -> "Table":
-    """Our scores per class and their mean, and what was published for the same setting."""
+    """Our scores per class and the mean of the classes."""
     from rich.table import Table
 
     facts = report.facts
@@ -84,10 +86,23 @@ def _table(report: "Report") -> "Table":
         table.add_row(name, *map(_cell, report.metrics, summaries))
     table.add_section()
     table.add_row("mean", *map(_cell, report.metrics, report.mean))
-    if report.published:
-        table.add_section()
+    return table
+
+
+def _published(report: "Report") -> "Table":
+    """What was published for the same data set and label count."""
+    from rich.table import Table
+
+    title = f"published for {report.facts['dataset']} with {report.facts['labeled']} labelled"
+    caption = "paper: by --protocol paper, best checkpoint on these cases; authors: each in their own way"
+    table = Table(
+        "method", "protocol", "source", title=title, caption=caption, title_justify="left", caption_justify="left"
+    )
+    for heading in ("Dice %", "Jaccard %", "HD95 px", "ASD px"):
+        table.add_column(heading, justify="right")
     for row in report.published:
-        table.add_row(f"{row.method} ({row.protocol} protocol, {row.source})", *_published(report.metrics, row))
+        scores = ("" if score is None else f"{score:.2f}" for score in (row.dice, row.jaccard, row.hd95, row.asd))
+        table.add_row(row.method, row.protocol, row.source, *scores)
     return table
 
 
@@ -105,14 +120,3 @@ def _cell(metric: str, summary: "Summary") -> str:
     scale, digits = (100, 1) if metric.startswith(("dice", "jaccard", "nsd")) else (1, 2)
     mean, low, high = (f"{scale * value:.{digits}f}" for value in (summary.mean, summary.low, summary.high))
     return f"{mean} [{low}, {high}]" if summary.n > 1 else mean
-
-
-def _published(metrics: tuple[str, ...], row: "Row") -> list[str]:
-    """The row's cells under our columns; its distances are in voxels."""
-    found = {"dice": row.dice, "jaccard": row.jaccard, "hd95": row.hd95, "asd": row.asd}
-    cells = []
-    for metric in metrics:
-        name, _, unit = metric.partition("_")
-        value = found.get(name)
-        cells.append("" if value is None else f"{value:.2f}{' px' if unit == 'mm' else ''}")
-    return cells

@@ -70,6 +70,7 @@ def predict(
     say(f"device: {describe(where, precision)}; masks: {out}")
     model = load_predictor(loaded, where)
     job = _Job(Inferer(model, loaded.config.data.frame, loaded.spec, where, precision, notice=say), loaded.spec, out, wanted)
+    job.check(images)
     outcome = Outcome(out)
     with progress("predicting", len(images), "images") as advance:
         for image in images:
@@ -100,6 +101,14 @@ class _Job:
             *([self._out / "probabilities" / f"{name}.npy"] if self._wanted.probabilities else []),
             self._out / files.label_name(image),
         ]
+
+    def check(self, images: Sequence[Path]) -> None:
+        """Raises CrkdError if two images would write one file: a.png and a.jpg, say."""
+        owners: dict[Path, Path] = {}
+        for image in images:
+            for target in self.targets(image):
+                if (other := owners.setdefault(target, image)) != image:
+                    raise CrkdError(f"{other} and {image.name} would both write {target}; rename one of them")
 
     def run(self, image: Path) -> None:
         volume = self._source.read_image(image, self._spec)
@@ -137,7 +146,7 @@ def largest_components(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _images(source: Path) -> list[Path]:
-    """The images to predict. Raises CrkdError if there is none, or two whose results would have one name."""
+    """The images to predict. Raises CrkdError if there is none."""
     if not source.exists():
         raise CrkdError(f"{source} does not exist; give an image or a folder of images")
     if not source.is_dir():
@@ -145,13 +154,4 @@ def _images(source: Path) -> list[Path]:
     images = images_in(source)
     if not images:
         raise CrkdError(f"{source} holds no image; formats: {', '.join(files.SUFFIXES)} (subfolders are not searched)")
-    _distinct(images)
     return images
-
-
-def _distinct(images: Sequence[Path]) -> None:
-    names: dict[str, Path] = {}
-    for image in images:
-        other = names.setdefault(files.stem(image), image)
-        if other != image:
-            raise CrkdError(f"{other} and {image.name} differ in their suffix only, so do their results; rename one")

@@ -65,9 +65,11 @@ def test_published_rows_stand_beside(cli, make_store, make_checkpoint, tmp_path)
     )  # fmt: skip
     result = cli("evaluate", file, "--data-root", tmp_path / "data")
     assert result.exit_code == 0, result.stderr
-    line = next(line for line in result.stdout.splitlines() if "CRKD (paper protocol, CRKD README)" in line)
-    assert "87.21" in line
-    assert "9.02 px" in line
+    line = next(line for line in result.stdout.splitlines() if "CRKD README" in line and "87.21" in line)
+    assert [cell.strip() for cell in line.strip("│ ").split("│")] == [
+        "CRKD", "paper", "CRKD README", "87.21", "77.50", "9.02", "2.04",
+    ]  # fmt: skip
+    assert "published for la with 4 labelled" in result.stdout
 
 
 def test_bad_checkpoints(cli, ready, tmp_path):

@@ -186,11 +186,13 @@ def test_bad_files_do_not_stop_the_others(scans, make_checkpoint, rng):
     assert [file.name for file in outcome.folder.iterdir()] == ["good.png"]
 
 
-def test_same_stem_is_refused(scans, make_checkpoint, rng):
+def test_two_results_of_one_name_are_refused(scans, make_checkpoint, rng):
     gray8(scans / "a.png", rng)
-    gray8(scans / "a.jpg", rng)
-    with pytest.raises(CrkdError, match="differ in their suffix only"):
-        run(scans, make_checkpoint(flat(), Frame(resize=(32, 32))))
+    gray8(scans / "a.tif", rng)
+    checkpoint = make_checkpoint(flat(), Frame(resize=(32, 32)))
+    assert run(scans, checkpoint).written == 2    # the masks differ in their suffix, the overlays would not
+    with pytest.raises(CrkdError, match=r"a.png and a.tif would both write .*overlays/a.png"):
+        run(scans, checkpoint, wanted=Wanted(overlays=True))
 
 
 def test_images_are_never_replaced(scans, make_checkpoint, rng):
