@@ -185,3 +185,37 @@ def test_bf16_stays_near_fp32():
     )
     assert two.dtype == np.float32
     np.testing.assert_allclose(one, two, atol=0.02)
+
+
+class Crowded(Identity):
+    """A GPU with room for windows, but not for a whole case."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.cuda.memory_allocated() > self.room:
+            raise torch.OutOfMemoryError
+        return super().forward(x)
+
+
+@pytest.mark.gpu
+def test_sums_move_to_the_host_when_the_gpu_is_full():
+    x = image((64, 64, 64))    # 1 MiB, and 2 MiB of sums
+    told = []
+    model = Crowded(torch.cuda.memory_allocated() + 2**20)
+    frame = Frame(patch=(16, 16, 16))
+    infer = Inferer(model, frame, spec(3), torch.device("cuda"), window_batch=4, notice=told.append)
+    np.testing.assert_allclose(infer.probabilities(x)[1], x[0], atol=1e-6)
+    assert len(told) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("frame", [Frame(patch=(16, 16)), Frame(resize=(16, 32))], ids=["patch", "resize"])
+def test_gpu_and_cpu_agree(frame):
+    x, model = image((5, 21, 30)), net(2)
+    host = Inferer(model, frame, spec(3, 3), CPU).probabilities(x)
+    device = torch.device("cuda")
+    there = Inferer(model.to(device), frame, spec(3, 3), device).probabilities(x)
+    np.testing.assert_allclose(host, there, atol=1e-2)    # TF32
