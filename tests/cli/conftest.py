@@ -1,0 +1,31 @@
+"""Running prepare-data, and a small data set of one's own for it."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def prepare_data(cli, tmp_path):
+    """prepare_data("mine", "--source", folder) → (exit code, stderr)."""
+
+    def call(*args):
+        result = cli("prepare-data", *args, "--data-root", tmp_path / "data")
+        assert result.stdout == ""
+        assert "\x1b" not in result.stderr
+        assert "Traceback" not in result.stderr
+        return result.exit_code, result.stderr
+
+    return call
+
+
+@pytest.fixture
+def own(tmp_path, rng):
+    """Four gray pictures with labels 0 and 1."""
+    root = tmp_path / "mine"
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    for case in "abcd":
+        Image.fromarray(rng.integers(0, 200, (20, 30), dtype=np.uint8)).save(root / "images" / f"{case}.png")
+        Image.fromarray(rng.integers(0, 2, (20, 30), dtype=np.uint8)).save(root / "labels" / f"{case}.png")
+    return root
