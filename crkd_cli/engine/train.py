@@ -83,8 +83,7 @@ class _Loop:
     ) -> None:
         self.run, self.journal, self.validator, self.report = run, journal, validator, report
         self.config = run.checkpoint.config.train
-        self.sums: Tensor | None = None      # of the logged values since the last log line, on the device
-        self.names: list[str] = []
+        self.seen: dict[str, list[Tensor]] = {}    # scalars of the steps since the last log line, on the device
         self.counted = 0
         self.begin = self.saved = self.logged = time.monotonic()
         self.waited = self.waited_total = 0.0
@@ -113,9 +112,8 @@ class _Loop:
         torch.autograd.backward(losses["total"])
         norm = run.optimizer.step(losses["total"], self.config.lr * poly(step, self.config.steps, self.config.power))
         run.method.after_step(step)
-        values = torch.stack([v.detach().float() for v in (*losses.values(), norm)])
-        self.names = [*losses, "grad_norm"]
-        self.sums = values if self.sums is None else self.sums + values
+        for name, value in {**losses, "grad_norm": norm}.items():
+            self.seen.setdefault(name, []).append(value.detach())
         self.counted += 1
 
     def housekeep(self, done: int, *, stop: bool) -> None:
@@ -132,8 +130,8 @@ class _Loop:
             self.save(done)
 
     def log(self, done: int) -> None:
-        """Reads the sums from the device, writes one line, and looks at the count of non-finite steps."""
-        if self.sums is None:
+        """Reads the means from the device, writes one line, and looks at the count of non-finite steps."""
+        if not self.counted:
             return
         optimizer = self.run.optimizer
         if optimizer.worst_streak() >= LIMIT:
@@ -142,14 +140,15 @@ class _Loop:
                 "Try --set train.precision=fp32, or a smaller --set train.lr="
             )
         now = time.monotonic()
-        self.last = dict(zip(self.names, (self.sums / self.counted).tolist(), strict=True))
+        means = torch.stack([torch.stack(values).float().mean() for values in self.seen.values()])
+        self.last = dict(zip(self.seen, means.tolist(), strict=True))
         seconds = max(now - self.logged, 1e-9)
         rates = {"steps_per_second": self.counted / seconds, "waiting": self.waited / seconds}
         values = {**self.last, **rates, "skipped": float(optimizer.skipped())}
         self.journal.write(done, values)
         self.report(done, {**values, **self.dice})
         self.waited_total += self.waited
-        self.sums, self.counted, self.logged, self.waited = None, 0, now, 0.0
+        self.seen, self.counted, self.logged, self.waited = {}, 0, now, 0.0
 
     def note(self, score: Score | None) -> None:
         if score is not None:

@@ -42,7 +42,7 @@ class Crkd(Method):
         semantic: NonNegative = 0.1            # λ_c, CSD
         entropy: NonNegative = 1.0             # λ_e, LEC
         ramp: Fraction = 0.3                   # T_r as a share of the run
-        warmup: Fraction = 0.0                 # share of the run before r(t) starts to rise
+        warmup: Fraction = 0.0                 # share of the run before r(t) starts; r is 0 until then
         teacher_decay: Fraction = 0.0          # of the teacher's moving average; 0: the student itself teaches
         drop: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.5    # channel dropout of stream fp, on every encoder level
         temperature: Annotated[float, msgspec.Meta(gt=0.0)] = 1.0     # T of CSD
@@ -77,16 +77,16 @@ class Crkd(Method):
             "labeled": fit(log_l, label),
             "pseudo": 0.5 * (fit(log_s, pseudo, keep) + fit(log_fp, pseudo, keep)),
         }
-        by_s, by_fp = reliability(log_s, log_fp, pseudo, keep)
-        if params.pixel:
-            terms["pixel"] = pixel_distillation(log_s, log_fp, by_s, by_fp)
-        if params.feature:
-            terms["feature"] = feature_distillation(features_s, features_fp, by_s, by_fp)
-        if params.semantic:
-            terms["semantic"] = self.semantic((features_l, features_s, features_fp), log_l, label, confidence, pseudo)
-        if params.entropy:
-            terms["entropy"] = low_entropy_consistency(log_s, log_fp)
         weights = self.weights(step)
+        by_s, by_fp = reliability(log_s, log_fp, pseudo, keep)
+        if weights["pixel"]:
+            terms["pixel"] = pixel_distillation(log_s, log_fp, by_s, by_fp)
+        if weights["feature"]:
+            terms["feature"] = feature_distillation(features_s, features_fp, by_s, by_fp)
+        if weights["semantic"]:
+            terms["semantic"] = self.semantic((features_l, features_s, features_fp), log_l, label, confidence, pseudo)
+        if weights["entropy"]:
+            terms["entropy"] = low_entropy_consistency(log_s, log_fp)
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         return {"total": total, **terms, "kept": keep.float().mean(), **self._shares(pseudo)}
 
@@ -118,9 +118,10 @@ class Crkd(Method):
         return contrast(projected[0], torch.cat(projected[1:]), anchors, others, self.params.temperature)
 
     def weights(self, step: int) -> dict[str, float]:
-        """The factor of every term at `step`."""
+        """The factor of every term at `step`. Terms of weight 0 are not computed."""
         params, steps = self.params, self.task.steps
-        ramp = sigmoid_ramp(max(step - params.warmup * steps, 0), params.ramp * steps)
+        since = step - params.warmup * steps
+        ramp = sigmoid_ramp(since, params.ramp * steps) if since >= 0 else 0.0
         pseudo = params.pseudo * sigmoid_ramp(step, params.pseudo_ramp * steps)
         distilled = {"pixel": params.pixel, "feature": params.feature, "semantic": params.semantic, "entropy": params.entropy}
         return {"labeled": 1.0, "pseudo": pseudo, **{name: ramp * weight for name, weight in distilled.items()}}
