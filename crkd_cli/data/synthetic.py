@@ -71,8 +71,8 @@ def atrium(number: int) -> Case:
 
 
 def _plane(draw: np.random.Generator, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Row and column coordinates in [-1, 1], bent by a smooth random displacement."""
-    row, column = np.meshgrid(np.linspace(-1, 1, shape[1]), np.linspace(-1, 1, shape[2]), indexing="ij")
+    """Row and column coordinates about the centre, bent by a smooth random displacement."""
+    row, column = np.meshgrid(*(np.linspace(-0.75, 0.75, side) for side in shape[1:]), indexing="ij")
     bend = draw.uniform(0.02, 0.07)
     return row + bend * _smooth(draw, shape, 9.0), column + bend * _smooth(draw, shape, 9.0)
 

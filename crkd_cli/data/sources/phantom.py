@@ -19,7 +19,7 @@ class Phantom(Source):
     generated = True
     cases: ClassVar[int] = 80
     spacing: ClassVar[tuple[float, float, float]] = (10.0, 2.5, 2.5)    # mm, z first
-    classes: ClassVar[tuple[str, ...]] = ("background", "right ventricle", "myocardium", "left ventricle")
+    classes: ClassVar[tuple[str, ...]] = ("background", "RV", "Myo", "LV")
     intensity: ClassVar[Literal["minmax", "zscore"]] = "minmax"
 
     @staticmethod
