@@ -74,7 +74,6 @@ class Train(Strict, frozen=True):
     device: str = "auto"                          # auto, cpu, cuda, cuda:1 …
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     deterministic: bool = False                   # on a GPU: bit-exact resume, slower kernels
-    compile: bool = False                         # torch.compile of the networks
     tensorboard: bool = False                     # event files in the run folder (extra `tensorboard`)
 
 

@@ -1,0 +1,184 @@
+"""`crkd train` as a person runs it: what it says, what it leaves behind, and one line for every mistake."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import Result
+
+from crkd_cli.data.case import Store
+from crkd_cli.data.splits import Split, write
+
+CONFIG = {
+    "data": {"name": "toy", "frame": {"resize": [32, 32]}, "labeled": 2, "unlabeled": 2},
+    "model": {"name": "unet", "widths": [4, 4, 8, 8, 8]},
+    "train": {"steps": 4, "log_every": 2, "eval_every": 2, "precision": "fp32", "device": "cpu"},
+    "methods": {"crkd": {"confidence": 0.5, "samples": 16}},
+}
+
+
+@pytest.fixture
+def toy(tmp_path: Path, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with a store of six discs, a configuration and a split."""
+    make_store(groups=6)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
+    ids = tuple(f"p{number:02d}" for number in range(6))
+    write(Split(dataset="toy", name="mine", train=ids[:4], labeled=ids[:2], val=ids[4:5], test=ids[5:]), tmp_path / "split.yaml")
+    return tmp_path
+
+
+@pytest.fixture
+def train(cli: Callable[..., Result], toy: Path) -> Callable[..., Result]:
+    return lambda *more: cli("train", "--dataset", "toy", "--config", "toy.yaml", "--split", "split.yaml", *more)
+
+
+def refused(result: Result, code: int, *words: str) -> None:
+    """One line on stderr besides notices, with all `words` in it; the exit code; no traceback."""
+    assert result.exit_code == code, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert all(word in line for word in words), line
+    assert "Traceback" not in result.stderr
+
+
+def test_a_run_from_start_to_finish(train: Callable[..., Result], toy: Path) -> None:
+    result = train()
+    assert result.exit_code == 0, result.stderr
+    run = toy / "runs" / "toy-crkd-2"
+    for file in ("config.yaml", "log.jsonl", "metrics.json", "last.pth", "best.pth"):
+        assert (run / file).is_file()
+    assert "2 labelled, 2 unlabelled, 1 validation, 1 test" in result.stderr
+    assert "method crkd" in result.stderr
+    assert "CPU" in result.stderr
+    assert "crkd evaluate runs/toy-crkd-2/best.pth" in result.stderr
+    assert "\x1b" not in result.stderr
+    assert json.loads((run / "metrics.json").read_text())["steps"] == 4
+    assert yaml.safe_load((run / "config.yaml").read_text())["train"]["momentum"] == 0.9    # resolved, not only what was given
+    again = train()
+    assert again.exit_code == 0
+    assert "this run is finished (4 steps)" in again.stderr
+    longer = train("--set", "train.steps=6", "--quiet")
+    assert (longer.exit_code, longer.stderr) == (0, "")
+    assert json.loads((run / "metrics.json").read_text())["steps"] == 6
+
+
+def test_the_written_configuration_is_one(train: Callable[..., Result], toy: Path) -> None:
+    assert train("--out", "a").exit_code == 0
+    assert train("--out", "b", "--config", "a/config.yaml").exit_code == 0
+
+
+def test_curves_are_drawn(train: Callable[..., Result], toy: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    assert train("--out", "run").exit_code == 0
+    with Image.open(toy / "run" / "curves.png") as image:
+        assert min(image.size) > 300
+
+
+def test_own_data_without_a_configuration(cli: Callable[..., Result], toy: Path) -> None:
+    small = [part for key in ("train.steps=1", "data.frame={resize: [32, 32]}", "train.precision=fp32") for part in ("--set", key)]
+    result = cli("train", "--dataset", "toy", "--split", "split.yaml", *small)
+    assert result.exit_code == 0, result.stderr
+    assert "custom2d.yaml" in result.stderr
+    assert (toy / "runs" / "toy-crkd-2" / "last.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--set", "train.lrr=1"], 2, ["unknown key train.lrr", "did you mean 'lr'"]),
+        (["--set", "trian.lr=1"], 2, ["unknown key trian", "did you mean 'train'"]),
+        (["--set", "train.lr=fast"], 2, ["train.lr", "float"]),
+        (["--set", "train.steps=0"], 2, ["train.steps", ">= 1"]),
+        (["--set", "train.steps"], 2, ["expected key.path=value"]),
+        (["--set", "data.frame={resize: [30, 32]}"], 2, ["data.frame", "multiple of 16"]),
+        (["--set", "data.frame={patch: [16, 16, 16]}"], 2, ["data.frame has 3 sizes", "2 axes"]),
+        (["--set", "model.name=unett"], 2, ["no network is called 'unett'", "did you mean 'unet'"]),
+        (["--set", "methods.crkd.confidence=2"], 2, ["methods.crkd", "confidence", "<= 1"]),
+        (["--set", "methods.crkd.tau=0.5"], 2, ["unknown key", "tau"]),
+        (["--set", "methods.crdk.confidence=0.5"], 2, ["no method is called 'crdk'", "did you mean 'crkd'"]),
+        (["--method", "supervized"], 2, ["no method is called 'supervized'", "did you mean 'supervised'"]),
+        (["--device", "cuda:99"], 2, ["cuda:99", "not there"]),
+        (["--device", "toaster"], 2, ["toaster"]),
+        (["--config", "absent.yaml"], 2, ["absent.yaml"]),
+        (["--split", "absent.yaml"], 2, ["absent.yaml"]),
+    ],
+)
+def test_usage_errors(train: Callable[..., Result], toy: Path, options: list[str], code: int, words: list[str]) -> None:
+    refused(train(*options), code, *words)
+    assert not (toy / "runs").exists()    # nothing half-written
+
+
+def test_no_such_data_set(cli: Callable[..., Result], toy: Path) -> None:
+    refused(cli("train"), 2, "--dataset")
+    refused(cli("train", "--dataset", "toi", "--config", "toy.yaml"), 2, "toi", "did you mean 'toy'")
+    refused(cli("train", "--dataset", "acdc"), 2, "crkd prepare-data acdc")
+    refused(cli("train", "--dataset", "toy", "--config", "toy.yaml", "--labeled", "3"), 2, "crkd make-splits toy --labeled 3")
+
+
+def test_bad_yaml(train: Callable[..., Result], toy: Path) -> None:
+    (toy / "toy.yaml").write_text("data: [1, 2", encoding="utf-8")
+    refused(train(), 2, "toy.yaml", "not valid YAML")
+    (toy / "toy.yaml").write_text("just words", encoding="utf-8")
+    refused(train(), 2, "toy.yaml", "no configuration")
+
+
+def test_no_unlabelled_cases(train: Callable[..., Result], toy: Path) -> None:
+    ids = tuple(f"p{number:02d}" for number in range(6))
+    write(Split(dataset="toy", name="all", train=ids[:4], labeled=ids[:4], test=ids[4:]), toy / "split.yaml")
+    refused(train(), 1, "no unlabelled training case", "--method supervised")
+    assert train("--method", "supervised").exit_code == 0
+
+
+def test_a_damaged_store(train: Callable[..., Result], toy: Path) -> None:
+    index = toy / "data" / "prepared" / "toy" / "index.json"
+    tree = json.loads(index.read_text())
+    index.write_text(json.dumps({**tree, "recipe": 0}))
+    refused(train(), 1, "recipe 0", "crkd prepare-data toy")
+    index.write_text("{")
+    refused(train(), 1, "index.json", "crkd prepare-data toy")
+    index.write_text(json.dumps(tree))
+    image = toy / "data" / "prepared" / "toy" / "images" / "p00.npy"
+    image.write_bytes(image.read_bytes()[:200])
+    refused(train(), 1, "p00.npy", "crkd prepare-data toy")
+    (toy / "data" / "prepared" / "toy" / "labels" / "p01.npy").unlink()
+
+
+def test_a_run_folder_that_cannot_be_written(train: Callable[..., Result], toy: Path) -> None:
+    (toy / "file").write_text("")
+    refused(train("--out", "file/run"), 1, "file/run")
+
+
+def test_a_foreign_checkpoint_in_the_run_folder(train: Callable[..., Result], toy: Path) -> None:
+    (toy / "run").mkdir()
+    (toy / "run" / "last.pth").write_text("not a checkpoint")
+    refused(train("--out", "run"), 1, "run/last.pth", "no checkpoint")
+    assert (toy / "run" / "last.pth").read_text() == "not a checkpoint"
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(train: Callable[..., Result], toy: Path) -> None:
+    """A file size limit stands for the full disk: it fails in the same place, the write."""
+    assert train("--out", "run").exit_code == 0
+    before = (toy / "run" / "last.pth").read_bytes()
+    args = ["train", "--dataset", "toy", "--config", "toy.yaml", "--split", "split.yaml", "--out", "run", "--set", "train.steps=6"]
+    small = len(before) // 2
+    done = subprocess.run(
+        [sys.executable, "-m", "crkd_cli", *args], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (small, small)), check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "error: cannot write run/last.pth" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (toy / "run" / "last.pth").read_bytes() == before
+    assert not list((toy / "run").glob(".tmp-*"))
+
+
+def test_verbose_shows_the_traceback(train: Callable[..., Result], toy: Path) -> None:
+    assert "Traceback" in train("--method", "supervized", "-v").stderr

@@ -1,0 +1,68 @@
+"""The whole way on real scans: prepare-data, make-splits --present-only, train CRKD, evaluate, predict, for every data set."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import Result
+
+pytestmark = pytest.mark.realdata
+
+SMALL = [
+    "train.steps=24", "train.eval_every=12", "train.log_every=8", "model.widths=[8, 8, 16, 16, 32]", "methods.crkd.samples=32",
+    "methods.crkd.warmup=0", "data.labeled=2", "data.unlabeled=2",
+]  # fmt: skip
+# name, raw files, --labeled, frame, an image to predict
+CASES = {
+    "acdc h5": ("acdc", "acdc", "3", "{resize: [96, 96]}", "acdc/data/patient011_frame01.h5"),
+    "acdc nifti": ("acdc", "acdc_nifti", "1", "{resize: [96, 96]}", "acdc_nifti/training/patient011/patient011_frame01.nii.gz"),
+    "la": (
+        "la", "la", "4", "{patch: [64, 64, 48], stride: [32, 32, 24]}",
+        "la/2018LA_Seg_Training Set/UPT6DX9IQY9JAZ7HJKA7/mri_norm2.h5",
+    ),
+    "isic2018": ("isic2018", "isic2018", "5%", "{resize: [96, 96]}", "isic2018/ISIC2018_Task1-2_Training_Input/ISIC_0000169.jpg"),
+    "kvasir": ("kvasir", "kvasir", "5%", "{resize: [96, 96]}", "kvasir/Kvasir-SEG/images/cju2htabevq9108015qjei0x7.jpg"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_from_raw_scans_to_masks(
+    case: str, cli: Callable[..., Result], shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, raw, labeled, frame, image = CASES[case]
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: object) -> Result:
+        result = cli(*args)
+        assert result.exit_code == 0, f"crkd {' '.join(map(str, args))}\n{result.stderr}"
+        return result
+
+    run("prepare-data", name, "--source", shared_data / raw)
+    run("make-splits", name, "--labeled", labeled, "--present-only")
+    sets = [part for key in [*SMALL, f"data.frame={frame}"] for part in ("--set", key)]
+    run("train", "--dataset", name, "--labeled", labeled, *sets)
+    folder = tmp_path / "runs" / f"{name}-crkd-{labeled.replace('%', 'pct')}"
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert {"pixel", "feature", "semantic", "entropy", "kept"} <= log[-1].keys() | log[-2].keys()
+    checkpoint = folder / ("best.pth" if (folder / "best.pth").is_file() else "last.pth")
+    for protocol in ("strict", "paper"):
+        summary = json.loads(run("evaluate", checkpoint, "--protocol", protocol, "--json").stdout)
+        assert summary["protocol"] == protocol
+    run("predict", shared_data / image, "--checkpoint", checkpoint, "--out", "masks", "--overlay")
+    (mask,) = [file for file in (tmp_path / "masks").iterdir() if file.is_file()]
+    _same_geometry(shared_data / image, mask)
+    assert len(list((tmp_path / "masks" / "overlays").iterdir())) == 1
+
+
+def _same_geometry(image: Path, mask: Path) -> None:
+    from crkd_cli.data import files
+
+    original, labels = files.read_image(image), files.read_label(mask)
+    assert labels.shape == original.array.shape[1:]
+    assert np.issubdtype(labels.dtype, np.integer)
+    before, after = files.geometry(image), files.geometry(mask)
+    if before is not None and after is not None:
+        for key in ("spacing", "origin", "direction"):
+            np.testing.assert_allclose(after[key], before[key], atol=1e-5)
