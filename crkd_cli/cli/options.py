@@ -18,5 +18,5 @@ Device = Annotated[
 ]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the configuration: --set train.steps=2000.", rich_help_panel="Run"),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key: --set train.steps=2000.", rich_help_panel="Run"),
 ]

@@ -83,7 +83,8 @@ def test_curves_are_drawn(train: Callable[..., Result], toy: Path) -> None:
 
 
 def test_own_data_without_a_configuration(cli: Callable[..., Result], toy: Path) -> None:
-    small = [part for key in ("train.steps=1", "data.frame={resize: [32, 32]}", "train.precision=fp32") for part in ("--set", key)]
+    keys = ("train.steps=1", "data.frame={resize: [32, 32]}", "train.precision=fp32")
+    small = [part for key in keys for part in ("--set", key)]
     result = cli("train", "--dataset", "toy", "--split", "split.yaml", *small)
     assert result.exit_code == 0, result.stderr
     assert "custom2d.yaml" in result.stderr
@@ -167,7 +168,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(train: Callable[..., Result
     """A file size limit stands for the full disk: it fails in the same place, the write."""
     assert train("--out", "run").exit_code == 0
     before = (toy / "run" / "last.pth").read_bytes()
-    args = ["train", "--dataset", "toy", "--config", "toy.yaml", "--split", "split.yaml", "--out", "run", "--set", "train.steps=6"]
+    args = ["train", "--dataset", "toy", "--config", "toy.yaml", "--split", "split.yaml", "--out", "run"]
+    args += ["--set", "train.steps=6"]
     small = len(before) // 2
     done = subprocess.run(
         [sys.executable, "-m", "crkd_cli", *args], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"},

@@ -93,8 +93,7 @@ def test_prefetch_keeps_order_and_hands_errors_over() -> None:
 
     got = []
     with pytest.raises(OSError, match="disk gone"):
-        for value in Prefetch(fail, 0, 9):
-            got.append(value)
+        got.extend(iter(Prefetch(fail, 0, 9)))
     assert got == [0, 1, 2]
 
 

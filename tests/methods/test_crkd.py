@@ -37,7 +37,8 @@ def test_total_is_the_weighted_sum(dims: int) -> None:
     method = build(dims, pixel=0.5, feature=0.3, semantic=0.2, entropy=0.7, pseudo=0.9, ramp=0.5, pseudo_ramp=1.0, warmup=0.2)
     losses = run(method, batch(dims), step=4)
     r, r_pseudo = 2.718281828 ** (-5 * (1 - 2 / 5) ** 2), 2.718281828 ** (-5 * (1 - 4 / 10) ** 2)
-    weights = {"labeled": 1, "pseudo": 0.9 * r_pseudo, "pixel": 0.5 * r, "feature": 0.3 * r, "semantic": 0.2 * r, "entropy": 0.7 * r}
+    weights = {"labeled": 1, "pseudo": 0.9 * r_pseudo}
+    weights |= {"pixel": 0.5 * r, "feature": 0.3 * r, "semantic": 0.2 * r, "entropy": 0.7 * r}
     expected = sum(weight * losses[name].item() for name, weight in weights.items())
     assert losses["total"].item() == pytest.approx(expected, rel=1e-5)
 
