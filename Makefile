@@ -2,7 +2,10 @@
 # make test    run the tests             make check    lint, types, import layers
 # Each target sets up what it needs in $(VENV). The first call downloads PyTorch.
 
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+# The first of these that is Python 3.11 to 3.13.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && \
+	echo $$python && break; done)
 VENV   ?= .venv
 BIN    := $(abspath $(VENV))/bin
 CRKD   := $(BIN)/crkd
@@ -46,6 +49,7 @@ define step
 endef
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 to 3.13 is needed; say where: make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --quiet --upgrade "pip>=25.1"
 	$(RUN) pip install --quiet -c constraints.txt -e .
