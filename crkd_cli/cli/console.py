@@ -49,7 +49,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
 def progress(title: str, total: int | None, unit: str = "it", done: int = 0) -> Iterator[Callable[..., None]]:
     """A progress bar with rate and ETA in a terminal, a plain line about every ten seconds when piped.
 
-    `done` of `total` are done already. Yields advance(amount=1, note=""); `note` stands beside the bar (loss terms, the case).
+    `done` of `total` are done already. Yields advance(amount=1, note=None); `note` stands beside the bar (loss terms, the case).
     """
     if _quiet:
         yield lambda amount=1, note="": None
@@ -91,10 +91,12 @@ def _lines(title: str, total: int | None, unit: str, done: int) -> Iterator[Call
 
     begin = last = time.monotonic()
     first = done
+    shown = ""
 
     def advance(amount: int = 1, note: str | None = None) -> None:
-        nonlocal done, last
+        nonlocal done, last, shown
         done += amount
+        shown = shown if note is None else note
         now = time.monotonic()
         if now - last < 10 and done != total:
             return
@@ -102,6 +104,6 @@ def _lines(title: str, total: int | None, unit: str, done: int) -> Iterator[Call
         rate = (done - first) / max(now - begin, 1e-9)
         left = f", {(total - done) / rate:.0f} s left" if total and rate else ""
         of = f"/{total}" if total else ""
-        say(f"{title} {done:.0f}{of} {unit}, {rate:.1f} {unit}/s{left}{'  ' + note if note else ''}")
+        say(f"{title} {done:.0f}{of} {unit}, {rate:.1f} {unit}/s{left}{'  ' + shown if shown else ''}")
 
     yield advance

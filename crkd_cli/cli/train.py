@@ -37,8 +37,9 @@ def train(
 ) -> None:
     """Train a segmentation model on a few labelled and many unlabelled cases.
 
-    The run folder gets checkpoints, the log and the resolved configuration. The same command again goes on where a run stopped;
-    a larger --set train.steps= extends a finished one.
+    The run folder gets checkpoints, the log and the resolved configuration.
+
+    The same command again goes on where a run stopped; a larger --set train.steps= extends a finished one.
 
     Example: crkd train --dataset la --labeled 4
     """
@@ -69,7 +70,7 @@ def train(
 
         def report(step: int, values: dict[str, float]) -> None:
             nonlocal done
-            advance(step - done, _line(values))
+            advance(step - done, _line(values) if values else None)
             done = step
 
         metrics = run_loop(run, report)

@@ -50,8 +50,8 @@ class Run:
 def train(run: Run, report: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
     """Runs from where the checkpoint stands to the configured number of steps; gives the content of metrics.json.
 
-    `report(step, values)` is told after every log interval. Raises Stopped on SIGTERM, SIGINT and SIGUSR1, and CrkdError after
-    ten non-finite steps in a row; the last good checkpoint is on disk in either case.
+    `report(step, values)` is told after every step; values is empty but where the run is logged. Raises Stopped on SIGTERM,
+    SIGINT and SIGUSR1, and CrkdError after ten non-finite steps in a row; the last good checkpoint is on disk in either case.
     """
     config = run.checkpoint.config.train
     folder = run.checkpoint.path.parent
@@ -121,6 +121,8 @@ class _Loop:
         finished = done == self.config.steps
         if done % self.config.log_every == 0 or finished or stop:
             self.log(done)
+        else:
+            self.report(done, {})
         if self.validator and self.validator.ready():
             self.note(self.validator.finish())
         if self.validator and (done % self.config.eval_every == 0 or finished):
