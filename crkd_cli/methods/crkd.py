@@ -26,6 +26,8 @@ from crkd_cli.models.ema import Ema
 from crkd_cli.models.projection import Projection
 from crkd_cli.schedules import sigmoid_ramp
 
+UNLABELED = ("pseudo", "pixel", "feature", "semantic", "entropy")    # terms that need the unlabelled images
+
 
 @METHODS.register
 class Crkd(Method):
@@ -36,14 +38,15 @@ class Crkd(Method):
     class Params(Strict, frozen=True):
         confidence: Fraction = 0.8             # τ: pixels below do not count
         pseudo: NonNegative = 1.0              # λ_ps, of ½ (cross entropy + Dice) on the pseudo-label
-        pseudo_ramp: Fraction = 0.3            # share of the run over which λ_ps rises
+        warmup: Fraction = 0.2                 # share of the run on labelled images alone, before the teacher is worth hearing
+        pseudo_ramp: Fraction = 0.2            # share of the run over which λ_ps rises after that
         pixel: NonNegative = 1.0               # λ_p, CPKD
         feature: NonNegative = 1.0             # λ_f, CFKD
         semantic: NonNegative = 0.1            # λ_c, CSD
         entropy: NonNegative = 1.0             # λ_e, LEC
+        start: Fraction = 0.4                  # share of the run before r(t) starts; r is 0 until then
         ramp: Fraction = 0.3                   # T_r as a share of the run
-        warmup: Fraction = 0.0                 # share of the run before r(t) starts; r is 0 until then
-        teacher_decay: Fraction = 0.0          # of the teacher's moving average; 0: the student itself teaches
+        teacher_decay: Fraction = 0.99         # of the teacher's moving average; 0: the student itself teaches
         drop: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.5    # channel dropout of stream fp, on every encoder level
         temperature: Annotated[float, msgspec.Meta(gt=0.0)] = 1.0     # T of CSD
         samples: Annotated[int, msgspec.Meta(ge=1)] = 256             # CSD samples per stream and batch
@@ -58,7 +61,10 @@ class Crkd(Method):
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         if batch.unlabeled is None:
             raise ValueError("CRKD needs unlabelled images")
-        params = self.params
+        params, weights = self.params, self.weights(step)
+        if not any(weights[name] for name in UNLABELED):
+            labeled = fit(log_probabilities(self.student(batch.labeled.image)), batch.labeled.label)
+            return {"total": labeled, "labeled": labeled}
         label, weak, strong = batch.labeled.label, batch.unlabeled.weak, batch.unlabeled.strong[0]
         confidence, pseudo = self.pseudo_label(weak)
         partner, box = (t.to(weak.device, non_blocking=True) for t in draw_swap(weak.shape))
@@ -77,7 +83,6 @@ class Crkd(Method):
             "labeled": fit(log_l, label),
             "pseudo": 0.5 * (fit(log_s, pseudo, keep) + fit(log_fp, pseudo, keep)),
         }
-        weights = self.weights(step)
         by_s, by_fp = reliability(log_s, log_fp, pseudo, keep)
         if weights["pixel"]:
             terms["pixel"] = pixel_distillation(log_s, log_fp, by_s, by_fp)
@@ -120,11 +125,13 @@ class Crkd(Method):
     def weights(self, step: int) -> dict[str, float]:
         """The factor of every term at `step`. Terms of weight 0 are not computed."""
         params, steps = self.params, self.task.steps
-        since = step - params.warmup * steps
-        ramp = sigmoid_ramp(since, params.ramp * steps) if since >= 0 else 0.0
-        pseudo = params.pseudo * sigmoid_ramp(step, params.pseudo_ramp * steps)
+
+        def ramp(start: float, length: float) -> float:
+            return sigmoid_ramp(step - start * steps, length * steps) if step >= start * steps else 0.0
+
+        r, pseudo = ramp(params.start, params.ramp), params.pseudo * ramp(params.warmup, params.pseudo_ramp)
         distilled = {"pixel": params.pixel, "feature": params.feature, "semantic": params.semantic, "entropy": params.entropy}
-        return {"labeled": 1.0, "pseudo": pseudo, **{name: ramp * weight for name, weight in distilled.items()}}
+        return {"labeled": 1.0, "pseudo": pseudo, **{name: r * weight for name, weight in distilled.items()}}
 
     def after_step(self, step: int) -> None:
         self.teacher.update(self.student, step)

@@ -24,7 +24,7 @@ def build(dims: int, **params: float) -> Crkd:
     with torch.no_grad():    # an untrained network is unsure everywhere: spread its answers
         for parameter in method.student.output.parameters():
             parameter *= 30
-    method.after_step(0)
+    method.after_step(0)    # the teacher's first average is a copy
     return method
 
 
@@ -34,13 +34,21 @@ def run(method: Crkd, data: Batch, step: int = 9) -> dict[str, torch.Tensor]:
 
 
 def test_total_is_the_weighted_sum(dims: int) -> None:
-    method = build(dims, pixel=0.5, feature=0.3, semantic=0.2, entropy=0.7, pseudo=0.9, ramp=0.5, pseudo_ramp=1.0, warmup=0.2)
+    own = {"pixel": 0.5, "feature": 0.3, "semantic": 0.2, "entropy": 0.7, "pseudo": 0.9}
+    method = build(dims, **own, warmup=0.1, pseudo_ramp=1.0, start=0.2, ramp=0.5)
     losses = run(method, batch(dims), step=4)
-    r, r_pseudo = 2.718281828 ** (-5 * (1 - 2 / 5) ** 2), 2.718281828 ** (-5 * (1 - 4 / 10) ** 2)
+    r, r_pseudo = 2.718281828 ** (-5 * (1 - 2 / 5) ** 2), 2.718281828 ** (-5 * (1 - 3 / 10) ** 2)
     weights = {"labeled": 1, "pseudo": 0.9 * r_pseudo}
     weights |= {"pixel": 0.5 * r, "feature": 0.3 * r, "semantic": 0.2 * r, "entropy": 0.7 * r}
     expected = sum(weight * losses[name].item() for name, weight in weights.items())
     assert losses["total"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_phases_of_a_run() -> None:
+    """Labelled images alone, then the pseudo-label, then the distillation, each from its own step on."""
+    method = build(2, warmup=0.2, start=0.4)
+    seen = {step: {name for name in (*TERMS, "pseudo") if name in run(method, batch(2), step)} for step in (0, 1, 2, 3, 4, 9)}
+    assert seen == {0: set(), 1: set(), 2: {"pseudo"}, 3: {"pseudo"}, 4: {*TERMS, "pseudo"}, 9: {*TERMS, "pseudo"}}
 
 
 @pytest.mark.parametrize("term", TERMS)
