@@ -42,7 +42,7 @@ clean:
 	rm -rf $(DEMO) build dist
 
 # Test cases of the demonstration's split.
-DEMO_SCANS := heart003
+DEMO_SCANS := heart002 heart009 heart015
 
 define step
 	@echo "\n\$$ crkd$(1)" && cd $(DEMO) && $(CRKD)$(1)
