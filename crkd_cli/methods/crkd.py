@@ -37,6 +37,7 @@ class Crkd(Method):
 
     class Params(Strict, frozen=True):
         confidence: Fraction = 0.8             # τ: pixels below do not count
+        background: Fraction = 0.99            # τ where the pseudo-label is background: a missed organ is a confident mistake
         pseudo: NonNegative = 1.0              # λ_ps, of ½ (cross entropy + Dice) on the pseudo-label
         warmup: Fraction = 0.2                 # share of the run on labelled images alone, before the teacher is worth hearing
         pseudo_ramp: Fraction = 0.2            # share of the run over which λ_ps rises after that
@@ -69,7 +70,7 @@ class Crkd(Method):
         confidence, pseudo = self.pseudo_label(weak)
         partner, box = (t.to(weak.device, non_blocking=True) for t in draw_swap(weak.shape))
         weak, strong, confidence, pseudo = (swap(t, partner, box) for t in (weak, strong, confidence, pseudo))
-        keep = confidence >= params.confidence
+        keep = confidence >= torch.where(pseudo == 0, params.background, params.confidence)
 
         # One pass for the three streams; the perturbed one leaves the others after the encoder.
         sizes = [len(label), len(strong), len(weak)]

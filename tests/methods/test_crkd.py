@@ -16,7 +16,7 @@ TERMS = ("pixel", "feature", "semantic", "entropy")
 
 def build(dims: int, **params: float) -> Crkd:
     torch.manual_seed(0)
-    method = METHODS["crkd"](task(dims), Crkd.Params(**{"confidence": 0.35, **params}))
+    method = METHODS["crkd"](task(dims), Crkd.Params(**{"confidence": 0.35, "background": 0.35, **params}))
     assert isinstance(method, Crkd)
     for module in method.modules():    # no chance in the network, so that the streams can be run again by hand
         if isinstance(module, torch.nn.Dropout):
@@ -61,7 +61,7 @@ def test_every_term_has_a_switch(term: str) -> None:
 
 def test_streams_and_pseudo_labels_by_hand(dims: int) -> None:
     """The fused pass gives what the definition gives: teacher, CutMix, three streams, keep mask, pseudo-label loss."""
-    method, data = build(dims, drop=0.0, confidence=0.6), batch(dims)
+    method, data = build(dims, drop=0.0, confidence=0.6, background=0.8), batch(dims)
     losses = run(method, data)
     assert data.unlabeled is not None
     torch.manual_seed(5)
@@ -69,7 +69,8 @@ def test_streams_and_pseudo_labels_by_hand(dims: int) -> None:
         p = method.teacher.network(data.unlabeled.weak).softmax(1)    # the student as it was before this step's statistics
     partner, box = draw_swap(data.unlabeled.weak.shape)
     weak, strong, p = (swap(x, partner, box) for x in (data.unlabeled.weak, data.unlabeled.strong[0], p))
-    pseudo, keep = p.argmax(1), p.amax(1) >= 0.6
+    pseudo = p.argmax(1)
+    keep = torch.where(pseudo == 0, p.amax(1) >= 0.8, p.amax(1) >= 0.6)    # background must be surer
     assert 0.1 < keep.float().mean() < 1.0
     assert losses["kept"].item() == pytest.approx(keep.float().mean().item())
     z_l, z_s, z_fp = method.student(torch.cat([data.labeled.image, strong, weak])).split([3, 4, 4])
@@ -85,7 +86,7 @@ def test_streams_and_pseudo_labels_by_hand(dims: int) -> None:
 
 
 def test_nothing_kept_gives_no_gradient_from_the_streams() -> None:
-    method = build(2, confidence=1.0, semantic=0.0, entropy=0.0)
+    method = build(2, confidence=1.0, background=1.0, semantic=0.0, entropy=0.0)
     losses = run(method, batch(2))
     assert losses["kept"].item() == 0.0
     assert losses["pixel"].item() == losses["feature"].item() == 0.0
