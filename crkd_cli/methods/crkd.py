@@ -42,9 +42,9 @@ class Crkd(Method):
         warmup: Fraction = 0.2                 # share of the run on labelled images alone, before the teacher is worth hearing
         pseudo_ramp: Fraction = 0.2            # share of the run over which λ_ps rises after that
         pixel: NonNegative = 1.0               # λ_p, CPKD
-        feature: NonNegative = 1.0             # λ_f, CFKD
+        feature: NonNegative = 0.1             # λ_f, CFKD
         semantic: NonNegative = 0.1            # λ_c, CSD
-        entropy: NonNegative = 1.0             # λ_e, LEC
+        entropy: NonNegative = 0.1             # λ_e, LEC
         start: Fraction = 0.4                  # share of the run before r(t) starts; r is 0 until then
         ramp: Fraction = 0.3                   # T_r as a share of the run
         teacher_decay: Fraction = 0.99         # of the teacher's moving average; 0: the student itself teaches
