@@ -37,7 +37,7 @@ class Crkd(Method):
 
     class Params(Strict, frozen=True):
         confidence: Fraction = 0.8             # τ: pixels below do not count
-        background: Fraction = 0.99            # τ where the pseudo-label is background: a missed organ is a confident mistake
+        background: Fraction = 0.99            # τ of background pixels at first: a missed organ is a confident mistake
         pseudo: NonNegative = 1.0              # λ_ps, of ½ (cross entropy + Dice) on the pseudo-label
         warmup: Fraction = 0.2                 # share of the run on labelled images alone, before the teacher is worth hearing
         pseudo_ramp: Fraction = 0.2            # share of the run over which λ_ps rises after that
@@ -70,7 +70,7 @@ class Crkd(Method):
         confidence, pseudo = self.pseudo_label(weak)
         partner, box = (t.to(weak.device, non_blocking=True) for t in draw_swap(weak.shape))
         weak, strong, confidence, pseudo = (swap(t, partner, box) for t in (weak, strong, confidence, pseudo))
-        keep = confidence >= torch.where(pseudo == 0, params.background, params.confidence)
+        keep = confidence >= torch.where(pseudo == 0, self.background(step), params.confidence)
 
         # One pass for the three streams; the perturbed one leaves the others after the encoder.
         sizes = [len(label), len(strong), len(weak)]
@@ -123,19 +123,26 @@ class Crkd(Method):
         others = type(anchors)(*(torch.cat(parts) for parts in zip(*unlabeled, strict=True)))
         return contrast(projected[0], torch.cat(projected[1:]), anchors, others, self.params.temperature)
 
+    def background(self, step: int) -> float:
+        """τ of background pixels at `step`: it falls to that of the others while r(t) rises."""
+        low, high = self.params.confidence, max(self.params.background, self.params.confidence)
+        return high - (high - low) * self._ramp(step, self.params.start, self.params.ramp)
+
     def weights(self, step: int) -> dict[str, float]:
         """The factor of every term at `step`. Terms of weight 0 are not computed."""
-        params, steps = self.params, self.task.steps
-
-        def ramp(start: float, length: float) -> float:
-            return sigmoid_ramp(step - start * steps, length * steps) if step >= start * steps else 0.0
-
-        r, pseudo = ramp(params.start, params.ramp), params.pseudo * ramp(params.warmup, params.pseudo_ramp)
+        params = self.params
+        r = self._ramp(step, params.start, params.ramp)
+        pseudo = params.pseudo * self._ramp(step, params.warmup, params.pseudo_ramp)
         distilled = {"pixel": params.pixel, "feature": params.feature, "semantic": params.semantic, "entropy": params.entropy}
         return {"labeled": 1.0, "pseudo": pseudo, **{name: r * weight for name, weight in distilled.items()}}
 
     def after_step(self, step: int) -> None:
         self.teacher.update(self.student, step)
+
+    def _ramp(self, step: int, start: float, length: float) -> float:
+        """0 before `start`, then up to 1 over `length`, both shares of the run."""
+        since = step - start * self.task.steps
+        return sigmoid_ramp(since, length * self.task.steps) if since >= 0 else 0.0
 
     def _shares(self, pseudo: Tensor) -> dict[str, Tensor]:
         """Share of every foreground class in the pseudo-label: a collapse of the foreground shows here first."""

@@ -51,6 +51,13 @@ def test_phases_of_a_run() -> None:
     assert seen == {0: set(), 1: set(), 2: {"pseudo"}, 3: {"pseudo"}, 4: {*TERMS, "pseudo"}, 9: {*TERMS, "pseudo"}}
 
 
+def test_background_confidence_falls_while_the_ramp_rises() -> None:
+    method = build(2, confidence=0.8, background=0.99, start=0.4, ramp=0.3)
+    assert [method.background(step) for step in (0, 3, 7, 9)] == pytest.approx([0.99, 0.99, 0.8, 0.8])
+    assert 0.8 < method.background(5) < 0.99
+    assert build(2, confidence=0.95, background=0.9).background(0) == 0.95
+
+
 @pytest.mark.parametrize("term", TERMS)
 def test_every_term_has_a_switch(term: str) -> None:
     full, without = run(build(2), batch(2)), run(build(2, **{term: 0.0}), batch(2))
@@ -62,7 +69,7 @@ def test_every_term_has_a_switch(term: str) -> None:
 def test_streams_and_pseudo_labels_by_hand(dims: int) -> None:
     """The fused pass gives what the definition gives: teacher, CutMix, three streams, keep mask, pseudo-label loss."""
     method, data = build(dims, drop=0.0, confidence=0.6, background=0.8), batch(dims)
-    losses = run(method, data)
+    losses = run(method, data, step=3)    # before r(t) rises: background pixels need the higher confidence
     assert data.unlabeled is not None
     torch.manual_seed(5)
     with torch.no_grad():
