@@ -36,7 +36,7 @@ def short_axis(number: int) -> Case:
     labels = np.select([left, outer, right], [3, 2, 1], 0).astype(np.uint8)
 
     blood = draw.uniform(0.6, 1.0)
-    muscle = blood - draw.uniform(0.15, 0.55)
+    muscle = blood * draw.uniform(0.25, 0.65)
     image = _surroundings(draw, shape, blood, muscle)
     image[right] = blood * draw.uniform(0.75, 1.05)
     image[outer] = muscle
@@ -64,7 +64,7 @@ def atrium(number: int) -> Case:
     labels = inside.astype(np.uint8)
 
     blood = draw.uniform(0.6, 1.0)
-    image = _surroundings(draw, ATRIUM_SHAPE, blood, blood - draw.uniform(0.15, 0.5))
+    image = _surroundings(draw, ATRIUM_SHAPE, blood, blood * draw.uniform(0.25, 0.65))
     image[gaussian_filter(inside.astype(float), 1.5) > 0.08] = blood * draw.uniform(0.3, 0.7)    # the wall
     image[inside] = blood
     return _acquire(draw, image, (0.8, 0.8, 0.8)), labels
@@ -93,12 +93,12 @@ def _surroundings(draw: np.random.Generator, shape: tuple[int, ...], blood: floa
     image = draw.uniform(0.15, 0.6) + draw.uniform(0.03, 0.1) * _smooth(draw, shape, 2.0)
     image[_smooth(draw, shape, 8.0) > draw.uniform(0.3, 1.0)] = draw.uniform(0.0, 0.1)
     grid = np.stack(np.meshgrid(*(np.arange(side) / max(shape) for side in shape), indexing="ij"))
-    for _ in range(draw.integers(3, 7)):
+    for _ in range(draw.integers(2, 6)):
         centre = draw.uniform(0.0, 1.0, len(shape)) * np.array(shape) / max(shape)
         stretch = draw.uniform(0.7, 1.4, len(shape))
         offset = (grid - centre.reshape(-1, *(1,) * len(shape))) * stretch.reshape(-1, *(1,) * len(shape))
         distance = np.sqrt((offset**2).sum(0))
-        radius = draw.uniform(0.05, 0.16)
+        radius = draw.uniform(0.04, 0.12)
         if draw.random() < 0.5:
             image[distance < radius + draw.uniform(0.02, 0.06)] = muscle
         image[distance < radius] = blood * draw.uniform(0.7, 1.1)
@@ -108,7 +108,7 @@ def _surroundings(draw: np.random.Generator, shape: tuple[int, ...], blood: floa
 def _acquire(draw: np.random.Generator, image: Array, blur: tuple[float, ...]) -> NDArray[np.int16]:
     """What a scanner makes of it: blur, shading, an unknown intensity curve, noise."""
     image = gaussian_filter(np.clip(image, 0.0, 1.2), [draw.uniform(0.5, 1.0) * sigma for sigma in blur])
-    image = image * np.exp(draw.uniform(0.05, 0.35) * _smooth(draw, image.shape, 16.0))
-    image = np.maximum(image, 0.0) ** draw.uniform(0.6, 1.7)
-    image = image + draw.uniform(0.02, 0.09) * draw.standard_normal(image.shape)
+    image = image * np.exp(draw.uniform(0.05, 0.3) * _smooth(draw, image.shape, 16.0))
+    image = np.maximum(image, 0.0) ** draw.uniform(0.65, 1.5)
+    image = image + draw.uniform(0.02, 0.06) * draw.standard_normal(image.shape)
     return np.rint(1000.0 * np.maximum(image, 0.0)).astype(np.int16)

@@ -40,7 +40,8 @@ def assert_equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("method", ["crkd", "supervised"])
 def test_parity_with_a_plain_loop(tiny: Planner, method: str) -> None:
     """20 steps of the engine against 20 steps written out: forward, backward, torch's own SGD, nothing else. Bit for bit."""
-    planned = tiny(f"method={method}")
+    # Every term from the first step on: torch's fused SGD does not take parameters that get their first gradient later.
+    planned = tiny(f"method={method}", "methods.crkd.warmup=0", "methods.crkd.start=0")
     train(start(planned), quiet)
     config, device = planned.config, torch.device("cpu")
     plain = build_method(config, planned.store.spec)
