@@ -69,12 +69,21 @@ def _bar(title: str, total: int | None, unit: str, done: int) -> Iterator[Callab
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
+
+    def fixed(width: int) -> Column:
+        return Column(min_width=width, no_wrap=True)
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description}", table_column=fixed(len(title))), BarColumn(bar_width=20),
+        MofNCompleteColumn(table_column=fixed(2 * len(str(total)) + 1)),
+        TextColumn("{task.fields[rate]}", table_column=fixed(12)),
+        TimeElapsedColumn(table_column=fixed(7)), TextColumn("ETA", table_column=fixed(3)),
+        TimeRemainingColumn(table_column=fixed(7)),
+        # The note takes what is left of the line.
+        TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True), expand=True) as bar:
         task = bar.add_task(title, total=total, completed=done, rate="", note="")
 
         def advance(amount: int = 1, note: str | None = None) -> None:

@@ -175,6 +175,19 @@ def test_unlabelled_labels_are_never_opened(tiny: Planner) -> None:
     assert_equal(weights(with_labels.folder), weights(without.folder))
 
 
+@pytest.mark.parametrize("side", [16, 32])
+def test_no_bf16_on_a_cpu_where_its_gradient_is_wrong(tiny: Planner, dims: int, side: int) -> None:
+    """A first axis of 2, met by 3D frames of 16 and 32: oneDNN's weight gradient is not even the same twice."""
+    if dims == 2:
+        assert start(tiny("train.precision=bf16")).precision == torch.bfloat16
+        return
+    frame = f"data.frame={{patch: [{side}, 32, 16]}}"
+    assert start(tiny("train.precision=auto", frame, out="auto")).precision == torch.float32
+    with pytest.raises(UsageError, match=f"first side is {side}"):
+        start(tiny("train.precision=bf16", frame, out="bf16"))
+    assert start(tiny("train.precision=bf16", "data.frame={patch: [48, 32, 16]}", out="large")).precision == torch.bfloat16
+
+
 def test_run_folder(tiny: Planner) -> None:
     planned = tiny()
     reports: list[dict[str, float]] = []
