@@ -23,7 +23,7 @@ from crkd_cli.data.splits import Part
 from crkd_cli.engine import paper
 from crkd_cli.engine.assemble import load_predictor
 from crkd_cli.engine.checkpoint import Checkpoint, load
-from crkd_cli.engine.hardware import describe, pick_device, pick_precision
+from crkd_cli.engine.hardware import describe, pick_device, pick_precision, reuse_memory
 from crkd_cli.engine.infer import Inferer, Protocol
 from crkd_cli.engine.published import Row, published
 from crkd_cli.errors import CrkdError
@@ -84,6 +84,7 @@ def evaluate(
     cases = [store.cases[case] for one in parts for case in split.cases(store, one)]
     folder = out or file.parent / f"evaluation-{protocol}-{'+'.join(parts)}"
     make_folder(folder, "--out")
+    reuse_memory()
     where = pick_device(device)
     precision = pick_precision(checkpoint.config.train.precision, where)
     say(f"evaluating {file} (step {checkpoint.step}) on {len(cases)} {'+'.join(parts)} cases, {protocol} protocol")

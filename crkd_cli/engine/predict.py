@@ -16,7 +16,7 @@ from crkd_cli.data.sources.base import images_in
 from crkd_cli.engine import overlay
 from crkd_cli.engine.assemble import load_predictor
 from crkd_cli.engine.checkpoint import load
-from crkd_cli.engine.hardware import describe, pick_device, pick_precision
+from crkd_cli.engine.hardware import describe, pick_device, pick_precision, reuse_memory
 from crkd_cli.engine.infer import Inferer
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.paths import atomic, make_folder
@@ -65,6 +65,7 @@ def predict(
         raise UsageError(f"--out {out} is the images' own folder, and masks keep their names; give another")
     loaded = load(checkpoint)
     make_folder(out, "--out")
+    reuse_memory()
     where = pick_device(device)
     precision = pick_precision(loaded.config.train.precision, where)
     say(f"device: {describe(where, precision)}; masks: {out}")

@@ -31,22 +31,24 @@ def sample(features: Tensor, classes: Tensor, eligible: Tensor, order: Tensor, c
     drawn; where a class has fewer than its share they repeat (drawing with replacement). `count` is K. No host synchronisation.
     """
     rows = features.movedim(1, -1).reshape(-1, features.shape[1])
-    flat_classes, flat_eligible, flat_order = classes.flatten(), eligible.flatten(), order.flatten()
-    drawn, labels, valid = [], [], []
-    for k in range(count):
-        share = number // count + (number % count if k == count - 1 else 0)
-        member = (flat_classes == k) & flat_eligible
-        size = member.sum()
+    members = (classes.flatten() == torch.arange(count, device=classes.device).unsqueeze(1)) & eligible.flatten()    # [K, pixels]
+    sizes = members.sum(1)
+    shares = [number // count + (number % count if k == count - 1 else 0) for k in range(count)]
+    positions = []
+    for member, size, share in zip(members, sizes, shares, strict=True):
         draw = min(share, member.numel())
-        ranked = torch.where(member, flat_order, -1.0).topk(draw).indices
+        ranked = torch.where(member, order.flatten(), -1.0).topk(draw).indices
         # The first `size` ranks are members; later ones are not: start again from rank 0 there.
-        positions = torch.arange(share, device=size.device) % size.clamp(min=1, max=draw)
-        picked = rows[ranked[positions]].float()
-        mean = (rows.float() * member.unsqueeze(1)).sum(0, keepdim=True) / size.clamp(min=1)
-        drawn += [picked, mean]
-        labels.append(torch.full((share + 1,), k, device=size.device))
-        valid.append((size > 0).expand(share + 1))
-    return Samples(torch.cat(drawn), torch.cat(labels), torch.cat(valid))
+        positions.append(ranked[torch.arange(share, device=size.device) % size.clamp(min=1, max=draw)])
+    picked = torch.split(rows[torch.cat(positions)].float(), shares)
+    with torch.autocast(rows.device.type, enabled=False):
+        means = torch.split((members.to(rows.dtype) @ rows).float() / sizes.clamp(min=1).unsqueeze(1), 1)
+    repeats = torch.tensor([share + 1 for share in shares], device=rows.device)
+    return Samples(
+        features=torch.cat([part for pair in zip(picked, means, strict=True) for part in pair]),
+        classes=torch.arange(count, device=rows.device).repeat_interleave(repeats, output_size=number + count),
+        valid=(sizes > 0).repeat_interleave(repeats, output_size=number + count),
+    )
 
 
 def contrast(anchors: Tensor, others: Tensor, anchor: Samples, other: Samples, temperature: float) -> Tensor:

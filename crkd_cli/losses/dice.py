@@ -11,13 +11,11 @@ def dice_loss(p: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
 
     p [B, K, *S] probabilities, target [B, *S] class numbers, mask [B, *S]: sums run over the batch and the pixels that count.
     """
-    losses = []
-    for number in range(1, p.shape[1]):
-        truth = target == number
-        probability = p[:, number]
-        if mask is not None:
-            truth = truth & mask
-            probability = torch.where(mask, probability, 0.0)
-        overlap = torch.where(truth, probability, 0.0).sum()
-        losses.append(1.0 - (2.0 * overlap + EPSILON) / (probability.square().sum() + truth.sum() + EPSILON))
-    return torch.stack(losses).mean()
+    classes = torch.arange(1, p.shape[1], device=p.device).view(-1, *[1] * (p.ndim - 2))
+    truth = target.unsqueeze(1) == classes    # [B, K − 1, *S]
+    p = p[:, 1:]
+    kept = p if mask is None else p * mask.unsqueeze(1)
+    axes = (0, *range(2, p.ndim))
+    sizes = (truth if mask is None else truth & mask.unsqueeze(1)).sum(axes)
+    overlap, squares = (kept * truth).sum(axes), (kept * p).sum(axes)
+    return (1.0 - (2.0 * overlap + EPSILON) / (squares + sizes + EPSILON)).mean()

@@ -4,11 +4,14 @@ At every pixel the stream nearer to the pseudo-label is the teacher and gets no 
 strong stream s teaches, `by_fp` those where the feature-perturbed stream fp does; a pixel is in one of them at most.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from crkd_cli.losses.pixel import cross_entropy, divergence, entropy, masked_mean
+
+LENGTH = 1e-12    # features shorter than this have no direction
 
 
 def reliability(log_s: Tensor, log_fp: Tensor, pseudo: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,19 +30,44 @@ def feature_distillation(features_s: Tensor, features_fp: Tensor, by_s: Tensor, 
 
     features [B, F, *S] of the decoder's last level.
     """
-    s = functional.normalize(features_s.float(), dim=1)
-    fp = functional.normalize(features_fp.float(), dim=1)
-    to_fp = 1.0 - (s.detach() * fp).sum(1)
-    to_s = 1.0 - (s * fp.detach()).sum(1)
-    return masked_mean(to_fp, by_s) + masked_mean(to_s, by_fp)
+    to_fp, to_s = (by.float() / by.sum().clamp(min=1) for by in (by_s, by_fp))
+    loss: Tensor = _DirectedCosine.apply(features_s, features_fp, to_s, to_fp)    # type: ignore[no-untyped-call]
+    return loss
+
+
+class _DirectedCosine(torch.autograd.Function):
+    """Σ (v + w) (1 − cos(a, b)) over pixels, whose gradient for a is weighted by v and that for b by w.
+
+    a, b [B, F, *S]; v, w [B, *S]. One cosine serves both directions: ∂cos/∂a = (b/|b| − cos · a/|a|) / |a|.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, v: Tensor, w: Tensor) -> Tensor:
+        x, y = a.float(), b.float()
+        length_a, length_b = (torch.linalg.vector_norm(z, dim=1).clamp(min=LENGTH) for z in (x, y))
+        cosine = (x * y).sum(1) / (length_a * length_b)
+        ctx.save_for_backward(a, b, v, w, length_a, length_b, cosine)
+        loss: Tensor = ((v + w) * (1.0 - cosine)).sum()
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        a, b, v, w, length_a, length_b, cosine = ctx.saved_tensors
+        across = -gradient / (length_a * length_b)
+        along_a, along_b = gradient * cosine / length_a.square(), gradient * cosine / length_b.square()
+        to_a = b * (across * v).unsqueeze(1) + a * (along_a * v).unsqueeze(1)
+        to_b = a * (across * w).unsqueeze(1) + b * (along_b * w).unsqueeze(1)
+        return to_a.to(a.dtype), to_b.to(b.dtype), None, None
 
 
 def low_entropy_consistency(log_s: Tensor, log_fp: Tensor) -> Tensor:
-    """LEC: w_v = exp(−H(p_v)) · max p_v, α_v = w_v / Σ w, q = Σ α_v p_v; mean over all pixels of Σ α_v KL(p_v ‖ q)."""
-    streams = (log_s, log_fp)
-    weights = torch.stack([torch.exp(log_p.amax(1) - entropy(log_p)) for log_p in streams])
-    shares = weights / weights.sum(0)
-    mixed = sum(share.unsqueeze(1) * log_p.exp() for share, log_p in zip(shares, streams, strict=True))
-    log_mixed = torch.log(torch.as_tensor(mixed).clamp(min=1e-12))
-    parts = [share * divergence(log_p, log_mixed) for share, log_p in zip(shares, streams, strict=True)]
-    return torch.stack(parts).sum(0).mean()
+    """LEC: w_v = exp(−H(p_v)) · max p_v, α_v = w_v / Σ w, q = Σ α_v p_v; mean over all pixels of Σ α_v KL(p_v ‖ q).
+
+    Computed as H(q) − Σ α_v H(p_v), which is the same.
+    """
+    (p_s, entropy_s), (p_fp, entropy_fp) = ((log_p.exp(), entropy(log_p)) for log_p in (log_s, log_fp))
+    # α_s = 1 / (1 + w_fp / w_s), with log w = max log p − H.
+    share = torch.sigmoid((log_s.amax(1) - entropy_s) - (log_fp.amax(1) - entropy_fp))
+    mixed = torch.lerp(p_fp, p_s, share.unsqueeze(1))
+    mixed_entropy = -(mixed * mixed.clamp(min=1e-12).log()).sum(1)
+    return (mixed_entropy - torch.lerp(entropy_fp, entropy_s, share)).mean()

@@ -123,6 +123,17 @@ def test_cfkd_against_a_loop(space: tuple[int, ...]) -> None:
     assert feature_distillation(f_s, f_fp, *by).item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_cfkd_gradient_is_that_of_two_directed_cosines(space: tuple[int, ...]) -> None:
+    """Against torch's cosine similarity with the teacher's side detached, one term a direction."""
+    z_s, z_fp, pseudo, keep = streams(space)
+    f_s, f_fp = logits(space, 5), logits(space, 5)
+    by_s, by_fp = reliability(log_probabilities(z_s), log_probabilities(z_fp), pseudo, keep)
+    to_fp = 1.0 - torch.nn.functional.cosine_similarity(f_s.detach(), f_fp)
+    to_s = 1.0 - torch.nn.functional.cosine_similarity(f_s, f_fp.detach())
+    expected = torch.autograd.grad(to_fp[by_s].mean() + to_s[by_fp].mean(), (f_s, f_fp))
+    torch.testing.assert_close(torch.autograd.grad(feature_distillation(f_s, f_fp, by_s, by_fp), (f_s, f_fp)), expected)
+
+
 @pytest.mark.parametrize("term", ["pixel", "feature"])
 def test_the_teacher_gets_no_gradient(term: str, space: tuple[int, ...]) -> None:
     z_s, z_fp, pseudo, keep = streams(space)

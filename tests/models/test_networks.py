@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from crkd_cli.models.blocks import double, drop_channels
+from crkd_cli.models.blocks import Dropout, double, drop_channels
 from crkd_cli.models.ema import Ema
 from crkd_cli.models.networks import NETWORKS
 from crkd_cli.models.networks.base import Network
@@ -50,6 +50,37 @@ def test_drop_channels_drops_whole_channels_and_keeps_the_mean(dims: int) -> Non
     assert (dropped == dropped[..., :1]).all()
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
     assert dropped.mean().item() == pytest.approx(1.0, abs=0.1)    # 2000 channels: SD of the mean 0.022
+
+
+def test_drop_channels_with_a_probability_for_every_sample(dims: int) -> None:
+    x = torch.ones(3, 50, *[3] * dims)
+    dropped = drop_channels(x, torch.tensor([0.0, 0.75, 0.0]))
+    assert torch.equal(dropped[::2], x[::2])
+    assert set(dropped[1].unique().tolist()) == {0.0, 4.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_elements_and_keeps_the_mean(dims: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layout = (torch.channels_last, torch.channels_last_3d)[dims - 2]
+    x = torch.ones(3, 5, *[25] * dims, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+    layer = Dropout(0.2)
+    y = layer(x)
+    assert y.dtype == dtype
+    assert y.is_contiguous(memory_format=layout)
+    zero = y == 0
+    assert y[~zero].unique().tolist() == pytest.approx([1.25], rel=4e-3)
+    n = x.numel()
+    assert zero.float().mean().item() == pytest.approx(0.2, abs=4 * (0.16 / n) ** 0.5)    # four standard deviations
+    by_place = zero.float().mean((0, 1)).flatten()    # no pattern along the axis that lies closest in memory
+    assert by_place[::2].mean().item() == pytest.approx(by_place[1::2].mean().item(), abs=6 * (0.16 / n) ** 0.5)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())    # what passed forward passes back, scaled alike
+    assert torch.equal(layer.eval()(x), x)
+    torch.manual_seed(1)
+    first = layer.train()(x)
+    torch.manual_seed(1)
+    assert torch.equal(first, layer(x))
 
 
 def test_double_keeps_corners_and_is_linear_between() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from crkd_cli.models.blocks import batch_norm, conv, double, max_pool
+from crkd_cli.models.blocks import Dropout, batch_norm, conv, double, max_pool
 from crkd_cli.models.networks import NETWORKS
 from crkd_cli.models.networks.base import Network
 
@@ -15,7 +15,7 @@ DROPOUT = (0.05, 0.1, 0.2, 0.3, 0.5)    # per level going down; none going up
 def block(dims: int, inputs: int, outputs: int, dropout: float) -> nn.Sequential:
     """Two 3-wide convolutions, batch norm and leaky ReLU after each, dropout of single elements between."""
     return nn.Sequential(
-        conv(dims, inputs, outputs, 3), batch_norm(dims, outputs), nn.LeakyReLU(0.01, inplace=True), nn.Dropout(dropout),
+        conv(dims, inputs, outputs, 3), batch_norm(dims, outputs), nn.LeakyReLU(0.01, inplace=True), Dropout(dropout),
         conv(dims, outputs, outputs, 3), batch_norm(dims, outputs), nn.LeakyReLU(0.01, inplace=True),
     )  # fmt: skip
 
