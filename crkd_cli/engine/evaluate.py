@@ -94,6 +94,8 @@ def evaluate(
     scorer = Scorer(spec.source, len(spec.classes), protocol, cases)
     with progress("evaluating", len(cases), "cases") as advance:
         scores = np.stack([*_scores(inferer, store, cases, scorer, advance)])
+    groups = [case.group for case in cases]
+    over = "cases" if len(set(groups)) == len(groups) else "patients"
     facts = {
         "protocol": protocol,
         "dataset": spec.name,
@@ -105,12 +107,12 @@ def evaluate(
         "seed": checkpoint.config.train.seed,
         "checkpoint": str(file),
         "step": checkpoint.step,
-        "interval": "95 %, bootstrap over cases" if protocol == "strict" else "95 %, Student's t over cases",
+        "interval": f"95 %, bootstrap over {over}" if protocol == "strict" else "95 %, Student's t over cases",
         "precision": str(precision).removeprefix("torch."),
         "trained_with": checkpoint.code_version,
         "evaluated_with": __version__,
     }
-    columns = [summarise(one, "bootstrap" if protocol == "strict" else "t") for one in np.moveaxis(scores, 2, 0)]
+    columns = [summarise(one, "bootstrap" if protocol == "strict" else "t", groups) for one in np.moveaxis(scores, 2, 0)]
     by_class = {name: [column[0][k] for column in columns] for k, name in enumerate(spec.classes[1:])}
     rows = published(split.dataset, len(split.labeled))
     report = Report(facts, scorer.metrics, by_class, [column[1] for column in columns], rows, folder)

@@ -1,6 +1,7 @@
 """From the scores of cases to what is reported: means, spread, 95 % intervals and what was undefined."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,27 +26,38 @@ class Summary:
     undefined: int      # cases left out: the score is undefined where both masks are empty
 
 
-def summarise(values: Values, interval: Interval = "bootstrap") -> tuple[list[Summary], Summary]:
+def summarise(
+    values: Values, interval: Interval = "bootstrap", groups: Sequence[str] | None = None
+) -> tuple[list[Summary], Summary]:
     """Scores [cases, classes], NaN = undefined, as one summary per class and the mean of the classes' means.
 
-    bootstrap: percentiles over seeded resamples of the cases, which keep a case's classes together.
-    t: mean ± Student's t. The spread and n of the mean over classes are those of the cases' own means.
+    bootstrap: percentiles over seeded resamples of the cases, which keep a case's classes together, and the cases of one of
+    `groups` (patients, one per case): two scans of a heart say less than scans of two. t: mean ± Student's t over cases.
+    The spread and n of the mean over classes are those of the cases' own means.
     """
-    resampled = _resampled(values)
+    owners = _numbers(groups) if groups else np.arange(len(values))
+    resampled = _resampled(values, owners)
     classes = [
-        _summary(column, _mean(column), draws, interval) for column, draws in zip(values.T, resampled.T, strict=True)
+        _summary(column, _mean(column), draws, interval, owners) for column, draws in zip(values.T, resampled.T, strict=True)
     ]
     cases = np.array([_mean(row) for row in values])
     overall = _mean(np.array([one.mean for one in classes]))
-    return classes, _summary(cases, overall, _row_means(resampled), interval)
+    return classes, _summary(cases, overall, _row_means(resampled), interval, owners)
 
 
-def _summary(values: Values, mean: float, resampled: Values, interval: Interval) -> Summary:
-    defined = values[~np.isnan(values)]
+def _numbers(groups: Sequence[str]) -> NDArray[np.int64]:
+    """The number [cases] of every case's group, in the order in which groups come."""
+    order = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    return np.array([order[group] for group in groups])
+
+
+def _summary(values: Values, mean: float, resampled: Values, interval: Interval, owners: NDArray[np.int64]) -> Summary:
+    kept = ~np.isnan(values)
+    defined = values[kept]
     n = len(defined)
     sd = float(defined.std(ddof=1)) if n > 1 else math.nan
     resampled = resampled[~np.isnan(resampled)]
-    if n < 2:
+    if n < 2 or (interval == "bootstrap" and len(set(owners[kept])) < 2):
         low = high = math.nan
     elif interval == "t":
         from scipy.special import stdtrit
@@ -57,10 +69,11 @@ def _summary(values: Values, mean: float, resampled: Values, interval: Interval)
     return Summary(mean, sd, low, high, n, len(values) - n)
 
 
-def _resampled(values: Values) -> Values:
-    """Means [draws, classes] of resampled cases; a draw without a defined case is NaN."""
-    cases = len(values)
-    times = np.random.default_rng(SEED).multinomial(cases, np.full(cases, 1 / cases), size=DRAWS).astype(np.float64)
+def _resampled(values: Values, owners: NDArray[np.int64]) -> Values:
+    """Means [draws, classes] of resampled groups with all their cases; a draw without a defined case is NaN."""
+    groups = int(owners.max()) + 1
+    times = np.random.default_rng(SEED).multinomial(groups, np.full(groups, 1 / groups), size=DRAWS).astype(np.float64)
+    times = times[:, owners]    # a case comes as often as its group
     defined = ~np.isnan(values)
     sums, counts = times @ np.where(defined, values, 0.0), times @ defined.astype(np.float64)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)

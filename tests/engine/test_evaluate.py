@@ -21,6 +21,7 @@ from crkd_cli.engine.evaluate import Scorer, evaluate, validate
 from crkd_cli.engine.infer import Inferer
 from crkd_cli.engine.published import published
 from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.metrics.summary import summarise
 
 FRAMES = {2: Frame(resize=(32, 32)), 3: Frame(patch=(16, 16, 16), stride=(8, 8, 8))}
 
@@ -84,6 +85,18 @@ def test_the_same_evaluation_writes_the_same_bytes(make_store, make_checkpoint, 
     before = [(one / name).read_bytes() for name in ("cases.csv", "summary.json")]
     run(file, tmp_path)
     assert before == [(one / name).read_bytes() for name in ("cases.csv", "summary.json")]
+
+
+@pytest.mark.parametrize(("frames", "over"), [(1, "cases"), (2, "patients")])
+def test_the_interval_is_over_patients(make_store, make_checkpoint, tmp_path, frames, over):
+    store = make_store(groups={f"p{number}": frames for number in range(4)})
+    file = make_checkpoint(store.spec, FRAMES[2], test=("p0", "p1", "p2"))
+    report, _ = run(file, tmp_path)
+    assert report.facts["interval"] == f"95 %, bootstrap over {over}"
+    table = rows(report)
+    assert len(table) == 3 * frames
+    (expected,), _ = summarise(np.array([[float(row["dice"])] for row in table]), groups=[row["group"] for row in table])
+    assert (report.mean[0].low, report.mean[0].high) == pytest.approx((expected.low, expected.high), abs=1e-5)
 
 
 def test_validation_is_the_mean_dice(dims, make_store, make_checkpoint, tmp_path):

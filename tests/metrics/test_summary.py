@@ -54,3 +54,38 @@ def test_one_case_has_no_spread():
     (one,), _ = summarise(np.array([[0.5]]))
     assert one.mean == 0.5
     assert all(math.isnan(value) for value in (one.sd, one.low, one.high))
+
+
+def test_one_case_per_patient_is_a_bootstrap_over_cases(rng):
+    values = rng.random((9, 3))
+    assert summarise(values, groups=[f"p{number}" for number in range(9)]) == summarise(values)
+
+
+def test_a_second_scan_that_says_the_same_tells_nothing_new(rng):
+    values = rng.random((12, 2))
+    groups = [f"p{number}" for number in range(12)]
+    once, _ = summarise(values)
+    twice, _ = summarise(np.repeat(values, 2, axis=0), groups=np.repeat(groups, 2).tolist())
+    assert [(one.low, one.high) for one in twice] == [pytest.approx((one.low, one.high)) for one in once]
+    narrow, _ = summarise(np.repeat(values, 2, axis=0))
+    assert all(one.high - one.low < 0.8 * (other.high - other.low) for one, other in zip(narrow, once, strict=True))
+
+
+def test_bootstrap_over_patients_agrees_with_scipy(rng):
+    counts = rng.integers(1, 4, 25)
+    groups = np.repeat(np.arange(25), counts)
+    values = rng.normal(0.7, 0.1, 25)[groups] + rng.normal(0, 0.05, len(groups))
+    (one,), _ = summarise(values[:, None], groups=[f"p{group}" for group in groups])
+    theirs = stats.bootstrap(
+        (np.bincount(groups, values), counts), lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
+        paired=True, method="percentile", n_resamples=20_000, random_state=rng,
+    )  # fmt: skip
+    assert one.low == pytest.approx(theirs.confidence_interval.low, abs=2e-3)
+    assert one.high == pytest.approx(theirs.confidence_interval.high, abs=2e-3)
+
+
+def test_one_patient_has_no_interval():
+    (one,), _ = summarise(np.array([[0.5], [0.7]]), groups=["p", "p"])
+    assert one.sd == pytest.approx(0.1 * math.sqrt(2))
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
