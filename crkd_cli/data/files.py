@@ -4,7 +4,6 @@ Arrays are [C, *S] (images) and [*S] (labels); *S is [y, x] or [z, y, x], or [x,
 h5 files hold `image` (and `label`) as they are to be used: their axes are never turned.
 """
 
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,15 +117,13 @@ def probe(path: Path) -> tuple[int, int, bool]:
     """(channels, spatial axes, has a label inside) from the header alone. Raises CrkdError as read_image does."""
     with _readable(path) as kind:
         if kind in PICTURES:
-            from PIL import Image
-
-            with Image.open(path) as picture:
+            with _picture(path) as picture:
                 return (1 if picture.mode in _GRAY else 3), (3 if getattr(picture, "n_frames", 1) > 1 else 2), False
         if kind in H5:
             import h5py
 
             with h5py.File(path) as file:
-                channels, dims = _h5_layout(file["image"])
+                channels, dims = _h5_layout(_h5_dataset(file, path, "image"))
                 return channels, dims, "label" in file
         reader = _header(path)
         return reader.GetNumberOfComponents(), reader.GetDimension(), False
@@ -158,12 +155,11 @@ def _readable(path: Path) -> Iterator[str]:
         raise CrkdError(f"{path} is of no known format; use one of {', '.join(SUFFIXES)}")
     try:
         yield kind
-    except CrkdError:
+    except (CrkdError, MemoryError):
         raise
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError, SyntaxError, zlib.error) as error:
+    except Exception as error:    # damaged files fail in many ways, all of which mean the same
         reason = " ".join(str(error).split())[-160:] or type(error).__name__
-        message = f"{path} cannot be read, it may be truncated or of another format ({reason}); copy it again"
-        raise CrkdError(message) from None
+        raise CrkdError(f"{path} cannot be read, it may be truncated or of another format ({reason}); copy it again") from None
 
 
 # ── pictures ──
@@ -173,18 +169,27 @@ _GRAY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 
 def _read_picture(path: Path, label: bool) -> NDArray[Any]:
     """[C, y, x], or [1, pages, y, x] for a file of several pages. A palette's indices are a label's values."""
-    import warnings
-
-    from PIL import Image
-
-    with warnings.catch_warnings(), Image.open(path) as picture:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)    # stitched scans are large
+    with _picture(path) as picture:
         pages = [_page(picture, label, at) for at in range(getattr(picture, "n_frames", 1))]
     if len(pages) == 1:
         return pages[0]
     if {page.shape for page in pages} != {(1, *pages[0].shape[1:])}:
         raise CrkdError(f"{path} has pages of different size or in colour; a volume needs gray pages of one size")
     return np.stack([page[0] for page in pages])[None]
+
+
+@contextmanager
+def _picture(path: Path) -> Iterator[Any]:
+    import warnings
+
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings(), Image.open(path) as picture:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)    # stitched scans are large
+            yield picture
+    except Image.DecompressionBombError as error:
+        raise CrkdError(f"{path} is too large for a picture ({error}); cut it into smaller ones") from None
 
 
 def _page(picture: Any, label: bool, at: int) -> NDArray[Any]:
@@ -212,6 +217,16 @@ def _write_picture(path: Path, label: NDArray[np.uint8], kind: str) -> None:
 # ── h5 ──
 
 
+def _h5_dataset(file: Any, path: Path, name: str) -> Any:
+    """The dataset `name` of numbers in an open h5 file. Raises CrkdError."""
+    if name not in file:
+        raise CrkdError(f"{path} has no dataset called {name!r}, only {', '.join(sorted(file)) or 'nothing'}")
+    kind = getattr(getattr(file[name], "dtype", None), "kind", "O")    # a group has no dtype
+    if kind not in "biuf" or not file[name].size:
+        raise CrkdError(f"{path} holds no numbers in {name!r}; write an array of pixels or voxels there")
+    return file[name]
+
+
 def _h5_layout(dataset: Any) -> tuple[int, int]:
     """(channels, spatial axes) of an `image` or `label` dataset: [y, x], [z, y, x], or [y, x, 3] uint8."""
     if dataset.ndim == 3 and dataset.shape[-1] == 3 and dataset.dtype == np.uint8:
@@ -225,10 +240,8 @@ def _read_h5(path: Path, name: str) -> NDArray[Any]:
     import h5py
 
     with h5py.File(path) as file:
-        if name not in file:
-            raise CrkdError(f"{path} has no dataset called {name!r}, only {', '.join(sorted(file)) or 'nothing'}")
-        array: NDArray[Any] = file[name][()]
-        channels, _ = _h5_layout(file[name]) if name == "image" else (1, 0)
+        dataset = _h5_dataset(file, path, name)
+        array, channels = dataset[()], _h5_layout(dataset)[0] if name == "image" else 1
     return np.moveaxis(array, -1, 0) if channels == 3 else array[None]
 
 

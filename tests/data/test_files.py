@@ -1,6 +1,7 @@
 """Files in and out. Geometry is compared with what SimpleITK itself wrote or reads; pictures with Pillow."""
 
 import struct
+import zlib
 
 import h5py
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from crkd_cli.data.files import MEDICAL, label_name, probe, read_image, read_label, stem, suffix, write_label
+from crkd_cli.data.files import MEDICAL, geometry, label_name, probe, read_image, read_label, stem, suffix, write_label
 from crkd_cli.errors import CrkdError
 
 # A quarter turn about z, then 30° about x: no axis is left where it was.
@@ -155,6 +156,51 @@ def test_bad_files_are_named_with_what_to_do(tmp_path, rng):
         path.unlink()
         with pytest.raises(CrkdError, match=f"{path.name} cannot be read: No such file"):
             read_image(path)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damage_anywhere_is_one_line(tmp_path, rng, seed):
+    """Bytes changed and ends cut off at random: an answer or one line, whatever the libraries raise."""
+    pages = [Image.fromarray(page) for page in rng.integers(0, 255, (2, 40, 30), dtype=np.uint8)]
+    pages[0].save(tmp_path / "pages.tif", compression="tiff_deflate", save_all=True, append_images=pages[1:])
+    chance = np.random.default_rng(seed)
+    for path in [tmp_path / "pages.tif", *good_files(tmp_path, rng)]:
+        whole = np.frombuffer(path.read_bytes(), np.uint8)
+        for _ in range(12):
+            broken = whole[: chance.integers(1, len(whole))].copy()
+            places = chance.integers(0, len(broken), chance.integers(0, 5))
+            broken[places] = chance.integers(0, 256, len(places))
+            path.write_bytes(broken.tobytes())
+            for read in (read_image, read_label, probe, geometry):
+                said = ""
+                try:
+                    read(path)
+                except CrkdError as error:
+                    said = str(error)
+                assert (path.name in said) == bool(said)
+                assert "\n" not in said
+
+
+def test_a_picture_too_large_to_open(tmp_path):
+    """A header that declares 400 million pixels, and none after it."""
+    header = struct.pack(">4s2I5B", b"IHDR", 20_000, 20_000, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I4s", 1000, b"IDAT"))
+    for read in (read_image, probe):
+        with pytest.raises(CrkdError, match=r"x\.png is too large for a picture .*; cut it into smaller ones"):
+            read(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("content", ["text", 1j * np.ones((4, 4)), np.zeros((0, 4)), None], ids=str)
+def test_h5_without_numbers(tmp_path, content):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        if content is None:
+            file.create_group("image")
+        else:
+            file["image"] = content
+    for read in (read_image, probe):
+        with pytest.raises(CrkdError, match=r"x\.h5 holds no numbers in 'image'; write an array"):
+            read(tmp_path / "x.h5")
 
 
 @pytest.mark.parametrize("kind", [".nii", ".nii.gz"])
