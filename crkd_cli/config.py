@@ -1,7 +1,7 @@
 """The configuration: a frozen, typed tree. An unknown key, a wrong type or a value out of range names its path."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 import yaml
@@ -98,7 +98,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
     if not isinstance(tree, dict):
         raise UsageError(f"{path} is no configuration: expected sections such as data, model and train")
     for override in overrides or []:
-        _override(tree, override)
+        _override(tree, override, path)
     config: Config = parse(tree, Config, str(path))
     return config
 
@@ -117,16 +117,16 @@ def dump(config: Config) -> dict[str, Any]:
     return tree
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
+def _override(tree: dict[str, Any], override: str, file: Path) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
         raise UsageError(f"--set {override!r}: expected key.path=value, for example train.steps=2000")
-    *parents, leaf = path.split(".")
+    *parents, leaf = key.split(".")
     node = tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UsageError(f"--set {override!r}: {parent} is a value, not a section")
+            raise UsageError(f"{file}: {parent} is {child!r}, not a section, so that {override} cannot be set in it")
         node = child
     try:
         node[leaf] = yaml.safe_load(text)
@@ -138,11 +138,19 @@ def _explain(message: str, kind: type[Any]) -> str:
     """msgspec's message in the project's words: the path first, the nearest key for an unknown one."""
     what, _, at = message.partition(" - at `")
     path = at.rstrip("`").removeprefix("$").lstrip(".")
+    if "Invalid enum value" in what:
+        section, _, leaf = path.rpartition(".")
+        wrong, allowed = what.split("'")[1], get_args(_fields(kind, section)[leaf])
+        return f"{path} is {wrong!r}; {did_you_mean(wrong, allowed)}"
     if "unknown field" not in what:
         return f"{path}: {what}" if path else what
     wrong = what.split("`")[1]
-    owner: Any = kind
-    for name in filter(None, path.split(".")):
-        owner = next(field.type for field in msgspec.structs.fields(owner) if field.name == name)
     full = f"{path}.{wrong}" if path else wrong
-    return f"unknown key {full}; {did_you_mean(wrong, [field.name for field in msgspec.structs.fields(owner)])}"
+    return f"unknown key {full}; {did_you_mean(wrong, _fields(kind, path))}"
+
+
+def _fields(kind: Any, path: str) -> dict[str, Any]:
+    """The fields of `kind`'s section at `path`, with their types."""
+    for name in filter(None, path.split(".")):
+        kind = _fields(kind, "")[name]
+    return {field.name: field.type for field in msgspec.structs.fields(kind)}

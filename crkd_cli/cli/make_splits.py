@@ -70,7 +70,7 @@ def make_splits(
         import json as codec
 
         print(codec.dumps(_tree(made, file), indent=2))
-    else:
+    elif not quiet:
         _table(made, store)
         console.say(f"written to {file}")
         option = f"--split {file}" if out else f"--labeled {labeled or 'all'}"

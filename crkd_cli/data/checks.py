@@ -1,11 +1,13 @@
-"""What ITK keeps quiet about NIfTI files: it fills a truncated one up with zeros, and turns NaN into zero."""
+"""What ITK keeps quiet about: it fills a truncated NIfTI file up with zeros, turns NaN into zero, and overlooks a full disk."""
 
 import gzip
 import math
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 CHUNK = 1 << 20    # a multiple of every voxel's size
 
@@ -30,6 +32,17 @@ def check_nifti(path: Path) -> int:
     if got < size:
         raise EOFError(f"{got} of {size} bytes of voxels")
     return bad
+
+
+def check_written(path: Path, label: NDArray[np.uint8]) -> None:
+    """Raises EOFError, OSError, RuntimeError or ValueError unless the medical file `path` came to hold all of `label`."""
+    import SimpleITK
+
+    sitk: Any = SimpleITK    # its annotations are incomplete
+    if path.name.endswith((".nii", ".nii.gz")):
+        check_nifti(path)
+    elif not np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), label):
+        raise EOFError("other voxels than were written")
 
 
 def _declared(head: bytes) -> tuple[int, int, np.dtype[np.floating] | None]:

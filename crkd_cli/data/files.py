@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli.data.checks import check_nifti
+from crkd_cli.data.checks import check_nifti, check_written
 from crkd_cli.errors import CrkdError
 from crkd_cli.paths import atomic
 
@@ -293,8 +293,7 @@ def _write_medical(path: Path, label: NDArray[np.uint8], like: Volume) -> None:
         image.SetDirection(like.geometry["direction"])
     try:
         sitk.WriteImage(image, str(path), useCompression=True)
-        if suffix(path).startswith(".nii"):    # ITK does not notice that a disk is full
-            check_nifti(path)
-    except (RuntimeError, EOFError) as error:
+        check_written(path, label)
+    except (RuntimeError, EOFError, ValueError) as error:
         reason = " ".join(str(error).split())[-80:]
         raise OSError(f"the file did not become whole, is the disk full? ({reason})") from None

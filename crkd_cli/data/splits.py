@@ -80,9 +80,12 @@ def find(store: Store, labeled: str | None, file: Path | None = None) -> Split:
 
     Without `labeled` the only split that was made is taken. Raises UsageError that says what exists and what to run.
     """
-    if file is not None:
-        return read(file)
     dataset = store.root.name
+    if file is not None:
+        split = read(file)
+        if split.dataset != dataset:
+            raise UsageError(f"{file} is a split of {split.dataset}, not of {dataset}; give one of it to --split")
+        return split
     made = {path.stem: path for path in sorted((store.root / "splits").glob("*.yaml"))}
     facts = official(dataset)
     if labeled is None:

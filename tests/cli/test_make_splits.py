@@ -46,8 +46,7 @@ def test_own_data_say_what_was_chosen(run, make_store):
 def test_out_writes_elsewhere(run, make_store, tmp_path):
     store = make_store("toy")
     result = run("toy", "--labeled", "1", "--out", tmp_path / "mine.yaml", "--quiet")
-    assert result.exit_code == 0
-    assert result.stderr == ""
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
     assert read(tmp_path / "mine.yaml").dataset == "toy"
     assert not (store.root / "splits").exists()
 
@@ -86,3 +85,13 @@ def test_a_store_of_another_recipe_is_refused(run, make_store):
     result = run("toy", "--labeled", "1")
     assert result.exit_code == 1
     assert "was made by recipe 0, this version needs recipe 1; run: crkd prepare-data toy" in result.stderr
+
+
+def test_official_labelled_cases_without_labels(run, make_store):
+    """Photographs came without their masks: nothing is written that training would trip over."""
+    groups = ["patient099", "patient038", "patient050", "patient003"]
+    store = make_store("acdc", groups=dict.fromkeys(groups, 1), unlabeled=set(groups))
+    result = run("acdc", "--labeled", "3", "--present-only")
+    assert result.exit_code == 1
+    assert "have no label: patient099, patient038, patient050" in result.stderr
+    assert not (store.root / "splits").exists()

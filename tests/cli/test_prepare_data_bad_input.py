@@ -195,3 +195,14 @@ def test_an_archive_with_members_outside(prepare_data, tmp_path, name):
     assert (code, err.count("\n")) == (1, 1)
     assert f"set.zip holds a file outside its folder ({name}): refused; do not trust it" in err
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["data", "raw", "set.zip"]
+
+
+def test_a_frame_that_is_not_there(prepare_data, tmp_path, rng):
+    patient = tmp_path / "mine/patient001"
+    patient.mkdir(parents=True)
+    (patient / "Info.cfg").write_text("ED: 1\nES: 12\n")
+    volume(patient / "patient001_frame01.nii.gz", rng.normal(size=(4, 8, 9)).astype(np.float32))
+    code, err = prepare_data("acdc", "--source", tmp_path / "mine")
+    assert code == 1
+    assert "error: patient001_frame02: patient001/patient001_frame12.nii.gz cannot be read: No such file" in err
+    assert written(tmp_path) == []

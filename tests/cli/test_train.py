@@ -97,6 +97,8 @@ def test_own_data_without_a_configuration(cli: Callable[..., Result], toy: Path)
         (["--set", "train.lrr=1"], 2, ["unknown key train.lrr", "did you mean 'lr'"]),
         (["--set", "trian.lr=1"], 2, ["unknown key trian", "did you mean 'train'"]),
         (["--set", "train.lr=fast"], 2, ["train.lr", "float"]),
+        (["--set", "train.precision=fp64"], 2, ["train.precision is 'fp64'", "choose from auto, bf16, fp32"]),
+        (["--method", "crkd", "--set", "train=3"], 2, ["train: Expected `object`, got `int`"]),
         (["--set", "train.steps=0"], 2, ["train.steps", ">= 1"]),
         (["--set", "train.steps"], 2, ["expected key.path=value"]),
         (["--set", "data.frame={resize: [30, 32]}"], 2, ["data.frame", "multiple of 16"]),
@@ -129,6 +131,13 @@ def test_bad_yaml(train: Callable[..., Result], toy: Path) -> None:
     refused(train(), 2, "toy.yaml", "not valid YAML")
     (toy / "toy.yaml").write_text("just words", encoding="utf-8")
     refused(train(), 2, "toy.yaml", "no configuration")
+    (toy / "toy.yaml").write_text("data: 3", encoding="utf-8")
+    refused(train(), 2, "toy.yaml: data is 3, not a section")
+
+
+def test_a_split_of_another_data_set(train: Callable[..., Result], toy: Path) -> None:
+    (toy / "split.yaml").write_text((toy / "split.yaml").read_text().replace("dataset: toy", "dataset: la"))
+    refused(train(), 2, "split.yaml is a split of la, not of toy")
 
 
 def test_no_unlabelled_cases(train: Callable[..., Result], toy: Path) -> None:

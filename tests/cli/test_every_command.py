@@ -1,0 +1,121 @@
+"""What holds for every command alike: help, completion, tracebacks on demand, a full disk."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import yaml
+from PIL import Image
+
+from crkd_cli.config import Frame
+
+COMMANDS = ["prepare-data", "make-splits", "train", "evaluate", "predict"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_groups(cli, command):
+    result = cli(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: crkd {command} " in result.stdout
+    panels = [line.strip("╭╮─ ") for line in result.stdout.splitlines() if line.startswith("╭")]
+    assert {"Options", "Output"} < set(panels), panels
+    assert all(option in result.stdout for option in ("--quiet", "--verbose"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("crkd ev", ["evaluate"]),
+        ("crkd train --lab", ["--labeled"]),
+        ("crkd evaluate --protocol ", ["strict", "paper"]),
+        ("crkd ", COMMANDS),
+    ],
+)
+def test_completion_in_bash(typed, expected):
+    """As the script that `crkd --install-completion` writes asks for it."""
+    program = "import sys; sys.argv = ['crkd']; from crkd_cli.cli import app; app(prog_name='crkd')"
+    words = {"_CRKD_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    result = subprocess.run([sys.executable, "-c", program], env={**os.environ, **words}, capture_output=True, text=True)
+    assert (result.returncode, result.stdout.split()) == (0, expected)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["prepare-data", "isic2017"], ["make-splits", "nowhere"], ["train", "--dataset", "nowhere"], ["evaluate", "nowhere.pth"],
+        ["predict", "nowhere", "--checkpoint", "nowhere.pth"],
+    ],
+    ids=COMMANDS,
+)  # fmt: skip
+def test_tracebacks_only_on_demand(cli, args, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain, verbose = cli(*args), cli(*args, "-v")
+    assert plain.exit_code == verbose.exit_code in (1, 2)
+    assert "Traceback" not in plain.output
+    assert "Traceback" in verbose.stderr
+    assert plain.stderr.splitlines()[-1] == verbose.stderr.splitlines()[-1]
+    assert plain.stderr.splitlines()[-1].startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def full(tmp_path):
+    """A folder on a disk without a free byte."""
+    disk = tmp_path / "full"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    with (disk / "filler").open("wb", buffering=0) as file:
+        assert file.write(bytes(1 << 20)) == 64 << 10    # all that fits
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.fixture
+def scene(make_store, make_checkpoint, tmp_path, rng):
+    """Words that a command line names: a store's root, a checkpoint, a picture, a scan, a configuration."""
+    store = make_store(groups=6)
+    solid = make_store("solid", dims=3, groups=1).spec
+    flat = make_checkpoint(store.spec, Frame(resize=(32, 32)), test=("p00",))
+    Image.fromarray(rng.integers(0, 255, (33, 47), dtype=np.uint8)).save(tmp_path / "a.png")
+    for kind in (".nii", ".nii.gz", ".nrrd", ".mha"):
+        sitk.WriteImage(sitk.GetImageFromArray(rng.normal(size=(20, 20, 20)).astype(np.float32)), str(tmp_path / f"b{kind}"))
+    config = {
+        "data": {"name": "toy", "frame": {"resize": [32, 32]}, "labeled": 1, "unlabeled": 1},
+        "model": {"name": "unet", "widths": [4] * 5}, "train": {"steps": 1},
+    }  # fmt: skip
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(config))
+    split = {"dataset": "toy", "name": "x", "train": ["p00", "p01"], "labeled": ["p00"]}
+    (tmp_path / "split.yaml").write_text(json.dumps(split))
+    words = {"flat": flat, "solid": make_checkpoint(solid, Frame(patch=(16, 16, 16)), path="runs/solid/last.pth")}
+    return {**words, "root": tmp_path / "data", "here": tmp_path}
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("make-splits toy --labeled 2 --data-root {root} --out {full}/x.yaml", "x.yaml"),
+        ("train --config {here}/toy.yaml --split {here}/split.yaml --data-root {root} --out {full}/run", "config.yaml"),
+        ("evaluate {flat} --data-root {root} --out {full}/scores", "cases.csv"),
+        ("predict {here}/a.png --checkpoint {flat} --out {full}/masks", "a.png"),
+        ("predict {here}/a.png --checkpoint {flat} --out {full}/masks --overlay", "overlays/a.png"),
+        ("predict {here}/b.nii --checkpoint {solid} --out {full}/masks", "b.nii"),
+        ("predict {here}/b.nii.gz --checkpoint {solid} --out {full}/masks", "b.nii.gz"),
+        ("predict {here}/b.nrrd --checkpoint {solid} --out {full}/masks", "b.nrrd"),
+        ("predict {here}/b.mha --checkpoint {solid} --out {full}/masks", "b.mha"),
+        ("predict {here}/b.nii.gz --checkpoint {solid} --out {full}/masks --probabilities", "probabilities/b.npy"),
+    ],
+)
+def test_a_full_disk_is_said_and_nothing_half_written(cli, scene, full, line, what):
+    result = cli(*line.format(full=full, **scene).split())
+    assert result.exit_code == 1, result.output
+    last = result.stderr.splitlines()[-1]
+    assert f"cannot write {full}" in last
+    assert f"/{what}: " in last
+    assert "No space left on device" in last or "is the disk full?" in last
+    assert "Traceback" not in result.output
+    assert [path.name for path in full.rglob("*") if path.is_file()] == ["filler"]
