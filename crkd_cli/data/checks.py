@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 CHUNK = 1 << 20    # a multiple of every voxel's size
 
@@ -34,15 +33,20 @@ def check_nifti(path: Path) -> int:
     return bad
 
 
-def check_written(path: Path, label: NDArray[np.uint8]) -> None:
-    """Raises EOFError, OSError, RuntimeError or ValueError unless the medical file `path` came to hold all of `label`."""
+def write_whole(image: Any, path: Path) -> None:
+    """Writes a SimpleITK image, and looks whether all of it arrived. Raises OSError."""
     import SimpleITK
 
     sitk: Any = SimpleITK    # its annotations are incomplete
-    if path.name.endswith((".nii", ".nii.gz")):
-        check_nifti(path)
-    elif not np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), label):
-        raise EOFError("other voxels than were written")
+    try:
+        sitk.WriteImage(image, str(path), useCompression=True)
+        if path.name.endswith((".nii", ".nii.gz")):
+            check_nifti(path)
+        elif not np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), sitk.GetArrayViewFromImage(image)):
+            raise EOFError("other voxels than were written")
+    except (RuntimeError, EOFError, ValueError) as error:
+        reason = " ".join(str(error).split())[-80:]
+        raise OSError(f"the file did not become whole, is the disk full? ({reason})") from None
 
 
 def _declared(head: bytes) -> tuple[int, int, np.dtype[np.floating] | None]:

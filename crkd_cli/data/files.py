@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli.data.checks import check_nifti, check_written
+from crkd_cli.data.checks import check_nifti, write_whole
 from crkd_cli.errors import CrkdError
 from crkd_cli.paths import atomic
 
@@ -291,9 +291,4 @@ def _write_medical(path: Path, label: NDArray[np.uint8], like: Volume) -> None:
         image.SetSpacing(like.geometry["spacing"])
         image.SetOrigin(like.geometry["origin"])
         image.SetDirection(like.geometry["direction"])
-    try:
-        sitk.WriteImage(image, str(path), useCompression=True)
-        check_written(path, label)
-    except (RuntimeError, EOFError, ValueError) as error:
-        reason = " ".join(str(error).split())[-80:]
-        raise OSError(f"the file did not become whole, is the disk full? ({reason})") from None
+    write_whole(image, path)

@@ -98,6 +98,7 @@ def scene(make_store, make_checkpoint, tmp_path, rng):
 @pytest.mark.parametrize(
     ("line", "what"),
     [
+        ("prepare-data phantom --data-root {full}", "raw/phantom"),
         ("make-splits toy --labeled 2 --data-root {root} --out {full}/x.yaml", "x.yaml"),
         ("train --config {here}/toy.yaml --split {here}/split.yaml --data-root {root} --out {full}/run", "config.yaml"),
         ("evaluate {flat} --data-root {root} --out {full}/scores", "cases.csv"),

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from crkd_cli.data import synthetic
 from crkd_cli.data.case import Spec
+from crkd_cli.data.checks import write_whole
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Advance, Raw, Source, pairs
 from crkd_cli.errors import CrkdError
@@ -58,4 +59,4 @@ class Phantom(Source):
         sitk: Any = SimpleITK    # its annotations are incomplete
         image = sitk.GetImageFromArray(array)
         image.SetSpacing(self.spacing[::-1])
-        sitk.WriteImage(image, str(path))
+        write_whole(image, path)
