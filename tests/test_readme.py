@@ -131,9 +131,11 @@ class Newcomer:
     def _shell(self, line: str) -> None:
         path = f"{self.program / 'bin'}:{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "PYTHONPATH": str(self.program), "HOME": str(self.folder)}
-        environment.pop("CRKD_DATA", None)
+        for name in ("CRKD_DATA", "NO_COLOR", "COLUMNS"):
+            environment.pop(name, None)
         done = subprocess.run(["bash", "-c", line], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"$ {line}\n{done.stdout}{done.stderr}"
+        assert "\x1b" not in done.stdout + done.stderr    # plain where it is piped
 
 
 def products(words: list[str], folder: Path) -> Iterable[Path]:

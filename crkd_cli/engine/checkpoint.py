@@ -1,4 +1,8 @@
-"""Checkpoints: tensors and plain types only, written atomically, loaded without running code from the file."""
+"""Checkpoints: tensors and plain types only, written atomically, loaded without running code from the file.
+
+They hold no states of random generators: every draw of a run is seeded anew by (seed, step) or (seed, item), see step_seed and
+data/stream.py, so that the step alone says how a run goes on.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,9 +1,11 @@
 """Checkpoints: what is read back, what is refused, and that a write which fails leaves the old file."""
 
 import pickle
+import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,6 +37,21 @@ def test_round_trip(trained: Path) -> None:
     model = load_predictor(one, torch.device("cpu"))
     assert model(x).shape == (1, 2, *[16] * dims)
     assert torch.equal(model(x), load_predictor(two, torch.device("cpu"))(x))
+
+
+def test_no_state_of_a_random_generator_is_needed(tiny: Planner) -> None:
+    """Other states of every global generator before every step, the same weights."""
+
+    def disturb(step: int, values: dict[str, float]) -> None:
+        random.seed(step + 7)
+        np.random.seed(step + 7)    # noqa: NPY002
+        torch.manual_seed(step + 7)
+
+    calm, disturbed = tiny(out="calm"), tiny(out="disturbed")
+    train(start(calm), lambda step, values: None)
+    train(start(disturbed), disturb)
+    one, two = (checkpoints.load(planned.folder / "last.pth").weights for planned in (calm, disturbed))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 class Evil:
