@@ -63,16 +63,18 @@ def test_tracebacks_only_on_demand(cli, args, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def full(tmp_path):
-    """A folder on a disk without a free byte."""
-    disk = tmp_path / "full"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True).returncode:
-        pytest.skip("a small disk cannot be mounted here")
-    with (disk / "filler").open("wb", buffering=0) as file:
-        assert file.write(bytes(1 << 20)) == 64 << 10    # all that fits
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+def disk(tmp_path):
+    """disk("ro"): a folder on a disk of its own of 64 KiB, mounted so."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(mode):
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size=64k,{mode}", "none", folder], capture_output=True).returncode:
+            pytest.skip("a disk cannot be mounted here")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", folder], capture_output=True)
 
 
 @pytest.fixture
@@ -95,28 +97,45 @@ def scene(make_store, make_checkpoint, tmp_path, rng):
     return {**words, "root": tmp_path / "data", "here": tmp_path}
 
 
-@pytest.mark.parametrize(
+WRITING = pytest.mark.parametrize(
     ("line", "what"),
     [
-        ("prepare-data phantom --data-root {full}", "raw/phantom"),
-        ("make-splits toy --labeled 2 --data-root {root} --out {full}/x.yaml", "x.yaml"),
-        ("train --config {here}/toy.yaml --split {here}/split.yaml --data-root {root} --out {full}/run", "config.yaml"),
-        ("evaluate {flat} --data-root {root} --out {full}/scores", "cases.csv"),
-        ("predict {here}/a.png --checkpoint {flat} --out {full}/masks", "a.png"),
-        ("predict {here}/a.png --checkpoint {flat} --out {full}/masks --overlay", "overlays/a.png"),
-        ("predict {here}/b.nii --checkpoint {solid} --out {full}/masks", "b.nii"),
-        ("predict {here}/b.nii.gz --checkpoint {solid} --out {full}/masks", "b.nii.gz"),
-        ("predict {here}/b.nrrd --checkpoint {solid} --out {full}/masks", "b.nrrd"),
-        ("predict {here}/b.mha --checkpoint {solid} --out {full}/masks", "b.mha"),
-        ("predict {here}/b.nii.gz --checkpoint {solid} --out {full}/masks --probabilities", "probabilities/b.npy"),
+        ("prepare-data phantom --data-root {disk}", "raw/phantom"),
+        ("make-splits toy --labeled 2 --data-root {root} --out {disk}/x.yaml", "x.yaml"),
+        ("train --config {here}/toy.yaml --split {here}/split.yaml --data-root {root} --out {disk}/run", "config.yaml"),
+        ("evaluate {flat} --data-root {root} --out {disk}/scores", "cases.csv"),
+        ("predict {here}/a.png --checkpoint {flat} --out {disk}/masks", "a.png"),
+        ("predict {here}/a.png --checkpoint {flat} --out {disk}/masks --overlay", "overlays/a.png"),
+        ("predict {here}/b.nii --checkpoint {solid} --out {disk}/masks", "b.nii"),
+        ("predict {here}/b.nii.gz --checkpoint {solid} --out {disk}/masks", "b.nii.gz"),
+        ("predict {here}/b.nrrd --checkpoint {solid} --out {disk}/masks", "b.nrrd"),
+        ("predict {here}/b.mha --checkpoint {solid} --out {disk}/masks", "b.mha"),
+        ("predict {here}/b.nii.gz --checkpoint {solid} --out {disk}/masks --probabilities", "probabilities/b.npy"),
     ],
 )
-def test_a_full_disk_is_said_and_nothing_half_written(cli, scene, full, line, what):
-    result = cli(*line.format(full=full, **scene).split())
+
+
+@WRITING
+def test_a_full_disk_is_said_and_nothing_half_written(cli, scene, disk, line, what):
+    folder = disk("rw")
+    with (folder / "filler").open("wb", buffering=0) as file:
+        assert file.write(bytes(1 << 20)) == 64 << 10    # all that fits
+    result = cli(*line.format(disk=folder, **scene).split())
     assert result.exit_code == 1, result.output
     last = result.stderr.splitlines()[-1]
-    assert f"cannot write {full}" in last
+    assert f"cannot write {folder}" in last
     assert f"/{what}: " in last
     assert "No space left on device" in last or "is the disk full?" in last
     assert "Traceback" not in result.output
-    assert [path.name for path in full.rglob("*") if path.is_file()] == ["filler"]
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["filler"]
+
+
+@WRITING
+def test_a_folder_that_cannot_be_written_is_said(cli, scene, disk, line, what):
+    folder = disk("ro")
+    result = cli(*line.format(disk=folder, **scene).split())
+    assert result.exit_code == 1, result.output
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: cannot write")]
+    assert f" {folder}" in error
+    assert "Read-only file system" in error
+    assert "Traceback" not in result.output

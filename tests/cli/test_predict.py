@@ -65,6 +65,11 @@ def test_one_file(cli, checkpoint, scans, tmp_path):
     assert [file.name for file in (tmp_path / "deep" / "out").iterdir()] == ["a.png"]
 
 
+def test_quiet_prints_nothing(cli, checkpoint, scans):
+    result = cli("predict", scans, "--checkpoint", checkpoint, "--quiet")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
 def test_wrong_input(cli, checkpoint, scans, tmp_path):
     (tmp_path / "nothing").mkdir()
     (tmp_path / "text.csv").write_text("1,2")

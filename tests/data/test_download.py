@@ -75,8 +75,9 @@ def get(tmp_path):
     return call
 
 
-def test_size_is_announced_and_the_file_whole(server, get, tmp_path):
+def test_size_is_announced_and_the_file_whole(server, get, tmp_path, capsys):
     path, said = get(hashlib.sha256(CONTENT).hexdigest())
+    assert re.search(r"^downloading set\.zip 4/4 MB, [0-9.]+ MB/s", capsys.readouterr().err, re.MULTILINE)
     assert path == tmp_path / "raw/set.zip"
     assert path.read_bytes() == CONTENT
     assert said == [f"downloading http://127.0.0.1:{server.server_port}/mirror/set.zip to {tmp_path / 'raw'}: 4.9 MB"]
