@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from crkd_cli import world
+
 AREA = (0.02, 0.4)       # of the image (2D) or volume (3D)
 ASPECT = (0.3, 1 / 0.3)
 
@@ -31,11 +33,12 @@ def draw_boxes(count: int, dims: int) -> tuple[Tensor, Tensor]:
 
 
 def draw_swap(shape: torch.Size, probability: float = 0.5) -> tuple[Tensor, Tensor]:
-    """(partner [B], box [B, *S] boolean) for a batch of `shape` [B, C, *S], drawn from torch's own generator on the CPU.
+    """(partner [N·B], box [N·B, *S] boolean) for the joint batch of N processes, each of which holds `shape` [B, C, *S].
 
-    Samples are paired at random; with `probability` a pair swaps one box, the same in both. An odd sample stays as it is.
+    Drawn from torch's own generator on the CPU; all must use process 0's draw (`share_swap`). Samples are paired at random; with
+    `probability` a pair swaps one box, the same in both. An odd sample stays as it is.
     """
-    batch, spatial = shape[0], shape[2:]
+    batch, spatial = shape[0] * world.size(), shape[2:]
     pairs = batch // 2
     order = torch.randperm(batch)
     partner = torch.arange(batch)
@@ -53,6 +56,11 @@ def draw_swap(shape: torch.Size, probability: float = 0.5) -> tuple[Tensor, Tens
     return partner, box
 
 
+def share_swap(partner: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
+    """This process's part, [B] and [B, *S], of what process 0 drew. Both on the device of the images."""
+    return world.part(world.first(partner)), world.part(world.first(box))
+
+
 def swap(x: Tensor, partner: Tensor, box: Tensor) -> Tensor:
-    """x [B, C, *S] or [B, *S] with every sample's box [B, *S] taken from its partner [B]."""
-    return torch.where(box.unsqueeze(1) if x.ndim > box.ndim else box, x[partner], x)
+    """x [B, C, *S] or [B, *S] with every sample's box [B, *S] taken from its partner [B], a number in the joint batch."""
+    return torch.where(box.unsqueeze(1) if x.ndim > box.ndim else box, world.gather(x)[partner], x)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from crkd_cli import world
 from crkd_cli.augment.intensity import bias_field, blur, gamma, jitter, recolor, span
 from crkd_cli.augment.spatial import rotate, turn
 
@@ -25,7 +26,10 @@ ORDER, COEFFICIENT, GAMMA = 3, 0.5, 0.5    # bias field: degree and largest coef
 
 @dataclass(frozen=True)
 class Policy:
-    """The augmentation of one data set: a function of its images and of a generator on the CPU, on any device."""
+    """The augmentation of one data set: a function of its images and of a generator on the CPU, on any device.
+
+    Of several processes each draws for the joint batch and uses its part: an image gets the same as in one process.
+    """
 
     modality: str               # rgb, gray or mr
     bounded: bool               # values lie in [0, 1]; otherwise every sample's own range is kept
@@ -35,8 +39,8 @@ class Policy:
     def weak(self, image: Tensor, label: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor | None]:
         """image [B, C, *S] and label [B, *S] under one geometry drawn for each sample."""
         count = len(image)
-        kind = torch.rand(count, generator=generator)
-        moves = torch.rand(count, 3, generator=generator) < 0.5
+        kind = _uniform(count, 0.0, 1.0, generator)
+        moves = _uniform((count, 3), 0.0, 1.0, generator) < 0.5
         degrees = _uniform(count, -DEGREES, DEGREES, generator)
         if self.dims == 2:
             moves &= (kind < 0.5).unsqueeze(1)
@@ -57,17 +61,18 @@ class Policy:
     def strong(self, image: Tensor, generator: Generator) -> Tensor:
         """image [B, C, *S] with intensities changed; geometry stays."""
         count, device = len(image), image.device
-        chosen = torch.rand(count, generator=generator) < CHANCE
-        sigma = _uniform(count, *SIGMA, generator) * (torch.rand(count, generator=generator) < BLUR)
+        chosen = _uniform(count, 0.0, 1.0, generator) < CHANCE
+        sigma = _uniform(count, *SIGMA, generator) * (_uniform(count, 0.0, 1.0, generator) < BLUR)
         image = self._scanner(image, chosen, generator) if self.dims == 3 else self._jitter(image, chosen, generator)
         return blur(image, sigma.to(device, non_blocking=True), SIGMA[1])
 
     def _jitter(self, image: Tensor, chosen: Tensor, generator: Generator) -> Tensor:
         count, device = len(image), image.device
         strength = 0.4 if self.modality == "rgb" else 0.5
-        factors = torch.where(chosen, _uniform((3, count), 1.0 - strength, 1.0 + strength, generator), 1.0)
+        factors = torch.stack([_uniform(count, 1.0 - strength, 1.0 + strength, generator) for _ in range(3)])
+        factors = torch.where(chosen, factors, 1.0)
         hue = torch.where(chosen, _uniform(count, -0.1, 0.1, generator), 0.0).to(device, non_blocking=True)
-        gray = torch.rand(count, generator=generator) < GRAY
+        gray = _uniform(count, 0.0, 1.0, generator) < GRAY
         factors[2, gray] = 0.0
         brightness, contrast, saturation = factors.to(device, non_blocking=True).unbind()
         low, high = torch.tensor([0.0, 1.0], device=device) if self.bounded else span(image)
@@ -87,4 +92,7 @@ class Policy:
 
 
 def _uniform(shape: int | tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
-    return torch.rand(shape, generator=generator) * (high - low) + low
+    """Uniform in [low, high), of `shape`, whose first axis counts this process's samples."""
+    count, *rest = (shape,) if isinstance(shape, int) else shape
+    drawn = torch.rand(count * world.size(), *rest, generator=generator)
+    return world.part(drawn) * (high - low) + low

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crkd_cli import world
 from crkd_cli.data.dataset import Dataset, Item
 
 T = TypeVar("T")
@@ -22,8 +23,8 @@ class Stream:
         self._orders: dict[int, np.ndarray[tuple[int, ...], np.dtype[np.int64]]] = {}
 
     def batch(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """(image [B, C, *S] as stored, label [B, *S] uint8 or None) of step `step`."""
-        items = [self._item(step * self.size + offset) for offset in range(self.size)]
+        """(image [B, C, *S] as stored, label [B, *S] uint8 or None) of step `step`: this process's part of its B · N items."""
+        items = [self._item(step * self.size + offset) for offset in world.part(range(self.size))]
         labels = [item.label for item in items if item.label is not None]
         return torch.stack([item.image for item in items]), torch.stack(labels) if labels else None
 

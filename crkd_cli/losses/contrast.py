@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from crkd_cli import world
+
 
 class Samples(NamedTuple):
     """N sampled features of one stream."""
@@ -18,9 +20,10 @@ class Samples(NamedTuple):
 
 
 def class_means(confidence: Tensor, pseudo: Tensor, classes: int) -> Tensor:
-    """Mean confidence of the pixels of every class, [K]; 0 for a class that is nowhere. Both arguments [B, *S]."""
+    """Mean confidence of every class's pixels in the joint batch, [K]; 0 for one that is nowhere. Both arguments [B, *S]."""
     sums = torch.zeros(classes, device=confidence.device).index_add_(0, pseudo.flatten(), confidence.flatten())
     counts = torch.zeros_like(sums).index_add_(0, pseudo.flatten(), torch.ones_like(confidence).flatten())
+    sums, counts = world.total(sums, counts)
     return sums / counts.clamp(min=1)
 
 
@@ -29,26 +32,46 @@ def sample(features: Tensor, classes: Tensor, eligible: Tensor, order: Tensor, c
 
     features [B, F, *S]; classes, eligible, order [B, *S]. Of a class's eligible pixels those with the highest random `order` are
     drawn; where a class has fewer than its share they repeat (drawing with replacement). `count` is K. No host synchronisation.
+    They are drawn from the joint batch: every process gives its own best, and all get the same samples.
     """
     rows = features.movedim(1, -1).reshape(-1, features.shape[1])
     members = (classes.flatten() == torch.arange(count, device=classes.device).unsqueeze(1)) & eligible.flatten()    # [K, pixels]
-    sizes = members.sum(1)
     shares = [number // count + (number % count if k == count - 1 else 0) for k in range(count)]
-    positions = []
-    for member, size, share in zip(members, sizes, shares, strict=True):
-        draw = min(share, member.numel())
-        ranked = torch.where(member, order.flatten(), -1.0).topk(draw).indices
-        # The first `size` ranks are members; later ones are not: start again from rank 0 there.
-        positions.append(ranked[torch.arange(share, device=size.device) % size.clamp(min=1, max=draw)])
-    picked = torch.split(rows[torch.cat(positions)].float(), shares)
+    best = [
+        torch.where(member, order.flatten(), -1.0).topk(min(share, member.numel()))
+        for member, share in zip(members, shares, strict=True)
+    ]
+    candidates = rows[torch.cat([one.indices for one in best])].float()
     with torch.autocast(rows.device.type, enabled=False):
-        means = torch.split((members.to(rows.dtype) @ rows).float() / sizes.clamp(min=1).unsqueeze(1), 1)
+        sums = (members.to(rows.dtype) @ rows).float()
+    ranked, sizes, sums = _joint(candidates, [one.values for one in best], members.sum(1), sums)
+    drawn = []
+    for one, size, total, share in zip(ranked, sizes, sums, shares, strict=True):
+        # The first `size` ranks are members; later ones are not: start again from rank 0 there.
+        drawn.append(one[torch.arange(share, device=size.device) % size.clamp(min=1, max=len(one))])
+        drawn.append((total / size.clamp(min=1)).unsqueeze(0))
     repeats = torch.tensor([share + 1 for share in shares], device=rows.device)
     return Samples(
-        features=torch.cat([part for pair in zip(picked, means, strict=True) for part in pair]),
+        features=torch.cat(drawn),
         classes=torch.arange(count, device=rows.device).repeat_interleave(repeats, output_size=number + count),
         valid=(sizes > 0).repeat_interleave(repeats, output_size=number + count),
     )
+
+
+def _joint(candidates: Tensor, orders: list[Tensor], sizes: Tensor, sums: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    """This process's `candidates` [N, F] of all classes, by falling `orders` [n] in each; `sizes` [K] and `sums` [K, F].
+
+    Gives the candidates of every class by falling order, sizes and sums of all processes, in one exchange.
+    """
+    lengths = [len(order) for order in orders]
+    if world.size() == 1:
+        return list(torch.split(candidates, lengths)), sizes, sums
+    own = torch.cat([torch.cat([candidates, sums]), torch.cat([*orders, sizes.float()]).unsqueeze(1)], dim=1)
+    every = world.gather(own.unsqueeze(0))
+    *ranked, totals = (part.flatten(0, 1) for part in torch.split(every, [*lengths, len(sizes)], dim=1))
+    ranked = [one[one[:, -1].argsort(descending=True), :-1] for one in ranked]
+    totals = totals.view(world.size(), len(sizes), -1).sum(0)
+    return ranked, totals[:, -1].long(), totals[:, :-1]
 
 
 def contrast(anchors: Tensor, others: Tensor, anchor: Samples, other: Samples, temperature: float) -> Tensor:

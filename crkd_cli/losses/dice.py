@@ -3,13 +3,16 @@
 import torch
 from torch import Tensor
 
+from crkd_cli import world
+
 EPSILON = 1e-5
 
 
 def dice_loss(p: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over foreground classes of 1 − (2 Σ p·t + ε) / (Σ p² + Σ t² + ε).
 
-    p [B, K, *S] probabilities, target [B, *S] class numbers, mask [B, *S]: sums run over the batch and the pixels that count.
+    p [B, K, *S] probabilities, target [B, *S] class numbers, mask [B, *S]: sums run over the joint batch and the
+    pixels that count.
     """
     classes = torch.arange(1, p.shape[1], device=p.device).view(-1, *[1] * (p.ndim - 2))
     truth = target.unsqueeze(1) == classes    # [B, K − 1, *S]
@@ -17,5 +20,5 @@ def dice_loss(p: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     kept = p if mask is None else p * mask.unsqueeze(1)
     axes = (0, *range(2, p.ndim))
     sizes = (truth if mask is None else truth & mask.unsqueeze(1)).sum(axes)
-    overlap, squares = (kept * truth).sum(axes), (kept * p).sum(axes)
-    return (1.0 - (2.0 * overlap + EPSILON) / (squares + sizes + EPSILON)).mean()
+    overlap, denominator = world.total((kept * truth).sum(axes), (kept * p).sum(axes) + sizes)
+    return (1.0 - (2.0 * overlap + EPSILON) / (denominator + EPSILON)).mean()

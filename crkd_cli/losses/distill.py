@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crkd_cli import world
 from crkd_cli.losses.pixel import cross_entropy, divergence, entropy, masked_mean
 
 LENGTH = 1e-12    # features shorter than this have no direction
@@ -30,8 +31,9 @@ def feature_distillation(features_s: Tensor, features_fp: Tensor, by_s: Tensor, 
 
     features [B, F, *S] of the decoder's last level.
     """
-    to_fp, to_s = (by.float() / by.sum().clamp(min=1) for by in (by_s, by_fp))
-    loss: Tensor = _DirectedCosine.apply(features_s, features_fp, to_s, to_fp)    # type: ignore[no-untyped-call]
+    counts = world.total(by_s.sum(), by_fp.sum())
+    to_fp, to_s = (by.float() / count.clamp(min=1) for by, count in zip((by_s, by_fp), counts, strict=True))
+    (loss,) = world.total(_DirectedCosine.apply(features_s, features_fp, to_s, to_fp))    # type: ignore[no-untyped-call]
     return loss
 
 
@@ -70,4 +72,4 @@ def low_entropy_consistency(log_s: Tensor, log_fp: Tensor) -> Tensor:
     share = torch.sigmoid((log_s.amax(1) - entropy_s) - (log_fp.amax(1) - entropy_fp))
     mixed = torch.lerp(p_fp, p_s, share.unsqueeze(1))
     mixed_entropy = -(mixed * mixed.clamp(min=1e-12).log()).sum(1)
-    return (mixed_entropy - torch.lerp(entropy_fp, entropy_s, share)).mean()
+    return masked_mean(mixed_entropy - torch.lerp(entropy_fp, entropy_s, share), None)

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from crkd_cli import world
+
 
 def log_probabilities(logits: Tensor) -> Tensor:
     """logits [B, K, *S] of any precision → log-softmax [B, K, *S] in float32."""
@@ -11,12 +13,13 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of values [B, *S] where mask [B, *S] is True; 0 where it is nowhere."""
+    """Mean of values [B, *S] where mask [B, *S] is True, over the joint batch; 0 where it is nowhere."""
     if mask is None:
-        return values.mean()
+        return world.mean(values.mean())
     if mask.shape != values.shape:
         raise ValueError(f"mask {tuple(mask.shape)} and values {tuple(values.shape)} differ in shape")
-    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+    sums, count = world.total(torch.where(mask, values, 0.0).sum(), mask.sum())
+    return sums / count.clamp(min=1)
 
 
 def cross_entropy(log_p: Tensor, target: Tensor) -> Tensor:

@@ -45,7 +45,15 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Scalars by name: "total" is back-propagated, all are logged."""
+        """Scalars by name: "total" is back-propagated, all are logged.
+
+        Of several processes each gets its part of the joint batch, and "total" is the joint batch's: what is summed over a
+        batch goes through `world.total`, or through the functions of `losses`, which do that.
+        """
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """`losses`, as the call of a module: where several processes train, each on its part of the joint batch."""
+        return self.losses(batch, step)
 
     def after_step(self, step: int) -> None:
         """Called after the optimiser's step, for moving averages and the like."""
