@@ -1,11 +1,12 @@
 """What a person sees: notices, progress, tables, errors. Plain lines when piped, rich in a terminal."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import ParamSpec
+from typing import NoReturn, ParamSpec
 
 import typer
 
@@ -22,27 +23,54 @@ def say(line: str) -> None:
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
-    """A command's frame: sets --quiet, turns errors that a user can mend into one line and the exit code."""
+    """A command's frame: sets --quiet, turns errors that a user can mend into one line and the exit code.
+
+    Where torchrun has started several processes, they are joined; the first one speaks, and an error is told once.
+    """
 
     @wraps(function)
     def framed(*args: P.args, **kwargs: P.kwargs) -> None:
         global _quiet
-        _quiet = bool(kwargs.get("quiet"))
+        several = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+        _quiet = bool(kwargs.get("quiet")) or (several and os.environ.get("RANK") != "0")
         try:
-            function(*args, **kwargs)
+            if several:
+                _together(function, *args, **kwargs)
+            else:
+                function(*args, **kwargs)
         except CrkdError as error:
             if kwargs.get("verbose"):
                 traceback.print_exc()
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(error.exit_code) from None
+            _end(f"error: {error}", error.exit_code, several)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            raise typer.Exit(130) from None
+            _end("interrupted", 130, several)
         except MemoryError:
-            print("error: not enough memory; use a smaller batch or --set data.frame", file=sys.stderr)
-            raise typer.Exit(1) from None
+            _end("error: not enough memory; use a smaller batch or --set data.frame", 1, several)
 
     return framed
+
+
+def _together(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> NoReturn:
+    """Runs `function` in this process of several, and ends the process."""
+    # torch's own warnings would come from every process: that all parameters are in use, say, although some may not be.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from crkd_cli.engine.distributed import joined, leave
+
+    with joined():
+        function(*args, **kwargs)
+    leave(0)
+
+
+def _end(line: str, code: int, several: bool) -> NoReturn:
+    """Says why the command ends, and ends it."""
+    if not several:
+        print(line, file=sys.stderr)
+        raise typer.Exit(code) from None
+    from crkd_cli.engine.distributed import is_first_to_tell, leave
+
+    if is_first_to_tell():
+        print(line, file=sys.stderr)
+    leave(code)
 
 
 @contextmanager

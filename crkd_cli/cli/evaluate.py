@@ -47,10 +47,13 @@ def evaluate(
     Example: crkd evaluate runs/la-crkd-4/last.pth
     """
     say("loading PyTorch")
+    from crkd_cli import world
     from crkd_cli.engine.evaluate import evaluate as run
     from crkd_cli.paths import data_root as root_of
 
     report = run(checkpoint, root_of(data_root), say, progress, part, protocol, out, device)
+    if world.rank():
+        return
     if json:
         from json import dumps
 

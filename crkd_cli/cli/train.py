@@ -41,9 +41,12 @@ def train(
 
     The same command again goes on where a run stopped; a larger --set train.steps= extends a finished one.
 
+    On several GPUs: torchrun --nproc_per_node=N -m crkd_cli train, with the same options.
+
     Example: crkd train --dataset la --labeled 4
     """
     say("loading PyTorch")
+    from crkd_cli import world
     from crkd_cli.engine.hardware import describe
     from crkd_cli.engine.journal import draw_curves, write_metrics
     from crkd_cli.engine.start import Request, plan, start
@@ -74,6 +77,8 @@ def train(
             done = step
 
         metrics = run_loop(run, report)
+    if world.rank():
+        return
     write_metrics(planned.folder, {**metrics, "device": describe(run.device, run.precision)})
     if not draw_curves(planned.folder):
         say("curves.png is left out: it needs matplotlib (pip install 'crkd[report]')")

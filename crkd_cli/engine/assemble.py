@@ -15,6 +15,7 @@ from crkd_cli.data.dataset import Dataset
 from crkd_cli.data.splits import Split
 from crkd_cli.data.stream import Stream
 from crkd_cli.engine.checkpoint import Checkpoint
+from crkd_cli.engine.distributed import check_batch
 from crkd_cli.errors import CrkdError
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, Task
@@ -34,7 +35,7 @@ class Data:
     device: torch.device
 
     def read(self, step: int) -> tuple[Raw, Raw | None]:
-        """The items of `step`, on the host, in pinned memory where a GPU will fetch them."""
+        """This process's items of `step`, on the host, in pinned memory where a GPU will fetch them."""
         raws = self.labeled.batch(step), self.unlabeled.batch(step) if self.unlabeled else None
         return self._pin(raws[0]), self._pin(raws[1]) if raws[1] else None
 
@@ -106,13 +107,17 @@ def load_predictor(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
 
 
 def build_data(config: Config, store: Store, split: Split, kind: type[Method], device: torch.device) -> Data:
-    """The streams of the split's training parts. Raises CrkdError if a part is empty or missing in the store."""
+    """The streams of the split's training parts. Raises CrkdError if a part is empty or missing in the store, and UsageError if
+    several processes cannot share the batches evenly.
+    """
+    check_batch("data.labeled", config.data.labeled)
     frame, seed = config.data.frame, config.train.seed
     labeled = Dataset(store, split.cases(store, "labeled"), frame, labeled=True)
     if not len(labeled):
         raise CrkdError(f"split {split.name} has no labelled training case; run: crkd make-splits {store.spec.name}")
     unlabeled = None
     if kind.uses_unlabeled:
+        check_batch("data.unlabeled", config.data.unlabeled)
         items = Dataset(store, split.cases(store, "unlabeled"), frame, labeled=False)
         if not len(items):
             raise CrkdError(

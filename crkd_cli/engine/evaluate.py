@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli import __version__
+from crkd_cli import __version__, world
 from crkd_cli.data.case import CaseInfo, Store
 from crkd_cli.data.splits import Part
 from crkd_cli.engine import paper
@@ -72,7 +72,8 @@ def evaluate(
     """Scores the checkpoint `file` on its split's cases in the store under the data root `root`.
 
     part: default test, else val; paper: the published part. Writes cases.csv and summary.json to `out`, by default
-    beside the checkpoint. Raises CrkdError: no checkpoint, store missing or of another kind, cases missing.
+    beside the checkpoint. Several processes share the cases; the first one writes.
+    Raises CrkdError: no checkpoint, store missing or of another kind, cases missing.
     """
     checkpoint = load(file)
     spec, split = checkpoint.spec, checkpoint.split
@@ -92,8 +93,9 @@ def evaluate(
     model = load_predictor(checkpoint, where)
     inferer = Inferer(model, checkpoint.config.data.frame, spec, where, precision, protocol, notice=say)
     scorer = Scorer(spec.source, len(spec.classes), protocol, cases)
-    with progress("evaluating", len(cases), "cases") as advance:
-        scores = np.stack([*_scores(inferer, store, cases, scorer, advance)])
+    own = world.share(cases)
+    with progress("evaluating", len(own), "cases") as advance:
+        scores = np.stack(world.collect([*_scores(inferer, store, own, scorer, advance)]))
     groups = [case.group for case in cases]
     over = "cases" if len(set(groups)) == len(groups) else "patients"
     facts = {
@@ -116,7 +118,8 @@ def evaluate(
     by_class = {name: [column[0][k] for column in columns] for k, name in enumerate(spec.classes[1:])}
     rows = published(split.dataset, len(split.labeled))
     report = Report(facts, scorer.metrics, by_class, [column[1] for column in columns], rows, folder)
-    _write(report, cases, scores)
+    if world.rank() == 0:
+        _write(report, cases, scores)
     return report
 
 
@@ -156,7 +159,7 @@ class Scorer:
 
 
 def _scores(
-    inferer: Inferer, store: Store, cases: list[CaseInfo], scorer: Scorer, advance: Callable[..., None]
+    inferer: Inferer, store: Store, cases: Sequence[CaseInfo], scorer: Scorer, advance: Callable[..., None]
 ) -> Iterator[NDArray[np.float64]]:
     """Scores [K − 1, M] of every case, in order: one is scored in a thread while the next is inferred."""
     with ThreadPoolExecutor(1, thread_name_prefix="score") as pool:

@@ -1,15 +1,22 @@
 """Which device and precision a run uses, and what follows for torch's own settings."""
 
 import ctypes
+import os
 import sys
 
 import torch
 
+from crkd_cli import world
 from crkd_cli.errors import UsageError
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """`auto` (or None): the first GPU, else the CPU. Raises UsageError for a device that is not there."""
+    """`auto` (or None): the first GPU, else the CPU. Raises UsageError for a device that is not there.
+
+    Of several processes each takes the GPU of its own number on its machine.
+    """
+    if world.size() > 1:
+        name = _own_gpu(name)
     if name in (None, "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -21,6 +28,19 @@ def pick_device(name: str | None = None) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"device {name!r} is not there: {torch.cuda.device_count()} CUDA devices found; use --device cpu")
     return device
+
+
+def _own_gpu(name: str | None) -> str | None:
+    """`name`, with the number of this process's GPU where it asks for one. Raises UsageError if there are too few."""
+    if name == "cpu" or not torch.cuda.is_available():
+        return name
+    if name not in (None, "auto", "cuda"):
+        raise UsageError(f"device {name!r} is one for several processes; use auto, cuda (a GPU each) or cpu")
+    number, there = int(os.environ.get("LOCAL_RANK", world.rank())), torch.cuda.device_count()
+    if number >= there:
+        raise UsageError(f"more processes on this machine than its {there} GPUs; use --nproc_per_node={there}, or --device cpu")
+    torch.cuda.set_device(number)
+    return f"cuda:{number}"
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
@@ -36,9 +56,10 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def describe(device: torch.device, precision: torch.dtype) -> str:
-    """One phrase for the first lines of a command: `NVIDIA H200, bf16` or `CPU (2 threads), fp32`."""
+    """One phrase for the first lines of a command: `NVIDIA H200, bf16`, `2 × CPU (1 threads), fp32` for two processes."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)"
-    return f"{name}, {'bf16' if precision == torch.bfloat16 else 'fp32'}"
+    several = f"{world.size()} × " if world.size() > 1 else ""
+    return f"{several}{name}, {'bf16' if precision == torch.bfloat16 else 'fp32'}"
 
 
 def set_up(*, deterministic: bool) -> None:

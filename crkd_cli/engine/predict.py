@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from crkd_cli import world
 from crkd_cli.data import files
 from crkd_cli.data.case import Spec
 from crkd_cli.data.sources import SOURCES
@@ -35,12 +36,12 @@ class Wanted:
     overwrite: bool = False            # also what is there already
 
 
-@dataclass
+@dataclass(frozen=True)
 class Outcome:
     folder: Path
-    written: int = 0
-    skipped: int = 0
-    failures: list[str] = field(default_factory=list)    # one line each
+    written: int
+    skipped: int
+    failures: list[str]    # one line each
 
 
 def predict(
@@ -54,7 +55,7 @@ def predict(
 ) -> Outcome:
     """Masks of the image `source`, or of all images in the folder `source`, into `out` (default: FOLDER-masks).
 
-    A file that cannot be read is noted in the outcome and does not stop the others.
+    A file that cannot be read is noted in the outcome and does not stop the others. Several processes share the images.
     Raises CrkdError: no image, no checkpoint, output not writable; UsageError: the output would replace the images.
     """
     wanted = wanted or Wanted()
@@ -72,19 +73,22 @@ def predict(
     model = load_predictor(loaded, where)
     job = _Job(Inferer(model, loaded.config.data.frame, loaded.spec, where, precision, notice=say), loaded.spec, out, wanted)
     job.check(images)
-    outcome = Outcome(out)
-    with progress("predicting", len(images), "images") as advance:
-        for image in images:
+    own = world.share(images)
+    results: list[bool | str] = []    # of every image: written, there already, or what failed
+    with progress("predicting", len(own), "images") as advance:
+        for image in own:
             if not wanted.overwrite and all(file.is_file() for file in job.targets(image)):
-                outcome.skipped += 1
+                results.append(False)
             else:
                 try:
                     job.run(image)
-                    outcome.written += 1
+                    results.append(True)
                 except CrkdError as error:
-                    outcome.failures.append(str(error) if str(image) in str(error) else f"{image}: {error}")
+                    results.append(str(error) if str(image) in str(error) else f"{image}: {error}")
             advance(1, image.name)
-    return outcome
+    results = world.collect(results)
+    failures = [result for result in results if isinstance(result, str)]
+    return Outcome(out, results.count(True), results.count(False), failures)
 
 
 class _Job:

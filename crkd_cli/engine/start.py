@@ -7,12 +7,14 @@ from typing import Any
 import torch
 import yaml
 
+from crkd_cli import world
 from crkd_cli.config import Config, dump, load
 from crkd_cli.data.case import Store
 from crkd_cli.data.splits import Split, find
 from crkd_cli.engine import checkpoint as checkpoints
 from crkd_cli.engine.assemble import build_data, build_method, default_config, load_method
 from crkd_cli.engine.checkpoint import Checkpoint
+from crkd_cli.engine.distributed import check_same, synchronised
 from crkd_cli.engine.hardware import pick_device, pick_precision, set_up
 from crkd_cli.engine.optimizer import GuardedSgd
 from crkd_cli.engine.train import Run
@@ -82,19 +84,22 @@ def plan(request: Request) -> Plan:
 def start(plan: Plan) -> Run:
     """Builds the run's parts, restores them from the checkpoint if there is one, and writes the resolved configuration."""
     config = plan.config
+    check_same(plan.resumed.step if plan.resumed else 0, f"run folder {plan.folder}")
     device = pick_device(config.train.device)
     precision = _precision(config, device)
     set_up(deterministic=config.train.deterministic)
-    method = (build_method(config, plan.store.spec) if plan.resumed is None else load_method(plan.resumed)).to(device)
+    method = build_method(config, plan.store.spec) if plan.resumed is None else load_method(plan.resumed)
+    method = synchronised(method.to(device))
     optimizer = GuardedSgd(method, config.train.momentum, config.train.weight_decay)
     if plan.resumed and plan.resumed.training:
         optimizer.load_state_dict(plan.resumed.training)
     data = build_data(config, plan.store, plan.split, type(method), device)
     val = plan.split.cases(plan.store, "val")
-    for leftover in plan.folder.glob(".tmp-*"):    # of a write that a kill cut short
-        leftover.unlink()
-    with atomic(plan.folder / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(dump(config), sort_keys=False), encoding="utf-8")
+    if world.rank() == 0:
+        for leftover in plan.folder.glob(".tmp-*"):    # of a write that a kill cut short
+            leftover.unlink()
+        with atomic(plan.folder / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(dump(config), sort_keys=False), encoding="utf-8")
     checkpoint = Checkpoint(
         step=plan.resumed.step if plan.resumed else 0,
         config=config,

@@ -4,16 +4,19 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from crkd_cli import world
 from crkd_cli.data.case import Store
 from crkd_cli.data.stream import Prefetch
 from crkd_cli.engine.assemble import Data, step_seed
-from crkd_cli.engine.checkpoint import Checkpoint, save
+from crkd_cli.engine.checkpoint import Checkpoint, load, save
+from crkd_cli.engine.distributed import Agreement, is_loss, wrapped
 from crkd_cli.engine.journal import Journal
 from crkd_cli.engine.optimizer import GuardedSgd
 from crkd_cli.engine.validate import Score, Validator
@@ -31,6 +34,14 @@ class Stopped(CrkdError):
         name = signal.Signals(number).name
         super().__init__(f"stopped by {name} after step {step}; everything is saved: the same command goes on")
         self.exit_code = 128 + number
+
+
+class Lost(CrkdError):
+    """Another process of the run ended."""
+
+    def __init__(self, last: Path) -> None:
+        saved = f"{last} of step {load(last).step} is intact" if last.exists() else "nothing was saved yet"
+        super().__init__(f"another process of this run ended; {saved}: the same command goes on")
 
 
 @dataclass
@@ -52,37 +63,47 @@ def train(run: Run, report: Callable[[int, dict[str, float]], None]) -> dict[str
 
     `report(step, values)` is told after every step; values is empty but where the run is logged. Raises Stopped on SIGTERM,
     SIGINT and SIGUSR1, and CrkdError after ten non-finite steps in a row; the last good checkpoint is on disk in either case.
+    Of several processes, which stop together, the first one alone validates and writes. Raises Lost if another one ended.
     """
     config = run.checkpoint.config.train
     folder = run.checkpoint.path.parent
-    journal = Journal(folder, run.checkpoint.step, tensorboard=config.tensorboard)
+    journal = Journal(folder, run.checkpoint.step, tensorboard=config.tensorboard) if world.rank() == 0 else None
     validator = None
-    if run.val:
+    if run.val and journal:
         validator = Validator(run.method, run.store, run.val, replace(run.checkpoint, training=None), run.device, run.precision)
     loop = _Loop(run, journal, validator, report)
+    agree = Agreement()
     prefetch = Prefetch(run.data.read, run.checkpoint.step, config.steps)
     with _Signals() as signals:
         try:
             for step, raws in zip(range(run.checkpoint.step, config.steps), loop.timed(prefetch), strict=True):
                 loop.step(step, raws)
-                stop = signals.received    # read once: what comes later waits for the next step
-                loop.housekeep(step + 1, stop=stop is not None)
-                if stop is not None and step + 1 < config.steps:
+                stop = agree(signals.received or 0)    # read once: what comes later waits for the next step
+                loop.housekeep(step + 1, stop=stop > 0)
+                if stop and step + 1 < config.steps:
+                    agree.meet()    # process 0 has saved before any process ends
                     raise Stopped(stop, step + 1)
+            agree.finish()
+        except RuntimeError as error:
+            if not is_loss(error):
+                raise
+            raise Lost(run.checkpoint.path) from None
         finally:
             prefetch.close()
             if validator:
                 validator.close()
-            journal.close()
+            if journal:
+                journal.close()
     return loop.summary()
 
 
 class _Loop:
     def __init__(
-        self, run: Run, journal: Journal, validator: Validator | None, report: Callable[[int, dict[str, float]], None]
+        self, run: Run, journal: Journal | None, validator: Validator | None, report: Callable[[int, dict[str, float]], None]
     ) -> None:
         self.run, self.journal, self.validator, self.report = run, journal, validator, report
         self.config = run.checkpoint.config.train
+        self.losses = wrapped(run.method)
         self.seen: dict[str, list[Tensor]] = {}    # scalars of the steps since the last log line, on the device
         self.counted = 0
         self.begin = self.saved = self.logged = time.monotonic()
@@ -106,9 +127,10 @@ class _Loop:
         """One optimiser step. No host synchronisation."""
         run = self.run
         batch = run.data.batch(raws, step)
-        torch.manual_seed(step_seed(self.config.seed, step))    # dropout, CutMix and sampling: a function of the step too
+        # Dropout, CutMix and sampling are a function of the step too. The processes' draws differ.
+        torch.manual_seed(step_seed(self.config.seed, step) + world.rank())
         with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == torch.bfloat16):
-            losses = run.method.losses(batch, step)
+            losses = self.losses(batch, step)
         torch.autograd.backward(losses["total"])
         norm = run.optimizer.step(losses["total"], self.config.lr * poly(step, self.config.steps, self.config.power))
         run.method.after_step(step)
@@ -142,12 +164,12 @@ class _Loop:
                 "Try --set train.precision=fp32, or a smaller --set train.lr="
             )
         now = time.monotonic()
-        means = torch.stack([torch.stack(values).float().mean() for values in self.seen.values()])
+        means = world.mean(torch.stack([torch.stack(values).float().mean() for values in self.seen.values()]))
         self.last = dict(zip(self.seen, means.tolist(), strict=True))
         seconds = max(now - self.logged, 1e-9)
         rates = {"steps_per_second": self.counted / seconds, "waiting": self.waited / seconds}
         values = {**self.last, **rates, "skipped": float(optimizer.skipped())}
-        self.journal.write(done, values)
+        self.write(done, values)
         self.report(done, {**values, **self.dice})
         self.waited_total += self.waited
         self.seen, self.counted, self.logged, self.waited = {}, 0, now, 0.0
@@ -155,10 +177,16 @@ class _Loop:
     def note(self, score: Score | None) -> None:
         if score is not None:
             self.dice = {f"val/{name}": value for name, value in score.dice.items()}
-            self.journal.write(score.step, self.dice)
+            self.write(score.step, self.dice)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        if self.journal:
+            self.journal.write(step, values)
 
     def save(self, done: int) -> None:
-        """last.pth; a running validation ends first, so that the checkpoint knows the best one."""
+        """last.pth, by process 0; a running validation ends first, so that the checkpoint knows the best one."""
+        if world.rank():
+            return
         if self.validator:
             self.note(self.validator.finish())
         state = replace(
@@ -186,7 +214,10 @@ class _Loop:
 
 
 class _Signals:
-    """Remembers SIGTERM, SIGINT and SIGUSR1 for the end of the step; a second one acts as usual."""
+    """Remembers SIGTERM, SIGINT and SIGUSR1 for the end of the step; a second one acts as usual.
+
+    Not where there are several processes: torchrun passes on a signal that a terminal has sent to all of them already.
+    """
 
     received: int | None = None
 
@@ -196,7 +227,8 @@ class _Signals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        self._restore()
+        if world.size() == 1:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
