@@ -32,11 +32,11 @@ def draw_boxes(count: int, dims: int) -> tuple[Tensor, Tensor]:
     return low, low + sides
 
 
-def draw_swap(shape: torch.Size, probability: float = 0.5) -> tuple[Tensor, Tensor]:
-    """(partner [N·B], box [N·B, *S] boolean) for the joint batch of N processes, each of which holds `shape` [B, C, *S].
+def draw_swap(shape: torch.Size, device: torch.device, probability: float = 0.5) -> tuple[Tensor, Tensor]:
+    """(partner [B], box [B, *S] boolean), on `device`, for a batch of `shape` [B, C, *S]; drawn from torch's CPU generator.
 
-    Drawn from torch's own generator on the CPU; all must use process 0's draw (`share_swap`). Samples are paired at random; with
-    `probability` a pair swaps one box, the same in both. An odd sample stays as it is.
+    Samples are paired at random; with `probability` a pair swaps one box, the same in both. An odd sample stays as it is. Of
+    several processes all use the draw of process 0 for the joint batch, in which partners are numbered, and get their part.
     """
     batch, spatial = shape[0] * world.size(), shape[2:]
     pairs = batch // 2
@@ -44,21 +44,17 @@ def draw_swap(shape: torch.Size, probability: float = 0.5) -> tuple[Tensor, Tens
     partner = torch.arange(batch)
     first, second = order[:pairs], order[pairs : 2 * pairs]
     partner[first], partner[second] = second, first
-    low, high = draw_boxes(pairs, len(spatial))
-    swapped = torch.rand(pairs) < probability
-    box = torch.zeros(batch, *spatial, dtype=torch.bool)
-    inside = swapped.view(-1, *[1] * len(spatial)).expand(pairs, *spatial).clone()
+    corners = torch.zeros(2, batch, len(spatial))    # a box from 0 to 0 is empty
+    drawn = torch.stack(draw_boxes(pairs, len(spatial))) * (torch.rand(pairs, 1) < probability)
+    corners[:, first] = corners[:, second] = drawn
+    # Only corners go to the device: copying whole boxes there would make the host wait.
+    partner, low, high = (world.part(world.first(t.to(device, non_blocking=True))) for t in (partner, *corners))
+    box = torch.ones(shape[0], *spatial, dtype=torch.bool, device=device)
     for axis, side in enumerate(spatial):
-        centres = (torch.arange(side) + 0.5) / side
+        centres = (torch.arange(side, device=device) + 0.5) / side
         within = (centres >= low[:, axis : axis + 1]) & (centres < high[:, axis : axis + 1])
-        inside &= within.view(pairs, *[side if a == axis else 1 for a in range(len(spatial))])
-    box[first], box[second] = inside, inside
+        box &= within.view(-1, *[side if a == axis else 1 for a in range(len(spatial))])
     return partner, box
-
-
-def share_swap(partner: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
-    """This process's part, [B] and [B, *S], of what process 0 drew. Both on the device of the images."""
-    return world.part(world.first(partner)), world.part(world.first(box))
 
 
 def swap(x: Tensor, partner: Tensor, box: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from crkd_cli.augment.mix import draw_swap, share_swap, swap
+from crkd_cli.augment.mix import draw_swap, swap
 from crkd_cli.config import Fraction, NonNegative, Strict
 from crkd_cli.data.batch import Batch
 from crkd_cli.losses.contrast import class_means, contrast, sample
@@ -68,7 +68,7 @@ class Crkd(Method):
             return {"total": labeled, "labeled": labeled}
         label, weak, strong = batch.labeled.label, batch.unlabeled.weak, batch.unlabeled.strong[0]
         confidence, pseudo = self.pseudo_label(weak)
-        partner, box = share_swap(*(t.to(weak.device, non_blocking=True) for t in draw_swap(weak.shape)))
+        partner, box = draw_swap(weak.shape, weak.device)
         weak, strong, confidence, pseudo = (swap(t, partner, box) for t in (weak, strong, confidence, pseudo))
         keep = confidence >= torch.where(pseudo == 0, self.background(step), params.confidence)
 

@@ -29,7 +29,7 @@ def test_pairs_swap_one_box(batch: int, dims: int) -> None:
     space = (24, 16, 12)[:dims]    # unequal sides: a box drawn in the wrong order of axes would stick out
     shares = []
     for _ in range(60):
-        partner, box = draw_swap(torch.Size((batch, 1, *space)))
+        partner, box = draw_swap(torch.Size((batch, 1, *space)), torch.device("cpu"))
         assert torch.equal(partner[partner], torch.arange(batch))
         assert (partner == torch.arange(batch)).sum() == batch % 2    # the odd one is alone
         assert torch.equal(box[partner], box)
@@ -49,7 +49,7 @@ def test_swap_exchanges_and_is_its_own_inverse(dims: int) -> None:
     space = [8] * dims
     image = torch.rand(4, 2, *space)
     label = image[:, 0].clone()
-    partner, box = draw_swap(image.shape, probability=1.0)
+    partner, box = draw_swap(image.shape, image.device, probability=1.0)
     mixed = swap(image, partner, box)
     assert not torch.equal(mixed, image)
     torch.testing.assert_close(swap(label, partner, box), mixed[:, 0])

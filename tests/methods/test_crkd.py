@@ -75,7 +75,7 @@ def test_streams_and_pseudo_labels_by_hand(dims: int) -> None:
     torch.manual_seed(5)
     with torch.no_grad():
         p = method.teacher.network(data.unlabeled.weak).softmax(1)    # the student as it was before this step's statistics
-    partner, box = draw_swap(data.unlabeled.weak.shape)
+    partner, box = draw_swap(data.unlabeled.weak.shape, torch.device("cpu"))
     weak, strong, p = (swap(x, partner, box) for x in (data.unlabeled.weak, data.unlabeled.strong[0], p))
     pseudo = p.argmax(1)
     keep = torch.where(pseudo == 0, p.amax(1) >= 0.8, p.amax(1) >= 0.6)    # background must be surer
