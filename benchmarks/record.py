@@ -9,20 +9,16 @@ import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import torch
+import yaml
 
-from crkd_cli.engine.hardware import describe, pick_precision
-from crkd_cli.paths import atomic
+from crkd_cli.config import Config, dump, load, parse
+from crkd_cli.engine.hardware import describe, pick_device, pick_precision
+from crkd_cli.engine.start import flat
+from crkd_cli.paths import atomic, packaged
 
 PACKAGES = ("torch", "numpy", "scipy", "medpy")
-
-
-def processor() -> str:
-    """The CPU's name and the number of threads torch uses on it."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {len(names)} cores"
 
 
 def main() -> None:
@@ -35,27 +31,69 @@ def main() -> None:
     parser.add_argument("--note", default="")
     given = parser.parse_args()
     run = given.checkpoint.parent
-    summary = json.loads((run / given.evaluation / "summary.json").read_text(encoding="utf-8"))
-    with (run / given.evaluation / "cases.csv").open(encoding="utf-8") as file:
-        cases = [{key: value for key, value in row.items() if key != "protocol"} for row in csv.DictReader(file)]
     metrics = run / "metrics.json"
     trained = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    record = {
-        "command": given.command,
-        "commit": given.commit,
+    config: Config = parse(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")), Config, str(run / "config.yaml"))
+    write(
+        {
+            **circumstances(given.command, given.commit, config, trained.get("device")),
+            "seconds": seconds(trained),
+            "steps_per_second": trained.get("steps_per_second"),
+            "note": given.note,
+            **scores(run / given.evaluation),
+        },
+        given.out,
+    )
+
+
+def circumstances(command: str, commit: str, config: Config, device: str | None = None) -> dict[str, Any]:
+    """What was run and where. `device`: as the run itself described it, else the one it would choose here."""
+    where = pick_device(config.train.device)
+    return {
+        "command": command,
+        "commit": commit,
         "machine": processor(),
-        "device": trained.get("device") or describe(device, pick_precision("auto", device)),
+        "device": device or describe(where, pick_precision(config.train.precision, where)),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "seed": summary["seed"],
-        "seconds": trained.get("seconds"),
-        "steps_per_second": trained.get("steps_per_second"),
-        "note": given.note,
-        "summary": {key: value for key, value in summary.items() if key != "published"},
-        "cases": cases,
+        "seed": config.train.seed,
+        "config": dump(config),
+        "overrides": overrides(config),
     }
-    with atomic(given.out) as temporary:
+
+
+def seconds(trained: dict[str, Any]) -> float | None:
+    """Wall time of the training that metrics.json tells of; None for a resumed run, whose last part alone it knows."""
+    whole = trained and trained["seconds"] * trained["steps_per_second"] > 0.98 * trained["steps"]
+    return trained["seconds"] if whole else None
+
+
+def overrides(config: Config) -> dict[str, Any]:
+    """What `config` sets apart from the packaged configuration of its data set: flat keys and their values."""
+    file = packaged("configs") / f"{config.data.name}.yaml"
+    if not file.is_file():
+        return {}
+    usual, now = flat(dump(load(file))), flat(dump(config))
+    return {key: value for key, value in now.items() if key not in usual or usual[key] != value}
+
+
+def scores(folder: Path) -> dict[str, Any]:
+    """The summary and the cases of the evaluation in `folder`."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    with (folder / "cases.csv").open(encoding="utf-8") as file:
+        cases = [{key: value for key, value in row.items() if key != "protocol"} for row in csv.DictReader(file)]
+    return {"summary": {key: value for key, value in summary.items() if key != "published"}, "cases": cases}
+
+
+def write(record: dict[str, Any], out: Path) -> None:
+    with atomic(out) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def processor() -> str:
+    """The CPU's name and the number of threads torch uses on it."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {len(names)} cores"
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def _precision(config: Config, device: torch.device) -> torch.dtype:
 
 def _same(old: Checkpoint, config: Config, split: Split, folder: Path) -> None:
     """Raises UsageError if the run in `folder` was started with other settings than `config` and `split`."""
-    before, now = _flat(dump(old.config)), _flat(dump(config))
+    before, now = flat(dump(old.config)), flat(dump(config))
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in FREE]
     if changed:
         key = changed[0]
@@ -147,8 +147,9 @@ def _same(old: Checkpoint, config: Config, split: Split, folder: Path) -> None:
     raise UsageError(f"{folder} holds a run with other settings ({what}); give another folder with --out, or delete it")
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"steps": 5}} → {"train.steps": 5}."""
+    leaves: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves

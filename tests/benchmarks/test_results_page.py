@@ -1,0 +1,133 @@
+"""The results page: what stands in docs/ is what the records give, and the records give what a hand would write."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.results_page import PAGE, RESULTS, page
+
+
+def test_the_page_is_made_from_the_records():
+    assert PAGE.read_text(encoding="utf-8") == page(RESULTS), "run: python benchmarks/results_page.py"
+
+
+def test_every_record_is_on_the_page():
+    text = page(RESULTS)
+    for file in RESULTS.glob("*.json"):
+        assert (f"results/{file.name})" in text) == (not file.name.startswith("speed-"))
+
+
+@pytest.fixture
+def keep(tmp_path: Path):
+    """keep("name", dice=0.8, seed=1, …): a record of an ACDC run with 3 labelled patients among those of tmp_path."""
+
+    def keep(name: str, dice: float | None = 0.8, **given: Any) -> None:
+        sets = given.pop("overrides", {})
+        steps, frame = sets.get("train.steps", 20000), sets.get("data.frame.resize", [256, 256])
+        score = {"mean": dice, "low": 0.7, "high": 0.9} if dice else None
+        record = {
+            "command": f"crkd train --set train.seed={given.get('seed', 1)}", "commit": "abc1234",
+            "machine": "a CPU", "device": "a GPU",
+            "versions": {"torch": "2.11"}, "seed": given.pop("seed", 1), "seconds": 61.5, "steps_per_second": None,
+            "config": {
+                "data": {"name": "acdc", "frame": {"resize": frame, "patch": None}}, "train": {"steps": steps},
+                "method": given.pop("method", "crkd"),
+            },
+            "overrides": sets,
+            "summary": {"dataset": "acdc", "labeled": 3},
+        }  # fmt: skip
+        if dice:
+            far = {"mean": None, "low": None, "high": None}
+            metrics = {"dice": score, "jaccard": score, "hd95_mm": far}
+            record["summary"] |= {
+                "protocol": given.pop("protocol", "strict"), "part": "test", "cases": 40, "interval": "95 %", "step": steps,
+                "checkpoint": f"runs/x/{given.pop('checkpoint', 'last')}.pth", "classes": {"heart": metrics}, "mean": metrics,
+            }  # fmt: skip
+        (tmp_path / f"{name}.json").write_text(json.dumps(record | given), encoding="utf-8")
+
+    (tmp_path / "about.md").write_text("# Results\n\n<!-- results: others -->\n", encoding="utf-8")
+    return keep
+
+
+def cells(text: str, file: str) -> list[str]:
+    """The cells of the one row that ends with a link to `file`."""
+    (line,) = [line for line in text.splitlines() if f"results/{file}.json)" in line and line.startswith("|")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_row_says_what_the_record_says(keep, tmp_path):
+    keep("a", 0.8125, seed=7, checkpoint="best")
+    row = cells(page(tmp_path), "a")
+    assert row[:7] == ["crkd", "7", "best on val", "20,000", "**81.2**", "70.0 to 90.0", "81.2"]
+    assert row[8] == "–"    # an undefined distance
+    assert "| crkd | 7 | abc1234 | a CPU | a GPU | 2.11 | 61.5 | – |" in page(tmp_path)
+
+
+def test_seeds_of_one_method_are_summed_up(keep, tmp_path):
+    """80 and 90: mean 85, sample SD 10/√2."""
+    keep("b", 0.9, seed=2)
+    keep("a", 0.8, seed=1)
+    keep("c", 0.5, seed=1, method="supervised")
+    text = page(tmp_path)
+    assert "| crkd | 2 seeds | last |  | **85.0 ± 7.1** | SD over seeds |" in text
+    assert text.index("/a.json") < text.index("/b.json") < text.index("/c.json")
+    assert "supervised | 2 seeds" not in text
+
+
+def test_runs_of_another_size_or_protocol_share_no_table(keep, tmp_path):
+    keep("full")
+    keep("small", overrides={"data.frame.resize": [96, 96], "train.steps": 2500})
+    keep("paper", protocol="paper")
+    text = page(tmp_path)
+    assert text.index("## acdc, 3 labelled, 256 × 256, 20,000 steps") < text.index("/full.json")
+    assert text.index("## acdc, 3 labelled, 96 × 96, 2,500 steps") < text.index("/small.json")
+    assert text.index("**paper protocol, test: 40 cases**") < text.index("/paper.json") < text.index("**strict protocol")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "published"),
+    [
+        ({}, True),
+        ({"train.seed": 2, "method": "crkd", "methods.crkd.pixel": 0, "train.eval_every": 100}, True),
+        ({"train.lr": 0.1}, False),
+        ({"data.frame.resize": [96, 96]}, False),
+        ({"train.steps": 100}, False),
+    ],
+)
+def test_published_rows_stand_beside_the_published_setting_only(keep, tmp_path, overrides, published):
+    keep("a", overrides=overrides)
+    assert ("| CRKD | paper | CRKD README | 85.69 | 75.88 | 2.97 | 0.85 |" in page(tmp_path)) == published
+
+
+def test_a_label_says_what_one_run_alone_sets(keep, tmp_path):
+    keep("a", overrides={"data.labeled": 8, "methods.crkd.pixel": 0, "methods.crkd.entropy": 0.0, "methods.crkd.warmup": 0.1})
+    keep("b", overrides={"data.labeled": 8, "train.lr": 0.1, "methods.fixmatch.x": 1})
+    text = page(tmp_path)
+    assert cells(text, "a")[0] == "crkd without pixel, entropy; warmup 0.1"
+    assert cells(text, "b")[0] == "crkd; train.lr 0.1"
+    assert "Set apart from `configs/acdc.yaml`: data.labeled 8." in text
+
+
+def test_failures_and_notes_are_kept(keep, tmp_path):
+    keep("good", note="by hand")
+    keep("bad", None, seed=3, failure="the loss was not finite")
+    text = page(tmp_path)
+    assert "- crkd, seed 3: the loss was not finite ([bad.json](../benchmarks/results/bad.json))" in text
+    assert "- by hand" in text
+
+
+def test_speed_files_are_another_pages(keep, tmp_path):
+    (tmp_path / "speed-cpu.json").write_text("{}", encoding="utf-8")
+    assert page(tmp_path) == "# Results\n"
+
+
+def test_text_keeps_its_place(keep, tmp_path):
+    keep("a")
+    places = (f"<!-- results: {key} -->" for key in ("acdc 3 256x256 20000", "la 4 112x112x80 9000", "others"))
+    about = "before\n\n{}\n\nafter\n\n{}\n\n{}\n".format(*places)
+    (tmp_path / "about.md").write_text(about, encoding="utf-8")
+    out = page(tmp_path)
+    assert out.index("before") < out.index("/a.json") < out.index("after") < out.index("No run of this setting is recorded.")
+    assert out.count("/a.json") == 1
