@@ -1,0 +1,93 @@
+"""The first look at a device: the tests that need one, then every method's step in bfloat16 beside float32."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crkd_cli.config import Config, load
+from crkd_cli.data.batch import Batch, Labeled, Unlabeled
+from crkd_cli.data.case import Spec
+from crkd_cli.engine.assemble import build_method, channels_last
+from crkd_cli.engine.hardware import describe, pick_device, pick_precision
+from crkd_cli.engine.optimizer import GuardedSgd
+from crkd_cli.methods import METHODS
+from crkd_cli.paths import packaged
+
+CHECKOUT = Path(__file__).parents[2]
+DATA = {"acdc": ("background", "RV", "Myo", "LV"), "la": ("background", "LA")}    # a 2D and a 3D setting
+SMALL = {"acdc": "data.frame={resize: [64, 64]}", "la": "data.frame={patch: [48, 16, 16]}"}    # where there is no GPU
+NEAR = 0.02    # how far apart the two losses may be, as a share
+
+
+def run() -> dict[str, Any]:
+    """What the tests said, and a row for every method in 2D and in 3D; `done` if all is well."""
+    device = pick_device()
+    rows = [row(dataset, name, device) for dataset in DATA for name in METHODS.names()]
+    passed, said = gpu_tests() if device.type == "cuda" else (True, "not run: no GPU")
+    return {
+        "device": describe(device, pick_precision("auto", device)), "tests": said, "rows": rows,
+        "done": passed and all(one["difference"] <= NEAR for one in rows),
+    }  # fmt: skip
+
+
+def gpu_tests() -> tuple[bool, str]:
+    """Whether the tests marked gpu pass, and pytest's last line. Only their files are read: others need more packages."""
+    files = [str(file) for file in (CHECKOUT / "tests").rglob("test_*.py") if "mark.gpu" in file.read_text(encoding="utf-8")]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files]
+    pytest = subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, check=False)
+    print(pytest.stdout, file=sys.stderr)
+    return pytest.returncode == 0, pytest.stdout.strip().rpartition("\n")[2]
+
+
+def row(dataset: str, name: str, device: torch.device) -> dict[str, Any]:
+    """One step of method `name` at the published size, late in a run, when every term counts."""
+    sets = [f"method={name}", *([] if device.type == "cuda" else [SMALL[dataset]])]
+    config = load(packaged("configs") / f"{dataset}.yaml", sets)
+    losses = {precision: step(config, dataset, device, precision) for precision in (torch.float32, torch.bfloat16)}
+    exact, short = (losses[precision][0] for precision in (torch.float32, torch.bfloat16))
+    difference = abs(short - exact) / abs(exact)
+    return {
+        "data": dataset, "frame": list(config.data.frame.size), "method": name, "fp32": round(exact, 5), "bf16": round(short, 5),
+        "difference": round(difference, 5), "peak_gib": losses[torch.bfloat16][1],
+    }  # fmt: skip
+
+
+def step(config: Config, dataset: str, device: torch.device, precision: torch.dtype) -> tuple[float, float | None]:
+    """The total loss of one step from the seed's weights, and the GPU's peak memory in GiB."""
+    spec = Spec(
+        name=dataset, source=dataset, classes=DATA[dataset], channels=1, modality="mr", dims=3, intensity="minmax"
+    )  # fmt: skip
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    method = build_method(config, spec).to(device).train()
+    optimizer = GuardedSgd(method, config.train.momentum, config.train.weight_decay)
+    batch = draw(config, len(spec.classes), METHODS[config.method].strong_views, device)
+    late = int(0.8 * config.train.steps)
+    torch.manual_seed(config.train.seed)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+        losses = method.losses(batch, late)
+    torch.autograd.backward(losses["total"])
+    optimizer.step(losses["total"], config.train.lr)
+    method.after_step(late)
+    return float(losses["total"].detach()), torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+
+
+def draw(config: Config, classes: int, views: int, device: torch.device) -> Batch:
+    """Noise with a bright box that is labelled: the same for the same configuration."""
+    generator = torch.Generator().manual_seed(config.train.seed)
+    size = config.data.frame.size
+
+    def images(number: int) -> tuple[Tensor, Tensor]:
+        label = torch.zeros(number, *size, dtype=torch.long)
+        for k in range(1, classes):
+            label[(slice(None), *(slice(k * side // 8, (k + 4) * side // 8) for side in size))] = k
+        image = (label.unsqueeze(1) / classes + 0.1 * torch.rand(number, 1, *size, generator=generator)).to(device)
+        return image.contiguous(memory_format=channels_last(len(size))), label.to(device)
+
+    labeled, unlabeled = Labeled(*images(config.data.labeled)), images(config.data.unlabeled)[0]
+    strong = tuple(unlabeled + 0.1 * torch.rand(unlabeled.shape, generator=generator).to(device) for _ in range(views))
+    return Batch(labeled, Unlabeled(unlabeled, strong))
