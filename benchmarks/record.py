@@ -81,7 +81,9 @@ def scores(folder: Path) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     with (folder / "cases.csv").open(encoding="utf-8") as file:
         cases = [{key: value for key, value in row.items() if key != "protocol"} for row in csv.DictReader(file)]
-    return {"summary": {key: value for key, value in summary.items() if key != "published"}, "cases": cases}
+    kept = {key: value for key, value in summary.items() if key != "published"}
+    kept["checkpoint"] = Path(kept["checkpoint"]).name    # which one, not where it lay
+    return {"summary": kept, "cases": cases}
 
 
 def write(record: dict[str, Any], out: Path) -> None:

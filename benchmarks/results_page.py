@@ -8,6 +8,7 @@ and number of steps; `<!-- results: others -->` becomes a section for every othe
 
 import json
 import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
@@ -72,6 +73,8 @@ def read(folder: Path) -> dict[Group, list[Record]]:
         if file.name.startswith("speed-"):
             continue
         record = {**json.loads(file.read_text(encoding="utf-8")), "file": file.name}
+        if "config" not in record:
+            sys.exit(f"error: {file} does not hold the run's configuration; make it again with benchmarks/record.py")
         config = record["config"]
         frame = config["data"]["frame"]
         sides = "x".join(map(str, frame["resize"] or frame["patch"]))

@@ -6,12 +6,15 @@ The last line of stdout is one JSON object. The same command again goes on: runs
 import argparse
 import json
 import os
+import re
 import sys
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import record
 from benchmarks.gpu import smoke
 from benchmarks.gpu.pack import CHECKOUT
 from benchmarks.gpu.plan import trials
@@ -26,7 +29,7 @@ BUDGET = 490.0    # seconds; with what a started step or score needs to end, a c
 
 def main() -> None:
     begin = time.monotonic()
-    steps = ["unpack", "smoke", *trials()]
+    steps = ["unpack", "smoke", "speed", *trials()]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", help=", ".join(steps))
     parser.add_argument("--steps", type=int, help="length of every run, to try the step out")
@@ -42,6 +45,8 @@ def main() -> None:
         answer["unpacked"] = unpack(KIT, KIT / "data" / "prepared")
         if given.step == "smoke":
             answer |= smoke.run()
+        elif given.step == "speed":
+            answer |= speed(given.out)
         elif given.step != "unpack":
             answer |= train(given.step, Worker(KIT, begin + given.budget, given.steps, given.sets))
     except CrkdError as error:
@@ -65,6 +70,21 @@ def train(step: str, worker: Worker) -> dict[str, Any]:
     except TimeUp:
         pass
     return {"done": not left, "left": left, **worker.results(todo)}
+
+
+def speed(out: Path) -> dict[str, Any]:
+    """Writes speed-DEVICE.json, and gives each row's ratio, or its value."""
+    from benchmarks.gpu.speed import measure  # loads the baseline
+    from benchmarks.speed.inputs import Inputs
+
+    for dataset in ("acdc", "la"):
+        check(KIT / "data" / "prepared" / dataset)
+    with tempfile.TemporaryDirectory() as scratch:
+        speeds = measure(Inputs(KIT / "data", Path(scratch), real=True), "benchmarks/gpu/run.sh speed")
+    name = "-".join(re.findall(r"[a-z0-9]+", speeds["machine"].lower()))
+    record.write(speeds, out / f"speed-{name}.json")
+    rows = {row["name"]: {key: row[key] for key in ("ratio", "value", "met")} for row in speeds["rows"]}
+    return {"done": True, "machine": speeds["machine"], "rows": rows}
 
 
 def collect(out: Path) -> None:

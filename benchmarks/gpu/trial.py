@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from benchmarks import record
-from benchmarks.gpu.pack import commit
+from benchmarks.gpu.pack import CHECKOUT, commit
 from benchmarks.gpu.plan import Score, Trial
 from crkd_cli.cli.console import progress, say
 from crkd_cli.config import Config, load
@@ -52,7 +52,8 @@ class Worker:
                 self._score(trial, score, words)
         except CrkdError as error:
             facts = {"dataset": trial.dataset, "method": trial.method, "labeled": int(trial.labeled.rstrip("%"))}
-            record.write({**self._facts(trial, words), "failure": str(error), "summary": facts}, self._failure(trial))
+            what = str(error).replace(f"{CHECKOUT}/", "")
+            record.write({**self._facts(trial, words), "failure": what, "summary": facts}, self._failure(trial))
 
     def results(self, trials: list[Trial]) -> dict[str, Any]:
         """Mean Dice in percent by record, and what failed."""

@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.gpu import pack
+from benchmarks.gpu import pack, smoke
 from benchmarks.gpu.codes import decode, encode
 from benchmarks.gpu.plan import trials
 from benchmarks.gpu.unpack import check, unpack
@@ -177,7 +178,19 @@ def test_a_step_runs_from_what_was_carried_and_goes_on_where_it_stopped(store, t
     assert record["overrides"]["train.steps"] == 3
     assert (record["summary"]["part"], record["summary"]["protocol"], record["summary"]["step"]) == ("val+test", "paper", 3)
     assert len(record["cases"]) == 2 * 3
+    assert str(tmp_path) not in json.dumps(records)
 
     code, said = step(tree, out, "acdc-3", "--steps", "2", "--set", "model.name=none")
     assert (code, said["done"], list(said["failed"])) == (0, True, ["acdc-3-crkd-1337-2steps", "acdc-3-supervised-1337-2steps"])
     assert "no network is called 'none'" in said["failed"]["acdc-3-crkd-1337-2steps"]
+
+
+@pytest.mark.slow
+def test_the_first_look_compares_every_method_in_2d_and_in_3d(monkeypatch):
+    monkeypatch.setattr(smoke, "pick_device", lambda: torch.device("cpu"))
+    said = smoke.run()
+    assert [(row["data"], row["method"]) for row in said["rows"]] == [(d, m) for d in ("acdc", "la") for m in METHODS.names()]
+    assert said["done"]
+    assert all(row["fp32"] > 0 for row in said["rows"])
+    monkeypatch.setattr(smoke, "NEAR", 0.0)
+    assert not smoke.run()["done"]    # no method is exact in bfloat16

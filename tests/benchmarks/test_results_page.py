@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.record import overrides, seconds
 from benchmarks.results_page import PAGE, RESULTS, page
+from crkd_cli.config import load
+from crkd_cli.paths import packaged
 
 
 def test_the_page_is_made_from_the_records():
@@ -131,3 +134,21 @@ def test_text_keeps_its_place(keep, tmp_path):
     out = page(tmp_path)
     assert out.index("before") < out.index("/a.json") < out.index("after") < out.index("No run of this setting is recorded.")
     assert out.count("/a.json") == 1
+
+
+def test_a_record_without_its_configuration_is_named(tmp_path):
+    (tmp_path / "old.json").write_text('{"summary": {}}', encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"old\.json does not hold the run's configuration"):
+        page(tmp_path)
+
+
+def test_a_record_states_what_the_run_set_apart():
+    sets = ["data.frame={resize: [96, 96]}", "train.steps=20000", "methods.crkd.pixel=0", "train.seed=7"]
+    found = overrides(load(packaged("configs") / "acdc.yaml", sets))
+    assert found == {"data.frame.resize": (96, 96), "methods.crkd.pixel": 0, "train.seed": 7}
+
+
+def test_the_seconds_of_a_resumed_run_are_not_those_of_its_last_part():
+    assert seconds({"steps": 1000, "seconds": 50.0, "steps_per_second": 20.0}) == 50.0
+    assert seconds({"steps": 1000, "seconds": 10.0, "steps_per_second": 20.0}) is None
+    assert seconds({}) is None
