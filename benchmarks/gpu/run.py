@@ -74,8 +74,9 @@ def train(step: str, worker: Worker) -> dict[str, Any]:
 
 def speed(out: Path) -> dict[str, Any]:
     """Writes speed-DEVICE.json, and gives each row's ratio, or its value."""
-    from benchmarks.gpu.speed import measure  # loads the baseline
     from benchmarks.speed.inputs import Inputs
+
+    from benchmarks.gpu.speed import measure  # loads the baseline
 
     for dataset in ("acdc", "la"):
         check(KIT / "data" / "prepared" / dataset)
