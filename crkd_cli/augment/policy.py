@@ -75,7 +75,7 @@ class Policy:
         gray = _uniform(count, 0.0, 1.0, generator) < GRAY
         factors[2, gray] = 0.0
         brightness, contrast, saturation = factors.to(device, non_blocking=True).unbind()
-        low, high = torch.tensor([0.0, 1.0], device=device) if self.bounded else span(image)
+        low, high = (image.new_zeros(()), image.new_ones(())) if self.bounded else span(image)
         image = jitter(image, brightness, contrast, low, high)
         return recolor(image, saturation, hue) if self.modality == "rgb" else image
 

@@ -50,12 +50,12 @@ def sample(features: Tensor, classes: Tensor, eligible: Tensor, order: Tensor, c
         # The first `size` ranks are members; later ones are not: start again from rank 0 there.
         drawn.append(one[torch.arange(share, device=size.device) % size.clamp(min=1, max=len(one))])
         drawn.append((total / size.clamp(min=1)).unsqueeze(0))
-    repeats = torch.tensor([share + 1 for share in shares], device=rows.device)
-    return Samples(
-        features=torch.cat(drawn),
-        classes=torch.arange(count, device=rows.device).repeat_interleave(repeats, output_size=number + count),
-        valid=(sizes > 0).repeat_interleave(repeats, output_size=number + count),
-    )
+    labels = torch.cat([torch.full((share + 1,), k, device=rows.device) for k, share in enumerate(shares)])
+    valid = (sizes > 0)[labels]
+    # An absent class has nothing to draw: copies of other rows stand in, so that no other pixel enters the batch norm to come.
+    number_of = torch.arange(len(labels), device=rows.device)
+    present = valid.argsort(descending=True, stable=True)[number_of % valid.sum().clamp(min=1)]
+    return Samples(torch.cat(drawn)[torch.where(valid, number_of, present)], labels, valid)
 
 
 def _joint(candidates: Tensor, orders: list[Tensor], sizes: Tensor, sums: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:

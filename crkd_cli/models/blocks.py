@@ -33,9 +33,9 @@ def drop_channels(x: Tensor, p: float | Tensor) -> Tensor:
 
     `p` may be a tensor [B] with a probability of its own for every sample.
     """
-    p = torch.as_tensor(p, device=x.device).view(-1, 1)
-    keep = torch.rand(x.shape[:2], device=x.device) >= p
-    return x * (keep / (1.0 - p)).to(x.dtype).view(*x.shape[:2], *[1] * (x.ndim - 2))
+    rate = p.view(-1, 1) if isinstance(p, Tensor) else p
+    keep = torch.rand(x.shape[:2], device=x.device) >= rate
+    return x * (keep / (1.0 - rate)).to(x.dtype).view(*x.shape[:2], *[1] * (x.ndim - 2))
 
 
 class Dropout(nn.Module):

@@ -209,3 +209,24 @@ def test_training_learns(tiny: Planner) -> None:
     planned = tiny("method=supervised", "train.steps=80", "train.eval_every=80", "train.lr=0.05")
     metrics: dict[str, Any] = train(start(planned), quiet)
     assert metrics["best"]["dice"] > 0.7
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["crkd", "supervised"])
+def test_a_step_never_makes_the_host_wait_for_the_gpu(tiny: Planner, method: str) -> None:
+    run = start(tiny(f"method={method}", "train.device=cuda", "methods.crkd.warmup=0", "methods.crkd.start=0"))
+    raws = [run.data.read(step) for step in range(4)]
+
+    def step(number: int) -> None:
+        losses = run.method.losses(run.data.batch(raws[number], number), number)
+        losses["total"].backward()
+        run.optimizer.step(losses["total"], 0.01)
+        run.method.after_step(number)
+
+    step(0)    # libraries set themselves up
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in (1, 2, 3):
+            step(number)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

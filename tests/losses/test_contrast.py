@@ -41,6 +41,13 @@ def test_sample_draws_the_shares_from_eligible_pixels(dims: int) -> None:
         torch.testing.assert_close(mean, rows[member.flatten()].mean(0))
 
 
+def test_rows_of_an_absent_class_are_copies_of_drawn_ones(dims: int) -> None:
+    samples, *_ = drawn(dims)
+    there = {tuple(row) for row in samples.features[samples.valid].tolist()}
+    assert not samples.valid[samples.classes == 1].any()
+    assert {tuple(row) for row in samples.features[samples.classes == 1].tolist()} <= there
+
+
 def test_sample_repeats_where_a_class_has_too_few() -> None:
     features = torch.tensor([[[[1.0, 2.0, 3.0, 4.0]]]])
     classes = torch.tensor([[[0, 0, 0, 1]]])
