@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from crkd_cli.augment.spatial import resize_image
 from crkd_cli.config import Frame
 from crkd_cli.data.case import Spec
+from crkd_cli.engine.assemble import channels_last
 from crkd_cli.errors import CrkdError
+from crkd_cli.models.fold import folded
 from crkd_cli.nd import Slices, padding, windows
 
 Protocol = Literal["strict", "paper"]
@@ -30,7 +32,7 @@ def _to_stderr(line: str) -> None:
 
 
 class Inferer:
-    """Runs `model` over whole cases.
+    """Runs `model` over whole cases, with the weights that it had when the inferer was made or last refreshed.
 
     frame.resize: the image, or every slice, goes through the network at the frame's size and comes back. strict: the
     image is resized as in training and the probabilities linearly; paper: both nearest.
@@ -53,7 +55,8 @@ class Inferer:
         window_batch: int | None = None,
         notice: Callable[[str], None] = _to_stderr,
     ) -> None:
-        voxels = 2**24 if device.type == "cuda" else 2**21    # a batch that fills the device: 16 or 2 windows of LA
+        # A batch that fills a GPU (16 windows of LA), or of which a CPU's cache holds some (one window, or 8 slices of ACDC).
+        voxels = 2**24 if device.type == "cuda" else 2**19
         self.model = model
         self.frame = frame
         self.spec = spec
@@ -64,6 +67,12 @@ class Inferer:
         self.notice = notice
         self._home = device    # where a case and the sum of its windows lie
         self._told = False
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes over the model's weights as they are now. The model itself is left alone, its mode too."""
+        self._network = folded(self.model).to(self.precision)
+        self._network.to(memory_format=channels_last(self.frame.dims))    # type: ignore[call-overload]
 
     def __call__(self, image: NDArray[Any], size: Sequence[int] | None = None) -> NDArray[np.uint8]:
         """Labels [*S] of `image` [C, *S] as stored (uint8 0-255, or normalised floats); at `size` where it is given."""
@@ -87,15 +96,9 @@ class Inferer:
             )
         slices = np.moveaxis(image, 1, 0) if self._cut(image) else image[None]
         target = tuple(size or image.shape[1:])[-self.frame.dims :]
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            block = self.window_batch
-            for start in range(0, len(slices), block):
-                yield self._patiently(slices[start : start + block], target)
-        finally:
-            for module, training in modes:
-                module.training = training
+        block = self.window_batch
+        for start in range(0, len(slices), block):
+            yield self._patiently(slices[start : start + block], target)
 
     def _patiently(self, slices: NDArray[Any], size: tuple[int, ...]) -> Tensor:
         while True:
@@ -167,11 +170,10 @@ class Inferer:
 
     def _softmax(self, x: Tensor) -> Tensor:
         """Probabilities [B, K, *frame] in float32 on the home device of `x` [B, C, *frame]."""
-        layout = torch.channels_last if self.frame.dims == 2 else torch.channels_last_3d
-        x = x.to(self.device).contiguous(memory_format=layout)
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            logits: Tensor = self.model(x)
-        return logits.float().softmax(1).to(self._home)
+        x = x.to(self.device, self.precision, memory_format=channels_last(self.frame.dims))
+        logits: Tensor = self._network(x)
+        # Class by class in memory, as the sums are: both passes that follow are several times faster.
+        return logits.to(torch.float32, memory_format=torch.contiguous_format).softmax(1).to(self._home)
 
 
 def gaussian(patch: Sequence[int]) -> Tensor:

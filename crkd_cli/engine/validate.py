@@ -54,6 +54,7 @@ class Validator:
         self._pool.shutdown()
 
     def _score(self, step: int) -> Score:
+        self._inferer.refresh()
         score = Score(step, validate(self._inferer, self._store, self._cases))
         if self.best is None or score.dice["dice"] > self.best["dice"]:
             self.best = {"step": step, "dice": score.dice["dice"]}

@@ -171,6 +171,19 @@ def test_the_models_mode_is_restored():
     assert not model[0].training
 
 
+def test_new_weights_count_after_a_refresh():
+    model, x = net(2), image((20, 20))
+    infer = Inferer(model, Frame(patch=(16, 16)), spec(2, 3), CPU)
+    before = infer.probabilities(x)
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    np.testing.assert_array_equal(infer.probabilities(x), before)
+    infer.refresh()
+    new = Inferer(model, Frame(patch=(16, 16)), spec(2, 3), CPU).probabilities(x)
+    np.testing.assert_array_equal(infer.probabilities(x), new)
+    assert np.abs(new - before).max() > 0.01
+
+
 @pytest.mark.parametrize("shape", [(3, 20, 20), (1, 20), (1, 4, 4, 20, 20)], ids=str)
 def test_an_image_of_another_kind_is_an_error(shape):
     with pytest.raises(CrkdError, match="the model needs 1 channel"):

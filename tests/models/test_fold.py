@@ -1,0 +1,46 @@
+"""Batch norm folded into convolutions against the networks as they are, in 2D and 3D."""
+
+import pytest
+import torch
+from torch import nn
+
+from crkd_cli.models.fold import folded
+from crkd_cli.models.networks import NETWORKS
+
+NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def with_history(network: nn.Module) -> nn.Module:
+    """`network` with batch norms that do something, as after training."""
+    torch.manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, NORMS):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.3, 3.0)
+            nn.init.normal_(module.weight, 1.0, 0.3)
+            nn.init.normal_(module.bias)
+    return network
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_the_answers_stay(name: str, dims: int) -> None:
+    torch.manual_seed(0)
+    network = with_history(NETWORKS[name](dims, 2, 3, (4, 4, 8, 8, 8))).double()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    fast = folded(network)
+    x = torch.randn(2, 2, *(32, 16, 48)[:dims], dtype=torch.float64)
+    assert not any(isinstance(module, NORMS) for module in fast.modules())
+    assert network.training
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+    torch.testing.assert_close(fast(x), network.eval()(x))
+
+
+def test_other_layers_stay() -> None:
+    """A batch norm after no convolution, and one that always takes the batch's own statistics."""
+    own = nn.BatchNorm2d(3, track_running_stats=False)
+    network = with_history(nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 3, 1), nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)))
+    network.append(own)
+    fast = folded(network)
+    assert [type(layer) for layer in fast] == [type(layer) for layer in network]
+    x = torch.randn(2, 2, 5, 4)
+    torch.testing.assert_close(fast(x), network.eval()(x))
