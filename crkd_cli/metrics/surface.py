@@ -50,23 +50,28 @@ def surface(prediction: Mask, truth: Mask, spacing: Sequence[float], tolerance: 
 
 
 def directed(prediction: Mask, truth: Mask, spacing: Sequence[float]) -> tuple[Distances, Distances]:
-    """Distances of the surface voxels of `prediction` to the surface of `truth`, and back; neither is empty."""
+    """Distances of the surface voxels of `prediction` to the surface of `truth`, and back, in C order; neither is empty.
+
+    Surfaces are thin, so trees over their voxels are several times faster than transforms of the whole box. The
+    scattered answer of an untrained network is not thin: there the transforms win. Both give the same numbers.
+    """
     box = union_box(prediction, truth)
     ours, theirs = border(prediction[box]), border(truth[box])
-    return _distances(ours, theirs, spacing), _distances(theirs, ours, spacing)
+    if max(np.count_nonzero(ours), np.count_nonzero(theirs)) > ours.size // 32:
+        return distance_transform_edt(~theirs, spacing)[ours], distance_transform_edt(~ours, spacing)[theirs]
+    here, there = _points(ours, spacing), _points(theirs, spacing)
+    return _tree(there).query(here)[0], _tree(here).query(there)[0]
 
 
-def _distances(start: Mask, end: Mask, spacing: Sequence[float]) -> Distances:
-    """Distance of every voxel of `start` to the nearest of `end`, in C order; the two ways give the same numbers.
+def _points(mask: Mask, spacing: Sequence[float]) -> NDArray[np.float64]:
+    """Coordinates [N, dims] of the voxels of `mask`, in C order."""
+    indices = np.unravel_index(np.flatnonzero(mask), mask.shape)
+    return np.column_stack([index * step for index, step in zip(indices, spacing, strict=True)])
 
-    Surfaces are thin, so a tree over their voxels is several times faster than a transform of the whole box. The
-    scattered answer of an untrained network is not thin: there the transform wins.
-    """
-    if np.count_nonzero(start) > start.size // 32:
-        transform: Distances = distance_transform_edt(~end, spacing)[start]
-        return transform
-    distances: Distances = cKDTree(np.argwhere(end) * spacing).query(np.argwhere(start) * spacing)[0]
-    return distances
+
+def _tree(points: NDArray[np.float64]) -> "cKDTree[None]":
+    # Points of a grid fill space evenly: the sliding midpoint makes as good a tree as the median in half the time.
+    return cKDTree(points, leafsize=32, balanced_tree=False)
 
 
 def union_box(first: Mask, second: Mask) -> tuple[slice, ...]:
