@@ -1,0 +1,87 @@
+"""Clock and memory: ways of doing the same work, timed in turn."""
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+Work = Callable[[], object]
+
+
+@dataclass
+class Sample:
+    """Seconds of every repeat of one way, and its peak resident memory."""
+
+    seconds: list[float] = field(default_factory=list)
+    peak: int | None = None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def gigabytes(self) -> float | None:
+        return self.peak / 1e9 if self.peak else None
+
+
+class Patience:
+    """Whether another repeat is due: `least` in any case, then while `seconds` last, `most` at most."""
+
+    def __init__(self, seconds: float, least: int = 3, most: int = 9) -> None:
+        self.end, self.least, self.most = time.perf_counter() + seconds, least, most
+
+    def more(self, done: int) -> bool:
+        return done < self.least or (done < self.most and time.perf_counter() < self.end)
+
+
+def clock(work: Work) -> float:
+    """Seconds that `work` takes."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def in_turn(works: dict[str, Work], patience: Patience, warm_up: bool = True) -> dict[str, Sample]:
+    """Times several ways in turn, round after round. The first round is not counted where `warm_up`."""
+    samples = {name: Sample() for name in works}
+    rounds = -1 if warm_up else 0
+    while patience.more(rounds):
+        for name, work in works.items():
+            forget_peak()
+            seconds = clock(work)
+            samples[name].peak = samples[name].peak or peak_bytes()
+            if rounds >= 0:
+                samples[name].seconds.append(seconds)
+        rounds += 1
+    return samples
+
+
+def forget_peak() -> None:
+    """Lets the kernel count this process's peak memory from now on (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_bytes() -> int | None:
+    """Peak resident memory since `forget_peak`; None where the kernel does not say."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def fits(needed: float) -> bool:
+    """Whether `needed` bytes leave a fifth of the free memory alone."""
+    return needed < 0.8 * available_bytes()
+
+
+def available_bytes() -> int:
+    """Memory that programs can still have; 0 where the kernel does not say."""
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
+    return 0
