@@ -1,5 +1,6 @@
 # make demo    see the whole thing work: generate hearts, train two models, compare them, draw a picture
 # make test    run the tests             make check    lint, types, import layers
+# make bench   measure the speed beside the published way of working, under 15 minutes on two cores; writes docs/performance.md
 # Each target sets up what it needs in $(VENV). The first call downloads PyTorch.
 
 # The first of these that is Python 3.11 to 3.13.
@@ -12,7 +13,7 @@ CRKD   := $(BIN)/crkd
 RUN    := $(BIN)/python -m
 DEMO   := .demo
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all check bench clean
 
 demo: $(VENV)/.installed
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)/scans
@@ -38,6 +39,10 @@ check: $(VENV)/.installed-dev
 	$(RUN) mypy
 	$(RUN) pytest -q tests/test_architecture.py
 
+bench: $(VENV)/.installed-bench
+	$(RUN) benchmarks.run
+	$(RUN) benchmarks.performance_page
+
 clean:
 	rm -rf $(DEMO) build dist
 
@@ -57,4 +62,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(RUN) pip install --quiet -c constraints.txt --group dev
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(RUN) pip install --quiet -c constraints.txt --group bench
 	@touch $@

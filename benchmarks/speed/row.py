@@ -78,7 +78,8 @@ def read(tree: dict[str, Any]) -> Row:
 
 def duration(seconds: float) -> str:
     """Three figures: 12.3 s, 45.6 ms."""
-    return f"{seconds:#.3g} s" if seconds >= 1.0 else f"{1e3 * seconds:#.3g} ms"
+    value, unit = (seconds, "s") if seconds >= 1.0 else (1e3 * seconds, "ms")
+    return f"{value:#.3g}".rstrip(".") + f" {unit}"
 
 
 def timed(row: Row, baseline: Sample, crkd: Sample) -> Row:

@@ -1,0 +1,169 @@
+"""Writes docs/performance.md from the speed files under benchmarks/results: python -m benchmarks.performance_page"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.row import Row, duration, read
+from crkd_cli.paths import atomic
+
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md"
+PARTS = {
+    "forward": "networks forward",
+    "backward": "backward pass",
+    "losses": "losses, CutMix, sampling",
+    "data": "upload and augmentation",
+    "optimiser": "optimiser, teacher's average",
+}
+GROWTH = {
+    "grow-batch": ("CRKD step, ACDC, images in a batch", "images"),
+    "grow-image": ("CRKD step, ACDC, 1 + 1 images of growing side", "side"),
+    "grow-metrics": ("Scores of one class of one case, cubes of growing side", "side"),
+    "grow-case": ("Inference over one case (default windows), cubes of growing side", "side"),
+}
+INTRO = """# Performance
+
+How fast `crkd` is, compared with what, why, how it grows, and what limits it. This page is generated from the speed files under
+`benchmarks/results` by `python -m benchmarks.performance_page`; `make bench` measures again on your machine.
+
+**The baseline** is the published way of working, written plainly in `benchmarks/published.py`: one forward pass per stream in
+fp32, one sample at a time through the augmentation, every pixel projected to 256 channels before 256 of them are drawn, windows
+one by one with the sum on the host, and medpy. Tests hold it equal to `crkd`: the same losses, probabilities and scores from the
+same inputs. Both ways run in one process, in turn, after a warm-up; a figure is the median of its repeats, and a ratio is the
+baseline's time divided by `crkd`'s. Ratios carry over to similar machines; seconds do not. Peak memory is that of the whole
+process: libraries and what earlier work left behind are in it, so small rows say little.
+
+## Why it is fast
+
+- **Less arithmetic for the same result.** CSD needs 256 projected pixels per stream: `crkd` draws them first and projects only
+  those. The three student streams share one forward pass. Surface scores share one search for distances.
+- **The precision that the hardware has.** bfloat16 where the processor computes in it, losses and scores in fp32; channels-last
+  layout.
+- **Batches everywhere.** Augmentation and windows run as batches on the device, not sample by sample.
+- **No waiting.** Stores are memory-mapped, and a thread reads the next batches while a step runs.
+"""
+
+
+def main() -> None:
+    with atomic(PAGE) as temporary:
+        temporary.write_text(page(RESULTS), encoding="utf-8")
+
+
+def page(results: Path) -> str:
+    """The whole page, from every speed-*.json in `results`, CPUs first."""
+    records = [json.loads(file.read_text(encoding="utf-8")) | {"file": file.name} for file in results.glob("speed-*.json")]
+    records.sort(key=lambda record: (record["device"] != "cpu", record["file"]))
+    return "\n".join([INTRO, *(part for record in records for part in section(record))])
+
+
+def section(record: dict[str, Any]) -> list[str]:
+    """Everything about one machine."""
+    rows = [read(tree) for tree in record["rows"]]
+    parts = [f"## {record['machine']}\n", facts(record)]
+    for title, text in (
+        ("Against the published way", table([row for row in rows if row.group in ("target", "other")])),
+        ("Where a step's time goes", anatomy(rows, record)),
+        ("How it grows", growth(rows)),
+        ("Beside other libraries", table([row for row in rows if row.group == "peer"], "peer")),
+    ):
+        if text:
+            parts += [f"### {title}\n", text]
+    return parts
+
+
+def facts(record: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
+    flags = f" ({', '.join(record['flags'])})" if record.get("flags") else ""
+    lines = [
+        f"{record['device']}{flags}, {record['threads']} threads; `crkd` in {record['precision']}, the baseline in fp32; "
+        f"{record['inputs']}. {versions}.",
+        f"`{record['command']}`, commit {record['commit']}, {record['date']}, {record['seconds'] / 60:.0f} minutes; "
+        f"[{record['file']}](../benchmarks/results/{record['file']}).",
+    ]
+    if record.get("note"):
+        lines.insert(0, f"**{record['note']}**\n")
+    return "\n".join(lines) + "\n"
+
+
+def table(rows: list[Row], other: str = "baseline") -> str:
+    """Markdown of times, ratios and targets, the notes below."""
+    if not rows:
+        return ""
+    lines = [f"| work | {other} | crkd | ratio | target | met | peak memory: {other}, crkd |", "|---|---|---|---|---|---|---|"]
+    notes: list[str] = []
+    for row in rows:
+        if row.note and row.note not in notes:
+            notes.append(row.note)
+        mark = f" [{notes.index(row.note) + 1}]" if row.note else ""
+        memory = ", ".join(f"{value:.1f} GB" for value in (row.baseline_gb, row.crkd_gb) if value)
+        lines.append(f"| {row.work}{mark} | {' | '.join(row.cells())} | {memory} |")
+    return "\n".join([*lines, "", *(f"[{number}] {note[0].upper()}{note[1:]}.\\" for number, note in enumerate(notes, 1))]) + "\n"
+
+
+def anatomy(rows: list[Row], record: dict[str, Any]) -> str:
+    """The parts of a step, and its arithmetic beside what the machine can do."""
+    steps = [row for row in rows if "shares" in row.detail]
+    if not steps:
+        return ""
+    lines = ["| part of a step | " + " | ".join(row.work for row in steps) + " |", "|---" * (len(steps) + 1) + "|"]
+    for part, words in PARTS.items():
+        lines.append(f"| {words} | " + " | ".join(f"{100 * row.detail['shares'][part]:.0f} %" for row in steps) + " |")
+    rates = [f"{row.detail['gflops_per_s']:.0f} GFLOP/s" for row in steps]
+    lines.append("| arithmetic of convolutions and products | " + " | ".join(rates) + " |")
+    lines += ["", f"What the machine does when it does nothing else, in {record['precision']}, measured in the same run:", ""]
+    lines += ["| work | rate |", "|---|---|"]
+    lines += [f"| {one['what']} | {one['gflops_per_s']:.0f} GFLOP/s |" for one in record["bound"]]
+    best = max((one["gflops_per_s"] for one in record["bound"] if "convolution" in one["what"]), default=None)
+    if best:
+        shares = " and ".join(f"{100 * row.detail['gflops_per_s'] / best:.0f} % ({row.work})" for row in steps)
+        lines += ["", f"A step reaches {shares} of the fastest of these convolutions. The largest part above limits it."]
+    return "\n".join(lines) + "\n"
+
+
+def growth(rows: list[Row]) -> str:
+    """A table per series."""
+    parts = []
+    for name, (title, what) in GROWTH.items():
+        series = [row for row in rows if row.name == name]
+        if name == "grow-batch" and series:
+            series += [row for row in rows if row.name == "step-acdc"]
+        if series:
+            parts.append(_series(title, what, series))
+    counted = [row for row in rows if row.name.startswith("grow-cases")]
+    if counted:
+        parts.append(_cases(counted))
+    return "\n".join(parts)
+
+
+def _series(title: str, what: str, series: list[Row]) -> str:
+    cells: list[tuple[str, Callable[[Row], str]]] = [
+        (what, lambda row: f"{row.size:g}"),
+        ("baseline", lambda row: _time(row.baseline_s)),
+        ("crkd", lambda row: _time(row.crkd_s)),
+        ("ratio", lambda row: f"{row.ratio:.1f}×" if row.ratio else ""),
+        ("peak memory of crkd", lambda row: f"{row.crkd_gb:.1f} GB" if row.crkd_gb else ""),
+    ]
+    return f"{title}:\n\n" + _markdown([name for name, _ in cells], [[cell(row) for _, cell in cells] for row in series])
+
+
+def _cases(rows: list[Row]) -> str:
+    sizes = sorted({row.size for row in rows if row.size is not None})
+    names = list(dict.fromkeys(row.name for row in rows))
+    times = {(row.name, row.size): _time(row.crkd_s) for row in rows}
+    body = [[name.removeprefix("grow-cases: "), *(times.get((name, size), "") for size in sizes)] for name in names]
+    return "What depends on the number of cases:\n\n" + _markdown(["cases", *(f"{size:g}" for size in sizes)], body)
+
+
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _time(seconds: float | None) -> str:
+    return "" if seconds is None else duration(seconds)
+
+
+if __name__ == "__main__":
+    main()
