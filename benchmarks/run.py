@@ -26,6 +26,7 @@ from benchmarks.speed.bound import bounds
 from benchmarks.speed.inputs import Inputs, synthetic
 from benchmarks.speed.row import Row, read
 from crkd_cli.engine.hardware import pick_precision
+from crkd_cli.errors import CrkdError
 from crkd_cli.paths import atomic
 
 ROWS: dict[str, Callable[[Inputs], Iterator[Row]]] = {
@@ -59,7 +60,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="crkd-bench-") as folder:
         scratch = Path(folder)
         inputs = Inputs(given.data_root, scratch, real=True) if given.data_root else synthetic(scratch)
-        record = measure(names, inputs, command)
+        try:
+            record = measure(names, inputs, command)
+        except CrkdError as error:    # a store that is missing, or Ctrl-C inside a training loop
+            sys.exit(f"error: {error}")
     show(record)
     out = given.out or Path(__file__).parent / "results" / f"speed-cpu-{short_name()}.json"
     with atomic(out) as temporary:
