@@ -33,7 +33,7 @@ fp32, one sample at a time through the augmentation, every pixel projected to 25
 one by one with the sum on the host, and medpy. Tests hold it equal to `crkd`: the same losses, probabilities and scores from the
 same inputs. Both ways run in one process, in turn, after a warm-up; a figure is the median of its repeats, and a ratio is the
 baseline's time divided by `crkd`'s. Ratios carry over to similar machines; seconds do not. Peak memory is that of the whole
-process: libraries and what earlier work left behind are in it, so small rows say little.
+process, 0.3 GB of it libraries.
 
 ## Why it is fast
 

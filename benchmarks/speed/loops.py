@@ -81,18 +81,21 @@ def crkd_steps(run: Run, between: Callable[[float], bool]) -> None:
 
 def steps_in_turn(run: Run, loop: PublishedLoop, patience: Patience) -> tuple[Sample, Sample]:
     """(baseline, crkd): both loops step by step in turn; the first step of each is not counted but for its memory."""
-    baseline, crkd = Sample(), Sample()
+    baseline, crkd, warm = Sample(), Sample(), False
     forget_peak()
 
     def between(seconds: float) -> bool:
-        warm = crkd.peak is not None
-        crkd.peak = crkd.peak or peak_bytes() or 0
-        forget_peak()
+        nonlocal warm
+        if not warm:
+            crkd.peak = peak_bytes()
+            forget_peak()
         own = clock(loop)
-        baseline.peak = baseline.peak or peak_bytes()
         if warm:
             crkd.seconds.append(seconds)
             baseline.seconds.append(own)
+        else:
+            baseline.peak = peak_bytes()
+        warm = True
         return patience.more(len(crkd.seconds))
 
     crkd_steps(run, between)

@@ -7,6 +7,7 @@ The schema of a speed file, benchmarks/results/speed-*.json, whatever the device
     flags        what of it matters: ["avx512_bf16"], or []
     precision    crkd's: "bf16" or "fp32"; the baseline computes in fp32
     threads      of torch
+    load         what the machine did besides: its load average before the run
     versions     {"python": …, "torch": …, …}
     command, commit, date, inputs, note     text: what was run, on which code, when, on what data, anything to add
     seconds      of the whole run
