@@ -148,7 +148,7 @@ def test_paper_rules_for_empty_masks(source):
 
 
 @pytest.mark.parametrize("share", [0.002, 0.4], ids=["thin", "scattered"])
-def test_paper_scores_are_medpys_to_the_last_bit(dims, rng, share):
+def test_paper_scores_are_medpys(dims, rng, share):
     one, two = (np.pad(rng.random((90, 60, 20)[:dims]) < share, 5) for _ in range(2))
     theirs = [score(one, two) for score in (binary.dc, binary.jc, binary.hd95, binary.asd)]
     assert paper.scores(one, two, "la").tolist() == theirs
