@@ -74,9 +74,8 @@ def train(step: str, worker: Worker) -> dict[str, Any]:
 
 def speed(out: Path) -> dict[str, Any]:
     """Writes speed-DEVICE.json, and gives each row's ratio, or its value."""
-    from benchmarks.speed.inputs import Inputs
-
     from benchmarks.gpu.speed import measure  # loads the baseline
+    from benchmarks.speed.inputs import Inputs
 
     for dataset in ("acdc", "la"):
         check(KIT / "data" / "prepared" / dataset)

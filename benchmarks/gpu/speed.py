@@ -12,6 +12,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+
+from benchmarks import run as bench
+from benchmarks.gpu.pack import commit
 from benchmarks.published import dense_bytes, window_probabilities
 from benchmarks.speed.bound import bounds
 from benchmarks.speed.cases import agreement, first_test_case, trained
@@ -19,9 +22,6 @@ from benchmarks.speed.inputs import Inputs
 from benchmarks.speed.loops import PublishedLoop
 from benchmarks.speed.row import Row
 from benchmarks.speed.timing import clock
-
-from benchmarks import run as bench
-from benchmarks.gpu.pack import commit
 from crkd_cli.config import Frame
 from crkd_cli.engine.hardware import pick_device, pick_precision
 from crkd_cli.engine.infer import Inferer
