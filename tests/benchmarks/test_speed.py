@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import performance_page
-from benchmarks.run import measure
+from benchmarks.run import ROWS, measure
 from benchmarks.speed.inputs import Sizes, synthetic
 from benchmarks.speed.row import Row, duration, read, timed
 from benchmarks.speed.timing import Patience, Sample, forget_peak, in_turn, peak_bytes
@@ -82,9 +82,8 @@ def test_rows_of_a_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")    # the other libraries' warnings are theirs
 def test_all_rows(tmp_path: Path) -> None:
-    from benchmarks.run import ROWS
-
     check(measure(list(ROWS), synthetic(tmp_path, TINY), "here"), tmp_path)
 
 
