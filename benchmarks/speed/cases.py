@@ -63,7 +63,7 @@ def case(inputs: Inputs) -> Iterator[Row]:
         works["monai"] = peer
     window_probabilities(network, image[tuple(slice(side) for side in patch)], patch, stride, 2)    # warms up: one window
     ours("strict")
-    taken = in_turn(works, Patience(0.0, least=2), warm_up=False)
+    taken = in_turn(works, Patience(0.0, least=3), warm_up=False)
     what = f"one LA case {'×'.join(map(str, image.shape))}"
     row = Row("case", "target", f"{what}, published windows (stride {', '.join(map(str, stride))})", target=4.0)
     row.detail["dice"] = agreement(maps["paper"], maps["baseline"])
@@ -71,7 +71,8 @@ def case(inputs: Inputs) -> Iterator[Row]:
     if row.detail["dice"] < 0.999:
         row.note += ", below 0.999: NOT the same labels"
     yield timed(row, taken["baseline"], taken["paper"])
-    row = Row("case-strict", "other", f"{what}, crkd's default windows (half a patch, Gaussian) against the published ones")
+    what_strict = f"{what}, crkd's default windows (half a patch, Gaussian) against the published ones"
+    row = Row("case-strict", "target", what_strict, target=20.0)
     row.detail["dice"] = agreement(maps["strict"], maps["baseline"])
     row.note = f"not the same work: fewer windows; Dice of the two label maps {row.detail['dice']:.4f}"
     yield timed(row, taken["baseline"], taken["strict"])

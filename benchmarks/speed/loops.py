@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.published import Published
 from benchmarks.published_augment import strong_slice, strong_volume, weak_slice, weak_volume
-from benchmarks.speed.timing import Patience, Sample, clock, forget_peak, peak_bytes
+from benchmarks.speed.timing import Patience, Sample, clock, forget_peak, peak_bytes, take_memory
 from crkd_cli.engine.train import Run, train
 
 
@@ -89,7 +89,9 @@ def steps_in_turn(run: Run, loop: PublishedLoop, patience: Patience) -> tuple[Sa
         if not warm:
             crkd.peak = peak_bytes()
             forget_peak()
+        take_memory(ours=False)
         own = clock(loop)
+        take_memory(ours=True)
         if warm:
             crkd.seconds.append(seconds)
             baseline.seconds.append(own)
