@@ -71,7 +71,7 @@ class Inferer:
 
     def refresh(self) -> None:
         """Takes over the model's weights as they are now. The model itself is left alone, its mode too."""
-        self._network = folded(self.model).to(self.precision)
+        self._network = folded(self.model, self.precision)
         self._network.to(memory_format=channels_last(self.frame.dims))    # type: ignore[call-overload]
 
     def __call__(self, image: NDArray[Any], size: Sequence[int] | None = None) -> NDArray[np.uint8]:
@@ -171,7 +171,8 @@ class Inferer:
     def _softmax(self, x: Tensor) -> Tensor:
         """Probabilities [B, K, *frame] in float32 on the home device of `x` [B, C, *frame]."""
         x = x.to(self.device, self.precision, memory_format=channels_last(self.frame.dims))
-        logits: Tensor = self._network(x)
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            logits: Tensor = self._network(x)
         # Class by class in memory, as the sums are: both passes that follow are several times faster.
         return logits.to(torch.float32, memory_format=torch.contiguous_format).softmax(1).to(self._home)
 

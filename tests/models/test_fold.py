@@ -1,5 +1,7 @@
 """Batch norm folded into convolutions against the networks as they are, in 2D and 3D."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -20,6 +22,24 @@ def with_history(network: nn.Module) -> nn.Module:
             nn.init.normal_(module.weight, 1.0, 0.3)
             nn.init.normal_(module.bias)
     return network
+
+
+@torch.no_grad()
+def spread(network: nn.Module, x: torch.Tensor, exact: torch.Tensor) -> float:
+    with torch.autocast("cpu", torch.bfloat16):
+        return float((network(x).double() - exact).abs().mean())
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_bf16_is_no_coarser_than_autocast(name: str, dims: int) -> None:
+    torch.manual_seed(0)
+    network = with_history(NETWORKS[name](dims, 1, 2, (8, 8, 16, 16, 16))).eval()
+    x = torch.randn(2, 1, *(64, 48, 32)[:dims])
+    exact = copy.deepcopy(network).double()(x.double())
+    fast = folded(network, torch.bfloat16)
+    assert {p.dtype for p in fast.output.parameters()} == {torch.bfloat16}
+    assert spread(fast, x, exact) < 1.2 * spread(network, x, exact)
+    assert spread(fast, x, exact) < 0.03 * float(exact.detach().std())
 
 
 @pytest.mark.parametrize("name", NETWORKS.names())
