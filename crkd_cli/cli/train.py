@@ -1,12 +1,15 @@
 """`crkd train`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from crkd_cli.cli.console import command, progress, say
 from crkd_cli.cli.options import DataRoot, Device, Quiet, Sets, Verbose
+
+if TYPE_CHECKING:
+    from crkd_cli.engine.start import Plan
 
 
 @command
@@ -28,6 +31,14 @@ def train(
         typer.Option("--config", help="Configuration file. Default: the data set's packaged one.", rich_help_panel="Run"),
     ] = None,
     sets: Sets = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--seeds",
+            help="Several runs, one after the other, each in a folder that ends in -seedN: 1337,1338,1339.",
+            metavar="N,N,…", rich_help_panel="Run",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Run folder. Default: runs/DATASET-METHOD-LABELED.", rich_help_panel="Run")
     ] = None,
@@ -41,27 +52,41 @@ def train(
 
     The same command again goes on where a run stopped; a larger --set train.steps= extends a finished one.
 
+    With --seeds the same holds for the whole line: finished runs are passed over, the others go on.
+
     On several GPUs: torchrun --nproc_per_node=N -m crkd_cli train, with the same options.
 
     Example: crkd train --dataset la --labeled 4
     """
     say("loading PyTorch")
-    from crkd_cli import world
-    from crkd_cli.engine.hardware import describe
-    from crkd_cli.engine.journal import draw_curves, write_metrics
-    from crkd_cli.engine.start import Request, plan, start
-    from crkd_cli.engine.train import train as run_loop
+    from crkd_cli.engine.start import Request, plan, seeds_of
     from crkd_cli.paths import data_root as root
 
     sets = [*(sets or []), *([f"train.device={device}"] if device else [])]
-    planned = plan(Request(dataset, labeled, method, config, split, out, sets, root(data_root)))
+    numbers: list[int | None] = [*seeds_of(seeds, sets)] if seeds is not None else [None]
+    requests = [Request(dataset, labeled, method, config, split, out, sets, root(data_root), number) for number in numbers]
+    for request in requests[1:]:
+        plan(request)    # what is wrong with a later run is said before the first one takes its hours
+    folders = [_train(plan(request)) for request in requests]
+    if seeds is not None:
+        say(f"all {len(folders)} runs are done: {' '.join(map(str, folders))}")
+
+
+def _train(planned: "Plan") -> Path:
+    """One run, from where it stands to its end; gives its folder."""
+    from crkd_cli import world
+    from crkd_cli.engine.hardware import describe
+    from crkd_cli.engine.journal import draw_curves, write_metrics
+    from crkd_cli.engine.start import start
+    from crkd_cli.engine.train import train as run_loop
+
     parts, store, steps = planned.split, planned.store, planned.config.train.steps
     say(f"data: {store.root}, split {parts.name}: {len(parts.labeled)} labelled, {len(parts.unlabeled)} unlabelled, "
         f"{len(parts.val)} validation, {len(parts.test)} test")  # fmt: skip
     say(f"run: {planned.folder}, method {planned.config.method}, configuration {planned.source}")
     if planned.finished:
         say(f"this run is finished ({steps} steps); --set train.steps={2 * steps} would extend it")
-        return
+        return planned.folder
     run = start(planned)
     say(f"device: {describe(run.device, run.precision)}")
     if not run.val:
@@ -78,13 +103,14 @@ def train(
 
         metrics = run_loop(run, report)
     if world.rank():
-        return
+        return planned.folder
     write_metrics(planned.folder, {**metrics, "device": describe(run.device, run.precision)})
     if not draw_curves(planned.folder):
         say("curves.png is left out: it needs matplotlib (pip install 'crkd[report]')")
     best = planned.folder / "best.pth"
     result = best if run.val else planned.folder / "last.pth"
     say(f"done: {result}; next: crkd evaluate {result}")
+    return planned.folder
 
 
 def _line(values: dict[str, float]) -> str:

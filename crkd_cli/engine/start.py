@@ -37,6 +37,7 @@ class Request:
     out: Path | None
     sets: list[str]
     data_root: Path
+    seed: int | None = None    # one of --seeds: the folder's name tells it
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,19 @@ class Plan:
         return self.resumed is not None and self.resumed.step >= self.config.train.steps
 
 
+def seeds_of(text: str, sets: list[str]) -> list[int]:
+    """The seeds that --seeds names: "1337,1338". Raises UsageError: not whole numbers, one twice, `sets` has one already."""
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--seeds {text!r}: expected whole numbers with commas between, for example 1337,1338,1339") from None
+    if twice := [seed for seed in dict.fromkeys(seeds) if seeds.count(seed) > 1]:
+        raise UsageError(f"--seeds {text!r} names {twice[0]} twice: it would be the same run")
+    if any(one.partition("=")[0] == "train.seed" for one in sets):
+        raise UsageError("--seeds and --set train.seed name the seed twice; leave one of them out")
+    return seeds
+
+
 def plan(request: Request) -> Plan:
     """Reads configuration, store and split, and the run folder's last.pth if there is one. Writes nothing."""
     if request.config is None and request.dataset is None:
@@ -62,6 +76,8 @@ def plan(request: Request) -> Plan:
     sets = list(request.sets)
     if request.method:
         sets.append(f"method={request.method}")
+    if request.seed is not None:
+        sets.append(f"train.seed={request.seed}")
     if request.config:
         source = request.config
         name = request.dataset or load(source, sets).data.name
@@ -74,6 +90,8 @@ def plan(request: Request) -> Plan:
     split = find(store, request.labeled, request.split)
     labeled = request.labeled or str(len(split.labeled))
     folder = request.out or Path("runs") / f"{store.root.name}-{config.method}-{labeled.replace('%', 'pct')}"
+    if request.seed is not None:
+        folder = folder.with_name(f"{folder.name}-seed{request.seed}")
     last = folder / "last.pth"
     resumed = checkpoints.load(last) if last.exists() else None
     if resumed:
