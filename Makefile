@@ -25,7 +25,7 @@ demo: $(VENV)/.installed
 	$(call step, evaluate runs/phantom-crkd-3/best.pth)
 	@cp $(DEMO_SCANS:%=$(DEMO)/data/raw/phantom/images/%.nii) $(DEMO)/scans
 	$(call step, predict scans --checkpoint runs/phantom-crkd-3/best.pth --overlay)
-	@cd $(DEMO) && $(BIN)/python ../benchmarks/compare.py runs/phantom-supervised-3 runs/phantom-crkd-3
+	$(call step, compare runs/phantom-supervised-3 runs/phantom-crkd-3)
 	@echo "a demonstration on synthetic hearts; pictures of the masks: $(DEMO)/scans-masks/overlays"
 
 test: $(VENV)/.installed-dev

@@ -126,11 +126,11 @@ def make_checkpoint(tmp_path: Path) -> CheckpointMaker:
 
     def make(
         spec: Spec, frame: Frame, path: str = "runs/toy/last.pth", labeled: tuple[str, ...] = ("x",),
-        val: tuple[str, ...] = (), test: tuple[str, ...] = (), best: dict[str, object] | None = None,
+        val: tuple[str, ...] = (), test: tuple[str, ...] = (), best: dict[str, object] | None = None, seed: int = 5,
     ) -> Path:  # fmt: skip
         config = Config(
             data=Data(name=spec.name, frame=frame, labeled=1, unlabeled=1), model=Model(name="unet", widths=(4,) * 5),
-            train=Train(steps=10, precision="fp32", seed=5), method="supervised",
+            train=Train(steps=10, precision="fp32", seed=seed), method="supervised",
         )  # fmt: skip
         method = build_method(config, spec).eval()
         with torch.no_grad():
@@ -144,3 +144,37 @@ def make_checkpoint(tmp_path: Path) -> CheckpointMaker:
         return file
 
     return make
+
+
+EvaluationWriter = Callable[..., Path]
+
+
+@pytest.fixture
+def write_evaluation(tmp_path: Path) -> EvaluationWriter:
+    """write_evaluation("run", scores, {case: patient}, method="crkd", seed=1): the files of `crkd evaluate`, of given scores.
+
+    scores: [cases, classes, metrics].
+    """
+
+    def write(
+        run: str, scores: np.ndarray, cases: dict[str, str], classes: tuple[str, ...] = ("rv", "myo"),
+        metrics: tuple[str, ...] = ("dice", "hd95_mm"), config: dict[str, object] | None = None, **facts: object,
+    ) -> Path:  # fmt: skip
+        usual = {
+            "protocol": "strict", "dataset": "acdc", "part": "test", "method": "crkd", "labeled": 3, "split": "official-3",
+            "seed": 1, "checkpoint": f"runs/{run}/best.pth", "step": 10,
+        }  # fmt: skip
+        tree = {"train": {"seed": facts.get("seed", 1), "steps": 10}, "method": facts.get("method", "crkd"), "methods": {}}
+        names: dict[str, object] = {"classes": dict.fromkeys(classes), "mean": dict.fromkeys(metrics)}
+        folder = tmp_path / "runs" / run / "evaluation-strict-test"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "summary.json").write_text(json.dumps({**usual, **facts, "config": {**tree, **(config or {})}, **names}))
+        lines = [",".join(("protocol", "case", "group", "class", *metrics))]
+        for (case, group), by_class in zip(cases.items(), scores, strict=True):
+            for name, values in zip(classes, by_class, strict=True):
+                cells = ("" if np.isnan(value) else f"{value:.6f}" for value in values)
+                lines.append(",".join(("strict", case, group, name, *cells)))
+        (folder / "cases.csv").write_text("\n".join(lines) + "\n")
+        return folder
+
+    return write

@@ -117,7 +117,7 @@ def test_a_plugin_is_one_class_in_a_file_of_its_name(folder):
         assert registry[name].__module__ == f"{package.__name__}.{name}"
 
 
-@pytest.mark.parametrize("command", ["", "prepare-data", "make-splits", "train", "evaluate", "predict"])
+@pytest.mark.parametrize("command", ["", "prepare-data", "make-splits", "train", "evaluate", "compare", "predict"])
 def test_help_loads_nothing_heavy(command):
     program = f"""
 import json, sys

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from crkd_cli import __version__
+from crkd_cli.cli.compare import compare
 from crkd_cli.cli.evaluate import evaluate
 from crkd_cli.cli.make_splits import make_splits
 from crkd_cli.cli.predict import predict
@@ -22,6 +23,7 @@ for name, function in (
     ("make-splits", make_splits),
     ("train", train),
     ("evaluate", evaluate),
+    ("compare", compare),
     ("predict", predict),
 ):
     app.command(name)(function)

@@ -6,11 +6,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import NoReturn, ParamSpec
+from typing import TYPE_CHECKING, NoReturn, ParamSpec
 
 import typer
 
 from crkd_cli.errors import CrkdError
+
+if TYPE_CHECKING:
+    from crkd_cli.engine.tables import Table
 
 P = ParamSpec("P")
 _quiet = False
@@ -20,6 +23,27 @@ def say(line: str) -> None:
     """One plain line on stderr, unless --quiet: results go to stdout, what we chose or did goes to stderr."""
     if not _quiet:
         print(line, file=sys.stderr, flush=True)
+
+
+def show(table: "Table") -> None:
+    """A table on stdout, the best values bold in a terminal; 160 columns when piped, so that nothing is cut off."""
+    from rich.console import Console
+    from rich.table import Table as Rich
+    from rich.text import Text
+
+    caption = Text("\n".join(table.notes))
+    rich = Rich(title=Text(table.title), caption=caption, show_edge=False, title_justify="left", caption_justify="left")
+    for i, name in enumerate(table.headings):
+        rich.add_column(Text(name), justify="left" if i < table.words else "right", no_wrap=True)
+    for section in table.sections:
+        above = ""
+        for first, *others in section:
+            texts = [first._replace(text="") if first.text == above else first, *others]
+            rich.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in texts))
+            above = first.text
+        if any(len(rows) > 1 for rows in table.sections):
+            rich.add_section()
+    Console(width=None if sys.stdout.isatty() else 160).print(rich, "")
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:

@@ -1,17 +1,18 @@
 """`crkd evaluate`."""
 
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from crkd_cli.cli.console import command, progress, say
+from crkd_cli.cli.console import command, progress, say, show
 from crkd_cli.cli.options import DataRoot, Device, Json, Quiet, Verbose
+from crkd_cli.metrics.names import heading, shown
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from crkd_cli.engine.evaluate import Report
+    from crkd_cli.engine.tables import Table
     from crkd_cli.metrics.summary import Summary
 
 
@@ -59,20 +60,17 @@ def evaluate(
 
         print(dumps(report.tree(), indent=2))
     elif not quiet:
-        import sys
+        from crkd_cli.engine.tables import published_table
 
-        from rich.console import Console
-
-        console = Console(width=None if sys.stdout.isatty() else 160)
-        console.print(_table(report))
+        show(_table(report))
         if report.published:
-            console.print(_published(report))
+            show(published_table(report.published))
     say(f"written: {report.folder / 'cases.csv'} and {report.folder / 'summary.json'}")
 
 
 def _table(report: "Report") -> "Table":
     """Our scores per class and the mean of the classes."""
-    from rich.table import Table
+    from crkd_cli.engine.tables import Cell, Table
 
     facts = report.facts
     title = (
@@ -82,44 +80,14 @@ def _table(report: "Report") -> "Table":
     caption = f"mean [{facts['interval']}]"
     if undefined := sum(one.undefined for summaries in report.classes.values() for one in summaries):
         caption += f"; {undefined} scores undefined and left out"
-    table = Table("class", title=title, caption=caption, title_justify="left", caption_justify="left")
-    for metric in report.metrics:
-        table.add_column(_heading(metric), justify="right")
-    for name, summaries in report.classes.items():
-        table.add_row(name, *map(_cell, report.metrics, summaries))
-    table.add_section()
-    table.add_row("mean", *map(_cell, report.metrics, report.mean))
-    return table
 
+    def row(name: str, summaries: list["Summary"]) -> list[Cell]:
+        return [Cell(name), *map(Cell, map(_cell, report.metrics, summaries))]
 
-def _published(report: "Report") -> "Table":
-    """What was published for the same data set and label count."""
-    from rich.table import Table
-
-    title = f"published for {report.facts['dataset']} with {report.facts['labeled']} labelled"
-    caption = "paper: by --protocol paper, best checkpoint on these cases; authors: each in their own way"
-    table = Table(
-        "method", "protocol", "source", title=title, caption=caption, title_justify="left", caption_justify="left"
-    )
-    for heading in ("Dice %", "Jaccard %", "HD95 px", "ASD px"):
-        table.add_column(heading, justify="right")
-    for row in report.published:
-        scores = ("" if score is None else f"{score:.2f}" for score in (row.dice, row.jaccard, row.hd95, row.asd))
-        table.add_row(row.method, row.protocol, row.source, *scores)
-    return table
-
-
-def _heading(metric: str) -> str:
-    """dice → Dice %, hd95_mm → HD95 mm, nsd_2mm → NSD % at 2mm."""
-    name, _, unit = metric.partition("_")
-    if name == "nsd":
-        return f"NSD % at {unit}"
-    return f"{name.capitalize()} %" if not unit else f"{name.upper()} {unit}"
+    sections = [[row(name, summaries) for name, summaries in report.classes.items()], [row("mean", report.mean)]]
+    return Table(title, ["class", *map(heading, report.metrics)], 1, sections, [caption])
 
 
 def _cell(metric: str, summary: "Summary") -> str:
-    if summary.n == 0:
-        return "undefined"
-    scale, digits = (100, 1) if metric.startswith(("dice", "jaccard", "nsd")) else (1, 2)
-    mean, low, high = (f"{scale * value:.{digits}f}" for value in (summary.mean, summary.low, summary.high))
-    return f"{mean} [{low}, {high}]" if summary.n > 1 else mean
+    mean, low, high = shown(metric, summary.mean, summary.low, summary.high)
+    return mean if isnan(summary.low) else f"{mean} [{low}, {high}]"

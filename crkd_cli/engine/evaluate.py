@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli import __version__, world
+from crkd_cli.config import dump
 from crkd_cli.data.case import CaseInfo, Store
 from crkd_cli.data.splits import Part
 from crkd_cli.engine import paper
@@ -113,6 +114,7 @@ def evaluate(
         "precision": str(precision).removeprefix("torch."),
         "trained_with": checkpoint.code_version,
         "evaluated_with": __version__,
+        "config": dump(checkpoint.config),
     }
     columns = [summarise(one, "bootstrap" if protocol == "strict" else "t", groups) for one in np.moveaxis(scores, 2, 0)]
     by_class = {name: [column[0][k] for column in columns] for k, name in enumerate(spec.classes[1:])}

@@ -42,7 +42,14 @@ def summarise(
     ]
     cases = np.array([_mean(row) for row in values])
     overall = _mean(np.array([one.mean for one in classes]))
-    return classes, _summary(cases, overall, _row_means(resampled), interval, owners)
+    return classes, _summary(cases, overall, means(resampled), interval, owners)
+
+
+def means(values: Values) -> Values:
+    """Means [...] over the last axis of `values` [..., n], of what is defined there; NaN where nothing is."""
+    defined = ~np.isnan(values)
+    counts = defined.sum(-1)
+    return np.where(counts > 0, np.where(defined, values, 0.0).sum(-1) / np.maximum(counts, 1), np.nan)
 
 
 def _numbers(groups: Sequence[str]) -> NDArray[np.int64]:
@@ -79,11 +86,5 @@ def _resampled(values: Values, owners: NDArray[np.int64]) -> Values:
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
-def _row_means(values: Values) -> Values:
-    defined = ~np.isnan(values)
-    counts = defined.sum(1)
-    return np.where(counts > 0, np.where(defined, values, 0.0).sum(1) / np.maximum(counts, 1), np.nan)
-
-
 def _mean(values: Values) -> float:
-    return float(_row_means(values[None])[0])
+    return float(means(values))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from crkd_cli.config import Frame
 
-COMMANDS = ["prepare-data", "make-splits", "train", "evaluate", "predict"]
+COMMANDS = ["prepare-data", "make-splits", "train", "evaluate", "compare", "predict"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -47,7 +47,7 @@ def test_completion_in_bash(typed, expected):
     "args",
     [
         ["prepare-data", "isic2017"], ["make-splits", "nowhere"], ["train", "--dataset", "nowhere"], ["evaluate", "nowhere.pth"],
-        ["predict", "nowhere", "--checkpoint", "nowhere.pth"],
+        ["compare", "nowhere"], ["predict", "nowhere", "--checkpoint", "nowhere.pth"],
     ],
     ids=COMMANDS,
 )  # fmt: skip
@@ -78,8 +78,8 @@ def disk(tmp_path):
 
 
 @pytest.fixture
-def scene(make_store, make_checkpoint, tmp_path, rng):
-    """Words that a command line names: a store's root, a checkpoint, a picture, a scan, a configuration."""
+def scene(make_store, make_checkpoint, write_evaluation, tmp_path, rng):
+    """Words that a command line names: a store's root, a checkpoint, scores, a picture, a scan, a configuration."""
     store = make_store(groups=6)
     solid = make_store("solid", dims=3, groups=1).spec
     flat = make_checkpoint(store.spec, Frame(resize=(32, 32)), test=("p00",))
@@ -94,6 +94,7 @@ def scene(make_store, make_checkpoint, tmp_path, rng):
     split = {"dataset": "toy", "name": "x", "train": ["p00", "p01"], "labeled": ["p00"]}
     (tmp_path / "split.yaml").write_text(json.dumps(split))
     words = {"flat": flat, "solid": make_checkpoint(solid, Frame(patch=(16, 16, 16)), path="runs/solid/last.pth")}
+    words["scored"] = write_evaluation("scored", rng.random((3, 2, 2)), {"a": "a", "b": "b", "c": "c"})
     return {**words, "root": tmp_path / "data", "here": tmp_path}
 
 
@@ -104,6 +105,7 @@ WRITING = pytest.mark.parametrize(
         ("make-splits toy --labeled 2 --data-root {root} --out {disk}/x.yaml", "x.yaml"),
         ("train --config {here}/toy.yaml --split {here}/split.yaml --data-root {root} --out {disk}/run", "config.yaml"),
         ("evaluate {flat} --data-root {root} --out {disk}/scores", "cases.csv"),
+        ("compare {scored} --out {disk}/table", "comparison.json"),
         ("predict {here}/a.png --checkpoint {flat} --out {disk}/masks", "a.png"),
         ("predict {here}/a.png --checkpoint {flat} --out {disk}/masks --overlay", "overlays/a.png"),
         ("predict {here}/b.nii --checkpoint {solid} --out {disk}/masks", "b.nii"),

@@ -1,0 +1,109 @@
+"""What `crkd evaluate` has written, read back: the facts of summary.json and the scores of cases.csv."""
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from crkd_cli.errors import CrkdError, UsageError
+
+# What may differ between the runs of one method: the seed, and where and how a run was watched.
+_FREE = ("seed", "device", "log_every", "save_minutes", "tensorboard")
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """Who was scored, on what and how."""
+
+    protocol: str
+    dataset: str
+    part: str
+    method: str
+    labeled: int
+    split: str
+    seed: int
+    checkpoint: str
+    step: int
+    config: dict[str, Any]    # resolved, as in the run's config.yaml
+
+    def settings(self) -> str:
+        """The same text for runs that are repetitions of each other."""
+        train = {key: value for key, value in self.config["train"].items() if key not in _FREE}
+        own = {"methods": self.config["methods"].get(self.method, {}), "train": train}
+        return json.dumps({**self.config, **own}, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of one run."""
+
+    folder: Path
+    facts: Facts
+    cases: list[str]
+    groups: list[str]                # patient of every case
+    classes: list[str]               # without the background
+    metrics: list[str]
+    scores: NDArray[np.float64]      # [cases, classes, metrics], NaN where undefined
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint that was scored: beside the evaluation where it is there, else where it was."""
+        beside = self.folder.parent / Path(self.facts.checkpoint).name
+        return beside if beside.is_file() else Path(self.facts.checkpoint)
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        return self.checkpoint.parent
+
+
+def find(given: Path, protocol: str, part: str | None) -> Path:
+    """The evaluation folder that `given` means: a run folder, an evaluation folder, or one of its two files.
+
+    Of a run folder's evaluations: that under `protocol` of `part`, by default test (paper: all that it scores as one).
+    Raises UsageError that says what is there and which command makes what is missing.
+    """
+    if given.name in ("summary.json", "cases.csv"):
+        given = given.parent
+    if (given / "summary.json").is_file():
+        return given
+    if not given.is_dir():
+        raise UsageError(f"there is no {given}; give run folders, or evaluation folders that crkd evaluate wrote")
+    parts = [part] if part else ["val+test", "test"] if protocol == "paper" else ["test"]
+    for one in parts:
+        if (folder := given / f"evaluation-{protocol}-{one}" / "summary.json").is_file():
+            return folder.parent
+    checkpoint = next((given / name for name in ("best.pth", "last.pth") if (given / name).is_file()), None)
+    if checkpoint is None:
+        raise UsageError(f"{given} is no run folder (no best.pth or last.pth) and no evaluation folder (no summary.json)")
+    options = (" --protocol paper" if protocol == "paper" else "") + (f" --part {part}" if part else "")
+    there = [file.parent.name for file in sorted(given.glob("evaluation-*-*/summary.json"))]
+    other = f" (there is {', '.join(there)}: choose with --protocol and --part)" if there else ""
+    raise UsageError(f"{given} has no {protocol} evaluation of {parts[-1]}{other}; run: crkd evaluate {checkpoint}{options}")
+
+
+def read(folder: Path) -> Evaluation:
+    """The evaluation in `folder`. Raises CrkdError if a file is missing, damaged or of another version."""
+    again = "run crkd evaluate again"
+    file = folder / "summary.json"
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+        facts: Facts = msgspec.convert(tree, Facts)
+        metrics = list(tree["mean"])
+        classes = list(tree["classes"])
+        file = folder / "cases.csv"
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
+        patients = {row["case"]: row["group"] for row in rows}
+        cells = {(row["case"], row["class"]): [float(row[metric] or math.nan) for metric in metrics] for row in rows}
+        scores = np.array([[cells[case, name] for name in classes] for case in patients])
+        if len(cells) != len(rows) or scores.size != len(rows) * len(metrics) or not rows:
+            raise ValueError("rows are missing or too many")
+    except (OSError, ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
+        raise CrkdError(f"{file} cannot be used ({' '.join(str(error).split())}); {again}") from None
+    return Evaluation(folder, facts, list(patients), list(patients.values()), classes, metrics, scores)

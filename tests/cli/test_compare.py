@@ -1,0 +1,124 @@
+"""`crkd compare` as a person runs it: after train and evaluate, in every format."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from crkd_cli.config import Frame
+
+
+@pytest.fixture
+def runs(cli, make_store, make_checkpoint, tmp_path):
+    """Two runs of one method with different weights, evaluated by the command itself."""
+    store = make_store(groups={"p0": 2, **{f"p{number}": 1 for number in range(1, 6)}})
+    folders = []
+    for seed in (1, 2):
+        test = tuple(f"p{number}" for number in range(5))
+        file = make_checkpoint(store.spec, Frame(resize=(32, 32)), f"runs/toy-{seed}/best.pth", ("p5",), test=test, seed=seed)
+        result = cli("evaluate", file, "--data-root", tmp_path / "data", "--quiet")
+        assert result.exit_code == 0, result.stderr
+        folders.append(file.parent)
+    return folders
+
+
+def test_seeds_of_one_method_are_one_row(cli, runs):
+    result = cli("compare", *runs)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    assert "toy, test: 6 cases of 5 patients, strict protocol, 1 labelled" in result.stdout
+    row = next(line for line in result.stdout.splitlines() if "Dice %" in line)
+    cells = [cell.strip() for cell in row.strip("│ ").split("│")]
+    summaries = [json.loads((run / "evaluation-strict-test" / "summary.json").read_text()) for run in runs]
+    a, b = (100 * summary["mean"]["dice"]["mean"] for summary in summaries)
+    assert cells[:4] == ["Dice %", "supervised", "2", f"{(a + b) / 2:.1f} ± {abs(a - b) / 2**0.5:.1f}"]
+    assert "bootstrap over patients" in " ".join(result.stdout.split())
+
+
+def test_files_agree_with_stdout(cli, runs, tmp_path):
+    result = cli("compare", *runs, "--json", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    tree = json.loads(result.stdout)
+    assert tree == json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [run["seed"] for run in tree["methods"][0]["runs"]] == [1, 2]
+    with (tmp_path / "out" / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["class"] for row in rows} == {"disc", "mean"}
+    for row in rows:
+        expected = tree["methods"][0]["mean"] if row["class"] == "mean" else tree["methods"][0]["classes"]["disc"]
+        assert {key: float(row[key]) for key in expected[row["metric"]]} == expected[row["metric"]]
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert widths == {7}    # one table, six columns wide: score, method, runs, mean, interval, disc
+    assert "| --- | --- | ---: |" in text
+
+
+def test_methods_are_tested_and_published_rows_stand_beside(cli, write_evaluation, tmp_path, rng):
+    cases = {name: name for name in "abcdefgh"}
+    folders = [
+        write_evaluation(method, rng.random((8, 2, 2)) * 0.2 + level, cases, method=method)
+        for method, level in (("crkd", 0.7), ("supervised", 0.2), ("unimatch", 0.4))
+    ]
+    result = cli("compare", *folders, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    row = next(line for line in result.stdout.splitlines() if "crkd − supervised" in line)
+    # Eight patients, all in one direction: 2 / 2⁸, and three times that by Holm.
+    assert [cell.strip() for cell in row.strip("│ ").split("│")][-3:] == ["8", "0.008", "0.023"]
+    assert "p (Holm): adjusted over all pairs" in " ".join(result.stdout.split())
+    assert "published for acdc with 3 labelled" in result.stdout
+    with (tmp_path / "out" / "tests.csv").open(newline="") as file:
+        assert [row["metric"] for row in csv.DictReader(file)] == ["dice"] * 3 + ["hd95_mm"] * 3
+    with (tmp_path / "out" / "scores.csv").open(newline="") as file:
+        (published,) = [
+            row for row in csv.DictReader(file)
+            if row["method"] == "CRKD" and row["metric"] == "dice" and row["protocol"] == "paper"
+        ]  # fmt: skip
+    assert (published["mean"], published["source"]) == ("0.8569", "CRKD README")
+
+
+def test_quiet_prints_nothing(cli, runs):
+    result = cli("compare", *runs, "--quiet")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_piped_output_is_plain(runs):
+    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
+    command = [sys.executable, "-m", "crkd_cli", "compare", *map(str, runs)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert "\x1b" not in result.stdout
+    assert "…" not in result.stdout
+
+
+def test_a_hundred_columns_are_enough(cli, write_evaluation, rng):
+    """Three seeds of four methods, three classes, large distances."""
+    cases = {name: name for name in "abcdefgh"}
+    folders = [
+        write_evaluation(
+            f"{method}-{seed}", rng.random((8, 3, 4)) * [0.2, 0.2, 300, 300] + [0.6, 0.6, 100, 100], cases,
+            ("RV", "Myo", "LV"), ("dice", "nsd_2mm", "hd95_mm", "assd_mm"), method=method, seed=seed,
+        )
+        for method in ("crkd", "supervised", "unimatch", "mean_teacher") for seed in (1, 2, 3)
+    ]  # fmt: skip
+    result = cli("compare", *folders)
+    assert result.exit_code == 0, result.stderr
+    assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_wrong_usage(cli, runs, write_evaluation, tmp_path, rng):
+    def refused(*args):
+        result = cli("compare", *args)
+        assert result.exit_code == 2, result.output
+        assert result.stdout == ""
+        (line,) = result.stderr.splitlines()
+        return line
+
+    other = write_evaluation("other", rng.random((2, 2, 2)), {"a": "a", "b": "b"})
+    assert "cannot be compared; they differ in data set toy and acdc" in refused(runs[0], other)
+    assert f"run: crkd evaluate {runs[0]}/best.pth --protocol paper" in refused(runs[0], "--protocol", "paper")
+    assert "no run folder" in refused(tmp_path)
+    assert cli("compare").exit_code == 2
+    again = cli("compare", runs[0], runs[0] / "evaluation-strict-test", "--json")
+    assert len(json.loads(again.stdout)["methods"][0]["runs"]) == 1    # the same evaluation, once
