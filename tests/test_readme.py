@@ -34,7 +34,12 @@ def command_lines(*pages: Path) -> list[str]:
     """Lines of code blocks that run crkd, in order, without comments and prompts, continued lines joined."""
     blocks = [block for page in pages for block in FENCE.findall(page.read_text(encoding="utf-8"))]
     lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if line.startswith("crkd ")]
+    return [line for line in lines if re.match(r"(for .*; do )?crkd ", line)]
+
+
+def words_of(line: str) -> list[str]:
+    """The words of the command, in a loop those of its body."""
+    return shlex.split(line.partition("; do ")[2].removesuffix("; done") or line, comments=True)
 
 
 @pytest.mark.parametrize("line", sorted(set(command_lines(*PAGES))))
@@ -44,7 +49,7 @@ def test_a_documented_command_line_is_understood(line):
 
     from crkd_cli.cli import app
 
-    words = shlex.split(line, comments=True)[1:]
+    words = words_of(line)[1:]
     if words[0].startswith("-"):
         assert CliRunner().invoke(app, ["--help"]).exit_code == 0
         return
@@ -113,7 +118,7 @@ class Newcomer:
 
     def run(self, line: str) -> None:
         """The line exits 0, and what it is there for was made by it."""
-        words = shlex.split(line, comments=True)
+        words = words_of(line)
         if "train" in words and (steps := own_length(words)):
             self._begin_near_the_end(line, words, steps)
         begin = time.time()
@@ -146,7 +151,13 @@ def products(words: list[str], folder: Path) -> Iterable[Path]:
     if command == "make-splits":
         return [folder / "data" / "prepared" / name / "splits" / f"{option(words, '--labeled')}.yaml"]
     if command == "train":
-        return [run_folder(words, folder) / file for file in ("config.yaml", "log.jsonl", "metrics.json", "last.pth")]
+        names = ("config.yaml", "log.jsonl", "metrics.json", "last.pth")
+        return [run / file for run in run_folders(words, folder) for file in names]
+    if command == "compare":
+        out, page = (folder / option(words, name) for name in ("--out", "--report"))
+        return [out / "comparison.md", out / "comparison.json", out / "scores.csv", out / "tests.csv", page / "index.html"]
+    if command == "evaluate" and "$" in name:    # a loop: compare needs what it makes
+        return []
     if command == "evaluate":
         found = (folder / name).parent.glob(f"evaluation-{option(words, '--protocol', 'strict')}-*")
         results = max(found, key=lambda path: path.stat().st_mtime)
@@ -165,6 +176,11 @@ def run_folder(words: list[str], folder: Path) -> Path:
     labeled = option(words, "--labeled").replace("%", "pct")
     usual = f"runs/{option(words, '--dataset')}-{option(words, '--method', 'crkd')}-{labeled}"
     return folder / option(words, "--out", usual)
+
+
+def run_folders(words: list[str], folder: Path) -> list[Path]:
+    run, seeds = run_folder(words, folder), option(words, "--seeds")
+    return [run.with_name(f"{run.name}-seed{seed}") for seed in seeds.split(",")] if seeds else [run]
 
 
 def own_length(words: list[str]) -> int:

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from crkd_cli.cli.console import command, say, show
-from crkd_cli.cli.options import Json, Quiet, Verbose
+from crkd_cli.cli.console import command, progress, say, show
+from crkd_cli.cli.options import DataRoot, Device, Json, Quiet, Verbose
 
 
 @command
@@ -26,6 +26,12 @@ def compare(
         Path | None,
         typer.Option("--out", help="Also comparison.md, comparison.json, scores.csv, tests.csv here.", rich_help_panel="Output"),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Also a page with curves and pictures here: index.html.", rich_help_panel="Output"),
+    ] = None,
+    data_root: DataRoot = None,
+    device: Device = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -39,12 +45,20 @@ def compare(
     from crkd_cli.engine.compare import compare as run
     from crkd_cli.engine.evaluation import find, read
     from crkd_cli.engine.tables import tables, write
+    from crkd_cli.paths import data_root as root_of
     from crkd_cli.paths import make_folder
 
+    if report:
+        say("loading PyTorch")
+        from crkd_cli.engine.report import check
+        from crkd_cli.engine.report import write as write_report
+
+        check()
     comparison = run([read(folder) for folder in dict.fromkeys(find(given, protocol, part) for given in runs)])
     if out:
         make_folder(out, "--out")
         write(comparison, out)
+    page = write_report(comparison, report, root_of(data_root), say, progress, device) if report else None
     if json:
         from json import dumps
 
@@ -54,3 +68,5 @@ def compare(
             show(table)
     if out:
         say(f"written: {out / 'comparison.md'}, comparison.json, scores.csv, tests.csv")
+    if page:
+        say(f"written: {page}")

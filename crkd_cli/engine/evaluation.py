@@ -5,7 +5,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -20,7 +20,7 @@ _FREE = ("seed", "device", "log_every", "save_minutes", "tensorboard")
 class Facts(msgspec.Struct, frozen=True):
     """Who was scored, on what and how."""
 
-    protocol: str
+    protocol: Literal["strict", "paper"]
     dataset: str
     part: str
     method: str

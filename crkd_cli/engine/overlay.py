@@ -14,28 +14,33 @@ Colour = tuple[int, int, int]
 Panel = tuple[Picture, str]    # a plane and its name
 # Okabe and Ito's colours: told apart by colour-blind readers too.
 _COLOURS = [(230, 159, 0), (86, 180, 233), (204, 121, 167), (0, 158, 115), (240, 228, 66), (213, 94, 0), (0, 114, 178)]
+_TRUTH = (255, 255, 255)
 _SIDE = 512    # pixels of the longest side of a plane
 _GAP, _LINE, _THICK = 12, 24, 2
 
 
 def draw(
-    image: NDArray[Any], labels: NDArray[np.uint8], spec: Spec, spacing: Sequence[float] | None, title: str
-) -> Picture:
+    image: NDArray[Any], labels: NDArray[np.uint8], spec: Spec, spacing: Sequence[float] | None, title: str,
+    truth: NDArray[np.uint8] | None = None,
+) -> Picture:  # fmt: skip
     """`labels` [*S] drawn on `image` [C, *S], any number type; `spacing` per axis of *S gives the planes' aspect.
 
-    A volume is shown in the three planes through the middle of what was found (of the image where nothing was).
+    A volume is shown in the three planes through the middle of what was found (of the image where nothing was). `truth` [*S]
+    is drawn in white under it, and counts as found.
     """
     steps = tuple(spacing or (1.0,) * labels.ndim)
+    layers = np.stack([labels] if truth is None else [labels, truth])
     if spec.z_last and labels.ndim == 3:
-        image, labels, steps = image.transpose(0, 3, 2, 1), labels.transpose(2, 1, 0), steps[::-1]
+        image, layers, steps = image.transpose(0, 3, 2, 1), layers.transpose(0, 3, 2, 1), steps[::-1]
     volume = labels.ndim == 3
-    planes = [_cut(image, labels, steps, axis) for axis in range(3)] if volume else [(image, labels, steps, "")]
+    planes = [_cut(image, layers, steps, axis) for axis in range(3)] if volume else [(image, layers, steps, "")]
     window = _window(image)
     # One scale for all planes: pixels per mm.
-    scale = _SIDE / max(side * step for _, cut, sizes, _ in planes for side, step in zip(cut.shape, sizes, strict=True))
+    scale = _SIDE / max(side * step for _, cut, sizes, _ in planes for side, step in zip(cut.shape[1:], sizes, strict=True))
     panels = [(_plane(_bytes(plane, *window), cut, sizes, scale), name) for plane, cut, sizes, name in planes]
     found = set(np.unique(labels).tolist())
     legend = [(name if k in found else f"{name}: none", _colour(k)) for k, name in enumerate(spec.classes) if k]
+    legend += [] if truth is None else [("truth", _TRUTH)]
     note = "" if spacing or not volume else " (spacing unknown, taken as equal)"
     return _page(panels, legend, title + note)
 
@@ -56,29 +61,31 @@ def _bytes(plane: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
 
 
 def _cut(
-    image: NDArray[Any], labels: NDArray[np.uint8], steps: tuple[float, ...], axis: int
+    image: NDArray[Any], layers: NDArray[np.uint8], steps: tuple[float, ...], axis: int
 ) -> tuple[NDArray[Any], NDArray[np.uint8], tuple[float, ...], str]:
-    """The plane across `axis` of a [C, z, y, x] volume, z upwards, with its two spacings and its name."""
-    filled = np.flatnonzero(labels.any(tuple(other for other in range(3) if other != axis)))
-    at = int(filled[0] + filled[-1]) // 2 if len(filled) else labels.shape[axis] // 2
+    """The plane across `axis` of [C, z, y, x] and [L, z, y, x] volumes, z upwards, with its two spacings and its name."""
+    filled = np.flatnonzero(layers.any((0, *(1 + other for other in range(3) if other != axis))))
+    at = int(filled[0] + filled[-1]) // 2 if len(filled) else layers.shape[1 + axis] // 2
     here = (..., at, *(slice(None),) * (2 - axis))
-    plane, cut = image[here], labels[here]
+    plane, cut = image[here], layers[here]
     if axis > 0:
-        plane, cut = plane[:, ::-1], cut[::-1]
-    name = f"{'zyx'[axis]} = {at + 1} of {labels.shape[axis]}"
+        plane, cut = plane[:, ::-1], cut[:, ::-1]
+    name = f"{'zyx'[axis]} = {at + 1} of {layers.shape[1 + axis]}"
     return plane, cut, (*steps[:axis], *steps[axis + 1 :]), name
 
 
-def _plane(gray: NDArray[np.uint8], labels: NDArray[np.uint8], steps: Sequence[float], scale: float) -> Picture:
-    """`gray` [H, W, 3] with the contours of `labels` [H, W], `scale` pixels per mm."""
-    height, width = (max(1, round(side * step * scale)) for side, step in zip(labels.shape, steps, strict=True))
+def _plane(gray: NDArray[np.uint8], layers: NDArray[np.uint8], steps: Sequence[float], scale: float) -> Picture:
+    """`gray` [H, W, 3] with the contours of `layers` [L, H, W], the first on top, `scale` pixels per mm."""
+    height, width = (max(1, round(side * step * scale)) for side, step in zip(layers.shape[1:], steps, strict=True))
     picture = Image.fromarray(np.ascontiguousarray(gray)).resize((width, height), Image.Resampling.BICUBIC)
     pixels = np.array(picture)
-    for k in np.unique(labels[labels > 0]):
-        # Enlarged smoothly, so that contours of small images are lines and not stairs.
-        mask = Image.fromarray((labels == k).astype(np.uint8) * 255)
-        inside = np.asarray(mask.resize((width, height), Image.Resampling.BILINEAR)) >= 128
-        pixels[_contour(inside)] = _colour(int(k))
+    labels, *truth = layers
+    for layer, colour in [*((layer, _TRUTH) for layer in truth), (labels, None)]:
+        for k in np.unique(layer[layer > 0]):
+            # Enlarged smoothly, so that contours of small images are lines and not stairs.
+            mask = Image.fromarray((layer == k).astype(np.uint8) * 255)
+            inside = np.asarray(mask.resize((width, height), Image.Resampling.BILINEAR)) >= 128
+            pixels[_contour(inside)] = colour or _colour(int(k))
     return Image.fromarray(pixels)
 
 

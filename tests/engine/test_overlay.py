@@ -72,3 +72,16 @@ def test_any_number_type_is_shown_from_black_to_white(dtype):
     pixels = np.asarray(draw(image, np.zeros((64, 64), np.uint8), spec(2), None, "case"))[36:548, 12:524]
     assert pixels.min() <= 5
     assert pixels.max() >= 250
+
+
+def test_the_truth_is_white_and_counts_as_found():
+    """Nothing was found of a cube near a corner: the three planes go through it all the same, 128 pixels wide each."""
+    truth = np.zeros((24, 24, 24), np.uint8)
+    truth[2:8, 2:8, 2:8] = 1
+    nothing = np.zeros_like(truth)
+    picture = draw(np.zeros((1, 24, 24, 24)), nothing, spec(3), None, "case", truth)
+    ring = 128**2 - 124**2    # two pixels thick, the corners rounded
+    assert len(where(picture, (255, 255, 255))) == pytest.approx(3 * ring, rel=0.1)
+    both = draw(np.zeros((1, 24, 24, 24)), truth, spec(3), None, "case", truth)
+    assert len(where(both, (255, 255, 255))) == 0    # under what was found
+    assert len(where(both, ORANGE)) == pytest.approx(3 * ring, rel=0.1)
