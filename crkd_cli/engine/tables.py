@@ -62,10 +62,10 @@ def _scores(comparison: Comparison, most: int | None) -> Table:
 def _section(entries: list[Entry], m: int, metric: str, names: list[str]) -> list[list[Cell]]:
     """The rows of one metric."""
     means = [entry.mean[m] for entry in entries]
-    columns = [_best(metric, [[mean.mean] for mean in means], [_spread(metric, mean) for mean in means])]
+    columns = [_best(metric, [mean.mean for mean in means], [_spread(metric, mean) for mean in means])]
     for name in names:
         values = [entry.classes[name][m].mean for entry in entries]
-        columns.append(_best(metric, [[value] for value in values], [shown(metric, value)[0] for value in values]))
+        columns.append(_best(metric, values, shown(metric, *values)))
     rows = []
     for i, entry in enumerate(entries):
         mean, *classes = (column[i] for column in columns)
@@ -79,13 +79,14 @@ def _spread(metric: str, score: Score) -> str:
     return mean if isnan(score.sd) else f"{mean} ± {sd}"
 
 
-def _best(metric: str, values: list[list[float]], texts: list[str]) -> list[Cell]:
-    """`texts` with the best of `values` marked, and what reads the same; nothing where there is no choice."""
-    defined = [value for (value,) in values if not isnan(value)]
-    if len(values) < 2 or not defined:
+def _best(metric: str, values: list[float], texts: list[str]) -> list[Cell]:
+    """`texts` with the best of `values` marked, and what reads the same; nothing where all do."""
+    read = shown(metric, *values)
+    defined = [value for value in values if not isnan(value)]
+    if len(set(read)) == 1 or not defined:
         return [Cell(text) for text in texts]
-    best = shown(metric, max(defined) if higher_is_better(metric) else min(defined))
-    return [Cell(text, shown(metric, *value) == best) for value, text in zip(values, texts, strict=True)]
+    (best,) = shown(metric, max(defined) if higher_is_better(metric) else min(defined))
+    return [Cell(text, one == best) for one, text in zip(read, texts, strict=True)]
 
 
 def _tests(comparison: Comparison) -> Table:

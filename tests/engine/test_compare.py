@@ -185,6 +185,8 @@ def test_what_the_table_says(evaluated):
         "Dice %", "supervised − crkd", "-12.5", "[-12.5, -12.5]", "6", "0.031", "0.031",
     ]  # fmt: skip
     assert any(row[0].text == "CRKD" and row[1].text == "paper" and row[3].text == "85.69" for row in published.sections[0])
+    same = tables(compare([evaluated("supervised", scores=better), evaluated("crkd", scores=better)]))[0]
+    assert not any(cell.best for section in same.sections for row in section for cell in row)
     hidden = tables(compare([evaluated()]), classes=1)[0]
     assert hidden.headings == ["score", "method", "runs", "mean ± SD", "95 % CI"]
     assert "2 classes are in the files" in hidden.notes[-1]
