@@ -63,10 +63,12 @@ class Model(Strict, frozen=True):
 
 class Train(Strict, frozen=True):
     steps: Positive
-    lr: Annotated[float, msgspec.Meta(gt=0.0)] = 0.01    # SGD, lr·(1 − t/T)^0.9
-    momentum: Fraction = 0.9
+    optimizer: Literal["sgd", "nesterov", "adamw"] = "sgd"
+    lr: Annotated[float, msgspec.Meta(gt=0.0)] = 0.01    # lr·(1 − t/T)^power
+    momentum: Fraction = 0.9                      # β₁ of AdamW
     weight_decay: NonNegative = 1e-4
     power: NonNegative = 0.9
+    horizon: Annotated[float, msgspec.Meta(ge=1.0)] = 1.0    # T as a share of the run: above 1 it ends before lr is 0
     eval_every: Positive = 500                    # steps between validations, where the split has validation cases
     log_every: Positive = 50                      # steps between log lines: the only host synchronisation
     save_minutes: NonNegative = 10.0              # minutes between checkpoints
@@ -75,6 +77,10 @@ class Train(Strict, frozen=True):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     deterministic: bool = False                   # on a GPU: bit-exact resume, slower kernels
     tensorboard: bool = False                     # event files in the run folder (extra `tensorboard`)
+
+    def __post_init__(self) -> None:
+        if self.optimizer == "nesterov" and not self.momentum:
+            raise ValueError("optimizer nesterov needs a momentum above 0")
 
 
 class Config(Strict, frozen=True):

@@ -3,7 +3,7 @@
 import math
 
 
-def poly(step: int, steps: int, power: float = 0.9) -> float:
+def poly(step: float, steps: float, power: float = 0.9) -> float:
     """(1 − t/T)^power: the factor of the learning rate at step t of T."""
     return math.pow(1.0 - min(step, steps) / steps, power)
 

@@ -24,6 +24,7 @@ from PIL import Image, ImageOps
 
 from crkd_cli.data import files
 from crkd_cli.engine import checkpoint as checkpoints
+from crkd_cli.methods import METHODS
 
 CHECKOUT = Path(__file__).parents[1]
 PAGES = [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *sorted((CHECKOUT / "docs").glob("**/*.md"))]
@@ -184,8 +185,10 @@ def run_folders(words: list[str], folder: Path) -> list[Path]:
 
 
 def own_length(words: list[str]) -> int:
-    """The steps that a line asks for itself; 0 if it leaves them to the configuration."""
-    return next((int(word.partition("=")[2]) for word in words if word.startswith("train.steps=")), 0)
+    """The steps that a line asks for itself, or its method's authors set; 0 if they are left to the configuration."""
+    published = METHODS[option(words, "--method", "crkd")].published.get(option(words, "--dataset"), {})
+    own = (int(word.partition("=")[2]) for word in words if word.startswith("train.steps="))
+    return next(own, int(published.get("train.steps", 0)))
 
 
 def program(folder: Path, data: Path) -> Path:

@@ -13,8 +13,9 @@ from crkd_cli.data.batch import Batch, Labeled, Unlabeled
 from crkd_cli.data.case import Spec
 from crkd_cli.engine.assemble import build_method, channels_last
 from crkd_cli.engine.hardware import describe, pick_device, pick_precision
-from crkd_cli.engine.optimizer import GuardedSgd
+from crkd_cli.engine.optimizer import GuardedOptimizer
 from crkd_cli.methods import METHODS
+from crkd_cli.methods.base import Method
 from crkd_cli.paths import packaged
 
 CHECKOUT = Path(__file__).parents[2]
@@ -64,8 +65,8 @@ def step(config: Config, dataset: str, device: torch.device, precision: torch.dt
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     method = build_method(config, spec).to(device).train()
-    optimizer = GuardedSgd(method, config.train.momentum, config.train.weight_decay)
-    batch = draw(config, len(spec.classes), METHODS[config.method].strong_views, device)
+    optimizer = GuardedOptimizer(method, config.train)
+    batch = draw(config, len(spec.classes), METHODS[config.method], device)
     late = int(0.8 * config.train.steps)
     torch.manual_seed(config.train.seed)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
@@ -76,8 +77,8 @@ def step(config: Config, dataset: str, device: torch.device, precision: torch.dt
     return float(losses["total"].detach()), torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
 
 
-def draw(config: Config, classes: int, views: int, device: torch.device) -> Batch:
-    """Noise with a bright box that is labelled: the same for the same configuration."""
+def draw(config: Config, classes: int, kind: type[Method], device: torch.device) -> Batch:
+    """Noise with a bright box that is labelled, for a method of `kind`: the same for the same configuration."""
     generator = torch.Generator().manual_seed(config.train.seed)
     size = config.data.frame.size
 
@@ -88,6 +89,9 @@ def draw(config: Config, classes: int, views: int, device: torch.device) -> Batc
         image = (label.unsqueeze(1) / classes + 0.1 * torch.rand(number, 1, *size, generator=generator)).to(device)
         return image.contiguous(memory_format=channels_last(len(size))), label.to(device)
 
-    labeled, unlabeled = Labeled(*images(config.data.labeled)), images(config.data.unlabeled)[0]
-    strong = tuple(unlabeled + 0.1 * torch.rand(unlabeled.shape, generator=generator).to(device) for _ in range(views))
-    return Batch(labeled, Unlabeled(unlabeled, strong))
+    def views() -> Unlabeled:
+        weak = images(config.data.unlabeled)[0]
+        noise = (0.1 * torch.rand(weak.shape, generator=generator).to(device) for _ in range(kind.strong_views))
+        return Unlabeled(weak, tuple(weak + one for one in noise))
+
+    return Batch(Labeled(*images(config.data.labeled)), *[views() for _ in range(kind.unlabeled_streams)])

@@ -54,6 +54,11 @@ def gamma(x: Tensor, exponent: Tensor) -> Tensor:
     return ((x - low) / width).clamp(min=0.0) ** per_sample(exponent, x) * width + low
 
 
+def noise(x: Tensor, sigma: float) -> Tensor:
+    """x plus Gaussian noise of `sigma`, cut at two sigmas, drawn by torch's generator on x's device."""
+    return x + (sigma * torch.randn_like(x)).clamp(-2.0 * sigma, 2.0 * sigma)
+
+
 def blur(x: Tensor, sigma: Tensor, longest: float) -> Tensor:
     """x [B, C, *S] convolved with a Gaussian of sigma [B] pixels (≤ `longest`) on every axis; edges repeat. Sigma 0: unchanged.
 

@@ -1,4 +1,6 @@
-"""Symmetric CutMix: pairs of samples swap a box."""
+"""CutMix: samples get a box of another image, or pairs of them swap one."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -49,14 +51,44 @@ def draw_swap(shape: torch.Size, device: torch.device, probability: float = 0.5)
     corners[:, first] = corners[:, second] = drawn
     # Only corners go to the device: copying whole boxes there would make the host wait.
     partner, low, high = (world.part(world.first(t.to(device, non_blocking=True))) for t in (partner, *corners))
-    box = torch.ones(shape[0], *spatial, dtype=torch.bool, device=device)
+    return partner, fill(low, high, spatial)
+
+
+def draw_mix(shape: torch.Size, device: torch.device, probability: float = 0.5) -> Tensor:
+    """Boxes [B, *S], boolean, on `device`, for a batch of `shape` [B, C, *S]: every sample's own with `probability`, else none.
+
+    Drawn from torch's CPU generator; several processes get their parts of the draw of process 0 for the joint batch.
+    """
+    count, spatial = shape[0] * world.size(), shape[2:]
+    corners = torch.stack(draw_boxes(count, len(spatial))) * (torch.rand(count, 1) < probability)
+    low, high = (world.part(world.first(t.to(device, non_blocking=True))) for t in corners)
+    return fill(low, high, spatial)
+
+
+def draw_box(spatial: torch.Size, device: torch.device, side: float) -> Tensor:
+    """One box [1, *S], boolean, for all samples and processes: ⌊side · S⌋ pixels on every axis, anywhere inside."""
+    whole = torch.tensor([spatial])
+    sides = (side * whole).floor()
+    corner = (torch.rand(1, len(spatial)) * (whole - sides)).floor()
+    low, high = (world.first((t / whole).to(device, non_blocking=True)) for t in (corner, corner + sides))
+    return fill(low, high, spatial)
+
+
+def fill(low: Tensor, high: Tensor, spatial: Sequence[int]) -> Tensor:
+    """The boxes with corners low and high [B, axes], fractions in [0, 1], as boolean [B, *S]: pixels whose centres lie inside."""
+    box = torch.ones(len(low), *spatial, dtype=torch.bool, device=low.device)
     for axis, side in enumerate(spatial):
-        centres = (torch.arange(side, device=device) + 0.5) / side
+        centres = (torch.arange(side, device=low.device) + 0.5) / side
         within = (centres >= low[:, axis : axis + 1]) & (centres < high[:, axis : axis + 1])
         box &= within.view(-1, *[side if a == axis else 1 for a in range(len(spatial))])
-    return partner, box
+    return box
+
+
+def mix(x: Tensor, other: Tensor, box: Tensor) -> Tensor:
+    """x [B, C, *S] or [B, *S] with the box [B, *S] or [1, *S] taken from `other`, of x's shape."""
+    return torch.where(box.unsqueeze(1) if x.ndim > box.ndim else box, other, x)
 
 
 def swap(x: Tensor, partner: Tensor, box: Tensor) -> Tensor:
     """x [B, C, *S] or [B, *S] with every sample's box [B, *S] taken from its partner [B], a number in the joint batch."""
-    return torch.where(box.unsqueeze(1) if x.ndim > box.ndim else box, world.gather(x)[partner], x)
+    return mix(x, world.gather(x)[partner], box)

@@ -7,6 +7,7 @@ import typer
 
 from crkd_cli.cli.console import command, progress, say
 from crkd_cli.cli.options import DataRoot, Device, Quiet, Sets, Verbose
+from crkd_cli.methods import METHODS
 
 if TYPE_CHECKING:
     from crkd_cli.engine.start import Plan
@@ -25,7 +26,7 @@ def train(
         Path | None, typer.Option("--split", help="A split file instead of the one for --labeled.", rich_help_panel="Data")
     ] = None,
     data_root: DataRoot = None,
-    method: Annotated[str | None, typer.Option("--method", help="crkd or supervised.", rich_help_panel="Run")] = None,
+    method: Annotated[str | None, typer.Option("--method", help=f"{', '.join(METHODS.names())}.", rich_help_panel="Run")] = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", help="Configuration file. Default: the data set's packaged one.", rich_help_panel="Run"),
@@ -84,6 +85,8 @@ def _train(planned: "Plan") -> Path:
     say(f"data: {store.root}, split {parts.name}: {len(parts.labeled)} labelled, {len(parts.unlabeled)} unlabelled, "
         f"{len(parts.val)} validation, {len(parts.test)} test")  # fmt: skip
     say(f"run: {planned.folder}, method {planned.config.method}, configuration {planned.source}")
+    if planned.published:
+        say(f"as its authors set on {planned.config.data.name}: {', '.join(planned.published)}")
     if planned.finished:
         say(f"this run is finished ({steps} steps); --set train.steps={2 * steps} would extend it")
         return planned.folder
@@ -115,6 +118,7 @@ def _train(planned: "Plan") -> Path:
 
 def _line(values: dict[str, float]) -> str:
     """The terms that a person watches, in one line."""
-    hidden = ("grad_norm", "steps_per_second", "waiting", "skipped")
-    shown = [f"{name} {value:.3g}" for name, value in values.items() if name not in hidden and "/dice/" not in name]
+    from crkd_cli.engine.journal import RATES
+
+    shown = [f"{name} {value:.3g}" for name, value in values.items() if name not in RATES and "/dice/" not in name]
     return "  ".join(shown + ([f"skipped {values['skipped']:.0f}"] if values["skipped"] else []))

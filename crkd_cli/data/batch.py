@@ -23,4 +23,5 @@ class Unlabeled:
 @dataclass(frozen=True)
 class Batch:
     labeled: Labeled
-    unlabeled: Unlabeled | None    # None for a method that does not use it
+    unlabeled: Unlabeled | None = None    # None for a method that does not use it
+    partners: Unlabeled | None = None     # as many again in another order, to mix with; None but for a method that asks for them

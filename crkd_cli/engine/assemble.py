@@ -25,33 +25,32 @@ Raw = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class Data:
-    """The two streams of a run and how their items become batches on the device."""
+    """The streams of a run and how their items become batches on the device."""
 
     labeled: Stream
-    unlabeled: Stream | None
+    unlabeled: tuple[Stream, ...]    # as many as the method asks for: none, its images, its images and their mixing partners
     policy: Policy
     strong_views: int
     seed: int
     device: torch.device
 
-    def read(self, step: int) -> tuple[Raw, Raw | None]:
+    def read(self, step: int) -> list[Raw]:
         """This process's items of `step`, on the host, in pinned memory where a GPU will fetch them."""
-        raws = self.labeled.batch(step), self.unlabeled.batch(step) if self.unlabeled else None
-        return self._pin(raws[0]), self._pin(raws[1]) if raws[1] else None
+        return [self._pin(stream.batch(step)) for stream in (self.labeled, *self.unlabeled)]
 
-    def batch(self, raws: tuple[Raw, Raw | None], step: int) -> Batch:
+    def batch(self, raws: list[Raw], step: int) -> Batch:
         """Uploads and augments what `read` gave; the augmentation depends on (seed, step) only."""
         generator = torch.Generator().manual_seed(step_seed(self.seed, step))
         image, label = self._upload(raws[0])
         image, label = self.policy.weak(image, label, generator)
         if label is None:
             raise ValueError("the labelled stream has no labels")
-        labeled = Labeled(self._dense(image), label.long())
-        if raws[1] is None:
-            return Batch(labeled, None)
-        weak, _ = self.policy.weak(self._upload(raws[1])[0], None, generator)
+        return Batch(Labeled(self._dense(image), label.long()), *[self._views(raw, generator) for raw in raws[1:]])
+
+    def _views(self, raw: Raw, generator: torch.Generator) -> Unlabeled:
+        weak, _ = self.policy.weak(self._upload(raw)[0], None, generator)
         strong = tuple(self._dense(self.policy.strong(weak, generator)) for _ in range(self.strong_views))
-        return Batch(labeled, Unlabeled(self._dense(weak), strong))
+        return Unlabeled(self._dense(weak), strong)
 
     def _pin(self, raw: Raw) -> Raw:
         if self.device.type != "cuda":
@@ -115,8 +114,8 @@ def build_data(config: Config, store: Store, split: Split, kind: type[Method], d
     labeled = Dataset(store, split.cases(store, "labeled"), frame, labeled=True)
     if not len(labeled):
         raise CrkdError(f"split {split.name} has no labelled training case; run: crkd make-splits {store.spec.name}")
-    unlabeled = None
-    if kind.uses_unlabeled:
+    unlabeled: tuple[Stream, ...] = ()
+    if kind.unlabeled_streams:
         check_batch("data.unlabeled", config.data.unlabeled)
         items = Dataset(store, split.cases(store, "unlabeled"), frame, labeled=False)
         if not len(items):
@@ -124,7 +123,7 @@ def build_data(config: Config, store: Store, split: Split, kind: type[Method], d
                 f"split {split.name} has no unlabelled training case, and method {config.method} needs them; "
                 "add images without labels, label fewer (crkd make-splits --labeled N), or use --method supervised"
             )
-        unlabeled = Stream(items, config.data.unlabeled, seed, 1)
+        unlabeled = tuple(Stream(items, config.data.unlabeled, seed, 1 + n) for n in range(kind.unlabeled_streams))
     policy = Policy(
         modality=store.spec.modality,
         bounded=store.spec.intensity != "zscore",

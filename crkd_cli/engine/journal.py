@@ -7,6 +7,8 @@ from typing import Any
 from crkd_cli.errors import UsageError
 from crkd_cli.paths import atomic
 
+RATES = ("grad_norm", "steps_per_second", "waiting", "skipped")    # what the loop logs besides a method's losses
+
 
 class Journal:
     """The log of a run folder. Lines after `step` (of a run that was killed and goes on from there) are dropped."""
@@ -58,10 +60,11 @@ def draw_curves(folder: Path) -> bool:
     lines = read_log(folder)
     names = list(dict.fromkeys(name for line in lines for name in line if name != "step"))
     panels = {
-        "loss": [n for n in names if n in ("total", "labeled", "pseudo", "pixel", "feature", "semantic", "entropy")],
         "validation Dice": [n for n in names if n.startswith("val")],
         "share of pseudo-labels": [n for n in names if n == "kept" or n.startswith("share_")],
     }
+    others = {*RATES, *(name for members in panels.values() for name in members)}
+    panels = {"loss": [n for n in names if n not in others], **panels}
     panels = {title: members for title, members in panels.items() if members}
     figure = Figure(figsize=(5.0 * max(len(panels), 1), 3.6), layout="constrained")
     for axes, (title, members) in zip(figure.subplots(1, max(len(panels), 1), squeeze=False)[0], panels.items(), strict=False):
@@ -72,7 +75,7 @@ def draw_curves(folder: Path) -> bool:
         axes.set(xlabel="step", title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False)
-        if title != "validation Dice":
+        if title != "validation Dice" and any(line.get(name, 0) > 0 for line in lines for name in members):
             axes.set_yscale("log")
     with atomic(folder / "curves.png") as temporary:
         figure.savefig(temporary, dpi=120)

@@ -1,26 +1,35 @@
-"""SGD that changes nothing in a step whose loss or gradient is not finite, without asking the device for it."""
+"""Optimisers that change nothing in a step whose loss or gradient is not finite, without asking the device for it."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from crkd_cli.config import Train
 
-class GuardedSgd:
-    """SGD with momentum and weight decay over a method's parameters.
+# What torch keeps for every parameter, by the name it has in a checkpoint.
+_MOMENTUM = {"momentum": "momentum_buffer"}
+SLOTS = {"sgd": _MOMENTUM, "nesterov": _MOMENTUM, "adamw": {"mean": "exp_avg", "square": "exp_avg_sq", "steps": "step"}}
+
+
+class GuardedOptimizer:
+    """SGD with momentum (plain or Nesterov's) or AdamW, with weight decay, over a method's parameters.
 
     A step whose loss or gradient norm is not finite changes neither weights, momentum nor batch-norm statistics. Such steps are
     counted on the device and read when the loop logs.
     """
 
-    def __init__(self, method: nn.Module, momentum: float, weight_decay: float) -> None:
+    def __init__(self, method: nn.Module, train: Train) -> None:
         self._parameters = [p for p in method.parameters() if p.requires_grad]
         self._buffers = list(method.buffers())
         self._before = [b.clone() for b in self._buffers]
-        self._sgd = torch.optim.SGD(self._parameters, lr=0.0, momentum=momentum, weight_decay=weight_decay, fused=True)
+        self._inner = _inner(self._parameters, train)
+        self._slots = SLOTS[train.optimizer]
         for parameter in self._parameters:
-            # Zero momentum from the start: a first step that is skipped would leave torch's buffer without values.
-            self._sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            # Zeros from the start: a first step that is skipped would leave torch's own without values.
+            for slot in self._slots.values():
+                scalar = torch.zeros((), device=parameter.device)
+                self._inner.state[parameter][slot] = scalar if slot == "step" else torch.zeros_like(parameter)
         device = self._parameters[0].device
         self._skipped, self._streak, self._worst = (torch.zeros((), device=device) for _ in range(3))
 
@@ -29,10 +38,10 @@ class GuardedSgd:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         bad = (~torch.isfinite(norm + loss.detach())).float()
-        self._sgd.param_groups[0]["lr"] = lr
-        self._sgd.found_inf = bad    # type: ignore[attr-defined]    # the fused kernel's own switch, as GradScaler uses it
-        self._sgd.step()
-        self._sgd.zero_grad()
+        self._inner.param_groups[0]["lr"] = lr
+        self._inner.found_inf = bad    # type: ignore[attr-defined]    # the fused kernels' own switch, as GradScaler uses it
+        self._inner.step()
+        self._inner.zero_grad()
         keep = bad > 0
         for buffer, before in zip(self._buffers, self._before, strict=True):
             buffer.copy_(torch.where(keep, before, buffer))
@@ -51,13 +60,22 @@ class GuardedSgd:
         return int(self._worst)
 
     def state_dict(self) -> dict[str, Any]:
-        momentum = [self._sgd.state[p]["momentum_buffer"] for p in self._parameters]
-        return {"momentum": momentum, "skipped": self._skipped, "streak": self._streak}
+        slots = {name: [self._inner.state[p][slot] for p in self._parameters] for name, slot in self._slots.items()}
+        return {**slots, "skipped": self._skipped, "streak": self._streak}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for parameter, buffer in zip(self._parameters, state["momentum"], strict=True):
-            self._sgd.state[parameter]["momentum_buffer"].copy_(buffer)
+        for name, slot in self._slots.items():
+            for parameter, value in zip(self._parameters, state[name], strict=True):
+                self._inner.state[parameter][slot].copy_(value)
         self._skipped.copy_(state["skipped"])
         self._streak.copy_(state["streak"])
         for buffer, before in zip(self._buffers, self._before, strict=True):
             before.copy_(buffer)
+
+
+def _inner(parameters: list[nn.Parameter], train: Train) -> torch.optim.Optimizer:
+    decay = train.weight_decay
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=0.0, betas=(train.momentum, 0.999), weight_decay=decay, fused=True)
+    nesterov = train.optimizer == "nesterov"
+    return torch.optim.SGD(parameters, lr=0.0, momentum=train.momentum, weight_decay=decay, nesterov=nesterov, fused=True)

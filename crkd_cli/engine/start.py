@@ -16,9 +16,10 @@ from crkd_cli.engine.assemble import build_data, build_method, default_config, l
 from crkd_cli.engine.checkpoint import Checkpoint
 from crkd_cli.engine.distributed import check_same, synchronised
 from crkd_cli.engine.hardware import pick_device, pick_precision, set_up
-from crkd_cli.engine.optimizer import GuardedSgd
+from crkd_cli.engine.optimizer import GuardedOptimizer
 from crkd_cli.engine.train import Run
 from crkd_cli.errors import UsageError
+from crkd_cli.methods import METHODS
 from crkd_cli.paths import atomic, packaged
 
 # What may differ between the command that started a run and the one that goes on with it.
@@ -50,6 +51,7 @@ class Plan:
     folder: Path
     source: Path               # the configuration file
     resumed: Checkpoint | None
+    published: list[str]       # what the method's authors set otherwise than this file, key=value
 
     @property
     def finished(self) -> bool:
@@ -87,6 +89,8 @@ def plan(request: Request) -> Plan:
         store = Store(request.data_root / "prepared" / str(request.dataset))
         source, named = default_config(store, packaged("configs"))
     config = load(source, [*named, *sets])
+    published = [] if request.config else _published(config, sets)
+    config = load(source, [*named, *published, *sets])
     split = find(store, request.labeled, request.split)
     labeled = request.labeled or str(len(split.labeled))
     folder = request.out or Path("runs") / f"{store.root.name}-{config.method}-{labeled.replace('%', 'pct')}"
@@ -96,7 +100,7 @@ def plan(request: Request) -> Plan:
     resumed = checkpoints.load(last) if last.exists() else None
     if resumed:
         _same(resumed, config, split, folder)
-    return Plan(config, split, store, folder, source, resumed)
+    return Plan(config, split, store, folder, source, resumed, published)
 
 
 def start(plan: Plan) -> Run:
@@ -108,7 +112,7 @@ def start(plan: Plan) -> Run:
     set_up(deterministic=config.train.deterministic)
     method = build_method(config, plan.store.spec) if plan.resumed is None else load_method(plan.resumed)
     method = synchronised(method.to(device))
-    optimizer = GuardedSgd(method, config.train.momentum, config.train.weight_decay)
+    optimizer = GuardedOptimizer(method, config.train)
     if plan.resumed and plan.resumed.training:
         optimizer.load_state_dict(plan.resumed.training)
     data = build_data(config, plan.store, plan.split, type(method), device)
@@ -129,6 +133,13 @@ def start(plan: Plan) -> Run:
         path=plan.folder / "last.pth",
     )
     return Run(checkpoint, method.train(), optimizer, data, plan.store, val, device, precision)
+
+
+def _published(config: Config, sets: list[str]) -> list[str]:
+    """The settings of the method's authors on this data set that the user does not override, as key=value."""
+    own = {one.partition("=")[0] for one in sets}
+    settings = METHODS[config.method].published.get(config.data.name, {})
+    return [f"{key}={value}" for key, value in settings.items() if key not in own]
 
 
 def _precision(config: Config, device: torch.device) -> torch.dtype:

@@ -18,7 +18,7 @@ from crkd_cli.engine.assemble import Data, step_seed
 from crkd_cli.engine.checkpoint import Checkpoint, load, save
 from crkd_cli.engine.distributed import Agreement, is_loss, wrapped
 from crkd_cli.engine.journal import Journal
-from crkd_cli.engine.optimizer import GuardedSgd
+from crkd_cli.engine.optimizer import GuardedOptimizer
 from crkd_cli.engine.validate import Score, Validator
 from crkd_cli.errors import CrkdError
 from crkd_cli.methods.base import Method
@@ -50,7 +50,7 @@ class Run:
 
     checkpoint: Checkpoint       # where the run stands; its path is last.pth
     method: Method               # on the device
-    optimizer: GuardedSgd
+    optimizer: GuardedOptimizer
     data: Data
     store: Store
     val: list[str]               # validation cases; none: the last checkpoint is the result
@@ -132,11 +132,16 @@ class _Loop:
         with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == torch.bfloat16):
             losses = self.losses(batch, step)
         torch.autograd.backward(losses["total"])
-        norm = run.optimizer.step(losses["total"], self.config.lr * poly(step, self.config.steps, self.config.power))
+        norm = run.optimizer.step(losses["total"], self.rate(step))
         run.method.after_step(step)
         for name, value in {**losses, "grad_norm": norm}.items():
             self.seen.setdefault(name, []).append(value.detach())
         self.counted += 1
+
+    def rate(self, step: int) -> float:
+        """The learning rate of `step`."""
+        config = self.config
+        return config.lr * poly(step, config.horizon * config.steps, config.power)
 
     def housekeep(self, done: int, *, stop: bool) -> None:
         """What happens between steps, after `done` of them: log, validate, save."""

@@ -27,6 +27,11 @@ def cross_entropy(log_p: Tensor, target: Tensor) -> Tensor:
     return -log_p.gather(1, target.unsqueeze(1)).squeeze(1)
 
 
+def squared_difference(p: Tensor, q: Tensor) -> Tensor:
+    """Mean over K of (p − q)² at every pixel: two [B, K, *S] → [B, *S]."""
+    return (p - q).square().mean(1)
+
+
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p ‖ q) = Σ_K p (log p − log q) at every pixel: two [B, K, *S] → [B, *S]."""
     return (log_p.exp() * (log_p - log_q)).sum(1)

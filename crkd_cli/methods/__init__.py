@@ -1,8 +1,11 @@
 """Methods by file name."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from crkd_cli.methods.base import Method
 from crkd_cli.registry import Registry
 
-METHODS: Registry[Method] = Registry(__name__, Path(__file__).parent, "method")
+if TYPE_CHECKING:    # the names alone, for --help, cost no torch
+    from crkd_cli.methods.base import Method
+
+METHODS: "Registry[Method]" = Registry(__name__, Path(__file__).parent, "method")

@@ -1,17 +1,22 @@
 """The contract of a method: it turns a batch into losses. No files, no devices, no loop."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from crkd_cli.config import Model, Strict
-from crkd_cli.data.batch import Batch
+from crkd_cli.data.batch import Batch, Unlabeled
 from crkd_cli.losses.dice import dice_loss
-from crkd_cli.losses.pixel import cross_entropy, masked_mean
+from crkd_cli.losses.pixel import cross_entropy, log_probabilities, masked_mean
 from crkd_cli.models.networks import NETWORKS
 from crkd_cli.models.networks.base import Network
+
+Published = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,11 @@ class Task:
 class Method(nn.Module, ABC):
     """Holds its networks; `losses` is called by the loop at every step, under autocast."""
 
-    uses_unlabeled: ClassVar[bool] = True
-    strong_views: ClassVar[int] = 0    # strongly augmented views of every unlabelled image
+    unlabeled_streams: ClassVar[int] = 1    # 0: labelled images alone; 2: mixing partners (batch.partners) besides
+    strong_views: ClassVar[int] = 0         # strongly augmented views of every unlabelled image
+    # By data set, what the authors set otherwise than configs/NAME.yaml and Params: {"la": {"train.steps": 6000}}. It holds
+    # where the packaged configuration is used, and gives way to --set.
+    published: ClassVar[Published] = {}
 
     class Params(Strict, frozen=True):
         """The method's own settings; defaults are its values for ACDC."""
@@ -45,7 +53,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Scalars by name: "total" is back-propagated, all are logged.
+        """Scalars by name: "total" is back-propagated, all are logged; "kept" and "share_…" are shares, not losses.
 
         Of several processes each gets its part of the joint batch, and "total" is the joint batch's: what is summed over a
         batch goes through `world.total`, or through the functions of `losses`, which do that.
@@ -62,6 +70,35 @@ class Method(nn.Module, ABC):
     def predictor(self) -> nn.Module:
         """image [B, C, *S] → logits [B, K, *S]: what is evaluated and what predicts."""
         return self.student
+
+
+def given(images: Unlabeled | None) -> Unlabeled:
+    """The images, which a method that asks for them always gets."""
+    if images is None:
+        raise ValueError("the method needs unlabelled images")
+    return images
+
+
+def together(network: nn.Module, *images: Tensor) -> tuple[Tensor, ...]:
+    """Log-probabilities [B, K, *S] of each of `images`, in one pass: they share the statistics of batch norm."""
+    return torch.split(log_probabilities(network(torch.cat(images))), [len(some) for some in images])
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Inside, `network` neither drops features nor takes the statistics of a batch."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
+
+
+def read_out(network: Network, features: Tensor) -> Tensor:
+    """features [B, F, *S] → log-probabilities [B, K, *S], without the dropout that a network has before its output."""
+    with evaluating(network):
+        return log_probabilities(network.head(features))
 
 
 def fit(log_p: Tensor, label: Tensor, mask: Tensor | None = None) -> Tensor:

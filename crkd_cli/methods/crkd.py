@@ -20,7 +20,7 @@ from crkd_cli.losses.contrast import class_means, contrast, sample
 from crkd_cli.losses.distill import feature_distillation, low_entropy_consistency, pixel_distillation, reliability
 from crkd_cli.losses.pixel import log_probabilities
 from crkd_cli.methods import METHODS
-from crkd_cli.methods.base import Method, Task, fit
+from crkd_cli.methods.base import Method, Task, fit, given
 from crkd_cli.models.blocks import drop_channels
 from crkd_cli.models.ema import Ema
 from crkd_cli.models.projection import Projection
@@ -60,13 +60,12 @@ class Crkd(Method):
         self.projection = Projection(self.student.features)
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        if batch.unlabeled is None:
-            raise ValueError("CRKD needs unlabelled images")
         params, weights = self.params, self.weights(step)
         if not any(weights[name] for name in UNLABELED):
             labeled = fit(log_probabilities(self.student(batch.labeled.image)), batch.labeled.label)
             return {"total": labeled, "labeled": labeled}
-        label, weak, strong = batch.labeled.label, batch.unlabeled.weak, batch.unlabeled.strong[0]
+        unlabeled = given(batch.unlabeled)
+        label, weak, strong = batch.labeled.label, unlabeled.weak, unlabeled.strong[0]
         confidence, pseudo = self.pseudo_label(weak)
         partner, box = draw_swap(weak.shape, weak.device)
         weak, strong, confidence, pseudo = (swap(t, partner, box) for t in (weak, strong, confidence, pseudo))

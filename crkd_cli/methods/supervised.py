@@ -12,7 +12,7 @@ from crkd_cli.methods.base import Method, fit
 class Supervised(Method):
     """½ (cross entropy + Dice); unlabelled images are never read."""
 
-    uses_unlabeled = False
+    unlabeled_streams = 0
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         logits = self.student(batch.labeled.image)

@@ -3,6 +3,8 @@
 Letters: B batch, C channels, *S two or three spatial axes.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,6 +23,13 @@ def conv_up(dims: int, inputs: int, outputs: int) -> nn.Module:
 
 def batch_norm(dims: int, channels: int) -> nn.Module:
     return (nn.BatchNorm2d, nn.BatchNorm3d)[dims - 2](channels)
+
+
+def redraw(network: nn.Module, draw: Callable[[Tensor], Tensor]) -> None:
+    """Draws the weights of every convolution, but not of transposed ones, anew with `draw`, which fills a tensor."""
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Conv3d)):
+            draw(layer.weight)
 
 
 def max_pool(dims: int) -> nn.Module:

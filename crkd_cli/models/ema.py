@@ -11,10 +11,12 @@ class Ema(nn.Module):
     (Tarvainen and Valpola, NeurIPS 2017). Buffers (batch norm's statistics) are averaged with the parameters.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float, *, stochastic: bool = False) -> None:
+        """`stochastic`: while the method trains, it drops features and normalises by the batch, as its student does."""
         super().__init__()
-        self.network = copy.deepcopy(network).requires_grad_(False).eval()
-        self.decay = decay
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.decay, self.stochastic = decay, stochastic
+        self.train(network.training)
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
@@ -27,8 +29,8 @@ class Ema(nn.Module):
                 counter.copy_(value)
 
     def train(self, mode: bool = True) -> "Ema":
-        """Stays in evaluation mode: a teacher neither drops features nor updates its statistics."""
-        return super().train(False)
+        """Stays in evaluation mode if not `stochastic`: then it neither drops features nor updates its statistics."""
+        return super().train(mode and self.stochastic)
 
     @staticmethod
     def _tensors(network: nn.Module) -> list[Tensor]:

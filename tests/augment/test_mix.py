@@ -1,9 +1,9 @@
-"""Symmetric CutMix: boxes of the stated sizes that lie inside, swapped alike in everything that belongs together."""
+"""CutMix: boxes of the stated sizes that lie inside, exchanged alike in everything that belongs together."""
 
 import pytest
 import torch
 
-from crkd_cli.augment.mix import box_sides, draw_boxes, draw_swap, swap
+from crkd_cli.augment.mix import box_sides, draw_box, draw_boxes, draw_mix, draw_swap, mix, swap
 
 
 def test_box_sides_by_hand() -> None:
@@ -57,3 +57,36 @@ def test_swap_exchanges_and_is_its_own_inverse(dims: int) -> None:
     first = mixed[0].movedim(0, -1)
     assert torch.equal(first[box[0]], image[partner[0]].movedim(0, -1)[box[0]])
     assert torch.equal(first[~box[0]], image[0].movedim(0, -1)[~box[0]])
+
+
+def test_every_sample_has_its_own_box_or_none(dims: int) -> None:
+    torch.manual_seed(2)
+    space = (24, 16, 12)[:dims]
+    box = draw_mix(torch.Size((400, 1, *space)), torch.device("cpu"))
+    shares = box.flatten(1).float().mean(1)
+    assert all(int(one.sum()) == _bounding(one) for one in box)
+    assert (shares > 0).float().mean().item() == pytest.approx(0.5, abs=0.08)
+    assert shares[shares > 0].mean().item() == pytest.approx(0.21, abs=0.03)
+    assert len({one.numpy().tobytes() for one in box}) > 150
+
+
+def test_one_box_for_all_is_anywhere_and_of_the_stated_sides(dims: int) -> None:
+    torch.manual_seed(4)
+    space = torch.Size((112, 80, 16)[:dims])
+    starts = []
+    for _ in range(200):
+        box = draw_box(space, torch.device("cpu"), 2 / 3)
+        where = box[0].nonzero()
+        assert (where.amax(0) - where.amin(0) + 1).tolist() == [74, 53, 10][:dims]    # ⌊2/3 · S⌋
+        assert int(box.sum()) == _bounding(box[0])
+        starts.append(where.amin(0))
+    assert torch.stack(starts)[:, -1].unique().numel() >= 6
+    assert (torch.stack(starts) + torch.tensor([74, 53, 10][:dims]) <= torch.tensor(space)).all()
+
+
+def test_mix_takes_the_box_from_the_other(dims: int) -> None:
+    own, other = torch.zeros(2, 3, *[4] * dims), torch.ones(2, 3, *[4] * dims)
+    box = torch.rand(2, *[4] * dims) < 0.5
+    assert torch.equal(mix(own, other, box), box.unsqueeze(1).expand_as(own).float())
+    assert torch.equal(mix(own[:, 0], other[:, 0], box), box.float())
+    assert torch.equal(mix(own, other, box[:1]), box[:1].unsqueeze(1).expand_as(own).float())

@@ -29,32 +29,51 @@ def space(dims: int) -> tuple[int, ...]:
     return (32, 16, 16)[:dims]
 
 
-def batch(dims: int) -> Batch:
+def batch(dims: int, unlabeled: int = UNLABELED) -> Batch:
     """This process's part of one joint batch; its halves differ in how much of them a mask keeps."""
     generator = torch.Generator().manual_seed(dims)
-    image, weak, noise = (torch.rand(count, 1, *space(dims), generator=generator) for count in (LABELED, UNLABELED, UNLABELED))
-    weak[: UNLABELED // 2] *= 0.1
+    counts = (LABELED, *[unlabeled] * 4)
+    image, weak, noise, other, noise_2 = (torch.rand(count, 1, *space(dims), generator=generator) for count in counts)
+    weak[: unlabeled // 2] *= 0.1
     label = torch.randint(CLASSES, (LABELED, *space(dims)), generator=generator)
     label[: LABELED // 2] = label[: LABELED // 2].clamp(max=1)
     part = world.part
-    return Batch(Labeled(part(image), part(label)), Unlabeled(part(weak), (part(weak + 0.3 * noise),)))
+
+    def views(image: Tensor) -> Unlabeled:
+        return Unlabeled(part(image), (part(image + 0.3 * noise), part(image + 0.3 * noise_2)))
+
+    return Batch(Labeled(part(image), part(label)), views(weak), views(other))
+
+
+def without_chance(name: str, dims: int) -> dict[str, float]:
+    """Settings of a method under which nothing is drawn for a process alone, and some pixels are kept and some are not."""
+    sure = 0.6 if dims == 2 else 0.5
+    distilled = dict.fromkeys(("pixel", "feature", "entropy"), 100.0)
+    settings: dict[str, dict[str, float]] = {
+        "acmt": {"noise": 0.0, "consistency": 100.0},
+        "bcp": {"pseudo": 100.0},
+        "cps": {"consistency": 100.0},
+        "crossmatch": {"confidence": sure, "drop_weak": 0.0, "drop_strong": 0.0},
+        "crkd": {"confidence": sure, "background": sure, "drop": 0.0, "semantic": 0.0, **distilled},
+        "mean_teacher": {"noise": 0.0, "consistency": 100.0},
+        "ua_mt": {"noise": 0.0, "consistency": 100.0},
+        "unimatch": {"confidence": sure, "drop": 0.0},
+    }
+    return settings.get(name, {})
 
 
 def gradients(name: str, dims: int) -> dict[str, Tensor]:
     """Of every parameter and the value of every loss. Batch norm in evaluation mode: on CPUs it is each process's own."""
     torch.manual_seed(0)
     task = Task(Model(name="unet", widths=(4, 4, 8, 8, 8)), dims, channels=1, classes=CLASSES, steps=10)
-    distilled = dict.fromkeys(("pixel", "feature", "entropy"), 100.0)
-    sure = 0.6 if dims == 2 else 0.5    # some pixels are kept and some are not
-    crkd = {"confidence": sure, "background": sure, "drop": 0.0, "semantic": 0.0, **distilled}
     kind = METHODS[name]
-    method: Method = kind(task, kind.Params(**(crkd if name == "crkd" else {}))).eval()
+    method: Method = kind(task, kind.Params(**without_chance(name, dims))).eval()
     with torch.no_grad():
         for parameter, value in method.named_parameters():
             if parameter.endswith("output.weight"):
                 value *= 30.0    # an untrained network is unsure everywhere
     call = wrapped(method)
-    losses = call(batch(dims), 9)
+    losses = call(batch(dims, LABELED if name == "bcp" else UNLABELED), 9)    # pairs a labelled image with an unlabelled one
     losses["total"].backward()
     found = {parameter: value.grad for parameter, value in method.named_parameters() if value.grad is not None}
     return {**found, **{f"loss {term}": world.mean(value.detach()) for term, value in losses.items()}}

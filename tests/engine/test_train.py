@@ -14,7 +14,6 @@ from torch import Tensor
 
 from crkd_cli.engine import checkpoint as checkpoints
 from crkd_cli.engine.assemble import build_data, build_method, step_seed
-from crkd_cli.engine.optimizer import GuardedSgd
 from crkd_cli.engine.start import Plan, start
 from crkd_cli.engine.train import Stopped, train
 from crkd_cli.errors import CrkdError, UsageError
@@ -64,24 +63,19 @@ def test_parity_with_a_plain_loop(tiny: Planner, method: str) -> None:
     assert len(moved) > len(first) / 2
 
 
-def test_optimizer_is_sgd_with_momentum_and_weight_decay() -> None:
-    """v ← 0.9 v + g + 0.1 w; w ← w − lr v, from v = 0."""
-    method = torch.nn.Linear(1, 1, bias=False)
-    optimizer = GuardedSgd(method, momentum=0.9, weight_decay=0.1)
-    weight, v = method.weight.item(), 0.0
-    for lr, factor in ((0.5, 1.0), (0.25, -2.0), (0.1, 3.0)):
-        loss = factor * method(torch.ones(1, 1)).sum()
-        loss.backward()
-        norm = optimizer.step(loss, lr)
-        assert norm.item() == pytest.approx(abs(factor))
-        v = 0.9 * v + factor + 0.1 * weight
-        weight -= lr * v
-        assert method.weight.item() == pytest.approx(weight, rel=1e-5)
-
-
 def test_poly_by_hand() -> None:
     assert [poly(0, 100), poly(100, 100), poly(200, 100)] == [1.0, 0.0, 0.0]
     assert poly(50, 100, power=2.0) == 0.25
+
+
+def test_the_learning_rate_may_end_above_0(tiny: Planner) -> None:
+    """With a horizon of 1.25 runs, lr·(1 − t/25) at step t of 20."""
+    run = start(tiny("train.horizon=1.25", "train.power=1", "train.lr=0.5"))
+    rates: list[float] = []
+    inner = run.optimizer.step
+    run.optimizer.step = lambda loss, lr: rates.append(lr) or inner(loss, lr)    # type: ignore[method-assign, func-returns-value]
+    train(replace(run, val=[]), quiet)
+    assert rates == pytest.approx([0.5 * (1 - step / 25) for step in range(20)])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

@@ -5,16 +5,20 @@ import io
 import pytest
 import torch
 
-from crkd_cli.config import Model
+from crkd_cli.config import Model, dump, load, parse
 from crkd_cli.data.batch import Batch, Labeled, Unlabeled
+from crkd_cli.engine.start import flat
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, Task
+from crkd_cli.models.blocks import Dropout
+from crkd_cli.models.networks.base import Network
+from crkd_cli.paths import packaged
 
 METHOD = pytest.mark.parametrize("name", METHODS.names())
 
 
-def task(dims: int, classes: int = 3) -> Task:
-    return Task(Model(name="unet", widths=(4, 4, 8, 8, 8)), dims, channels=1, classes=classes, steps=10)
+def task(dims: int, classes: int = 3, steps: int = 10) -> Task:
+    return Task(Model(name="unet", widths=(4, 4, 8, 8, 8)), dims, channels=1, classes=classes, steps=steps)
 
 
 def build(name: str, dims: int) -> Method:
@@ -23,24 +27,64 @@ def build(name: str, dims: int) -> Method:
     return kind(task(dims), kind.Params())
 
 
-def batch(dims: int, views: int = 1) -> Batch:
+def batch(dims: int, views: int = 2, labeled: int = 3) -> Batch:
     torch.manual_seed(1)
     space = (32, 16, 16)[:dims]
-    weak = torch.rand(4, 1, *space)
-    strong = tuple(weak + 0.1 * torch.randn_like(weak) for _ in range(views))
-    return Batch(Labeled(torch.rand(3, 1, *space), torch.randint(3, (3, *space))), Unlabeled(weak, strong))
+
+    def unlabeled() -> Unlabeled:
+        weak = torch.rand(4, 1, *space)
+        return Unlabeled(weak, tuple(weak + 0.1 * torch.randn_like(weak) for _ in range(views)))
+
+    first = unlabeled()
+    own = Labeled(torch.rand(labeled, 1, *space), torch.randint(3, (labeled, *space)))
+    return Batch(own, first, unlabeled())
+
+
+def calm(method: Method) -> None:
+    """No chance in the networks, and answers that differ: an untrained network is unsure everywhere."""
+    for module in method.modules():
+        if isinstance(module, Dropout):
+            module.p = 0.0
+    with torch.no_grad():
+        for network in [module for module in method.modules() if isinstance(module, Network)]:
+            for parameter in network.output.parameters():
+                parameter *= 30
 
 
 @METHOD
 @pytest.mark.parametrize("step", [0, 9])
 def test_losses_are_finite_scalars_and_total_has_a_gradient(name: str, dims: int, step: int) -> None:
     method = build(name, dims)
-    losses = method.losses(batch(dims, method.strong_views), step)
+    losses = method.losses(batch(dims), step)
     assert all(value.ndim == 0 and torch.isfinite(value) for value in losses.values())
     losses["total"].backward()
     gradients = [p.grad for p in method.student.parameters()]
     assert all(g is not None and torch.isfinite(g).all() for g in gradients)
     assert not any(p.grad is not None for p in method.parameters() if not p.requires_grad)
+    if step == 9:    # late in a run all that is trained has a gradient
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in method.parameters() if p.requires_grad)
+
+
+@METHOD
+def test_it_uses_no_more_than_it_asks_for(name: str, dims: int) -> None:
+    """Without the views and the streams that it does not ask for, nothing changes."""
+    method, full = build(name, dims), batch(dims)
+    streams = [Unlabeled(one.weak, one.strong[: method.strong_views]) for one in (full.unlabeled, full.partners) if one]
+    totals = []
+    for given in (full, Batch(full.labeled, *streams[: method.unlabeled_streams])):
+        torch.manual_seed(3)
+        totals.append(method.losses(given, 9)["total"])
+    assert torch.equal(*totals)
+
+
+@METHOD
+def test_published_settings_are_understood(name: str) -> None:
+    for dataset, settings in METHODS[name].published.items():
+        sets = [f"method={name}", *(f"{key}={value}" for key, value in settings.items())]
+        config = load(packaged("configs") / f"{dataset}.yaml", sets)
+        parse(config.methods.get(name, {}), METHODS[name].Params, name)
+        for key, value in settings.items():
+            assert flat(dump(config))[key] == value, key
 
 
 @METHOD

@@ -9,8 +9,7 @@ from crkd_cli.data.batch import Batch
 from crkd_cli.losses.dice import dice_loss
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.crkd import Crkd
-from crkd_cli.models.blocks import Dropout
-from tests.methods.test_contract import batch, task
+from tests.methods.test_contract import batch, calm, task
 
 TERMS = ("pixel", "feature", "semantic", "entropy")
 
@@ -19,13 +18,7 @@ def build(dims: int, **params: float) -> Crkd:
     torch.manual_seed(0)
     method = METHODS["crkd"](task(dims), Crkd.Params(**{"confidence": 0.35, "background": 0.35, **params}))
     assert isinstance(method, Crkd)
-    for module in method.modules():    # no chance in the network, so that the streams can be run again by hand
-        if isinstance(module, Dropout):
-            module.p = 0.0
-    with torch.no_grad():    # an untrained network is unsure everywhere: spread its answers
-        for parameter in method.student.output.parameters():
-            parameter *= 30
-    method.after_step(0)    # the teacher's first average is a copy
+    calm(method)    # so that the streams can be run again by hand
     return method
 
 
