@@ -1,0 +1,74 @@
+"""UA-MT (Yu, Wang, Li, Fu and Heng, "Uncertainty-aware Self-ensembling Model for Semi-supervised 3D Left Atrium Segmentation",
+MICCAI 2019): a mean teacher that is followed only where it is certain.
+
+Certain means: the mean answer of several passes with other noise and other dropped features has little entropy.
+"""
+
+import math
+from typing import Annotated, ClassVar
+
+import msgspec
+import torch
+from torch import Tensor
+
+from crkd_cli.augment.intensity import noise
+from crkd_cli.config import Fraction, NonNegative, Strict
+from crkd_cli.data.batch import Batch
+from crkd_cli.losses.pixel import entropy, log_probabilities, masked_mean, squared_difference
+from crkd_cli.methods import METHODS
+from crkd_cli.methods.base import Method, Published, Task, fit, given, together
+from crkd_cli.models.ema import Ema
+from crkd_cli.schedules import sigmoid_ramp
+
+SMALLEST = 1e-6    # probability in a logarithm
+START = 0.75       # the entropy threshold at first, as a share of the one at the end
+
+
+@METHODS.register
+class UaMt(Method):
+    """L = L_sup + λ(t) · mean (p_student − p_teacher)² over the pixels with U < h(t), U the entropy of the mean of `passes`."""
+
+    published: ClassVar[Published] = {"acdc": {"train.steps": 30000}, "la": {"train.steps": 6000}}
+
+    class Params(Strict, frozen=True):
+        consistency: NonNegative = 0.1     # λ at the end of its ramp
+        ramp: NonNegative = 1.0            # share of the run over which λ rises
+        passes: Annotated[int, msgspec.Meta(ge=2, multiple_of=2)] = 8    # of the teacher, for the uncertainty
+        noise: NonNegative = 0.1           # σ of the noise on the teacher's images, cut at 2σ
+        teacher_decay: Fraction = 0.99     # of the teacher's moving average
+        legacy_constants: bool = False     # h and the mean over classes as for two classes, however many: SSL4MIS on ACDC
+
+    def __init__(self, task: Task, params: Params) -> None:
+        super().__init__(task, params)
+        self.params = params
+        self.teacher = Ema(self.student, params.teacher_decay, stochastic=True)
+        self.classes = 2 if params.legacy_constants else task.classes
+
+    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        weak = given(batch.unlabeled).weak
+        log_l, log_u = together(self.student, batch.labeled.image, weak)
+        taught, certain = self.teach(weak, step)
+        labeled = fit(log_l, batch.labeled.label)
+        by_pixel = squared_difference(log_u.exp(), taught) * (self.task.classes / self.classes)
+        consistency = masked_mean(by_pixel, certain)
+        weight = self.params.consistency * sigmoid_ramp(step, self.params.ramp * self.task.steps)
+        terms = {"labeled": labeled, "consistency": consistency, "kept": certain.float().mean()}
+        return {"total": labeled + weight * consistency, **terms}
+
+    @torch.no_grad()
+    def teach(self, weak: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """weak [U, C, *S] → the teacher's probabilities [U, K, *S] in one pass, and where it is certain in others, [U, *S]."""
+        taught = log_probabilities(self.teacher.network(noise(weak, self.params.noise))).exp()
+        mean = torch.zeros_like(taught)
+        for _ in range(self.params.passes // 2):    # two at a time, sharing the statistics of batch norm, as published
+            twice = noise(torch.cat([weak, weak]), self.params.noise)
+            for p in log_probabilities(self.teacher.network(twice)).exp().chunk(2):
+                mean += p / self.params.passes
+        return taught, entropy(mean.clamp(min=SMALLEST).log()) < self.threshold(step)
+
+    def threshold(self, step: int) -> float:
+        """h(t) in nats: from three quarters of the largest entropy up to it, over the run."""
+        return (START + (1.0 - START) * sigmoid_ramp(step, self.task.steps)) * math.log(self.classes)
+
+    def after_step(self, step: int) -> None:
+        self.teacher.update(self.student, step)
