@@ -1,0 +1,92 @@
+"""BCP (Bai, Chen, Li, Shen and Wang, "Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation", CVPR 2023).
+
+A box of an unlabelled image is pasted into a labelled one and the reverse; labels go with it, for the unlabelled part those of
+the student's moving average. Before, the student learns from labelled images pasted into each other.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from crkd_cli.augment.mix import draw_box, mix
+from crkd_cli.config import Fraction, NonNegative, Strict
+from crkd_cli.data.batch import Batch
+from crkd_cli.losses.components import largest_component
+from crkd_cli.losses.pixel import log_probabilities
+from crkd_cli.methods import METHODS
+from crkd_cli.methods.base import Method, Published, Task, fit, given
+from crkd_cli.models.ema import Ema
+
+SIDE = 2 / 3    # of the box, of the image's
+
+
+@METHODS.register
+class Bcp(Method):
+    """L = Σ over the two mixed images of the loss on the labelled region + α the loss on the pseudo-labelled one."""
+
+    published: ClassVar[Published] = {
+        "acdc": {"train.steps": 40000, "train.power": 0.0},    # 10,000 on labelled images, then 30,000
+        "la": {"train.steps": 17000, "data.labeled": 4, "data.unlabeled": 4, "methods.bcp.warmup": 0.118},    # 2,000, then 15,000
+    }
+
+    class Params(Strict, frozen=True):
+        pseudo: NonNegative = 0.5          # α
+        warmup: Fraction = 0.25            # share of the run on labelled images alone
+        teacher_decay: Fraction = 0.99     # of the teacher's moving average, which begins as a copy when the warm-up ends
+        largest: bool = True               # keep the largest component of every class; false where a class is several objects
+
+    def __init__(self, task: Task, params: Params) -> None:
+        super().__init__(task, params)
+        self.params = params
+        self.teacher = Ema(self.student, params.teacher_decay, stochastic=True)
+        self.begin = round(params.warmup * task.steps)
+
+    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        images, label = batch.labeled.image, batch.labeled.label
+        box = draw_box(images.shape[2:], images.device, SIDE)
+        if step < self.begin:
+            labeled = self.labeled_alone(images, label, box)
+            return {"total": labeled, "labeled": labeled}
+        weak = given(batch.unlabeled).weak
+        pseudo = self.pseudo_label(weak)
+        count = -(-max(len(images), len(weak)) // 2)
+        by_region = []
+        # First the labelled image around the unlabelled one's box, then the reverse.
+        for region, mine, right, theirs, guess in zip(
+            (~box, box), *(halves(t, count) for t in (images, label, weak, pseudo)), strict=True
+        ):
+            log_p = log_probabilities(self.student(mix(theirs, mine, region)))
+            by_region.append((fit(log_p, right, region.expand_as(right)), fit(log_p, guess, ~region.expand_as(guess))))
+        labeled, taught = (torch.stack(terms).sum() for terms in zip(*by_region, strict=True))
+        shares = {f"share_{k}": (pseudo == k).float().mean() for k in range(1, self.task.classes)}
+        return {"total": labeled + self.params.pseudo * taught, "labeled": labeled, "pseudo": taught, **shares}
+
+    def labeled_alone(self, images: Tensor, label: Tensor, box: Tensor) -> Tensor:
+        """The loss on every second labelled image with a box of the next one."""
+        (x, x_next), (y, y_next) = (halves(t, -(-len(t) // 2)) for t in (images, label))
+        return fit(log_probabilities(self.student(mix(x, x_next, box))), mix(y, y_next, box))
+
+    @torch.no_grad()
+    def pseudo_label(self, weak: Tensor) -> Tensor:
+        """weak [U, C, *S] → the teacher's pseudo-label [U, *S]; what is not of its class's largest component is background."""
+        pseudo: Tensor = self.teacher.network(weak).max(1).indices
+        if not self.params.largest:
+            return pseudo
+        classes = torch.arange(1, self.task.classes, device=weak.device).view(-1, *[1] * (weak.ndim - 2))
+        by_class = pseudo.unsqueeze(1) == classes    # [U, K − 1, *S]
+        kept = largest_component(by_class.flatten(0, 1)).view(by_class.shape).any(1)
+        return torch.where(kept, pseudo, 0)
+
+    def after_step(self, step: int) -> None:
+        if step >= self.begin - 1:
+            # Step 0 of an average copies; from 100 on the published average has no warm-up.
+            self.teacher.update(self.student, 0 if step < self.begin else step)
+
+
+def halves(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """x [B, …] → its even and its odd samples, in that order so that parts of a joint batch have parts of its halves; the one
+    after the last is the first. Both are repeated until there are `count`.
+    """
+    even, odd = (torch.cat([half] * -(-count // len(half)))[:count] for half in (x[::2], x.roll(-1, 0)[::2]))
+    return even, odd

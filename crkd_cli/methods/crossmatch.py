@@ -1,0 +1,114 @@
+"""CrossMatch (Zhao, Wang and Ding, "CrossMatch: Enhance Semi-Supervised Medical Image Segmentation With Perturbation Strategies
+and Knowledge Distillation", IEEE Journal of Biomedical and Health Informatics 2024).
+
+Strong views learn the pseudo-label of the weak view, with a box of a mixing partner in them (CutMix). Besides, answers from
+features that were perturbed weakly and strongly learn the plain answer (teacher distillation), and those on a strong view learn
+the ones of the same perturbation on the weak view (decoder distillation). One network, one decoder.
+"""
+
+import math
+from typing import Annotated, ClassVar, NamedTuple
+
+import msgspec
+import torch
+from torch import Tensor
+
+from crkd_cli.augment.mix import draw_mix, mix
+from crkd_cli.config import Fraction, NonNegative, Strict
+from crkd_cli.data.batch import Batch
+from crkd_cli.losses.dice import dice_loss
+from crkd_cli.losses.pixel import log_probabilities
+from crkd_cli.methods import METHODS
+from crkd_cli.methods.base import Method, Published, Task, fit, given, read_out
+from crkd_cli.models.blocks import drop_channels
+from crkd_cli.schedules import sigmoid_ramp
+
+Rate = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
+
+
+class Answer(NamedTuple):
+    """What a target says: confidence [B, *S] and pseudo-label [B, *S], without a gradient."""
+
+    confidence: Tensor
+    pseudo: Tensor
+
+    def mixed(self, other: "Answer", box: Tensor) -> "Answer":
+        return Answer(mix(self.confidence, other.confidence, box), mix(self.pseudo, other.pseudo, box))
+
+
+def answer(p: Tensor) -> Answer:
+    return Answer(*p.detach().max(1))
+
+
+@METHODS.register
+class CrossMatch(Method):
+    """L = ½ (L_sup + ½ L_strong + λ [(1 − η) L_tkd + η L_dkd]), all but L_sup Dice on pixels whose target is confident."""
+
+    unlabeled_streams = 2
+    strong_views = 2
+    published: ClassVar[Published] = {
+        "acdc": {"train.steps": 30000, "train.optimizer": "nesterov"},
+        "la": {
+            "train.steps": 14000, "train.horizon": 1.214, "train.optimizer": "adamw", "train.lr": 0.001,    # horizon 17,000
+            "methods.crossmatch.confidence": 0.75, "methods.crossmatch.ramp": 1.214, "methods.crossmatch.log2_scaled": True,
+            "methods.crossmatch.distillation": 1.0,
+        },
+    }  # fmt: skip
+
+    class Params(Strict, frozen=True):
+        confidence: Fraction = 0.95        # τ: pixels below do not count
+        ramp: NonNegative | None = None    # share of the run over which τ rises to 1; none: it stays
+        log2_scaled: bool = False          # τ times ln 2, as released for LA: at first nearly all pixels count
+        distillation: NonNegative = 0.5    # λ
+        decoder: Fraction = 0.3            # η, the decoder distillation's part of λ
+        drop_weak: Rate = 0.25             # channel dropout of weakly perturbed features, on every level
+        drop_strong: Rate = 0.75           # of strongly perturbed ones
+
+    def __init__(self, task: Task, params: Params) -> None:
+        super().__init__(task, params)
+        self.params = params
+
+    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        images, partners = given(batch.unlabeled), given(batch.partners)
+        boxes = [draw_mix(images.weak.shape, images.weak.device) for _ in images.strong]
+        with torch.no_grad():
+            plain = answer(log_probabilities(self.student(partners.weak)).exp())
+            of_partners = [plain, *map(answer, self.four(batch.labeled.image, partners.weak)[1][1:])]
+        strong = [mix(own, other, box) for own, other, box in zip(images.strong, partners.strong, boxes, strict=True)]
+        log_l, of_weak = self.four(batch.labeled.image, images.weak)
+        log_1, of_strong = self.four(*strong)
+
+        own = [answer(p) for p in of_weak]
+        first = own[0].mixed(of_partners[0], boxes[0])
+        second = [mine.mixed(theirs, boxes[1]) for mine, theirs in zip(own, of_partners, strict=True)]
+        threshold = self.threshold(step)
+
+        def learn(*pairs: tuple[Tensor, Answer]) -> Tensor:
+            """Mean over pairs of the Dice loss of p [B, K, *S] against its target, where that is confident."""
+            return torch.stack([dice_loss(p, a.pseudo, a.confidence >= threshold) for p, a in pairs]).mean()
+
+        terms = {
+            "labeled": fit(log_l, batch.labeled.label),
+            "pseudo": learn((log_1.exp(), first), (of_strong[0], second[0])),
+            "teacher": learn(*((p, own[0]) for p in of_weak[1:]), *((p, second[0]) for p in of_strong[1:])),
+            "decoder": learn(*zip(of_strong[1:], second[1:], strict=True)),
+        }
+        share = self.params.decoder
+        distilled = (1.0 - share) * terms["teacher"] + share * terms["decoder"]
+        total = 0.5 * (terms["labeled"] + 0.5 * terms["pseudo"] + self.params.distillation * distilled)
+        return {"total": total, **terms, "kept": (own[0].confidence >= threshold).float().mean()}
+
+    def four(self, a: Tensor, b: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Log-probabilities for images a; probabilities for images b: plain, weakly and strongly perturbed. One pass."""
+        rates = (self.params.drop_weak, self.params.drop_strong)
+        pyramid = self.student.encode(torch.cat([a, b]))
+        levels = [torch.cat([level, *(drop_channels(level[len(a) :], rate) for rate in rates)]) for level in pyramid]
+        log_p = read_out(self.student, self.student.decode(levels))
+        return log_p[: len(a)], list(log_p[len(a) :].exp().chunk(3))
+
+    def threshold(self, step: int) -> float:
+        """τ at `step`."""
+        params = self.params
+        rise = 0.0 if params.ramp is None else sigmoid_ramp(step, params.ramp * self.task.steps)
+        threshold = params.confidence + (1.0 - params.confidence) * rise
+        return threshold * math.log(2.0) if params.log2_scaled else threshold

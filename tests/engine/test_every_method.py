@@ -1,0 +1,109 @@
+"""Every method in the loop: stopped and resumed it ends the same; what its authors set holds unless the user says otherwise."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from typer.testing import Result
+
+from crkd_cli.data.case import Spec, Store
+from crkd_cli.data.splits import Split, write
+from crkd_cli.data.stream import Stream
+from crkd_cli.engine import checkpoint as checkpoints
+from crkd_cli.engine.assemble import build_data
+from crkd_cli.engine.start import Plan, start
+from crkd_cli.engine.train import Stopped, train
+from crkd_cli.methods import METHODS
+
+Planner = Callable[..., Plan]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", METHODS.names())
+def test_stopped_and_resumed_is_bit_equal(tiny: Planner, name: str, optimizer: str) -> None:
+    sets = (f"method={name}", f"train.optimizer={optimizer}", "train.lr=0.001", "train.steps=8", "train.eval_every=8")
+
+    def stop_once(step: int, values: dict[str, float]) -> None:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    train(start(tiny(*sets, out="whole")), lambda step, values: None)
+    with pytest.raises(Stopped):
+        train(start(tiny(*sets, out="parts")), stop_once)
+    train(start(tiny(*sets, out="parts")), lambda step, values: None)
+    whole, parts = (checkpoints.load(tiny(*sets, out=out).folder / "last.pth") for out in ("whole", "parts"))
+    assert whole.step == parts.step == 8
+    assert all(torch.equal(value, parts.weights[key]) for key, value in whole.weights.items())
+
+
+def test_mixing_partners_are_the_same_images_in_another_order(tiny: Planner) -> None:
+    planned = tiny()
+    device = torch.device("cpu")
+    data = build_data(planned.config, planned.store, planned.split, METHODS["unimatch"], device)
+    first, second = data.unlabeled
+    epoch = range(len(first.dataset))
+    seen = [[image.numpy().tobytes() for step in epoch for image in _one(stream, step)] for stream in (first, second)]
+    if planned.config.data.frame.resize:    # crops differ
+        assert sorted(seen[0]) == sorted(seen[1])
+    assert seen[0] != seen[1]
+    batch = data.batch(data.read(0), 0)
+    assert batch.unlabeled is not None
+    assert batch.partners is not None
+    assert len(batch.partners.strong) == len(batch.unlabeled.strong) == 2
+    assert batch.partners.weak.shape == batch.unlabeled.weak.shape
+    # The first two parts are those that a method without partners gets.
+    alone = build_data(planned.config, planned.store, planned.split, METHODS["crkd"], device)
+    other = alone.batch(alone.read(0), 0)
+    assert other.partners is None
+    assert other.unlabeled is not None
+    assert torch.equal(other.unlabeled.weak, batch.unlabeled.weak)
+    assert torch.equal(other.unlabeled.strong[0], batch.unlabeled.strong[0])
+
+
+def _one(stream: Stream, step: int) -> torch.Tensor:
+    return Stream(stream.dataset, 1, stream.seed, stream.number).batch(step)[0]
+
+
+@pytest.fixture
+def acdc(tmp_path: Path, make_store: Callable[..., Store], cli: Callable[..., Result]) -> Callable[..., Result]:
+    """acdc("--method", "bcp"): two steps on stacks that pass for ACDC, with its packaged configuration made small."""
+    spec = Spec(name="acdc", source="acdc", classes=("background", "disc"), channels=1, dims=3, modality="mr", intensity="minmax")
+    make_store("acdc", dims=3, groups=4, shape=(4, 32, 32), spec=spec)
+    ids = tuple(f"p{number:02d}" for number in range(4))
+    write(Split(dataset="acdc", name="mine", train=ids[:3], labeled=ids[:1], test=ids[3:]), tmp_path / "split.yaml")
+    small = ("data.frame={resize: [32, 32]}", "model.widths=[4, 4, 4, 4, 4]", "data.labeled=2", "data.unlabeled=2")
+    sets = [word for one in (*small, "train.device=cpu") for word in ("--set", one)]
+    places = ("--split", tmp_path / "split.yaml", "--data-root", tmp_path / "data", "--out", tmp_path / "run")
+    return lambda *more: cli("train", "--dataset", "acdc", *places, *sets, *more)
+
+
+def test_published_settings_give_way_to_the_user(acdc: Callable[..., Result], tmp_path: Path) -> None:
+    result = acdc("--method", "crossmatch", "--set", "train.steps=2")
+    assert result.exit_code == 0, result.stderr
+    assert "as its authors set on acdc: train.optimizer=nesterov\n" in result.stderr
+    resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (resolved["train"]["optimizer"], resolved["train"]["steps"]) == ("nesterov", 2)
+    assert acdc("--method", "crossmatch", "--set", "train.steps=3").exit_code == 0    # goes on
+    assert "nesterov, now sgd" in acdc("--method", "crossmatch", "--set", "train.optimizer=sgd", "--set", "train.steps=3").stderr
+
+
+def test_a_configuration_of_ones_own_is_complete(acdc: Callable[..., Result], tmp_path: Path) -> None:
+    """No published settings come on top of --config."""
+    assert acdc("--method", "crossmatch", "--set", "train.steps=2").exit_code == 0
+    tree = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    tree["train"]["optimizer"] = "adamw"
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(tree))
+    result = acdc("--config", tmp_path / "own.yaml", "--out", tmp_path / "other")
+    assert result.exit_code == 0, result.stderr
+    assert "as its authors set" not in result.stderr
+    assert yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())["train"]["optimizer"] == "adamw"
+
+
+def test_help_lists_every_method(cli: Callable[..., Result]) -> None:
+    said = " ".join(cli("train", "--help").stdout.replace("│", " ").split())
+    assert ", ".join(METHODS.names()) in said

@@ -1,0 +1,88 @@
+"""BCP: mixed images and their regions by hand, cleaned pseudo-labels against scipy, the teacher's beginning."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from crkd_cli.augment.mix import draw_box
+from crkd_cli.methods import METHODS
+from crkd_cli.methods.base import fit, given
+from crkd_cli.methods.bcp import Bcp, halves
+from tests.methods.test_contract import batch, calm, task
+
+
+def build(dims: int, **params: float) -> Bcp:
+    torch.manual_seed(0)
+    method = METHODS["bcp"](task(dims), Bcp.Params(**params))
+    assert isinstance(method, Bcp)
+    calm(method)
+    return method.train()
+
+
+def test_mixed_images_and_regions_by_hand(dims: int) -> None:
+    method, data = build(dims, pseudo=0.3), batch(dims, labeled=4)
+    x, y, u = data.labeled.image, data.labeled.label, given(data.unlabeled).weak
+    torch.manual_seed(5)
+    box = draw_box(x.shape[2:], x.device, 2 / 3)
+    torch.manual_seed(5)
+    losses = method.losses(data, 9)
+    guess = method.pseudo_label(u)
+    labeled, taught = torch.zeros(()), torch.zeros(())
+    for start, inside in ((0, True), (1, False)):    # the box is the unlabelled image's, then the labelled one's
+        own = (box == inside).expand(2, *x.shape[2:])    # the unlabelled image's region
+        pairs = zip(x[start::2], u[start::2], strict=True)
+        mixed = torch.stack([torch.where(box[0] == inside, theirs, mine) for mine, theirs in pairs])
+        log_p = method.student(mixed).log_softmax(1)
+        labeled = labeled + fit(log_p, y[start::2], ~own)
+        taught = taught + fit(log_p, guess[start::2], own)
+    assert losses["labeled"].item() == pytest.approx(labeled.item(), rel=1e-4)
+    assert losses["pseudo"].item() == pytest.approx(taught.item(), rel=1e-4)
+    assert losses["total"].item() == pytest.approx((labeled + 0.3 * taught).item(), rel=1e-4)
+
+
+def test_first_labelled_images_alone(dims: int) -> None:
+    method, data = build(dims, warmup=0.5), batch(dims, labeled=4)
+    x, y = data.labeled.image, data.labeled.label
+    torch.manual_seed(5)
+    box = draw_box(x.shape[2:], x.device, 2 / 3)[0]
+    torch.manual_seed(5)
+    losses = method.losses(data, 4)
+    mixed = torch.stack([torch.where(box, x[n + 1], x[n]) for n in (0, 2)])
+    label = torch.stack([torch.where(box, y[n + 1], y[n]) for n in (0, 2)])
+    assert losses["total"].item() == pytest.approx(fit(method.student(mixed).log_softmax(1), label).item(), rel=1e-4)
+    assert losses.keys() == {"total", "labeled"}
+    assert "pseudo" in method.losses(data, 5)
+
+
+def test_pseudo_label_keeps_the_largest_component_of_every_class(dims: int) -> None:
+    method, plain = build(dims), build(dims, largest=False)
+    weak = given(batch(dims).unlabeled).weak
+    raw, cleaned = plain.pseudo_label(weak), method.pseudo_label(weak)
+    assert not torch.equal(raw, cleaned)
+    for before, after in zip(raw.numpy(), cleaned.numpy(), strict=True):
+        for k in (1, 2):
+            labels, _ = ndimage.label(before == k, np.ones((3,) * dims))
+            sizes = np.bincount(labels.ravel(), minlength=2)[1:]
+            assert (after == k).sum() == sizes.max()
+            assert len(np.unique(labels[after == k])) == (sizes.max() > 0)
+
+
+def test_teacher_begins_as_a_copy_when_the_warm_up_ends() -> None:
+    method = build(2, warmup=0.5, teacher_decay=0.75)
+    before = {name: value.clone() for name, value in method.teacher.network.named_parameters()}
+    for step in range(7):
+        with torch.no_grad():
+            for parameter in method.student.parameters():
+                parameter += 1.0
+        method.after_step(step)
+        moved = method.teacher.network.output.bias - before["output.bias"]
+        # Steps 0–3 nothing; 4 the copy; then a quarter of the way to the student at each.
+        expected = 0.0 if step < 4 else {4: 5.0, 5: 5.25, 6: 5.6875}[step]
+        torch.testing.assert_close(moved, torch.full_like(moved, expected))
+
+
+def test_halves() -> None:
+    """Even and odd samples; the one after the last is the first; fewer are used again."""
+    found = [[half.tolist() for half in halves(torch.arange(n), count)] for n, count in ((4, 2), (3, 2), (1, 2), (2, 3))]
+    assert found == [[[0, 2], [1, 3]], [[0, 2], [1, 0]], [[0, 0], [0, 0]], [[0, 0, 0], [1, 1, 1]]]
