@@ -29,7 +29,7 @@ demo: $(VENV)/.installed
 	@echo "a demonstration on synthetic hearts; pictures of the masks: $(DEMO)/scans-masks/overlays"
 
 test: $(VENV)/.installed-dev
-	$(RUN) pytest -q
+	OMP_NUM_THREADS=1 $(RUN) pytest -q -n auto --dist loadfile
 
 test-all: $(VENV)/.installed-dev
 	$(RUN) pytest -q -m "not gpu"

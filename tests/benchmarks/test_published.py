@@ -37,6 +37,7 @@ def both(task: Task, confidence: float, dense: bool) -> tuple[Crkd, Published]:
     return method, published
 
 
+@pytest.mark.slow
 def test_same_losses_and_gradients(dims: int) -> None:
     # One unlabelled image: CutMix leaves an odd one alone. CSD draws at random; it has a test of its own.
     torch.manual_seed(1)

@@ -75,6 +75,7 @@ def check(record: dict[str, object], folder: Path) -> None:
     assert all(one["gflops_per_s"] > 0.0 for one in record["bound"])    # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_rows_of_a_step(tmp_path: Path) -> None:
     record = measure(["step-acdc"], synthetic(tmp_path, TINY), "here")
     assert [row["name"] for row in record["rows"]] == ["step-acdc", "waiting-acdc", "step-acdc-dense"]

@@ -81,13 +81,17 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], lis
 
 @pytest.mark.parametrize("what", [*METHODS.names(), "semantic"])
 def test_gradients_are_those_of_the_joint_batch(parts: Any, dims: int, what: str) -> None:
-    """Every parameter's and every loss, to fp32's rounding, in either process."""
+    """Every parameter's and every loss, to fp32's rounding, in either process.
+
+    Before a batch norm a bias has no gradient but rounding, which is of the size of what cancels: hence the second bound.
+    """
     joint, own = parts
     names = [name for name in joint if name.startswith(f"{what} {dims}D")]
     assert len(names) == (4 if what == "semantic" else 1)
     for name in names:
+        largest = max(float(value.abs().max()) for value in joint[name].values())
         for key, value in joint[name].items():
-            atol = max(1e-4 * float(value.abs().max()), 1e-6)
+            atol = max(1e-4 * float(value.abs().max()), 1e-5 * largest)
             for one in own:
                 torch.testing.assert_close(one[name][key], value, rtol=0, atol=atol)
     if what == "crkd":

@@ -20,6 +20,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc can be asked")
 def test_freed_memory_is_used_again() -> None:
     """Pages that the kernel must map in three steps of training: thousands without, next to none with."""

@@ -63,6 +63,7 @@ def test_the_usual_folder(cli: Callable[..., Result], line: list[str], tmp_path:
 
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
+@pytest.mark.slow
 def test_a_signal_stops_the_line_and_the_line_goes_on(line: list[str], tmp_path: Path) -> None:
     args = [*line, "--out", str(tmp_path / "run"), "--seeds", "1,2,3", "--set", "train.steps=60", "--set", "train.log_every=1"]
     process = subprocess.Popen([sys.executable, "-m", "crkd_cli", *args], stderr=subprocess.PIPE, text=True)
