@@ -1,6 +1,8 @@
 """Times crkd beside the published way of working, on the same work in one process, and keeps the figures as JSON.
 
 python -m benchmarks.run [--rows step-acdc,case] [--data-root DIR] [--out FILE]
+
+With --rows, the rows of an existing file are replaced and the others kept.
 """
 
 import argparse
@@ -66,6 +68,8 @@ def main() -> None:
             sys.exit(f"error: {error}")
     show(record)
     out = given.out or Path(__file__).parent / "results" / f"speed-cpu-{short_name()}.json"
+    if given.rows != parser.get_default("rows") and out.is_file():
+        record = updated(json.loads(out.read_text(encoding="utf-8")), record)
     with atomic(out) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"written: {out}", file=sys.stderr)
@@ -87,6 +91,14 @@ def measure(names: list[str], inputs: Inputs, command: str, note: str = "") -> d
     return record | {
         "seconds": round(time.perf_counter() - begin, 1), "bound": bound, "rows": [row.tree() for row in rows],
     }  # fmt: skip
+
+
+def updated(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A whole run's record with the rows that a run of some rows measured again, and a note that says so."""
+    again = {row["work"]: row for row in new["rows"]}
+    rows = [again.get(row["work"], row) for row in old["rows"]]
+    note = f"measured again by `{new['command']}`, commit {new['commit']}, {new['date']}: {'; '.join(again)}"
+    return old | {"rows": rows, "note": f"{old['note']} {note[0].upper()}{note[1:]}.".strip()}
 
 
 def facts(inputs: Inputs) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import performance_page
+from benchmarks import performance_page, run
 from benchmarks.run import ROWS, measure
 from benchmarks.speed.inputs import Sizes, synthetic
 from benchmarks.speed.row import Row, duration, read, timed
@@ -91,3 +91,12 @@ def test_all_rows(tmp_path: Path) -> None:
 def test_page_is_what_the_speed_files_give() -> None:
     written = performance_page.PAGE.read_text(encoding="utf-8")
     assert written == performance_page.page(performance_page.RESULTS), "run: python -m benchmarks.performance_page"
+
+
+def test_rows_measured_again_replace_those_of_a_file() -> None:
+    old = {"rows": [{"work": "a", "crkd_s": 1.0}, {"work": "b", "crkd_s": 2.0}], "note": "", "commit": "old"}
+    new = {"rows": [{"work": "b", "crkd_s": 3.0}], "note": "", "commit": "new", "command": "run --rows b", "date": "today"}
+    record = run.updated(old, new)
+    assert [row["crkd_s"] for row in record["rows"]] == [1.0, 3.0]
+    assert record["commit"] == "old"
+    assert record["note"] == "Measured again by `run --rows b`, commit new, today: b."
