@@ -32,7 +32,7 @@ How fast `crkd` is, compared with what, why, how it grows, and what limits it. T
 fp32, one sample at a time through the augmentation, every pixel projected to 256 channels before 256 of them are drawn, windows
 one by one with the sum on the host, and medpy. Tests hold it equal to `crkd`: the same losses, probabilities and scores from the
 same inputs. Both ways run in one process, in turn, after a warm-up; a figure is the median of its repeats, and a ratio is the
-baseline's time divided by `crkd`'s. Ratios carry over to similar machines; seconds do not. Peak memory is that of the whole
+baseline's time divided by `crkd`'s. The targets were set for a processor with AMX. Ratios carry over to similar machines; seconds do not. Peak memory is that of the whole
 process, 0.3 GB of it libraries.
 
 ## Why it is fast
@@ -41,7 +41,8 @@ process, 0.3 GB of it libraries.
   those. The three student streams share one forward pass. Surface scores share one search for distances.
 - **The precision that the hardware has.** bfloat16 where the processor computes in it, losses and scores in fp32; channels-last
   layout.
-- **Batches everywhere.** Augmentation and windows run as batches on the device, not sample by sample.
+- **Batches on the device.** Augmentation does not go sample by sample, nor do windows on a GPU; on a CPU one window at a time
+  stays in the cache.
 - **Memory is used again.** By default the C library takes large blocks from the system anew each time, and every feature map is
   fresh pages that the kernel must clear: half of a step's time on a CPU. `crkd` keeps them; the baseline runs with the default.
 - **No waiting.** Stores are memory-mapped, and a thread reads the next batches while a step runs.
