@@ -97,8 +97,8 @@ def updated(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """A whole run's record with the rows that a run of some rows measured again, and a note that says so."""
     again = {row["work"]: row for row in new["rows"]}
     rows = [again.get(row["work"], row) for row in old["rows"]]
-    note = f"measured again by `{new['command']}`, commit {new['commit']}, {new['date']}: {'; '.join(again)}"
-    return old | {"rows": rows, "note": f"{old['note']} {note[0].upper()}{note[1:]}.".strip()}
+    note = f"Some rows were measured again: `{new['command']}`, commit {new['commit']}, {new['date']}."
+    return old | {"rows": rows, "note": f"{old['note']} {note}".strip()}
 
 
 def facts(inputs: Inputs) -> dict[str, Any]:

@@ -99,4 +99,4 @@ def test_rows_measured_again_replace_those_of_a_file() -> None:
     record = run.updated(old, new)
     assert [row["crkd_s"] for row in record["rows"]] == [1.0, 3.0]
     assert record["commit"] == "old"
-    assert record["note"] == "Measured again by `run --rows b`, commit new, today: b."
+    assert record["note"] == "Some rows were measured again: `run --rows b`, commit new, today."
