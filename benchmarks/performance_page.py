@@ -32,8 +32,8 @@ How fast `crkd` is, compared with what, why, how it grows, and what limits it. T
 fp32, one sample at a time through the augmentation, every pixel projected to 256 channels before 256 of them are drawn, windows
 one by one with the sum on the host, and medpy. Tests hold it equal to `crkd`: the same losses, probabilities and scores from the
 same inputs. Both ways run in one process, in turn, after a warm-up; a figure is the median of its repeats, and a ratio is the
-baseline's time divided by `crkd`'s. Ratios carry over to similar machines; seconds do not: the targets were set for a processor with
-AMX, which gains more from bfloat16. Peak memory is that of the whole process, 0.3 GB of it libraries.
+baseline's time divided by `crkd`'s. Ratios carry over to similar machines; seconds do not: the targets were set for a processor
+with AMX, which gains more from bfloat16. Peak memory is that of the whole process, 0.3 GB of it libraries.
 
 ## Why it is fast
 
