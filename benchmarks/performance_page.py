@@ -67,9 +67,11 @@ def section(record: dict[str, Any]) -> list[str]:
     parts = [f"## {record['machine']}\n", facts(record)]
     for title, text in (
         ("Against the published way", table([row for row in rows if row.group in ("target", "other")])),
-        ("Where a step's time goes", anatomy(rows, record)),
+        ("Where a step's time goes", anatomy(rows)),
+        ("What limits it", limits(rows, record)),
         ("How it grows", growth(rows)),
         ("Beside other libraries", table([row for row in rows if row.group == "peer"], "peer")),
+        ("With torch.compile", table([row for row in rows if row.group == "compile"], "as it stands", "compiled")),
     ):
         if text:
             parts += [f"### {title}\n", text]
@@ -90,11 +92,11 @@ def facts(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def table(rows: list[Row], other: str = "baseline") -> str:
+def table(rows: list[Row], other: str = "baseline", ours: str = "crkd") -> str:
     """Markdown of times, ratios and targets, the notes below."""
     if not rows:
         return ""
-    lines = [f"| work | {other} | crkd | ratio | target | met | peak memory: {other}, crkd |", "|---|---|---|---|---|---|---|"]
+    lines = [f"| work | {other} | {ours} | ratio | target | met | peak memory: {other}, {ours} |", "|---" * 7 + "|"]
     notes: list[str] = []
     for row in rows:
         if row.note and row.note not in notes:
@@ -105,24 +107,40 @@ def table(rows: list[Row], other: str = "baseline") -> str:
     return "\n".join([*lines, "", *(f"[{number}] {note[0].upper()}{note[1:]}.\\" for number, note in enumerate(notes, 1))]) + "\n"
 
 
-def anatomy(rows: list[Row], record: dict[str, Any]) -> str:
-    """The parts of a step, and its arithmetic beside what the machine can do."""
+def anatomy(rows: list[Row]) -> str:
+    """The parts of a step."""
     steps = [row for row in rows if "shares" in row.detail]
     if not steps:
         return ""
-    lines = ["| part of a step | " + " | ".join(row.work for row in steps) + " |", "|---" * (len(steps) + 1) + "|"]
-    for part, words in PARTS.items():
-        lines.append(f"| {words} | " + " | ".join(f"{100 * row.detail['shares'][part]:.0f} %" for row in steps) + " |")
-    rates = [f"{row.detail['gflops_per_s']:.0f} GFLOP/s" for row in steps]
-    lines.append("| arithmetic of convolutions and products | " + " | ".join(rates) + " |")
-    lines += ["", f"What the machine does when it does nothing else, in {record['precision']}, measured in the same run:", ""]
-    lines += ["| work | rate |", "|---|---|"]
-    lines += [f"| {one['what']} | {one['gflops_per_s']:.0f} GFLOP/s |" for one in record["bound"]]
-    best = max((one["gflops_per_s"] for one in record["bound"] if "convolution" in one["what"]), default=None)
-    if best:
-        shares = " and ".join(f"{100 * row.detail['gflops_per_s'] / best:.0f} % ({row.work})" for row in steps)
-        lines += ["", f"A step reaches {shares} of the fastest of these convolutions. The largest part above limits it."]
-    return "\n".join(lines) + "\n"
+    body = [[words, *(f"{100 * row.detail['shares'][part]:.0f} %" for row in steps)] for part, words in PARTS.items()]
+    return _markdown(["part of a step", *(row.work for row in steps)], body)
+
+
+def limits(rows: list[Row], record: dict[str, Any]) -> str:
+    """What the machine can do, and how near the arithmetic of the rows comes to it."""
+    if not record["bound"]:
+        return ""
+    rates = [[one["what"], _rate(one)] for one in record["bound"]]
+    lines = [f"What the machine does when it does nothing else, in {record['precision']}, measured in the same run:\n"]
+    lines.append(_markdown(["work", "rate"], rates))
+    best = max(one["gflops_per_s"] for one in record["bound"] if "gflops_per_s" in one)
+    body = [
+        [row.work, f"{row.detail['flops'] / 1e9:,.0f} GFLOP", f"{row.gflops_per_s:.0f} GFLOP/s",
+         f"{100 * row.gflops_per_s / best:.0f} %", f"{1e9 * best * row.baseline_s / row.detail['flops']:.1f}×"]
+        for row in rows
+        if row.gflops_per_s and row.baseline_s
+    ]  # fmt: skip
+    if body:
+        lines.append(
+            "Convolutions and products alone, over all of the time that `crkd` takes, beside the fastest rate of these; and the "
+            "ratio that `crkd` would have at that rate if nothing else took any time:\n"
+        )
+        lines.append(_markdown(["work", "arithmetic", "rate", "of the fastest", "largest ratio"], body))
+    return "\n".join(lines)
+
+
+def _rate(bound: dict[str, Any]) -> str:
+    return f"{bound['gb_per_s']:.0f} GB/s" if "gb_per_s" in bound else f"{bound['gflops_per_s']:.0f} GFLOP/s"
 
 
 def growth(rows: list[Row]) -> str:

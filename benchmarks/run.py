@@ -2,7 +2,7 @@
 
 python -m benchmarks.run [--rows step-acdc,case] [--data-root DIR] [--out FILE]
 
-With --rows, the rows of an existing file are replaced and the others kept.
+With --rows, the rows of an existing file are replaced or added and the others kept.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from rich.table import Table
 from benchmarks.record import processor
 from benchmarks.speed import cases, peers, starts, training
 from benchmarks.speed.bound import bounds
+from benchmarks.speed.compiled import compiled
 from benchmarks.speed.inputs import Inputs, Sizes, synthetic
 from benchmarks.speed.row import Row, read
 from crkd_cli.engine.hardware import pick_precision
@@ -44,14 +45,16 @@ ROWS: dict[str, Callable[[Inputs], Iterator[Row]]] = {
     "grow-case": cases.grow_case,
     "grow-cases": starts.grow_cases,
     "augmentation": peers.augmentation,
+    "compile": compiled,
 }
+USUAL = [name for name in ROWS if name != "compile"]    # which takes minutes before the first figure
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 PACKAGES = ("torch", "numpy", "scipy", "medpy", "monai", "torchio")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(ROWS), help="some of: %(default)s")
+    parser.add_argument("--rows", default=",".join(USUAL), help=f"some of: {', '.join(ROWS)}; default: all but compile")
     parser.add_argument("--data-root", type=Path, help="holds prepared/acdc and prepared/la; default: synthetic cases")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/speed-cpu-MACHINE.json")
     given = parser.parse_args()
@@ -94,10 +97,10 @@ def measure(names: list[str], inputs: Inputs, command: str, note: str = "") -> d
 
 
 def updated(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """A whole run's record with the rows that a run of some rows measured again, and a note that says so."""
-    again = {row["work"]: row for row in new["rows"]}
-    rows = [again.get(row["work"], row) for row in old["rows"]]
-    note = f"Some rows were measured again: `{new['command']}`, commit {new['commit']}, {new['date']}."
+    """A whole run's record with the rows that a run of some rows measured later, and a note that says so."""
+    later = {row["work"]: row for row in new["rows"]}
+    rows = [later.pop(row["work"], row) for row in old["rows"]] + list(later.values())
+    note = f"Some rows were measured later: `{new['command']}`, commit {new['commit']}, {new['date']}."
     return old | {"rows": rows, "note": f"{old['note']} {note}".strip()}
 
 

@@ -17,7 +17,8 @@ from benchmarks import run as bench
 from benchmarks.gpu.pack import commit
 from benchmarks.published import dense_bytes, window_probabilities
 from benchmarks.speed.bound import bounds
-from benchmarks.speed.cases import agreement, first_test_case, trained
+from benchmarks.speed.cases import agreement, first_test_case, operations, trained
+from benchmarks.speed.compiled import compiled
 from benchmarks.speed.inputs import Inputs
 from benchmarks.speed.loops import PublishedLoop
 from benchmarks.speed.row import Row
@@ -40,7 +41,7 @@ def measure(inputs: Inputs, command: str, block: int = BLOCK) -> dict[str, Any]:
     device = pick_device()
     precision = pick_precision("auto", device)
     rows = [row for name in LENGTHS for row in steps(inputs, name, block)]
-    rows.append(case(inputs, device, precision))
+    rows += [case(inputs, device, precision), *compiled(inputs)]
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         **bench.facts(inputs), "device": device.type, "machine": gpu or bench.processor(), "flags": [],
@@ -91,7 +92,7 @@ def case(inputs: Inputs, device: torch.device, precision: torch.dtype) -> Row:
     image, _ = first_test_case(inputs)
     network, sizes = trained(inputs).to(device), inputs.sizes
     ours = Inferer(network, Frame(patch=sizes.patch, stride=sizes.stride), inputs.store("la").spec, device, precision, "paper")
-    ours(image[None])    # warms up
+    flops = operations(lambda: ours(image[None]))    # and warms up
     begin = time.perf_counter()
     found = ours(image[None])
     middle = time.perf_counter()
@@ -100,4 +101,5 @@ def case(inputs: Inputs, device: torch.device, precision: torch.dtype) -> Row:
     dice = agreement(found, published)
     what = f"one LA case {'×'.join(map(str, image.shape))}, published windows"
     note = f"Dice of the two label maps {dice:.4f}" + ("" if dice >= 0.999 else ", below 0.999: NOT the same labels")
-    return Row("case", "target", what, end - middle, middle - begin, target=6.0, repeats=1, note=note, detail={"dice": dice})
+    detail = {"dice": dice, "flops": flops}
+    return Row("case", "target", what, end - middle, middle - begin, target=6.0, repeats=1, note=note, detail=detail)

@@ -1,4 +1,4 @@
-"""What the machine can do: a matrix product and the networks' convolutions, in the precision that crkd trains in."""
+"""What the machine can do: a matrix product, the networks' convolutions, in the precision that crkd trains in, and a copy."""
 
 from collections.abc import Sequence
 from math import prod
@@ -14,12 +14,12 @@ PASSES = 3    # forward, gradient of the input, gradient of the weights
 
 
 def bounds(sizes: Sizes, precision: torch.dtype, device: torch.device) -> list[dict[str, Any]]:
-    """GFLOP/s of a large product, and of convolutions of the networks' first and fourth level with their gradients."""
+    """Rates of a large product, of convolutions of the networks' first and fourth level with their gradients, of a copy."""
     found = [_product(1536, precision, device)]
     for size, batch in ((sizes.image, 3 * sizes.images), (sizes.patch, 3 * sizes.patches)):
         for channels, shrink in ((16, 1), (128, 8)):
             found.append(_convolution([max(side // shrink, 1) for side in size], batch, channels, precision, device))
-    return found
+    return [*found, _copy(device)]
 
 
 def _product(side: int, precision: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -47,8 +47,15 @@ def _convolution(
     return {"what": what, "gflops_per_s": _rate(work, operations, device)}
 
 
+def _copy(device: torch.device) -> dict[str, Any]:
+    source = torch.zeros(2**28, dtype=torch.uint8, device=device)    # larger than a cache
+    target = torch.ones_like(source)
+    rate = _rate(lambda: target.copy_(source), 2 * source.numel(), device)
+    return {"what": "copy of 268 MB, read and written", "gb_per_s": rate}
+
+
 def _rate(work: Any, operations: int, device: torch.device) -> float:
-    """GFLOP/s of the median of some calls."""
+    """Operations, or bytes, a nanosecond, of the median of some calls."""
 
     def finished() -> None:
         work()

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.published import scores, window_probabilities
 from benchmarks.speed.inputs import Inputs, normalised, resampled
@@ -66,14 +67,14 @@ def case(inputs: Inputs) -> Iterator[Row]:
     taken = in_turn(works, Patience(0.0, least=3), warm_up=False)
     what = f"one LA case {'×'.join(map(str, image.shape))}"
     row = Row("case", "target", f"{what}, published windows (stride {', '.join(map(str, stride))})", target=4.0)
-    row.detail["dice"] = agreement(maps["paper"], maps["baseline"])
+    row.detail |= {"dice": agreement(maps["paper"], maps["baseline"]), "flops": operations(lambda: ours("paper"))}
     row.note = f"Dice of the two label maps {row.detail['dice']:.4f}"
     if row.detail["dice"] < 0.999:
         row.note += ", below 0.999: NOT the same labels"
     yield timed(row, taken["baseline"], taken["paper"])
     what_strict = f"{what}, crkd's default windows (half a patch, Gaussian) against the published ones"
     row = Row("case-strict", "target", what_strict, target=20.0)
-    row.detail["dice"] = agreement(maps["strict"], maps["baseline"])
+    row.detail |= {"dice": agreement(maps["strict"], maps["baseline"]), "flops": operations(lambda: ours("strict"))}
     row.note = f"not the same work: fewer windows; Dice of the two label maps {row.detail['dice']:.4f}"
     yield timed(row, taken["baseline"], taken["strict"])
     row = Row("peer-windows", "peer", f"{what}, windows at half a patch, Gaussian: MONAI's sliding_window_inference, fp32")
@@ -83,6 +84,13 @@ def case(inputs: Inputs) -> Iterator[Row]:
     else:
         row.note = ABSENT
     yield row
+
+
+def operations(work: Work) -> int:
+    """Floating-point operations of its convolutions and products."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
 
 
 def agreement(first: Label, second: Label) -> float:

@@ -48,7 +48,8 @@ class Sizes:
     cubes: tuple[int, ...] = (100, 200, 300, 400)
     slow_cubes: tuple[int, ...] = (100, 200)        # where minutes count
     cases: tuple[int, ...] = (1, 10, 100, 1000)
-    seconds: float = 60.0                           # that a row may repeat for, after its least number of repeats
+    seconds: float = 40.0                           # that a row may repeat for, after its least number of repeats
+    compiler: str = "inductor"                      # torch.compile's backend
 
 
 @dataclass(frozen=True)

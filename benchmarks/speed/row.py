@@ -11,7 +11,7 @@ The schema of a speed file, benchmarks/results/speed-*.json, whatever the device
     versions     {"python": …, "torch": …, …}
     command, commit, date, inputs, note     text: what was run, on which code, when, on what data, anything to add
     seconds      of the whole run
-    bound        [{"what": "convolution …", "gflops_per_s": …}, …] measured in the same run and precision; may be empty
+    bound        [{"what": "convolution …", "gflops_per_s": …}, {"what": "copy …", "gb_per_s": …}] of the same run; may be empty
     rows         a list of `Row`s, each with `ratio` and `met` beside its own fields
 
 Only name, group and work must be there in a row of another program: the rest defaults as below.
@@ -26,7 +26,7 @@ from benchmarks.speed.timing import Sample
 @dataclass
 class Row:
     name: str                                    # rows of a growth series share it
-    group: Literal["target", "growth", "peer", "other"]
+    group: Literal["target", "growth", "peer", "compile", "other"]
     work: str                                    # in words, with sizes
     baseline_s: float | None = None              # median seconds the published way, or a peer's
     crkd_s: float | None = None
@@ -38,13 +38,19 @@ class Row:
     size: float | None = None                    # growth: what grows
     baseline_gb: float | None = None             # peak resident memory
     crkd_gb: float | None = None
-    detail: dict[str, Any] = field(default_factory=dict)    # flops, gflops_per_s, shares {part: of a step}, dice, all times
+    detail: dict[str, Any] = field(default_factory=dict)    # flops (crkd's), shares {part: of a step}, dice, all times
 
     @property
     def ratio(self) -> float | None:
         if self.baseline_s is None or self.crkd_s is None:
             return None
         return self.baseline_s / self.crkd_s
+
+    @property
+    def gflops_per_s(self) -> float | None:
+        """The rate of crkd's convolutions and products over all of its time."""
+        flops = self.detail.get("flops")
+        return flops / self.crkd_s / 1e9 if flops and self.crkd_s else None
 
     @property
     def met(self) -> bool | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from crkd_cli.engine.hardware import reuse_memory
 
-OURS = ("crkd", "strict", "paper")    # ways that take memory as crkd does; the others as the C library does
+OURS = ("crkd", "strict", "paper", "eager")    # ways that take memory as crkd does; the others as the C library does
 Work = Callable[[], object]
 
 

@@ -48,8 +48,6 @@ def _step(inputs: Inputs, row: Row, name: str) -> Iterator[Row]:
     step(inputs, row, name, patience=Patience(inputs.sizes.seconds, least=2, most=7))
     anatomy = dissect(inputs.run(name))
     row.detail |= {"flops": anatomy.flops, "shares": anatomy.shares}
-    if row.crkd_s:
-        row.detail["gflops_per_s"] = anatomy.flops / row.crkd_s / 1e9
     yield row
     yield Row(
         f"waiting-{name}", "target", f"{NAMES[name]} step waiting for data", value=100.0 * anatomy.waiting, unit="%", target=2.0,

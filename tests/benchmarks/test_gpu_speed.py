@@ -13,11 +13,13 @@ def test_the_speed_file_holds_every_target(tmp_path):
 
     sizes = inputs.Sizes(
         acdc=(3, 40, 36), la=(52, 40, 36), image=(32, 32), images=2, patch=(48, 32, 32), stride=(18, 18, 4), patches=1,
-        training_patch=(48, 32, 32), training_steps=2,
+        training_patch=(48, 32, 32), training_steps=2, compiler="aot_eager",
     )  # fmt: skip
     record = json.loads(json.dumps(measure(inputs.synthetic(tmp_path, sizes), "a command", block=1)))
     rows = {row["name"]: row for row in record["rows"]}
-    assert list(rows) == ["step-acdc", "waiting-acdc", "run-acdc", "step-la", "waiting-la", "run-la", "case"]
+    assert list(rows) == [
+        "step-acdc", "waiting-acdc", "run-acdc", "step-la", "waiting-la", "run-la", "case", "compile-acdc", "compile-la",
+    ]  # fmt: skip
     for name, steps in (("acdc", 20_000), ("la", 9_000)):
         step = rows[f"step-{name}"]
         assert step["ratio"] == pytest.approx(step["baseline_s"] / step["crkd_s"])

@@ -15,7 +15,7 @@ from benchmarks.speed.timing import Patience, Sample, forget_peak, in_turn, peak
 TINY = Sizes(
     acdc=(4, 40, 36), la=(40, 36, 24), image=(32, 32), images=2, patch=(16, 16, 16), stride=(8, 8, 4), few_images=1,
     small_patch=(16, 16, 16), training_patch=(16, 16, 16), training_steps=2, batches=(1, 2), sides=(32, 48), cubes=(24, 32),
-    slow_cubes=(24,), cases=(1, 10), seconds=0.0,
+    slow_cubes=(24,), cases=(1, 10), seconds=0.0, compiler="aot_eager",
 )  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def check(record: dict[str, object], folder: Path) -> None:
             assert sum(shares.values()) == pytest.approx(1.0)
             assert min(shares.values()) > 0.0
             assert row.detail["flops"] > 1e6
-    assert all(one["gflops_per_s"] > 0.0 for one in record["bound"])    # type: ignore[attr-defined]
+    assert all(one.get("gflops_per_s", 0.0) > 0.0 or one["gb_per_s"] > 0.0 for one in record["bound"])    # type: ignore[attr-defined]
 
 
 @pytest.mark.slow
@@ -93,10 +93,11 @@ def test_page_is_what_the_speed_files_give() -> None:
     assert written == performance_page.page(performance_page.RESULTS), "run: python -m benchmarks.performance_page"
 
 
-def test_rows_measured_again_replace_those_of_a_file() -> None:
+def test_rows_measured_later_replace_those_of_a_file_or_follow_them() -> None:
     old = {"rows": [{"work": "a", "crkd_s": 1.0}, {"work": "b", "crkd_s": 2.0}], "note": "", "commit": "old"}
-    new = {"rows": [{"work": "b", "crkd_s": 3.0}], "note": "", "commit": "new", "command": "run --rows b", "date": "today"}
+    rows = [{"work": "c", "crkd_s": 4.0}, {"work": "b", "crkd_s": 3.0}]
+    new = {"rows": rows, "note": "", "commit": "new", "command": "run --rows b", "date": "today"}
     record = run.updated(old, new)
-    assert [row["crkd_s"] for row in record["rows"]] == [1.0, 3.0]
+    assert [row["crkd_s"] for row in record["rows"]] == [1.0, 3.0, 4.0]
     assert record["commit"] == "old"
-    assert record["note"] == "Some rows were measured again: `run --rows b`, commit new, today."
+    assert record["note"] == "Some rows were measured later: `run --rows b`, commit new, today."
