@@ -1,4 +1,4 @@
-"""Writes docs/performance.md from the speed files under benchmarks/results: python -m benchmarks.performance_page"""
+"""Writes docs/performance.md from speed-*.json and labels-*.json in benchmarks/results: python -m benchmarks.performance_page"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -58,7 +58,8 @@ def page(results: Path) -> str:
     """The whole page, from every speed-*.json in `results`, CPUs first."""
     records = [json.loads(file.read_text(encoding="utf-8")) | {"file": file.name} for file in results.glob("speed-*.json")]
     records.sort(key=lambda record: (record["device"] != "cpu", record["file"]))
-    return "\n".join([INTRO, *(part for record in records for part in section(record))])
+    answers = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("labels-*.json"))]
+    return "\n".join([INTRO, *(part for record in records for part in section(record)), *map(same_answer, answers)])
 
 
 def section(record: dict[str, Any]) -> list[str]:
@@ -76,6 +77,28 @@ def section(record: dict[str, Any]) -> list[str]:
         if text:
             parts += [f"### {title}\n", text]
     return parts
+
+
+def same_answer(record: dict[str, Any]) -> str:
+    """What benchmarks/labels.py found: whether the faster way gives other labels, or worse ones."""
+    columns = {
+        "same": "Dice of the two answers at the published windows", "plain_dice": "published way, against the truth",
+        "same_dice": "crkd, published windows, against the truth", "default_dice": "crkd, default windows, against the truth",
+    }  # fmt: skip
+    body = [[words, *(f"{100 * value:.2f}" for value in _summary(record, key))] for key, words in columns.items()]
+    trained = f" trained by `{record['trained_by']}`" if record["trained_by"] else ""
+    scans = len(record["cases"])
+    return (
+        f"## Does speed change the answer?\n\nOne network after {record['step']:,} steps{trained}, over {scans} test scans of "
+        f"LA; `crkd` in {record['precision']}, the published way in fp32. `python -m benchmarks.labels`, commit "
+        f"{record['commit']}, {record['date']}, {record['machine']}.\n\n"
+        + _markdown(["Dice %", "mean", "least", "largest"], body)
+    )
+
+
+def _summary(record: dict[str, Any], key: str) -> tuple[float, float, float]:
+    values = [case[key] for case in record["cases"]]
+    return record["mean"][key], min(values), max(values)
 
 
 def facts(record: dict[str, Any]) -> str:

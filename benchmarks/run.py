@@ -81,7 +81,7 @@ def main() -> None:
 def measure(names: list[str], inputs: Inputs, command: str, note: str = "") -> dict[str, Any]:
     """A speed file's content (benchmarks/speed/row.py) with the rows `names`."""
     begin = time.perf_counter()
-    record = facts(inputs) | {"command": command, "note": note}
+    record = facts() | {"inputs": inputs.kind, "command": command, "note": note}
     rows: list[Row] = []
     for name in names:
         for row in ROWS[name](inputs):
@@ -104,7 +104,7 @@ def updated(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return old | {"rows": rows, "note": f"{old['note']} {note}".strip()}
 
 
-def facts(inputs: Inputs) -> dict[str, Any]:
+def facts() -> dict[str, Any]:
     """Machine, versions, commit: what the figures depend on."""
     device = torch.device("cpu")
     cpu = Path("/proc/cpuinfo")
@@ -118,7 +118,6 @@ def facts(inputs: Inputs) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}},
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "inputs": "real cases" if inputs.real else "synthetic cases",
         "load": os.getloadavg()[0],
     }
 

@@ -44,7 +44,7 @@ def measure(inputs: Inputs, command: str, block: int = BLOCK) -> dict[str, Any]:
     rows += [case(inputs, device, precision), *compiled(inputs)]
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        **bench.facts(inputs), "device": device.type, "machine": gpu or bench.processor(), "flags": [],
+        **bench.facts(), "inputs": inputs.kind, "device": device.type, "machine": gpu or bench.processor(), "flags": [],
         "precision": "bf16" if precision == torch.bfloat16 else "fp32", "commit": commit(), "command": command, "note": "",
         "seconds": round(time.perf_counter() - begin, 1), "bound": bounds(inputs.sizes, precision, device),
         "rows": [row.tree() for row in rows],

@@ -61,6 +61,10 @@ class Inputs:
     real: bool
     sizes: Sizes = Sizes()
 
+    @property
+    def kind(self) -> str:
+        return "real cases" if self.real else "synthetic cases"
+
     def store(self, name: str) -> Store:
         return Store(self.data_root / "prepared" / name)
 
