@@ -1,0 +1,150 @@
+"""What a step of every method costs beside supervised, and beside its networks' passes alone.
+
+python -m benchmarks.methods [--methods crkd,cps] [--data-root DIR] [--out FILE]
+
+A step is taken late in the run, where every term counts: ACDC images at the published size but few of them, LA in small windows.
+Passes alone: the calls of encoders, decoders and heads that the step makes, made again on the same inputs with the same gradients
+asked for and nothing else.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from benchmarks.run import facts, short_name
+from benchmarks.speed.inputs import Inputs, synthetic
+from benchmarks.speed.loops import crkd_steps
+from benchmarks.speed.timing import clock, forget_peak, peak_bytes
+from crkd_cli.engine.train import Run
+from crkd_cli.methods import METHODS
+from crkd_cli.models.networks.base import Network
+from crkd_cli.paths import atomic
+
+STEPS = 1000     # length of a run that is entered near its end
+REPEATS = 3
+
+
+@dataclass
+class Call:
+    """One call of a network's part."""
+
+    function: Callable[..., Any]
+    arguments: Any       # without history; those that a gradient was asked for say so
+    gradient: bool       # whether one was being recorded
+    owner: nn.Module
+    training: bool
+
+    def again(self) -> None:
+        self.owner.train(self.training)
+        arguments, named = tree_map(_fresh, self.arguments)
+        with torch.set_grad_enabled(self.gradient):
+            results = [one for one in tree_flatten(self.function(*arguments, **named))[0] if isinstance(one, Tensor)]
+        asked = [one for one in results if one.requires_grad]
+        if asked:
+            torch.autograd.backward(asked, [torch.ones_like(one) for one in asked])
+
+
+def _fresh(value: Any) -> Any:
+    return value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", default=",".join(METHODS.names()), help="default: %(default)s")
+    parser.add_argument("--data-root", type=Path, help="holds prepared/acdc and prepared/la; default: synthetic cases")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/methods-cpu-MACHINE.json")
+    given = parser.parse_args()
+    names = ["supervised", *(name for name in given.methods.split(",") if name != "supervised")]
+    with tempfile.TemporaryDirectory(prefix="crkd-bench-") as folder:
+        scratch = Path(folder)
+        inputs = Inputs(given.data_root, scratch, real=True) if given.data_root else synthetic(scratch)
+        record = measure(inputs, names, " ".join(["python -m benchmarks.methods", *sys.argv[1:]]))
+    with atomic(given.out or Path(__file__).parent / "results" / f"methods-cpu-{short_name()}.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(inputs: Inputs, names: list[str], command: str) -> dict[str, Any]:
+    """Rows by data set and method; `names` begins with supervised, which the others are divided by."""
+    begin = time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    sizes = inputs.sizes
+    for dataset, size, batch in (("acdc", sizes.image, sizes.few_images), ("la", sizes.training_patch, sizes.patches)):
+        for name in names:
+            found = cost(inputs.run(dataset, size, batch, name, STEPS))
+            rows.append({"dataset": dataset, "method": name, "size": size, "batch": batch, **found})
+            base = next(row for row in rows if row["dataset"] == dataset)
+            rows[-1] |= {f"{what}_relative": rows[-1][what] / base[what] for what in ("step_s", "memory_gb") if base[what]}
+            print(f"{time.perf_counter() - begin:5.0f} s  {rows[-1]}", file=sys.stderr, flush=True)
+    return {**facts(), "inputs": inputs.kind, "command": command, "seconds": time.perf_counter() - begin, "rows": rows}
+
+
+def cost(run: Run) -> dict[str, Any]:
+    """Seconds of a step and of its passes alone, their ratio, and the peak memory that the step adds."""
+    run.checkpoint = replace(run.checkpoint, step=STEPS - REPEATS - 3)
+    run.val = []
+    forget_peak()
+    before, peak = peak_bytes(), None
+    calls: list[Call] = []
+    seconds: list[float] = []
+
+    def between(taken: float) -> bool:
+        nonlocal peak
+        seconds.append(taken)
+        if len(seconds) == REPEATS + 2:
+            peak = peak_bytes()
+            record(run, calls)    # the last step: what it keeps takes memory
+        return True
+
+    crkd_steps(run, between)
+    alone = [clock(lambda: passes(run, calls)) for _ in range(REPEATS + 1)]
+    step, passing = median(seconds[2:-1]), median(alone[1:])    # the first ones are for memory
+    return {
+        "step_s": step, "passes_s": passing, "overhead": step / passing,
+        "memory_gb": (peak - before) / 1e9 if peak and before else None,
+    }  # fmt: skip
+
+
+def record(run: Run, calls: list[Call]) -> None:
+    """Notes every further call of a network's part in `calls`."""
+    for owner in run.method.modules():
+        if isinstance(owner, Network):
+            for name in ("encode", "decode", "head"):
+                setattr(owner, name, _noting(owner, getattr(owner, name), calls))
+
+
+def _noting(owner: nn.Module, function: Callable[..., Any], calls: list[Call]) -> Callable[..., Any]:
+    def noted(*arguments: Any, **named: Any) -> Any:
+        given = tree_map(_fresh, (list(arguments), named))
+        calls.append(Call(function, given, torch.is_grad_enabled(), owner, owner.training))
+        return function(*arguments, **named)
+
+    return noted
+
+
+def passes(run: Run, calls: list[Call]) -> None:
+    with _autocast(run):
+        for call in calls:
+            call.again()
+    run.method.zero_grad(set_to_none=False)
+
+
+def _autocast(run: Run) -> AbstractContextManager[Any]:
+    if run.precision == torch.float32:
+        return nullcontext()
+    return torch.autocast(run.device.type, run.precision)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""The cost of methods: every figure is there, and the passes that are made again are those of the step."""
+
+from pathlib import Path
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import methods
+from benchmarks.speed.inputs import Sizes, synthetic
+
+TINY = Sizes(acdc=(4, 40, 36), la=(52, 40, 36), image=(32, 32), images=2, patch=(48, 32, 32), training_patch=(48, 32, 32))
+
+
+@pytest.mark.slow
+def test_cost_of_a_method_beside_supervised(tmp_path: Path) -> None:
+    record = methods.measure(synthetic(tmp_path, TINY), ["supervised", "mean_teacher"], "a command")
+    assert [(row["dataset"], row["method"]) for row in record["rows"]] == [
+        (dataset, method) for dataset in ("acdc", "la") for method in ("supervised", "mean_teacher")
+    ]
+    for base, other in (record["rows"][:2], record["rows"][2:]):
+        assert base["step_s_relative"] == 1.0
+        assert other["step_s_relative"] == pytest.approx(other["step_s"] / base["step_s"])
+        assert base["overhead"] == pytest.approx(base["step_s"] / base["passes_s"])
+
+
+def test_passes_alone_do_the_arithmetic_of_the_step(tmp_path: Path) -> None:
+    """supervised has nothing but the networks' convolutions and a loss without any."""
+    run = synthetic(tmp_path, TINY).run("acdc", method="supervised")
+    calls: list[methods.Call] = []
+    methods.record(run, calls)
+    batch = run.data.batch(run.data.read(0), 0)
+    with FlopCounterMode(display=False) as whole:
+        run.method.losses(batch, 0)["total"].backward()
+    with FlopCounterMode(display=False) as again:
+        methods.passes(run, calls)
+    assert [call.function.__name__ for call in calls] == ["encode", "decode", "head"]
+    assert again.get_total_flops() == whole.get_total_flops()
