@@ -1,6 +1,7 @@
 """What every test may use: the real command line, a seeded generator, small stores of discs and balls."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,16 @@ def shared_data() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("no real cases: ../shared/data is absent")
     return SHARED / "data"
+
+
+@pytest.fixture
+def my_method(tmp_path: Path) -> Path:
+    """my_method.py as it stands in docs/adding-a-method.md."""
+    page = (CHECKOUT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    file = tmp_path / "my_method.py"
+    file.write_text(code, encoding="utf-8")
+    return file
 
 
 StoreMaker = Callable[..., Store]

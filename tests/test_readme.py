@@ -90,7 +90,7 @@ PROMISED = [
 
 @pytest.mark.realdata
 @pytest.mark.slow
-def test_every_documented_line_runs(shared_data: Path, tmp_path: Path) -> None:
+def test_every_documented_line_runs(shared_data: Path, tmp_path: Path, my_method: Path) -> None:
     newcomer = Newcomer(tmp_path / "here", program(tmp_path / "program", shared_data))
     raw_files(newcomer.folder, shared_data)
     lines = command_lines(CHECKOUT / "README.md")
@@ -106,6 +106,7 @@ def test_every_documented_line_runs(shared_data: Path, tmp_path: Path) -> None:
         reader = replace(newcomer, folder=tmp_path / page.stem)
         reader.folder.mkdir()
         (reader.folder / "data").symlink_to(newcomer.folder / "data")
+        shutil.copy(my_method, reader.folder)
         for line in {tuple(words_of(line)): line for line in command_lines(page)}.values():
             reader.run(line)
 
@@ -176,7 +177,7 @@ def option(words: list[str], name: str, default: str = "") -> str:
 
 def run_folder(words: list[str], folder: Path) -> Path:
     labeled = option(words, "--labeled").replace("%", "pct")
-    usual = f"runs/{option(words, '--dataset')}-{option(words, '--method', 'crkd')}-{labeled}"
+    usual = f"runs/{option(words, '--dataset')}-{Path(option(words, '--method', 'crkd')).stem}-{labeled}"
     return folder / option(words, "--out", usual)
 
 
@@ -187,7 +188,8 @@ def run_folders(words: list[str], folder: Path) -> list[Path]:
 
 def own_length(words: list[str]) -> int:
     """The steps that a line asks for itself, or its method's authors set; 0 if they are left to the configuration."""
-    published = METHODS[option(words, "--method", "crkd")].published.get(option(words, "--dataset"), {})
+    method = option(words, "--method", "crkd")
+    published = METHODS[method].published.get(option(words, "--dataset"), {}) if method in METHODS.names() else {}
     own = (int(word.partition("=")[2]) for word in words if word.startswith("train.steps="))
     return next(own, int(published.get("train.steps", 0)))
 

@@ -26,7 +26,13 @@ def train(
         Path | None, typer.Option("--split", help="A split file instead of the one for --labeled.", rich_help_panel="Data")
     ] = None,
     data_root: DataRoot = None,
-    method: Annotated[str | None, typer.Option("--method", help=f"{', '.join(METHODS.names())}.", rich_help_panel="Run")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method", help=f"{', '.join(METHODS.names())}, or a file of your own: ./my_method.py.", metavar="NAME|FILE",
+            rich_help_panel="Run",
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", help="Configuration file. Default: the data set's packaged one.", rich_help_panel="Run"),
@@ -63,6 +69,8 @@ def train(
     from crkd_cli.engine.start import Request, plan, seeds_of
     from crkd_cli.paths import data_root as root
 
+    if method and method.endswith(".py"):
+        method = METHODS.add(Path(method))
     sets = [*(sets or []), *([f"train.device={device}"] if device else [])]
     numbers: list[int | None] = [*seeds_of(seeds, sets)] if seeds is not None else [None]
     requests = [Request(dataset, labeled, method, config, split, out, sets, root(data_root), number) for number in numbers]

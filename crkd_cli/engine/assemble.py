@@ -1,6 +1,7 @@
 """Where configuration, store and split become the parts of a run."""
 
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from crkd_cli.data.case import Spec, Store
 from crkd_cli.data.dataset import Dataset
 from crkd_cli.data.splits import Split
 from crkd_cli.data.stream import Stream
-from crkd_cli.engine.checkpoint import Checkpoint
+from crkd_cli.engine.checkpoint import Checkpoint, Own
 from crkd_cli.engine.distributed import check_batch
-from crkd_cli.errors import CrkdError
+from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, Task
 
@@ -84,7 +85,7 @@ def build_method(config: Config, spec: Spec) -> Method:
     params = parse(config.methods.get(config.method, {}), kind.Params, f"methods.{config.method}")
     for name in config.methods:
         METHODS[name]
-    task = Task(config.model, config.data.frame.dims, spec.channels, len(spec.classes), config.train.steps)
+    task = _task(config, spec)
     torch.manual_seed(config.train.seed)
     return kind(task, params).to(memory_format=channels_last(task.dims))    # type: ignore[call-overload, no-any-return]
 
@@ -92,17 +93,57 @@ def build_method(config: Config, spec: Spec) -> Method:
 def load_method(checkpoint: Checkpoint) -> Method:
     """The method as it was trained. Raises CrkdError if the weights are not this method's."""
     method = build_method(checkpoint.config, checkpoint.spec)
-    try:
-        method.load_state_dict(checkpoint.weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        what = str(error).splitlines()[0]
-        raise CrkdError(f"{checkpoint.path} does not fit its own configuration ({what}); it is damaged") from None
+    _restore(method, checkpoint.weights, checkpoint.path)
     return method
 
 
 def load_predictor(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     """image [B, C, *S] float (8-bit images divided by 255) → logits [B, K, *S], in evaluation mode on `device`."""
-    return load_method(checkpoint).predictor.to(device).eval()
+    if checkpoint.own is None:
+        return load_method(checkpoint).predictor.to(device).eval()
+    prefix = f"{checkpoint.own.predictor}."
+    weights = {name.removeprefix(prefix): value for name, value in checkpoint.weights.items() if name.startswith(prefix)}
+    task = _task(checkpoint.config, checkpoint.spec)
+    network = task.network().to(memory_format=channels_last(task.dims))    # type: ignore[call-overload]
+    _restore(network, weights, checkpoint.path)
+    return network.to(device).eval()    # type: ignore[no-any-return]
+
+
+def own(name: str, method: Method) -> Own | None:
+    """What a checkpoint records of a method from the user's own file; None for an installed one.
+
+    Raises UsageError if what predicts is no network of the package, for then nothing could predict without the file.
+    """
+    digest = own_digest(name)
+    if digest is None:
+        return None
+    with torch.device("meta"):
+        plain = repr(method.task.network())
+    found = [place for place, module in method.named_modules() if module is method.predictor and repr(module) == plain]
+    if not found:
+        raise UsageError(
+            f"method {name} predicts with another network than self.task.network() makes, which only a method of an installed "
+            "package can; see docs/adding-a-method.md"
+        )
+    return Own(sha256=digest, predictor=found[0])
+
+
+def own_digest(name: str) -> str | None:
+    """SHA-256 of the user's own file that method `name` is from; None for an installed one."""
+    source = METHODS.source(name)
+    return None if source is None else sha256(source).hexdigest()
+
+
+def _task(config: Config, spec: Spec) -> Task:
+    return Task(config.model, config.data.frame.dims, spec.channels, len(spec.classes), config.train.steps)
+
+
+def _restore(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    try:
+        module.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        what = str(error).splitlines()[0]
+        raise CrkdError(f"{path} does not fit its own configuration ({what}); it is damaged") from None
 
 
 def build_data(config: Config, store: Store, split: Split, kind: type[Method], device: torch.device) -> Data:

@@ -13,13 +13,20 @@ import torch
 from torch import Tensor
 
 from crkd_cli import __version__
-from crkd_cli.config import Config, dump
+from crkd_cli.config import Config, Strict, dump
 from crkd_cli.data.case import Spec
 from crkd_cli.data.splits import Split
 from crkd_cli.errors import CrkdError
 from crkd_cli.paths import atomic
 
 FORMAT = "crkd checkpoint 1"
+
+
+class Own(Strict, frozen=True):
+    """A method from a user's own file. No command but `crkd train --method FILE` runs the file."""
+
+    sha256: str       # of the file
+    predictor: str    # the name in the method of the network that predicts, which needs no code but the package's
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class Checkpoint:
     weights: dict[str, Tensor]          # the method's state
     training: dict[str, Any] | None     # optimiser state, counters; None in best.pth
     best: dict[str, Any] | None         # step and score of the best validation so far
+    own: Own | None = None              # None for a method that is installed
     code_version: str = __version__
     path: Path = Path()
 
@@ -48,6 +56,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "weights": checkpoint.weights,
         "training": checkpoint.training,
         "best": checkpoint.best,
+        "own": msgspec.to_builtins(checkpoint.own),
         "code_version": checkpoint.code_version,
     }
     with atomic(path) as temporary:
@@ -79,6 +88,7 @@ def load(path: Path) -> Checkpoint:
             weights=content["weights"],
             training=content["training"],
             best=content["best"],
+            own=msgspec.convert(content.get("own"), Own | None),
             code_version=content["code_version"],
             path=path,
         )

@@ -105,6 +105,7 @@ def evaluate(
         "part": "+".join(parts),
         "cases": len(cases),
         "method": checkpoint.config.method,
+        "method_sha256": checkpoint.own and checkpoint.own.sha256,
         "labeled": len(split.labeled),
         "split": split.name,
         "seed": checkpoint.config.train.seed,

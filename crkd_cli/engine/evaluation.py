@@ -30,12 +30,13 @@ class Facts(msgspec.Struct, frozen=True):
     checkpoint: str
     step: int
     config: dict[str, Any]    # resolved, as in the run's config.yaml
+    method_sha256: str | None = None    # of the user's own file that the method is from
 
     def settings(self) -> str:
         """The same text for runs that are repetitions of each other."""
         train = {key: value for key, value in self.config["train"].items() if key not in _FREE}
         own = {"methods": self.config["methods"].get(self.method, {}), "train": train}
-        return json.dumps({**self.config, **own}, sort_keys=True)
+        return json.dumps({**self.config, **own, "method_sha256": self.method_sha256}, sort_keys=True)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from crkd_cli.config import Config, dump, load
 from crkd_cli.data.case import Store
 from crkd_cli.data.splits import Split, find
 from crkd_cli.engine import checkpoint as checkpoints
-from crkd_cli.engine.assemble import build_data, build_method, default_config, load_method
+from crkd_cli.engine.assemble import build_data, build_method, default_config, load_method, own, own_digest
 from crkd_cli.engine.checkpoint import Checkpoint
 from crkd_cli.engine.distributed import check_same, synchronised
 from crkd_cli.engine.hardware import pick_device, pick_precision, set_up
@@ -111,6 +111,7 @@ def start(plan: Plan) -> Run:
     precision = _precision(config, device)
     set_up(deterministic=config.train.deterministic)
     method = build_method(config, plan.store.spec) if plan.resumed is None else load_method(plan.resumed)
+    of_file = own(config.method, method)
     method = synchronised(method.to(device))
     optimizer = GuardedOptimizer(method, config.train)
     if plan.resumed and plan.resumed.training:
@@ -122,6 +123,9 @@ def start(plan: Plan) -> Run:
             leftover.unlink()
         with atomic(plan.folder / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(dump(config), sort_keys=False), encoding="utf-8")
+        if source := METHODS.source(config.method):
+            with atomic(plan.folder / f"{config.method}.py") as temporary:
+                temporary.write_bytes(source)
     checkpoint = Checkpoint(
         step=plan.resumed.step if plan.resumed else 0,
         config=config,
@@ -130,6 +134,7 @@ def start(plan: Plan) -> Run:
         weights={},
         training=None,
         best=plan.resumed.best if plan.resumed else None,
+        own=of_file,
         path=plan.folder / "last.pth",
     )
     return Run(checkpoint, method.train(), optimizer, data, plan.store, val, device, precision)
@@ -167,6 +172,8 @@ def _same(old: Checkpoint, config: Config, split: Split, folder: Path) -> None:
     if changed:
         key = changed[0]
         what = f"{key} = {before.get(key)}, now {now.get(key)}"
+    elif (old.own and old.own.sha256) != own_digest(config.method):
+        what = f"method {config.method}, whose file has changed; {folder / config.method}.py is as it was"
     elif old.split != split:
         what = f"split {old.split.name}, now {split.name} with other cases"
     elif config.train.steps < old.step:

@@ -1,4 +1,4 @@
-"""Methods by file name."""
+"""Methods by name: the files here, those of other packages (entry points `crkd.methods`), a user's own file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,4 +8,4 @@ from crkd_cli.registry import Registry
 if TYPE_CHECKING:    # the names alone, for --help, cost no torch
     from crkd_cli.methods.base import Method
 
-METHODS: "Registry[Method]" = Registry(__name__, Path(__file__).parent, "method")
+METHODS: "Registry[Method]" = Registry(__name__, Path(__file__).parent, "method", group="crkd.methods")

@@ -108,6 +108,9 @@ def test_own_data_without_a_configuration(cli: Callable[..., Result], toy: Path)
         (["--set", "methods.crkd.tau=0.5"], 2, ["unknown key", "tau"]),
         (["--set", "methods.crdk.confidence=0.5"], 2, ["no method is called 'crdk'", "did you mean 'crkd'"]),
         (["--method", "supervized"], 2, ["no method is called 'supervized'", "did you mean 'supervised'"]),
+        (["--method", "./absent.py"], 2, ["cannot read absent.py", "No such file"]),
+        (["--method", "elsewhere/crkd.py"], 2, ["elsewhere/crkd.py", "crkd is taken"]),
+        (["--method", "split.yaml"], 2, ["no method is called 'split.yaml'"]),
         (["--device", "cuda:99"], 2, ["cuda:99", "not there"]),
         (["--device", "toaster"], 2, ["toaster"]),
         (["--config", "absent.yaml"], 2, ["absent.yaml"]),
@@ -193,3 +196,6 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(train: Callable[..., Result
 
 def test_verbose_shows_the_traceback(train: Callable[..., Result], toy: Path) -> None:
     assert "Traceback" in train("--method", "supervized", "-v").stderr
+    (toy / "mine.py").write_text("def f():\n    1 / 0\nf()\n")
+    refused(train("--method", "mine.py"), 2, "mine.py cannot be loaded (ZeroDivisionError: division by zero, line 2)")
+    assert 'mine.py", line 3, in <module>' in train("--method", "mine.py", "-v").stderr

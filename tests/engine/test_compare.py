@@ -41,6 +41,13 @@ def test_means_over_seeds_by_hand(evaluated):
     assert (entry.mean[0].low, entry.mean[0].high) == pytest.approx((0.7, 0.7))    # all patients alike
 
 
+def test_runs_of_a_changed_file_are_no_repetitions(evaluated):
+    same = [evaluated("mine", seed, method_sha256="ab") for seed in (1, 2)]
+    assert [len(entry.runs) for entry in compare(same).entries] == [2]
+    other = evaluated("mine", 3, method_sha256="cd")
+    assert [len(entry.runs) for entry in compare([*same, other]).entries] == [2, 1]
+
+
 def test_one_run_has_no_spread_over_seeds(evaluated):
     comparison = compare([evaluated()])
     assert math.isnan(comparison.entries[0].mean[0].sd)

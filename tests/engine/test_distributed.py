@@ -228,6 +228,21 @@ def test_evaluate_scores_as_one_process_does(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dims", [2], indirect=True)
+def test_a_users_own_method_trains(tiny: Planner, my_method: Path, tmp_path: Path) -> None:
+    tiny()
+    ranks = crkd(tmp_path / "log", *training(tmp_path, "train.steps=4", "train.eval_every=2"), "--method", my_method)
+    assert ranks.end() == 0, ranks.said(0) + ranks.said(1)
+    assert (tmp_path / "run" / "my_method.py").read_bytes() == my_method.read_bytes()
+    assert checkpoints.load(tmp_path / "run" / "best.pth").own is not None
+    my_method.write_text("1 / 0")
+    ranks = crkd(tmp_path / "more", *training(tmp_path), "--method", my_method)
+    assert ranks.end() == 1
+    assert ranks.errors() == [f"error: {my_method} cannot be loaded (ZeroDivisionError: division by zero, line 1); "
+                              "correct it, --verbose shows more"]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dims", [2], indirect=True)
 def test_predict_shares_the_images_and_joins_the_failures(
     make_store: Any, make_checkpoint: Any, tmp_path: Path, cli: Callable[..., Any], rng: np.random.Generator, dims: int
 ) -> None:

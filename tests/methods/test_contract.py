@@ -1,6 +1,8 @@
 """What holds for every method, in 2D and 3D: finite losses, gradients where due and none where not, state that survives."""
 
 import io
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from crkd_cli.models.blocks import Dropout
 from crkd_cli.models.networks.base import Network
 from crkd_cli.paths import packaged
 
-METHOD = pytest.mark.parametrize("name", METHODS.names())
+OWN = os.environ.get("CRKD_METHOD")    # a user's file, see docs/adding-a-method.md
+METHOD = pytest.mark.parametrize("name", [METHODS.add(Path(OWN))] if OWN else METHODS.names())
 
 
 def task(dims: int, classes: int = 3, steps: int = 10) -> Task:

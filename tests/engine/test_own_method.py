@@ -1,0 +1,149 @@
+"""A method from a user's file, the one of docs/adding-a-method.md: it does what the page says, as the page says."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+from typer.testing import Result
+
+from crkd_cli.engine import checkpoint as checkpoints
+from crkd_cli.engine.assemble import load_method, load_predictor
+from crkd_cli.engine.start import Plan, start
+from crkd_cli.engine.train import Stopped, train
+from crkd_cli.errors import UsageError
+from crkd_cli.methods import METHODS
+from tests.methods.test_contract import batch, build, calm
+
+CHECKOUT = Path(__file__).parents[2]
+PAGE = (CHECKOUT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
+TEACHER = """
+    def after_step(self, step):
+        self.teacher.update(self.student, step)
+
+    @property
+    def predictor(self):
+        return self.teacher.network
+"""
+SMALL = [
+    word
+    for one in ("train.steps=4", "train.eval_every=2", "model.widths=[4,4,4,4,4]", "train.device=cpu", "data.unlabeled=2")
+    for word in ("--set", one)
+]
+
+
+def test_the_loss_is_what_the_page_says(my_method: Path, dims: int) -> None:
+    METHODS.add(my_method)
+    method, data = build("my_method", dims), batch(dims)
+    calm(method)
+    losses = method.losses(data, 0)
+    with torch.no_grad():
+        sure = method.student(data.unlabeled.weak).softmax(1).amax(1) >= 0.9
+        target = method.student(data.unlabeled.weak).argmax(1).where(sure, -100)    # which PyTorch's function leaves out
+        taught = functional.cross_entropy(method.student(data.unlabeled.strong[0]), target)
+    assert 0.05 < sure.float().mean() < 0.95
+    torch.testing.assert_close(losses["pseudo"].detach(), taught)
+    torch.testing.assert_close(losses["kept"], sure.float().mean())
+    torch.testing.assert_close(losses["total"], losses["labeled"] + losses["pseudo"])
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_page_run(my_method: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Word for word, with a short run of a narrow network; then prediction, resuming, and all that without the file."""
+    monkeypatch.chdir(my_method.parent)
+    lines = [line.split() for line in PAGE.splitlines() if line.startswith("crkd ")]
+    assert [words[1] for words in lines] == ["prepare-data", "make-splits", "train", "evaluate"]
+    setting = ["--set", "methods.my_method.confidence=0.8"]
+    for words in lines:
+        result = cli(*words[1:], *([*SMALL, *setting] if words[1] == "train" else []))
+        assert result.exit_code == 0, result.stderr
+    run = Path("runs/phantom-my_method-3")
+    assert (run / "my_method.py").read_bytes() == my_method.read_bytes()
+    facts = json.loads((run / "evaluation-strict-test" / "summary.json").read_text())
+    assert facts["method"] == "my_method"
+    assert len(facts["method_sha256"]) == 64
+    again = cli(*lines[2][1:], *SMALL, *setting)
+    assert "this run is finished (4 steps)" in again.stderr
+    longer = cli(*lines[2][1:], *SMALL, *setting, "--set", "train.steps=6")
+    assert "resuming after step 4" in longer.stderr, longer.stderr
+
+    my_method.write_text(my_method.read_text() + "\nimport pathlib; pathlib.Path('was-run').touch()\n")
+    refused = cli(*lines[2][1:], *SMALL, *setting, "--set", "train.steps=6")
+    assert refused.exit_code == 2
+    assert "whose file has changed; runs/phantom-my_method-3/my_method.py is as it was" in refused.stderr
+    Path("was-run").unlink()    # the command line named it
+    named = cli("train", "--dataset", "phantom", "--labeled", "3", "--method", "my_methods")
+    assert named.exit_code == 2
+    shutil.copytree("data/raw/phantom/images", "scans", ignore=lambda _, names: sorted(names)[2:])
+    shutil.copy(my_method, run)    # not even from the run folder
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    for words in (lines[3][1:], ["predict", "scans"], ["compare", str(run), "--json"]):
+        command = [sys.executable, "-m", "crkd_cli", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "my_method" in done.stdout
+    assert len(list(Path("scans-masks").iterdir())) == 2
+    assert not Path("was-run").exists()
+    lost = [sys.executable, "-m", "crkd_cli", *lines[2][1:-1], "my_method"]
+    assert "no method is called 'my_method'" in subprocess.run(lost, env=environment, capture_output=True, text=True).stderr
+
+
+@pytest.mark.parametrize("more", ["", TEACHER], ids=["student", "teacher"])
+def test_stopped_and_resumed_is_bit_equal_and_predicts_without_the_file(
+    tiny: Callable[..., Plan], my_method: Path, more: str
+) -> None:
+    if more:
+        code = my_method.read_text().replace("self.params = params", "self.params, self.teacher = params, Ema(self.student, 0.9)")
+        my_method.write_text(f"from crkd_cli.models.ema import Ema\n{code}{more}")
+    sets = (f"method={METHODS.add(my_method)}", "methods.my_method.confidence=0.5", "train.steps=8", "train.eval_every=4")
+
+    def stop_once(step: int, values: dict[str, float]) -> None:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    train(start(tiny(*sets, out="whole")), lambda step, values: None)
+    with pytest.raises(Stopped):
+        train(start(tiny(*sets, out="parts")), stop_once)
+    train(start(tiny(*sets, out="parts")), lambda step, values: None)
+    whole, parts = (checkpoints.load(tiny(*sets, out=out).folder / "last.pth") for out in ("whole", "parts"))
+    assert whole.step == parts.step == 8
+    assert all(torch.equal(value, parts.weights[key]) for key, value in whole.weights.items())
+    x = torch.rand(1, 1, *[16] * whole.config.data.frame.dims)
+    model = load_method(whole).eval().predictor
+    assert torch.equal(load_predictor(whole, torch.device("cpu"))(x), model(x))
+    best = checkpoints.load(whole.path.with_name("best.pth"))
+    assert best.own == whole.own
+    assert whole.own is not None
+    other = replace(whole, own=checkpoints.Own(sha256=whole.own.sha256, predictor="nowhere"))
+    with pytest.raises(checkpoints.CrkdError, match="does not fit"):
+        load_predictor(other, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dims", [2], indirect=True)
+def test_a_predictor_that_needs_the_file_is_refused_before_training(tiny: Callable[..., Plan], my_method: Path) -> None:
+    changed = "self.params, self.student.output = params, nn.Sequential(self.student.output, nn.Tanh())"
+    code = my_method.read_text().replace("self.params = params", changed)
+    my_method.write_text(f"from torch import nn\n{code}")
+    planned = tiny(f"method={METHODS.add(my_method)}")
+    with pytest.raises(UsageError, match="predicts with another network than"):
+        start(planned)
+    assert not planned.folder.exists()
+
+
+@pytest.mark.slow
+def test_the_contract_can_be_tested_on_it(my_method: Path) -> None:
+    (line,) = [line.strip() for line in PAGE.splitlines() if "pytest" in line]
+    variable, _, *words = line.split()
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), variable.partition("=")[0]: str(my_method)}
+    command = [sys.executable, *words, "-p", "no:xdist", "-p", "no:cacheprovider", "-q"]
+    done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout
