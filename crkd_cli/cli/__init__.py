@@ -10,7 +10,7 @@ from crkd_cli.cli.evaluate import evaluate
 from crkd_cli.cli.make_splits import make_splits
 from crkd_cli.cli.predict import predict
 from crkd_cli.cli.prepare_data import prepare_data
-from crkd_cli.cli.train import train
+from crkd_cli.cli.train import WithMethods, train
 
 app = typer.Typer(
     name="crkd",
@@ -26,7 +26,7 @@ for name, function in (
     ("compare", compare),
     ("predict", predict),
 ):
-    app.command(name)(function)
+    app.command(name, cls=WithMethods if function is train else None)(function)
 
 
 def _version(wanted: bool) -> None:

@@ -1,9 +1,10 @@
 """`crkd train`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from crkd_cli.cli.console import command, progress, say
 from crkd_cli.cli.options import DataRoot, Device, Quiet, Sets, Verbose
@@ -11,6 +12,16 @@ from crkd_cli.methods import METHODS
 
 if TYPE_CHECKING:
     from crkd_cli.engine.start import Plan
+
+
+class WithMethods(typer.core.TyperCommand):
+    """`crkd train`, whose help ends with the methods."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        from crkd_cli.cli.about import show_methods
+
+        show_methods()
 
 
 @command
@@ -29,7 +40,7 @@ def train(
     method: Annotated[
         str | None,
         typer.Option(
-            "--method", help=f"{', '.join(METHODS.names())}, or a file of your own: ./my_method.py.", metavar="NAME|FILE",
+            "--method", help="One of the methods below, or a file of your own: ./my_method.py.", metavar="NAME|FILE",
             rich_help_panel="Run",
         ),
     ] = None,

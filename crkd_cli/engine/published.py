@@ -24,6 +24,11 @@ class Row(Strict, frozen=True):
 
 def published(dataset: str, labeled: int) -> list[Row]:
     """Published rows for `dataset` with `labeled` labelled training cases; none for other settings."""
+    return [row for row in rows() if row.dataset == dataset and row.labeled == labeled]
+
+
+def rows() -> list[Row]:
+    """All published rows, in the order of the file."""
     file = packaged("configs") / "published.yaml"
-    rows: list[Row] = parse(yaml.safe_load(file.read_text(encoding="utf-8")), list[Row], str(file))
-    return [row for row in rows if row.dataset == dataset and row.labeled == labeled]
+    found: list[Row] = parse(yaml.safe_load(file.read_text(encoding="utf-8")), list[Row], str(file))
+    return found

@@ -102,8 +102,3 @@ def test_a_configuration_of_ones_own_is_complete(acdc: Callable[..., Result], tm
     assert result.exit_code == 0, result.stderr
     assert "as its authors set" not in result.stderr
     assert yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())["train"]["optimizer"] == "adamw"
-
-
-def test_help_lists_every_method(cli: Callable[..., Result]) -> None:
-    said = " ".join(cli("train", "--help").stdout.replace("│", " ").split())
-    assert ", ".join(METHODS.names()) in said

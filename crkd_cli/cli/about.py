@@ -1,0 +1,63 @@
+"""What `crkd train --help` says of the methods, from configs/methods.yaml and configs/published.yaml. Imports no method."""
+
+import yaml
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from crkd_cli.config import Strict, parse
+from crkd_cli.engine.published import Row, rows
+from crkd_cli.methods import METHODS
+from crkd_cli.paths import packaged
+
+
+class Cost(Strict, frozen=True):
+    """Times that of `supervised` under the same configuration."""
+
+    step: float
+    memory: float
+
+
+class About(Strict, frozen=True):
+    """A built-in method."""
+
+    name: str
+    adds: str
+    cite: str
+    cost: Cost | None = None
+
+
+def show_methods() -> None:
+    """All installed methods on stdout, in a panel as those of the options."""
+    known, published = {about.name: about for about in abouts()}, rows()
+    table = Table.grid(padding=(0, 2))
+    for name in METHODS.names():
+        text = "\n".join(description(known[name], published)) if name in known else "From another package."
+        table.add_row(Text(name, style="bold cyan"), Text(text))
+    note = "Dice: % as published, each on its own terms, see docs/methods.md"
+    Console().print(Panel(table, title="Methods", title_align="left", subtitle=note, border_style="dim"))
+
+
+def abouts() -> list[About]:
+    """The content of configs/methods.yaml, in the order of the file."""
+    file = packaged("configs") / "methods.yaml"
+    found: list[About] = parse(yaml.safe_load(file.read_text(encoding="utf-8")), list[About], str(file))
+    return found
+
+
+def description(about: About, published: list[Row]) -> list[str]:
+    """What a method adds, by whom, what it costs, and its published Dice in percent, the range over all sources."""
+    cost = about.cost and f"Step: {about.cost.step:.1f} × supervised, memory: {about.cost.memory:.1f} ×"
+    dice = _dice(about.name, published)
+    return [line for line in (about.adds, about.cite, cost, dice and f"Dice: {dice}") if line]
+
+
+def _dice(name: str, published: list[Row]) -> str:
+    """By data set and labelled cases: "ACDC-3 46.0–61.0, LA-8 84.2"; empty if there is none."""
+    found: dict[str, list[float]] = {}
+    for row in published:
+        if row.method.lower().replace("-", "_") == name:
+            found.setdefault(f"{row.dataset.upper()}-{row.labeled}", []).append(row.dice)
+    ends = {setting: dict.fromkeys(f"{value:.1f}" for value in (min(dice), max(dice))) for setting, dice in found.items()}
+    return ", ".join(f"{setting} {'–'.join(values)}" for setting, values in ends.items())

@@ -1,0 +1,61 @@
+"""What `crkd train --help` says of the methods: complete, short, and no other facts than docs/methods.md has."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from crkd_cli.cli.about import About, Cost, abouts, description
+from crkd_cli.engine.published import rows
+from crkd_cli.methods import METHODS
+
+PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+SECTIONS = {text.partition("\n")[0]: " ".join(text.split()) for text in PAGE.split("\n## ")[1:]}
+
+
+def of(name: str) -> set[tuple[str, int, float]]:
+    """What configs/published.yaml has of a method: data set, labelled cases, Dice."""
+    title = {"ua_mt": "UA-MT"}.get(name, name.upper())
+    return {(row.dataset, row.labeled, row.dice) for row in rows() if row.method.upper() == title}
+
+
+def test_every_built_in_method_has_an_entry() -> None:
+    assert sorted(about.name for about in abouts()) == METHODS.own()
+
+
+def test_help_shows_each_in_up_to_five_short_lines(cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    panel = cli("train", "--help").stdout.partition("─ Methods ─")[2]
+    entries: dict[str, list[str]] = {}
+    name = ""
+    for line in [line for line in panel.splitlines() if line.startswith("│")]:
+        name = line[2:16].strip() or name
+        entries.setdefault(name, []).append(line[16:-2].strip())
+    assert list(entries) == METHODS.names()
+    for about in abouts():
+        lines = entries[about.name]
+        assert len(lines) + (about.cost is None) <= 5, lines    # room for what a step costs
+        said = " ".join(lines)
+        assert about.adds in said
+        assert about.cite in said
+    assert "Dice: ACDC-3 60.3, ACDC-7 83.3" in " ".join(entries["cps"])
+
+
+def test_a_description_by_hand() -> None:
+    about = About(name="ua_mt", adds="Much.", cite="Somebody, 2019", cost=Cost(step=2.14, memory=1.4))
+    dice = "Dice: ACDC-3 46.0–61.0, ACDC-7 81.5–81.7, LA-8 84.2–85.8, LA-16 88.9"
+    assert description(about, rows()) == ["Much.", "Somebody, 2019", "Step: 2.1 × supervised, memory: 1.4 ×", dice]
+    assert description(About(name="none", adds="Little.", cite="Nobody"), rows()) == ["Little.", "Nobody"]
+
+
+@pytest.mark.parametrize("about", abouts(), ids=lambda about: about.name)
+def test_the_page_agrees(about: About) -> None:
+    """It names who is cited, and its published figures are those of configs/published.yaml."""
+    section = SECTIONS[about.name]
+    missing = set(re.findall(r"\w+", about.cite.replace("et al.", ""))) - set(re.findall(r"\w+", section))
+    assert not missing
+    figures = re.findall(r"\b(ACDC|LA)-(\d+) (\d+\.\d+)", section)
+    assert {(dataset.lower(), int(labeled), float(dice)) for dataset, labeled, dice in figures} <= of(about.name)
+    assert ("Published: none" in section) == (not of(about.name))
