@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from crkd_cli.config import Model, Strict
+from crkd_cli.augment.intensity import noise
+from crkd_cli.config import Fraction, Model, NonNegative, Strict
 from crkd_cli.data.batch import Batch, Unlabeled
 from crkd_cli.losses.dice import dice_loss
 from crkd_cli.losses.pixel import cross_entropy, log_probabilities, masked_mean
+from crkd_cli.models.ema import Ema
 from crkd_cli.models.networks import NETWORKS
 from crkd_cli.models.networks.base import Network
 
@@ -49,6 +51,7 @@ class Method(nn.Module, ABC):
     def __init__(self, task: Task, params: Strict) -> None:
         super().__init__()
         self.task = task
+        self.params = params
         self.student = task.network()
 
     @abstractmethod
@@ -70,6 +73,28 @@ class Method(nn.Module, ABC):
     def predictor(self) -> nn.Module:
         """image [B, C, *S] → logits [B, K, *S]: what is evaluated and what predicts."""
         return self.student
+
+
+class MeanTeaching(Method):
+    """Its teacher is the student's moving average and, like it, drops features and normalises by the batch."""
+
+    class Params(Strict, frozen=True):
+        noise: NonNegative = 0.1           # σ of the noise on the teacher's images, cut at 2σ
+        teacher_decay: Fraction = 0.99     # of the teacher's moving average
+
+    params: Params
+
+    def __init__(self, task: Task, params: Params) -> None:
+        super().__init__(task, params)
+        self.teacher = Ema(self.student, params.teacher_decay, stochastic=True)
+
+    @torch.no_grad()
+    def answer(self, weak: Tensor) -> Tensor:
+        """weak [U, C, *S] → the teacher's probabilities [U, K, *S] from the images with noise."""
+        return log_probabilities(self.teacher.network(noise(weak, self.params.noise))).exp()
+
+    def after_step(self, step: int) -> None:
+        self.teacher.update(self.student, step)
 
 
 def given(images: Unlabeled | None) -> Unlabeled:

@@ -36,9 +36,10 @@ class Bcp(Method):
         teacher_decay: Fraction = 0.99     # of the teacher's moving average, which begins as a copy when the warm-up ends
         largest: bool = True               # keep the largest component of every class; false where a class is several objects
 
+    params: Params
+
     def __init__(self, task: Task, params: Params) -> None:
         super().__init__(task, params)
-        self.params = params
         self.teacher = Ema(self.student, params.teacher_decay, stochastic=True)
         self.begin = round(params.warmup * task.steps)
 

@@ -25,9 +25,10 @@ class Cps(Method):
         consistency: NonNegative = 0.1     # λ at the end of its ramp
         ramp: NonNegative = 1.0            # share of the run over which λ rises
 
+    params: Params
+
     def __init__(self, task: Task, params: Params) -> None:
         super().__init__(task, params)
-        self.params = params
         self.other = task.network()
         if task.dims == 3:    # as released; in 2D the two differ by the draw alone
             redraw(self.student, nn.init.kaiming_normal_)

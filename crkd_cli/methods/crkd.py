@@ -53,9 +53,10 @@ class Crkd(Method):
         samples: Annotated[int, msgspec.Meta(ge=1)] = 256             # CSD samples per stream and batch
         true_positives: bool = True            # CSD anchors must be predicted right
 
+    params: Params
+
     def __init__(self, task: Task, params: Params) -> None:
         super().__init__(task, params)
-        self.params = params
         self.teacher = Ema(self.student, params.teacher_decay)
         self.projection = Projection(self.student.features)
 

@@ -19,7 +19,7 @@ from crkd_cli.data.batch import Batch
 from crkd_cli.losses.dice import dice_loss
 from crkd_cli.losses.pixel import log_probabilities
 from crkd_cli.methods import METHODS
-from crkd_cli.methods.base import Method, Published, Task, fit, given, read_out
+from crkd_cli.methods.base import Method, Published, fit, given, read_out
 from crkd_cli.models.blocks import drop_channels
 from crkd_cli.schedules import sigmoid_ramp
 
@@ -64,9 +64,7 @@ class CrossMatch(Method):
         drop_weak: Rate = 0.25             # channel dropout of weakly perturbed features, on every level
         drop_strong: Rate = 0.75           # of strongly perturbed ones
 
-    def __init__(self, task: Task, params: Params) -> None:
-        super().__init__(task, params)
-        self.params = params
+    params: Params
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images, partners = given(batch.unlabeled), given(batch.partners)

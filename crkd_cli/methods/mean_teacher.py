@@ -5,21 +5,18 @@ On unlabelled images the student agrees with its moving average, which sees them
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from crkd_cli.augment.intensity import noise
-from crkd_cli.config import Fraction, NonNegative, Strict
+from crkd_cli.config import Fraction, NonNegative
 from crkd_cli.data.batch import Batch
-from crkd_cli.losses.pixel import log_probabilities, masked_mean, squared_difference
+from crkd_cli.losses.pixel import masked_mean, squared_difference
 from crkd_cli.methods import METHODS
-from crkd_cli.methods.base import Method, Published, Task, fit, given, together
-from crkd_cli.models.ema import Ema
+from crkd_cli.methods.base import MeanTeaching, Published, fit, given, together
 from crkd_cli.schedules import sigmoid_ramp
 
 
 @METHODS.register
-class MeanTeacher(Method):
+class MeanTeacher(MeanTeaching):
     """L = L_sup + λ(t) · mean (p_student − p_teacher)² over pixels and classes of the unlabelled images."""
 
     published: ClassVar[Published] = {
@@ -27,23 +24,17 @@ class MeanTeacher(Method):
         "la": {"train.steps": 6000, "methods.mean_teacher.delay": 0.0},
     }
 
-    class Params(Strict, frozen=True):
+    class Params(MeanTeaching.Params, frozen=True):
         consistency: NonNegative = 0.1     # λ at the end of its ramp
         ramp: NonNegative = 1.0            # share of the run over which λ rises
         delay: Fraction = 1 / 30           # share of the run during which λ is 0
-        noise: NonNegative = 0.1           # σ of the noise on the teacher's images, cut at 2σ
-        teacher_decay: Fraction = 0.99     # of the teacher's moving average
 
-    def __init__(self, task: Task, params: Params) -> None:
-        super().__init__(task, params)
-        self.params = params
-        self.teacher = Ema(self.student, params.teacher_decay, stochastic=True)
+    params: Params
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         weak = given(batch.unlabeled).weak
         log_l, log_u = together(self.student, batch.labeled.image, weak)
-        with torch.no_grad():
-            taught = log_probabilities(self.teacher.network(noise(weak, self.params.noise))).exp()
+        taught = self.answer(weak)
         labeled = fit(log_l, batch.labeled.label)
         consistency = masked_mean(squared_difference(log_u.exp(), taught), None)
         return {"total": labeled + self.weight(step) * consistency, "labeled": labeled, "consistency": consistency}
@@ -52,6 +43,3 @@ class MeanTeacher(Method):
         """λ at `step`."""
         params, steps = self.params, self.task.steps
         return params.consistency * sigmoid_ramp(step, params.ramp * steps) if step >= params.delay * steps else 0.0
-
-    def after_step(self, step: int) -> None:
-        self.teacher.update(self.student, step)

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from crkd_cli.augment.intensity import noise
-from crkd_cli.config import Fraction, NonNegative, Strict
+from crkd_cli.config import NonNegative
 from crkd_cli.data.batch import Batch
 from crkd_cli.losses.pixel import entropy, log_probabilities, masked_mean, squared_difference
 from crkd_cli.methods import METHODS
-from crkd_cli.methods.base import Method, Published, Task, fit, given, together
-from crkd_cli.models.ema import Ema
+from crkd_cli.methods.base import MeanTeaching, Published, Task, fit, given, together
 from crkd_cli.schedules import sigmoid_ramp
 
 SMALLEST = 1e-6    # probability in a logarithm
@@ -25,23 +24,21 @@ START = 0.75       # the entropy threshold at first, as a share of the one at th
 
 
 @METHODS.register
-class UaMt(Method):
+class UaMt(MeanTeaching):
     """L = L_sup + λ(t) · mean (p_student − p_teacher)² over the pixels with U < h(t), U the entropy of the mean of `passes`."""
 
     published: ClassVar[Published] = {"acdc": {"train.steps": 30000}, "la": {"train.steps": 6000}}
 
-    class Params(Strict, frozen=True):
+    class Params(MeanTeaching.Params, frozen=True):
         consistency: NonNegative = 0.1     # λ at the end of its ramp
         ramp: NonNegative = 1.0            # share of the run over which λ rises
         passes: Annotated[int, msgspec.Meta(ge=2, multiple_of=2)] = 8    # of the teacher, for the uncertainty
-        noise: NonNegative = 0.1           # σ of the noise on the teacher's images, cut at 2σ
-        teacher_decay: Fraction = 0.99     # of the teacher's moving average
         legacy_constants: bool = False     # h and the mean over classes as for two classes, however many: SSL4MIS on ACDC
+
+    params: Params
 
     def __init__(self, task: Task, params: Params) -> None:
         super().__init__(task, params)
-        self.params = params
-        self.teacher = Ema(self.student, params.teacher_decay, stochastic=True)
         self.classes = 2 if params.legacy_constants else task.classes
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -58,7 +55,7 @@ class UaMt(Method):
     @torch.no_grad()
     def teach(self, weak: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """weak [U, C, *S] → the teacher's probabilities [U, K, *S] in one pass, and where it is certain in others, [U, *S]."""
-        taught = log_probabilities(self.teacher.network(noise(weak, self.params.noise))).exp()
+        taught = self.answer(weak)
         mean = torch.zeros_like(taught)
         for _ in range(self.params.passes // 2):    # two at a time, sharing the statistics of batch norm, as published
             twice = noise(torch.cat([weak, weak]), self.params.noise)
@@ -69,6 +66,3 @@ class UaMt(Method):
     def threshold(self, step: int) -> float:
         """h(t) in nats: from three quarters of the largest entropy up to it, over the run."""
         return (START + (1.0 - START) * sigmoid_ramp(step, self.task.steps)) * math.log(self.classes)
-
-    def after_step(self, step: int) -> None:
-        self.teacher.update(self.student, step)

@@ -16,7 +16,7 @@ from crkd_cli.data.batch import Batch
 from crkd_cli.losses.dice import dice_loss
 from crkd_cli.losses.pixel import log_probabilities
 from crkd_cli.methods import METHODS
-from crkd_cli.methods.base import Method, Published, Task, evaluating, fit, given, read_out, together
+from crkd_cli.methods.base import Method, Published, evaluating, fit, given, read_out, together
 from crkd_cli.models.blocks import drop_channels
 
 
@@ -32,9 +32,7 @@ class UniMatch(Method):
         confidence: Fraction = 0.95        # τ: pixels below do not count
         drop: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.5    # channel dropout of the perturbed features, on every level
 
-    def __init__(self, task: Task, params: Params) -> None:
-        super().__init__(task, params)
-        self.params = params
+    params: Params
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images, partners = given(batch.unlabeled), given(batch.partners)

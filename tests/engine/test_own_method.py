@@ -25,7 +25,13 @@ from tests.methods.test_contract import batch, build, calm
 
 CHECKOUT = Path(__file__).parents[2]
 PAGE = (CHECKOUT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
-TEACHER = """
+INIT = """
+    def __init__(self, task, params):
+        super().__init__(task, params)
+"""
+TEACHER = f"""{INIT}
+        self.teacher = Ema(self.student, 0.9)
+
     def after_step(self, step):
         self.teacher.update(self.student, step)
 
@@ -100,9 +106,7 @@ def test_the_lines_of_the_page_run(my_method: Path, cli: Callable[..., Result], 
 def test_stopped_and_resumed_is_bit_equal_and_predicts_without_the_file(
     tiny: Callable[..., Plan], my_method: Path, more: str
 ) -> None:
-    if more:
-        code = my_method.read_text().replace("self.params = params", "self.params, self.teacher = params, Ema(self.student, 0.9)")
-        my_method.write_text(f"from crkd_cli.models.ema import Ema\n{code}{more}")
+    my_method.write_text(f"from crkd_cli.models.ema import Ema\n{my_method.read_text()}{more}")
     sets = (f"method={METHODS.add(my_method)}", "methods.my_method.confidence=0.5", "train.steps=8", "train.eval_every=4")
 
     def stop_once(step: int, values: dict[str, float]) -> None:
@@ -129,9 +133,8 @@ def test_stopped_and_resumed_is_bit_equal_and_predicts_without_the_file(
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
 def test_a_predictor_that_needs_the_file_is_refused_before_training(tiny: Callable[..., Plan], my_method: Path) -> None:
-    changed = "self.params, self.student.output = params, nn.Sequential(self.student.output, nn.Tanh())"
-    code = my_method.read_text().replace("self.params = params", changed)
-    my_method.write_text(f"from torch import nn\n{code}")
+    changed = "        self.student.more = nn.Tanh()    # no weights: only the layers tell\n"
+    my_method.write_text(f"from torch import nn\n{my_method.read_text()}{INIT}{changed}")
     planned = tiny(f"method={METHODS.add(my_method)}")
     with pytest.raises(UsageError, match="predicts with another network than"):
         start(planned)
