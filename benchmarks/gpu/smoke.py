@@ -45,7 +45,7 @@ def gpu_tests() -> tuple[bool, str]:
 
 
 def row(dataset: str, name: str, device: torch.device) -> dict[str, Any]:
-    """One step of method `name` at the published size, late in a run, when every term counts."""
+    """One update of method `name` at the published size, late in a run, when every term counts."""
     sets = [f"method={name}", *([] if device.type == "cuda" else [SMALL[dataset]])]
     config = load(packaged("configs") / f"{dataset}.yaml", sets)
     losses = {precision: step(config, dataset, device, precision) for precision in (torch.float32, torch.bfloat16)}
@@ -58,7 +58,7 @@ def row(dataset: str, name: str, device: torch.device) -> dict[str, Any]:
 
 
 def step(config: Config, dataset: str, device: torch.device, precision: torch.dtype) -> tuple[float, float | None]:
-    """The total loss of one step from the seed's weights, and the GPU's peak memory in GiB."""
+    """The total loss of one update from the seed's weights, and the GPU's peak memory in GiB."""
     spec = Spec(
         name=dataset, source=dataset, classes=DATA[dataset], channels=1, modality="mr", dims=3, intensity="minmax"
     )  # fmt: skip

@@ -33,7 +33,7 @@ class Own(Strict, frozen=True):
 class Checkpoint:
     """All that evaluation and prediction need; `training` holds what resuming needs besides."""
 
-    step: int                           # optimiser steps done
+    step: int                           # batches trained on
     config: Config
     spec: Spec
     split: Split

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from crkd_cli import world
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.methods.base import Method
-from crkd_cli.models.networks.base import Network
+from crkd_cli.models.networks.base import Decoder, Network
 
 PATIENCE = timedelta(hours=2)    # for a process that is busy alone: process 0 while it validates
 _store: Any = None               # what the processes share besides tensors; outlives the group
@@ -84,14 +84,14 @@ def wrapped(method: Method) -> Callable[..., dict[str, Tensor]]:
 
 
 def synchronised(method: Method) -> Method:
-    """On GPUs, the networks' batch norm takes its statistics over the joint batch; names of weights stay.
+    """On GPUs, the batch norm of networks and further decoders takes its statistics over the joint batch; names of weights stay.
 
     A projection needs nothing: it sees the joint samples in every process.
     On CPUs, for which torch has no such layer, training normalises over each process's part; process 0's averages are kept.
     """
     if world.size() > 1 and next(method.parameters()).device.type == "cuda":
-        for network in [module for module in method.modules() if isinstance(module, Network)]:
-            nn.SyncBatchNorm.convert_sync_batchnorm(network)    # type: ignore[no-untyped-call]    # in place
+        for part in [module for module in method.modules() if isinstance(module, (Network, Decoder))]:
+            nn.SyncBatchNorm.convert_sync_batchnorm(part)    # type: ignore[no-untyped-call]    # in place
     return method
 
 

@@ -124,18 +124,19 @@ class _Loop:
             yield item
 
     def step(self, step: int, raws: Any) -> None:
-        """One optimiser step. No host synchronisation."""
+        """One batch and the method's updates on it. No host synchronisation."""
         run = self.run
         batch = run.data.batch(raws, step)
         # Dropout, CutMix and sampling are a function of the step too. The processes' draws differ.
         torch.manual_seed(step_seed(self.config.seed, step) + world.rank())
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == torch.bfloat16):
-            losses = self.losses(batch, step)
-        torch.autograd.backward(losses["total"])
-        norm = run.optimizer.step(losses["total"], self.rate(step))
+        for _ in range(run.method.updates):
+            with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == torch.bfloat16):
+                losses = self.losses(batch, step)
+            torch.autograd.backward(losses["total"])
+            norm = run.optimizer.step(losses["total"], self.rate(step))
+            for name, value in {**losses, "grad_norm": norm}.items():
+                self.seen.setdefault(name, []).append(value.detach())
         run.method.after_step(step)
-        for name, value in {**losses, "grad_norm": norm}.items():
-            self.seen.setdefault(name, []).append(value.detach())
         self.counted += 1
 
     def rate(self, step: int) -> float:
@@ -163,7 +164,7 @@ class _Loop:
         if not self.counted:
             return
         optimizer = self.run.optimizer
-        if optimizer.worst_streak() >= LIMIT:
+        if optimizer.worst_streak() >= LIMIT * self.run.method.updates:
             raise CrkdError(
                 f"the loss was not finite in {LIMIT} steps in a row before step {done}; last.pth is the last good state. "
                 "Try --set train.precision=fp32, or a smaller --set train.lr="

@@ -16,7 +16,7 @@ from crkd_cli.losses.dice import dice_loss
 from crkd_cli.losses.pixel import cross_entropy, log_probabilities, masked_mean
 from crkd_cli.models.ema import Ema
 from crkd_cli.models.networks import NETWORKS
-from crkd_cli.models.networks.base import Network
+from crkd_cli.models.networks.base import Network, Upsampling
 
 Published = Mapping[str, Mapping[str, Any]]
 
@@ -31,16 +31,18 @@ class Task:
     classes: int     # K, background included
     steps: int       # T, length of the run
 
-    def network(self) -> Network:
-        """A new network as the configuration names it."""
-        return NETWORKS[self.model.name](self.dims, self.channels, self.classes, self.model.widths)
+    def network(self, upsampling: Upsampling | None = None, bottom_dropout: float = 0.5) -> Network:
+        """A new network as the configuration names it; None: with its own way of upsampling."""
+        kind = NETWORKS[self.model.name]
+        return kind(self.dims, self.channels, self.classes, self.model.widths, upsampling, bottom_dropout)
 
 
 class Method(nn.Module, ABC):
-    """Holds its networks; `losses` is called by the loop at every step, under autocast."""
+    """Holds its networks; `losses` is called by the loop at every step (`updates` times), under autocast."""
 
     unlabeled_streams: ClassVar[int] = 1    # 0: labelled images alone; 2: mixing partners (batch.partners) besides
     strong_views: ClassVar[int] = 0         # strongly augmented views of every unlabelled image
+    updates: ClassVar[int] = 1              # optimiser steps on every batch, each with losses of its own; a batch is a step
     # By data set, what the authors set otherwise than configs/NAME.yaml and Params: {"la": {"train.steps": 6000}}. It holds
     # where the packaged configuration is used, and gives way to --set.
     published: ClassVar[Published] = {}
@@ -48,11 +50,12 @@ class Method(nn.Module, ABC):
     class Params(Strict, frozen=True):
         """The method's own settings; defaults are its values for ACDC."""
 
-    def __init__(self, task: Task, params: Strict) -> None:
+    def __init__(self, task: Task, params: Strict, student: Network | None = None) -> None:
+        """`student`: where the method needs another network than the configuration's own."""
         super().__init__()
         self.task = task
         self.params = params
-        self.student = task.network()
+        self.student = task.network() if student is None else student
 
     @abstractmethod
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -67,7 +70,7 @@ class Method(nn.Module, ABC):
         return self.losses(batch, step)
 
     def after_step(self, step: int) -> None:
-        """Called after the optimiser's step, for moving averages and the like."""
+        """Called after the last of a batch's updates, for moving averages and the like."""
 
     @property
     def predictor(self) -> nn.Module:

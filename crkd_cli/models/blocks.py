@@ -4,6 +4,7 @@ Letters: B batch, C channels, *S two or three spatial axes.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,8 @@ def _dropout_on_cpu(x: Tensor, p: float) -> Tensor:
     return x * keep.view(rows.shape).movedim(-1, 1)
 
 
-def double(x: Tensor) -> Tensor:
-    """x [B, C, *S] → [B, C, *2S], (bi/tri)linear with aligned corners."""
-    mode = ("bilinear", "trilinear")[x.ndim - 4]
-    return functional.interpolate(x, scale_factor=2, mode=mode, align_corners=True)
+def double(dims: int, mode: Literal["linear", "nearest"]) -> nn.Module:
+    """x [B, C, *S] → [B, C, *2S]: nearest values, or (bi/tri)linear with aligned corners."""
+    if mode == "nearest":
+        return nn.Upsample(scale_factor=2, mode="nearest")
+    return nn.Upsample(scale_factor=2, mode=("bilinear", "trilinear")[dims - 2], align_corners=True)

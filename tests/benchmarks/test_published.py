@@ -20,7 +20,7 @@ from crkd_cli.methods.base import Task
 from crkd_cli.methods.crkd import Crkd
 from crkd_cli.metrics.overlap import confusion, dice, jaccard
 from crkd_cli.metrics.surface import surface
-from crkd_cli.models.networks.base import Network
+from crkd_cli.models.networks.base import Decoder, Network, Upsampling
 
 STEADY = {"start": 0.0, "ramp": 0.0, "warmup": 0.0, "pseudo_ramp": 0.0, "drop": 0.0}    # all terms on, no dropout
 CLASSES = 3
@@ -76,10 +76,13 @@ class Pixels(Network):
         inverse = torch.linalg.pinv(self.feature.weight.detach().flatten(1))
         self.output.weight.data = 5.0 * inverse.reshape(self.output.weight.shape)    # logits = 5 · input
 
-    def encode(self, x: Tensor) -> list[Tensor]:
+    def encode(self, x: Tensor, feedback: Sequence[Tensor | None] = ()) -> list[Tensor]:
         return [x] * 5
 
-    def decode(self, pyramid: Sequence[Tensor]) -> Tensor:
+    def new_decoder(self, upsampling: Upsampling | None) -> Decoder:
+        raise NotImplementedError
+
+    def decode(self, pyramid: Sequence[Tensor], stages: list[Tensor] | None = None) -> Tensor:
         features: Tensor = self.feature(pyramid[0])
         return features
 

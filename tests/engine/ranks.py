@@ -73,8 +73,10 @@ def gradients(name: str, dims: int) -> dict[str, Tensor]:
             if parameter.endswith("output.weight"):
                 value *= 30.0    # an untrained network is unsure everywhere
     call = wrapped(method)
-    losses = call(batch(dims, LABELED if name == "bcp" else UNLABELED), 9)    # pairs a labelled image with an unlabelled one
-    losses["total"].backward()
+    joint = batch(dims, LABELED if name == "bcp" else UNLABELED)    # pairs a labelled image with an unlabelled one
+    for _ in range(kind.updates):
+        losses = call(joint, 9)
+        losses["total"].backward()
     found = {parameter: value.grad for parameter, value in method.named_parameters() if value.grad is not None}
     return {**found, **{f"loss {term}": world.mean(value.detach()) for term, value in losses.items()}}
 

@@ -76,7 +76,7 @@ def test_teacher_begins_as_a_copy_when_the_warm_up_ends() -> None:
             for parameter in method.student.parameters():
                 parameter += 1.0
         method.after_step(step)
-        moved = method.teacher.network.output.bias - before["output.bias"]
+        moved = method.teacher.network.decoder.output.bias - before["decoder.output.bias"]
         # Steps 0–3 nothing; 4 the copy; then a quarter of the way to the student at each.
         expected = 0.0 if step < 4 else {4: 5.0, 5: 5.25, 6: 5.6875}[step]
         torch.testing.assert_close(moved, torch.full_like(moved, expected))

@@ -13,7 +13,7 @@ from crkd_cli.engine.start import flat
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, Task
 from crkd_cli.models.blocks import Dropout
-from crkd_cli.models.networks.base import Network
+from crkd_cli.models.networks.base import Decoder
 from crkd_cli.paths import packaged
 
 OWN = os.environ.get("CRKD_METHOD")    # a user's file, see docs/adding-a-method.md
@@ -49,8 +49,8 @@ def calm(method: Method) -> None:
         if isinstance(module, Dropout):
             module.p = 0.0
     with torch.no_grad():
-        for network in [module for module in method.modules() if isinstance(module, Network)]:
-            for parameter in network.output.parameters():
+        for decoder in [module for module in method.modules() if isinstance(module, Decoder)]:
+            for parameter in decoder.output.parameters():
                 parameter *= 30
 
 
@@ -71,10 +71,11 @@ def test_losses_are_finite_scalars_and_total_has_a_gradient(name: str, dims: int
 @METHOD
 def test_it_uses_no_more_than_it_asks_for(name: str, dims: int) -> None:
     """Without the views and the streams that it does not ask for, nothing changes."""
-    method, full = build(name, dims), batch(dims)
-    streams = [Unlabeled(one.weak, one.strong[: method.strong_views]) for one in (full.unlabeled, full.partners) if one]
+    kind, full = METHODS[name], batch(dims)
+    streams = [Unlabeled(one.weak, one.strong[: kind.strong_views]) for one in (full.unlabeled, full.partners) if one]
     totals = []
-    for given in (full, Batch(full.labeled, *streams[: method.unlabeled_streams])):
+    for given in (full, Batch(full.labeled, *streams[: kind.unlabeled_streams])):
+        method = build(name, dims)
         torch.manual_seed(3)
         totals.append(method.losses(given, 9)["total"])
     assert torch.equal(*totals)
@@ -92,31 +93,32 @@ def test_published_settings_are_understood(name: str) -> None:
 
 @METHOD
 def test_a_small_step_lowers_the_loss(name: str, dims: int) -> None:
-    method, data = build(name, dims), batch(dims)
+    method, moved, data = build(name, dims), build(name, dims), batch(dims)
 
-    def total() -> torch.Tensor:
+    def total(one: Method) -> torch.Tensor:
         torch.manual_seed(7)
-        return method.losses(data, 0)["total"]
+        return one.losses(data, 0)["total"]
 
-    before = total()
+    before = total(method)
     before.backward()
     with torch.no_grad():
-        for parameter in method.student.parameters():
-            if parameter.grad is not None:
-                parameter -= 1e-3 * parameter.grad
-    assert total().item() < before.item()
+        for parameter, learned in zip(moved.student.parameters(), method.student.parameters(), strict=True):
+            if learned.grad is not None:
+                parameter -= 1e-3 * learned.grad
+    assert total(moved).item() < before.item()
 
 
 @METHOD
 def test_state_survives_a_file(name: str, dims: int) -> None:
     method = build(name, dims)
     for step in range(2):
-        method.losses(batch(dims), step)["total"].backward()
-        with torch.no_grad():
-            for parameter in method.parameters():
-                if parameter.grad is not None:
-                    parameter -= 0.01 * parameter.grad
-                    parameter.grad = None
+        for _ in range(method.updates):
+            method.losses(batch(dims), step)["total"].backward()
+            with torch.no_grad():
+                for parameter in method.parameters():
+                    if parameter.grad is not None:
+                        parameter -= 0.01 * parameter.grad
+                        parameter.grad = None
         method.after_step(step)
     file = io.BytesIO()
     torch.save(method.state_dict(), file)

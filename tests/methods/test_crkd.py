@@ -111,7 +111,7 @@ def test_semantic_gradient_reaches_features_and_projection(dims: int) -> None:
     losses = run(method, batch(dims))
     losses["semantic"].backward()
     assert all(p.grad is not None and (p.grad != 0).any() for p in method.projection.layers[-1].parameters())
-    assert (method.student.narrow[0].weight.grad != 0).any()
+    assert (method.student.decoder.grow[0][0].weight.grad != 0).any()
 
 
 def test_settings_out_of_range_are_refused() -> None:

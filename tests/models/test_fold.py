@@ -1,6 +1,7 @@
 """Batch norm folded into convolutions against the networks as they are, in 2D and 3D."""
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from crkd_cli.models.fold import folded
 from crkd_cli.models.networks import NETWORKS
+from crkd_cli.models.networks.base import Upsampling
 
 NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -37,15 +39,16 @@ def test_bf16_is_no_coarser_than_autocast(name: str, dims: int) -> None:
     x = torch.randn(2, 1, *(64, 48, 32)[:dims])
     exact = copy.deepcopy(network).double()(x.double())
     fast = folded(network, torch.bfloat16)
-    assert {p.dtype for p in fast.output.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in fast.decoder.output.parameters()} == {torch.bfloat16}
     assert spread(fast, x, exact) < 1.2 * spread(network, x, exact)
     assert spread(fast, x, exact) < 0.03 * float(exact.detach().std())
 
 
+@pytest.mark.parametrize("upsampling", get_args(Upsampling))
 @pytest.mark.parametrize("name", NETWORKS.names())
-def test_the_answers_stay(name: str, dims: int) -> None:
+def test_the_answers_stay(name: str, dims: int, upsampling: Upsampling) -> None:
     torch.manual_seed(0)
-    network = with_history(NETWORKS[name](dims, 2, 3, (4, 4, 8, 8, 8))).double()
+    network = with_history(NETWORKS[name](dims, 2, 3, (4, 4, 8, 8, 8), upsampling)).double()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     fast = folded(network)
     x = torch.randn(2, 2, *(32, 16, 48)[:dims], dtype=torch.float64)

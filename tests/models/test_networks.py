@@ -1,12 +1,14 @@
 """Every network in 2D and 3D: shapes, encode → decode → head, published parameter counts."""
 
+from typing import get_args
+
 import pytest
 import torch
 
 from crkd_cli.models.blocks import Dropout, double, drop_channels
 from crkd_cli.models.ema import Ema
 from crkd_cli.models.networks import NETWORKS
-from crkd_cli.models.networks.base import Network
+from crkd_cli.models.networks.base import Network, Upsampling
 
 WIDTHS = (16, 32, 64, 128, 256)
 
@@ -27,6 +29,76 @@ def test_contract(name: str, dims: int) -> None:
     assert features.shape == (2, network.features, *x.shape[2:])
     assert network(x).shape == (2, 3, *x.shape[2:])
     torch.testing.assert_close(network.head(features), network(x))
+
+
+@pytest.mark.parametrize("upsampling", get_args(Upsampling))
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_a_further_decoder(name: str, dims: int, upsampling: Upsampling) -> None:
+    """It fits the same levels, hands out what it grew, and a network made with that upsampling is of its shape."""
+    network = build(name, dims).eval()
+    own = {key: value.clone() for key, value in network.state_dict().items()}
+    decoder = network.new_decoder(upsampling).eval()
+    pyramid = network.encode(torch.randn(2, 1, *(32, 16, 48)[:dims]))
+    stages: list[torch.Tensor] = []
+    features = decoder(pyramid, stages)
+    assert stages[0] is pyramid[-1]
+    assert [one.shape for one in stages] == [one.shape for one in reversed(pyramid)]
+    x = pyramid[-1]
+    for number, level in enumerate(reversed(pyramid[:-1])):    # the way up, by its own layers
+        risen = decoder.grow[number](x)
+        torch.testing.assert_close(risen, stages[number + 1])
+        x = decoder.fuse[number](torch.cat([level, risen], dim=1) if name == "unet" else level + risen)
+    torch.testing.assert_close(features, x)
+    assert torch.equal(decoder(pyramid), features)
+    assert decoder.head(features).shape == network(torch.randn(2, 1, *(32, 16, 48)[:dims])).shape
+    decoder.head(features).square().mean().backward()
+    assert all(p.grad is not None for p in decoder.parameters())
+    assert all(p.grad is None for p in network.decoder.parameters())
+    assert all(torch.equal(value, own[key]) for key, value in network.state_dict().items())
+    made = NETWORKS[name](dims, 1, 3, (4, 4, 8, 8, 8), upsampling).decoder
+    assert [(key, value.shape) for key, value in made.state_dict().items()] == [
+        (key, value.shape) for key, value in decoder.state_dict().items()
+    ]
+
+
+@pytest.mark.parametrize(("name", "own"), [("unet", "linear"), ("vnet", "transposed")])
+def test_a_network_has_a_way_of_its_own(name: str, own: Upsampling) -> None:
+    torch.manual_seed(0)
+    named = NETWORKS[name](2, 1, 3, (4, 4, 8, 8, 8), own)
+    for one, two in zip(named.parameters(), build(name, 2).parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_feedback_is_added_to_every_level_before_the_next(name: str, dims: int) -> None:
+    network = build(name, dims).eval()
+    x = torch.randn(2, 1, *(32, 16, 48)[:dims])
+    plain = network.encode(x)
+    feedback = [torch.randn_like(level) for level in plain]
+    below = network.halve[0](plain[0] + feedback[0])
+    expected = [plain[0] + feedback[0], network.down[1](below) + feedback[1]]
+    for level, halve, added in zip(network.down[2:], network.halve[1:], feedback[2:], strict=True):
+        expected.append(level(halve(expected[-1])) + added)
+    for one, two in zip(network.encode(x, feedback), expected, strict=True):
+        torch.testing.assert_close(one, two)
+    partly = network.encode(x, (None, None, None, None, feedback[4]))
+    assert all(torch.equal(one, two) for one, two in zip(partly[:4], plain[:4], strict=True))
+    torch.testing.assert_close(partly[4], plain[4] + feedback[4])
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_dropout_at_the_bottom(name: str) -> None:
+    """The rate of the fifth level; the others keep theirs. V-Net: whole channels after what is fed back."""
+    torch.manual_seed(0)
+    network = NETWORKS[name](2, 1, 2, (2, 2, 2, 2, 400), bottom_dropout=0.3)
+    if name == "unet":
+        assert [module.p for module in network.down.modules() if isinstance(module, Dropout)] == [0.05, 0.1, 0.2, 0.3, 0.3]
+        return
+    feedback = torch.full((1, 400, 2, 2), 1e6)
+    bottom = network.encode(torch.rand(1, 1, 32, 32), (None, None, None, None, feedback))[-1].flatten(2)
+    dropped = (bottom == 0).all(2)
+    assert dropped.float().mean().item() == pytest.approx(0.3, abs=4 * (0.21 / 400) ** 0.5)
+    torch.testing.assert_close(bottom[~dropped], torch.full_like(bottom[~dropped], 1e6 / 0.7), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(("name", "dims", "classes", "published"), [("unet", 2, 4, 1_813_764), ("vnet", 3, 2, 9_448_866)])
@@ -86,7 +158,7 @@ def test_dropout_drops_elements_and_keeps_the_mean(dims: int, dtype: torch.dtype
 def test_double_keeps_corners_and_is_linear_between() -> None:
     x = torch.tensor([[[[0.0, 3.0], [6.0, 9.0]]]])
     expected = torch.tensor([[[[0.0, 1.0, 2.0, 3.0], [2.0, 3.0, 4.0, 5.0], [4.0, 5.0, 6.0, 7.0], [6.0, 7.0, 8.0, 9.0]]]])
-    torch.testing.assert_close(double(x), expected)
+    torch.testing.assert_close(double(2, "linear")(x), expected)
 
 
 def test_ema_first_copies_then_averages_parameters_and_buffers() -> None:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from crkd_cli.models.blocks import Dropout, batch_norm, conv, double, max_pool
+from crkd_cli.models.blocks import Dropout, batch_norm, conv, conv_up, double, max_pool
 from crkd_cli.models.networks import NETWORKS
-from crkd_cli.models.networks.base import Network
+from crkd_cli.models.networks.base import Decoder, Network, Upsampling
 
-DROPOUT = (0.05, 0.1, 0.2, 0.3, 0.5)    # per level going down; none going up
+DROPOUT = (0.05, 0.1, 0.2, 0.3)    # per level going down, but for the bottom; none going up
 
 
 def block(dims: int, inputs: int, outputs: int, dropout: float) -> nn.Sequential:
@@ -20,33 +20,41 @@ def block(dims: int, inputs: int, outputs: int, dropout: float) -> nn.Sequential
     )  # fmt: skip
 
 
+def grow(dims: int, deep: int, skip: int, upsampling: Upsampling) -> nn.Module:
+    """Twice the size and `skip` channels: a transposed convolution, 1-wide then linear, or nearest then 3-wide."""
+    if upsampling == "transposed":
+        return conv_up(dims, deep, skip)
+    if upsampling == "linear":
+        return nn.Sequential(conv(dims, deep, skip, 1), double(dims, upsampling))
+    return nn.Sequential(double(dims, upsampling), conv(dims, deep, skip, 3))
+
+
+class UNetDecoder(Decoder):
+    def __init__(self, dims: int, classes: int, widths: Sequence[int], upsampling: Upsampling) -> None:
+        steps_up = list(zip(widths[:0:-1], widths[-2::-1], strict=True))    # (256, 128), (128, 64) …
+        super().__init__(
+            [grow(dims, deep, skip, upsampling) for deep, skip in steps_up],
+            [block(dims, 2 * skip, skip, 0.0) for _, skip in steps_up],
+            conv(dims, widths[0], classes, 3),
+        )
+
+    def join(self, risen: Tensor, skip: Tensor) -> Tensor:
+        return torch.cat([skip, risen], dim=1)
+
+
 @NETWORKS.register
 class UNet(Network):
-    """1,813,764 parameters in 2D with one channel and four classes."""
+    """1,813,764 parameters in 2D with one channel and four classes. Its maps grow linearly."""
 
-    def __init__(self, dims: int, channels: int, classes: int, widths: Sequence[int]) -> None:
+    def __init__(
+        self, dims: int, channels: int, classes: int, widths: Sequence[int], upsampling: Upsampling | None = None,
+        bottom_dropout: float = 0.5,
+    ) -> None:  # fmt: skip
         super().__init__(dims, channels, classes, widths)
-        self.features = widths[0]
-        inputs = (channels, *widths[:-1])
-        self.down = nn.ModuleList(block(dims, i, o, p) for i, o, p in zip(inputs, widths, DROPOUT, strict=True))
-        self.pool = max_pool(dims)
-        steps_up = list(zip(widths[:0:-1], widths[-2::-1], strict=True))    # (256, 128), (128, 64) …
-        self.narrow = nn.ModuleList(conv(dims, deep, skip, 1) for deep, skip in steps_up)
-        self.up = nn.ModuleList(block(dims, 2 * skip, skip, 0.0) for _, skip in steps_up)
-        self.output = conv(dims, widths[0], classes, 3)
+        rates, inputs = (*DROPOUT, bottom_dropout), (channels, *widths[:-1])
+        self.down = nn.ModuleList(block(dims, i, o, p) for i, o, p in zip(inputs, widths, rates, strict=True))
+        self.halve = nn.ModuleList(max_pool(dims) for _ in widths[1:])
+        self.decoder = self.new_decoder(upsampling)
 
-    def encode(self, x: Tensor) -> list[Tensor]:
-        pyramid = [self.down[0](x)]
-        for level in self.down[1:]:
-            pyramid.append(level(self.pool(pyramid[-1])))
-        return pyramid
-
-    def decode(self, pyramid: Sequence[Tensor]) -> Tensor:
-        x = pyramid[-1]
-        for narrow, up, skip in zip(self.narrow, self.up, pyramid[-2::-1], strict=True):
-            x = up(torch.cat([skip, double(narrow(x))], dim=1))
-        return x
-
-    def head(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.output(features)
-        return logits
+    def new_decoder(self, upsampling: Upsampling | None) -> Decoder:
+        return UNetDecoder(self.dims, self.classes, self.widths, upsampling or "linear")

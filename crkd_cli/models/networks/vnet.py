@@ -5,12 +5,12 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from crkd_cli.models.blocks import batch_norm, conv, conv_up, drop_channels
+from crkd_cli.models.blocks import batch_norm, conv, conv_up, double, drop_channels
 from crkd_cli.models.networks import NETWORKS
-from crkd_cli.models.networks.base import Network
+from crkd_cli.models.networks.base import Decoder, Network, Upsampling
 
 DEPTHS = (1, 2, 3, 3, 3)    # 3-wide convolutions per level, mirrored going up
-DROPOUT = 0.5               # of whole channels, at the bottom and before the output
+DROPOUT = 0.5               # of whole channels, before the output
 
 
 def stage(dims: int, depth: int, inputs: int, outputs: int) -> nn.Sequential:
@@ -21,41 +21,51 @@ def stage(dims: int, depth: int, inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def resample(dims: int, layer: nn.Module, outputs: int) -> nn.Sequential:
-    """A strided or transposed convolution, batch norm, ReLU."""
-    return nn.Sequential(layer, batch_norm(dims, outputs), nn.ReLU(inplace=True))
+def resample(dims: int, outputs: int, *layers: nn.Module) -> nn.Sequential:
+    """`layers`, which halve or double every axis, then batch norm and ReLU."""
+    return nn.Sequential(*layers, batch_norm(dims, outputs), nn.ReLU(inplace=True))
+
+
+def grow(dims: int, inputs: int, outputs: int, upsampling: Upsampling) -> nn.Sequential:
+    """Twice the size: a transposed convolution, or doubling and a 3-wide one."""
+    if upsampling == "transposed":
+        return resample(dims, outputs, conv_up(dims, inputs, outputs))
+    return resample(dims, outputs, double(dims, upsampling), conv(dims, inputs, outputs, 3))
+
+
+class VNetDecoder(Decoder):
+    def __init__(self, dims: int, classes: int, widths: Sequence[int], upsampling: Upsampling) -> None:
+        super().__init__(
+            [grow(dims, deep, skip, upsampling) for deep, skip in pairwise(reversed(widths))],
+            [stage(dims, d, w, w) for d, w in zip(DEPTHS[-2::-1], widths[-2::-1], strict=True)],
+            conv(dims, widths[0], classes, 1),
+        )
+
+    def join(self, risen: Tensor, skip: Tensor) -> Tensor:
+        return risen + skip
+
+    def drop(self, features: Tensor) -> Tensor:
+        return drop_channels(features, DROPOUT) if self.training else features
 
 
 @NETWORKS.register
 class VNet(Network):
-    """9.45 million parameters in 3D with one channel and two classes."""
+    """9.45 million parameters in 3D with one channel and two classes. Its maps grow by transposed convolutions."""
 
-    def __init__(self, dims: int, channels: int, classes: int, widths: Sequence[int]) -> None:
+    def __init__(
+        self, dims: int, channels: int, classes: int, widths: Sequence[int], upsampling: Upsampling | None = None,
+        bottom_dropout: float = 0.5,
+    ) -> None:  # fmt: skip
         super().__init__(dims, channels, classes, widths)
-        self.features = widths[0]
+        self.bottom_dropout = bottom_dropout    # of whole channels
         inputs = (channels, *widths[1:])
         self.down = nn.ModuleList(stage(dims, d, i, o) for d, i, o in zip(DEPTHS, inputs, widths, strict=True))
-        halves = list(pairwise(widths))            # (16, 32), (32, 64) …
-        self.halve = nn.ModuleList(resample(dims, conv(dims, i, o, 2, stride=2), o) for i, o in halves)
-        self.grow = nn.ModuleList(resample(dims, conv_up(dims, o, i), i) for i, o in reversed(halves))
-        self.up = nn.ModuleList(stage(dims, d, w, w) for d, w in zip(DEPTHS[-2::-1], widths[-2::-1], strict=True))
-        self.output = conv(dims, widths[0], classes, 1)
+        self.halve = nn.ModuleList(resample(dims, o, conv(dims, i, o, 2, stride=2)) for i, o in pairwise(widths))
+        self.decoder = self.new_decoder(upsampling)
 
-    def encode(self, x: Tensor) -> list[Tensor]:
-        pyramid = [self.down[0](x)]
-        for halve, level in zip(self.halve, self.down[1:], strict=True):
-            pyramid.append(level(halve(pyramid[-1])))
-        return [*pyramid[:-1], self._drop(pyramid[-1])]
+    def new_decoder(self, upsampling: Upsampling | None) -> Decoder:
+        return VNetDecoder(self.dims, self.classes, self.widths, upsampling or "transposed")
 
-    def decode(self, pyramid: Sequence[Tensor]) -> Tensor:
-        x = pyramid[-1]
-        for grow, up, skip in zip(self.grow, self.up, pyramid[-2::-1], strict=True):
-            x = up(grow(x) + skip)
-        return x
-
-    def head(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.output(self._drop(features))
-        return logits
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return drop_channels(x, DROPOUT) if self.training else x
+    def encode(self, x: Tensor, feedback: Sequence[Tensor | None] = (None,) * 5) -> list[Tensor]:
+        *upper, bottom = super().encode(x, feedback)
+        return [*upper, drop_channels(bottom, self.bottom_dropout) if self.training else bottom]
