@@ -1,4 +1,4 @@
-"""Soft Dice loss with squared denominators (Milletari, Navab, Ahmadi, 3DV 2016)."""
+"""Soft Dice loss (Milletari, Navab, Ahmadi, 3DV 2016)."""
 
 import torch
 from torch import Tensor
@@ -8,8 +8,8 @@ from crkd_cli import world
 EPSILON = 1e-5
 
 
-def dice_loss(p: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over foreground classes of 1 − (2 Σ p·t + ε) / (Σ p² + Σ t² + ε).
+def dice_loss(p: Tensor, target: Tensor, mask: Tensor | None = None, *, squared: bool = True) -> Tensor:
+    """Mean over foreground classes of 1 − (2 Σ p·t + ε) / (Σ p² + Σ t² + ε), or with Σ p + Σ t where not `squared`.
 
     p [B, K, *S] probabilities, target [B, *S] class numbers, mask [B, *S]: sums run over the joint batch and the
     pixels that count.
@@ -20,5 +20,5 @@ def dice_loss(p: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     kept = p if mask is None else p * mask.unsqueeze(1)
     axes = (0, *range(2, p.ndim))
     sizes = (truth if mask is None else truth & mask.unsqueeze(1)).sum(axes)
-    overlap, denominator = world.total((kept * truth).sum(axes), (kept * p).sum(axes) + sizes)
+    overlap, denominator = world.total((kept * truth).sum(axes), (kept * p if squared else kept).sum(axes) + sizes)
     return (1.0 - (2.0 * overlap + EPSILON) / (denominator + EPSILON)).mean()
