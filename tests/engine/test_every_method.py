@@ -10,6 +10,7 @@ import torch
 import yaml
 from typer.testing import Result
 
+from crkd_cli.data.batch import Batch
 from crkd_cli.data.case import Spec, Store
 from crkd_cli.data.splits import Split, write
 from crkd_cli.data.stream import Stream
@@ -39,6 +40,30 @@ def test_stopped_and_resumed_is_bit_equal(tiny: Planner, name: str, optimizer: s
     whole, parts = (checkpoints.load(tiny(*sets, out=out).folder / "last.pth") for out in ("whole", "parts"))
     assert whole.step == parts.step == 8
     assert all(torch.equal(value, parts.weights[key]) for key, value in whole.weights.items())
+
+
+@pytest.mark.parametrize(("name", "updates"), [("crkd", 1), ("lefed", 3)])
+def test_every_batch_gets_the_method_s_updates_and_is_one_step(tiny: Planner, name: str, updates: int) -> None:
+    planned = tiny(f"method={name}", "train.steps=4")
+    run = start(planned)
+    calls: list[str] = []
+    batches: list[Batch] = []
+    losses, update, after_step = run.method.losses, run.optimizer.step, run.method.after_step
+
+    def watch(batch: Batch, step: int) -> dict[str, torch.Tensor]:
+        batches.append(batch)
+        calls.append(f"losses {step}")
+        return losses(batch, step)
+
+    run.method.losses = watch
+    run.optimizer.step = lambda loss, lr: calls.append("update") or update(loss, lr)
+    run.method.after_step = lambda step: calls.append(f"after {step}") or after_step(step)
+    train(run, lambda step, values: None)
+    expected = [[f"losses {step}", "update"] * updates + [f"after {step}"] for step in range(4)]
+    assert calls == [call for step in expected for call in step]
+    assert all(batch is batches[number - number % updates] for number, batch in enumerate(batches))
+    assert len({id(batch) for batch in batches}) == 4
+    assert checkpoints.load(planned.folder / "last.pth").step == 4
 
 
 def test_mixing_partners_are_the_same_images_in_another_order(tiny: Planner) -> None:
