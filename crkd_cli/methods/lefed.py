@@ -42,9 +42,10 @@ class LeFeD(Method):
         cross_entropy: NonNegative = 0.0               # its weight beside each decoder's Dice loss; as released none
         ramp: NonNegative = 0.0                        # share of the run over which the consistency's weight rises to 1; 0: none
 
+    params: Params
+
     def __init__(self, task: Task, params: Params) -> None:
         super().__init__(task, params, task.network("transposed", bottom_dropout=0.3))
-        self.params = params
         self.other = self.student.new_decoder("linear")
         self.side = nn.ModuleList(
             nn.Sequential(conv(task.dims, width, task.classes, 1), *(double(task.dims, "linear") for _ in range(level)))

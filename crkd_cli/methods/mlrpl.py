@@ -44,9 +44,10 @@ class Mlrpl(Method):
         dropped: bool = True               # compare the features that the network's last dropout leaves, as released; or all
         predicted_class: bool = False      # w from the predicted class alone, not the mean over classes
 
+    params: Params
+
     def __init__(self, task: Task, params: Params) -> None:
         super().__init__(task, params, task.network("transposed"))
-        self.params = params
         self.other = self.student.new_decoder("nearest")
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
