@@ -2,8 +2,8 @@
 
 python -m benchmarks.labels CHECKPOINT [--data-root DIR] [--limit N] [--command "crkd train …"]
 
-The published way: fp32, one window after the other at the published stride. crkd at the same windows in its own precision, and
-crkd as it is by default: half a patch of stride, Gaussian weights. All three answers are scored against the truth.
+The published way: fp32, one window after the other, of the published size at the published stride. crkd at the same windows in
+its own precision, and crkd as it is by default: half a patch of stride, Gaussian weights. All are scored against the truth.
 """
 
 import argparse
@@ -20,13 +20,15 @@ import torch
 from benchmarks.published import window_probabilities
 from benchmarks.run import facts
 from benchmarks.speed.cases import agreement
+from crkd_cli.config import Config, Frame
+from crkd_cli.config import load as load_config
 from crkd_cli.data.case import Store
 from crkd_cli.engine.assemble import load_predictor
 from crkd_cli.engine.checkpoint import Checkpoint, load
 from crkd_cli.engine.hardware import pick_precision
 from crkd_cli.engine.infer import Inferer
 from crkd_cli.errors import CrkdError
-from crkd_cli.paths import atomic, data_root
+from crkd_cli.paths import atomic, data_root, packaged
 
 CPU = torch.device("cpu")
 OUT = Path(__file__).parent / "results" / "labels-la.json"
@@ -43,7 +45,8 @@ def main() -> None:
     try:
         checkpoint = load(given.checkpoint)
         store = Store(data_root(given.data_root) / "prepared" / checkpoint.spec.name)
-        record = measure(checkpoint, store, given.limit)
+        published: Config = load_config(packaged("configs") / "la.yaml", [])
+        record = measure(checkpoint, store, published.data.frame, given.limit)
     except CrkdError as error:
         sys.exit(f"error: {error}")
     with atomic(given.out) as temporary:
@@ -51,12 +54,11 @@ def main() -> None:
     print(f"written: {given.out}", file=sys.stderr)
 
 
-def measure(checkpoint: Checkpoint, store: Store, limit: int | None = None) -> dict[str, Any]:
-    """Dice of the label maps with one another and with the truth, for every test scan."""
-    frame = checkpoint.config.data.frame
-    if frame.patch is None:
+def measure(checkpoint: Checkpoint, store: Store, frame: Frame, limit: int | None = None) -> dict[str, Any]:
+    """Dice of the label maps with one another and with the truth, for every test scan, in windows of `frame`."""
+    if checkpoint.config.data.frame.patch is None:
         raise CrkdError(f"{checkpoint.path} was not trained on windows; give a network trained on LA")
-    stride = frame.stride or [side // 2 for side in frame.patch]
+    patch, stride = frame.size, frame.stride or [side // 2 for side in frame.size]
     network = load_predictor(checkpoint, CPU)
     precision = pick_precision("auto", CPU)
     fast = Inferer(network, frame, checkpoint.spec, CPU, precision, "paper")
@@ -66,7 +68,7 @@ def measure(checkpoint: Checkpoint, store: Store, limit: int | None = None) -> d
         begin = time.perf_counter()
         image, truth = np.array(store.image(name), np.float32), np.array(store.label(name))
         with torch.inference_mode():
-            p = window_probabilities(network, image[0], frame.patch, stride, len(checkpoint.spec.classes))
+            p = window_probabilities(network, image[0], patch, stride, len(checkpoint.spec.classes))
         plain, same, default = p.argmax(0).astype(np.uint8), fast(image), usual(image)
         cases.append({
             "case": name, "shape": truth.shape, "same": agreement(same, plain), "plain_dice": agreement(plain, truth),

@@ -3,8 +3,8 @@
 python -m benchmarks.methods [--methods crkd,cps] [--data-root DIR] [--out FILE]
 
 A step is taken late in the run, where every term counts: ACDC images at the published size but few of them, LA in small windows.
-Passes alone: the calls of encoders, decoders and heads that the step makes, made again on the same inputs with the same gradients
-asked for and nothing else.
+Passes alone: the calls of encoders, decoders and output layers that the step makes, made again on the same inputs with the same
+gradients asked for and nothing else.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from benchmarks.speed.loops import crkd_steps
 from benchmarks.speed.timing import clock, forget_peak, peak_bytes
 from crkd_cli.engine.train import Run
 from crkd_cli.methods import METHODS
-from crkd_cli.models.networks.base import Network
+from crkd_cli.models.networks.base import Decoder, Network
 from crkd_cli.paths import atomic
 
 STEPS = 1000     # length of a run that is entered near its end
@@ -118,19 +118,23 @@ def cost(run: Run) -> dict[str, Any]:
 
 def record(run: Run, calls: list[Call]) -> None:
     """Notes every further call of a network's part in `calls`."""
-    for owner in run.method.modules():
+    for owner in list(run.method.modules()):
         if isinstance(owner, Network):
-            for name in ("encode", "decode", "head"):
-                setattr(owner, name, _noting(owner, getattr(owner, name), calls))
+            _note(owner, "encode", calls)
+        elif isinstance(owner, Decoder):
+            _note(owner, "forward", calls)
+            _note(owner.output, "forward", calls)
 
 
-def _noting(owner: nn.Module, function: Callable[..., Any], calls: list[Call]) -> Callable[..., Any]:
+def _note(owner: nn.Module, name: str, calls: list[Call]) -> None:
+    function = getattr(owner, name)
+
     def noted(*arguments: Any, **named: Any) -> Any:
         given = tree_map(_fresh, (list(arguments), named))
         calls.append(Call(function, given, torch.is_grad_enabled(), owner, owner.training))
         return function(*arguments, **named)
 
-    return noted
+    setattr(owner, name, noted)
 
 
 def passes(run: Run, calls: list[Call]) -> None:

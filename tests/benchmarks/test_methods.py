@@ -33,5 +33,5 @@ def test_passes_alone_do_the_arithmetic_of_the_step(tmp_path: Path) -> None:
         run.method.losses(batch, 0)["total"].backward()
     with FlopCounterMode(display=False) as again:
         methods.passes(run, calls)
-    assert [call.function.__name__ for call in calls] == ["encode", "decode", "head"]
+    assert [call.function.__name__ for call in calls] == ["encode", "forward", "forward"]
     assert again.get_total_flops() == whole.get_total_flops()
