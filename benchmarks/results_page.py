@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from crkd_cli.engine.published import published
 from crkd_cli.engine.start import FREE
+from crkd_cli.methods import METHODS
 from crkd_cli.paths import atomic
 
 CHECKOUT = Path(__file__).parents[1]
@@ -101,12 +102,14 @@ def common(records: list[Record]) -> dict[str, Any]:
 
 
 def label(record: Record, shared: dict[str, Any]) -> str:
-    """The method and what this run alone sets: `crkd without pixel, entropy; warmup 0.1`."""
+    """The method and what this run alone sets, its authors' settings apart: `crkd without pixel, entropy; warmup 0.1`."""
     method = record["config"]["method"]
+    authors = METHODS[method].published.get(record["config"]["data"]["name"], {})
     own = {
         key.removeprefix(f"methods.{method}."): value
         for key, value in record["overrides"].items()
         if key.startswith(f"methods.{method}.") or not (key in TOLD or key in shared or key.startswith("methods."))
+        if key not in authors or authors[key] != value
     }
     off = ", ".join(key for key, value in own.items() if value == 0)
     return "; ".join([f"{method} without {off}" if off else method, *(f"{key} {value}" for key, value in own.items() if value)])

@@ -176,7 +176,7 @@ def grow_metrics(inputs: Inputs) -> Iterator[Row]:
 
 def grow_case(inputs: Inputs) -> Iterator[Row]:
     """crkd alone: the published stride gives so many windows that the larger cases would take an hour."""
-    for side in inputs.sizes.slow_cubes:
+    for side in inputs.sizes.case_cubes:
         image = normalised(resampled(atrium(0), (side,) * 3)[0], inputs.store("la").spec)
         works: dict[str, Work] = {"crkd": lambda image=image: inferer(inputs, "strict")(image[None])}
         sample = in_turn(works, Patience(0.0, least=1), warm_up=False)["crkd"]

@@ -46,7 +46,8 @@ class Sizes:
     batches: tuple[int, ...] = (1, 3, 6)
     sides: tuple[int, ...] = (128, 256, 512)
     cubes: tuple[int, ...] = (100, 200, 300, 400)
-    slow_cubes: tuple[int, ...] = (100, 200)        # where minutes count
+    slow_cubes: tuple[int, ...] = (100, 200)        # for medpy
+    case_cubes: tuple[int, ...] = (100, 200, 400)   # for inference, once
     cases: tuple[int, ...] = (1, 10, 100, 1000)
     seconds: float = 40.0                           # that a row may repeat for, after its least number of repeats
     compiler: str = "inductor"                      # torch.compile's backend

@@ -1,4 +1,6 @@
-"""What `crkd train --help` says of the methods, from configs/methods.yaml and configs/published.yaml. Imports no method."""
+"""What `crkd train --help` says of the methods, from configs/{methods,costs,published}.yaml. Imports no method."""
+
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -13,7 +15,7 @@ from crkd_cli.paths import packaged
 
 
 class Cost(Strict, frozen=True):
-    """Times that of `supervised` under the same configuration."""
+    """Times that of `supervised` with the same batch."""
 
     step: float
     memory: float
@@ -25,15 +27,14 @@ class About(Strict, frozen=True):
     name: str
     adds: str
     cite: str
-    cost: Cost | None = None
 
 
 def show_methods() -> None:
     """All installed methods on stdout, in a panel as those of the options."""
-    known, published = {about.name: about for about in abouts()}, rows()
+    known = {about.name: description(about, costs().get(about.name), rows()) for about in abouts()}
     table = Table.grid(padding=(0, 2))
     for name in METHODS.names():
-        text = "\n".join(description(known[name], published)) if name in known else "From another package."
+        text = "\n".join(known[name]) if name in known else "From another package."
         table.add_row(Text(name, style="bold cyan"), Text(text))
     note = "Dice: % as published, each on its own terms, see docs/methods.md"
     Console().print(Panel(table, title="Methods", title_align="left", subtitle=note, border_style="dim"))
@@ -41,16 +42,26 @@ def show_methods() -> None:
 
 def abouts() -> list[About]:
     """The content of configs/methods.yaml, in the order of the file."""
-    file = packaged("configs") / "methods.yaml"
-    found: list[About] = parse(yaml.safe_load(file.read_text(encoding="utf-8")), list[About], str(file))
+    found: list[About] = _read("methods.yaml", list[About])
     return found
 
 
-def description(about: About, published: list[Row]) -> list[str]:
+def costs() -> dict[str, Cost]:
+    """The content of configs/costs.yaml."""
+    found: dict[str, Cost] = _read("costs.yaml", dict[str, Cost])
+    return found
+
+
+def _read(name: str, kind: Any) -> Any:
+    file = packaged("configs") / name
+    return parse(yaml.safe_load(file.read_text(encoding="utf-8")), kind, str(file))
+
+
+def description(about: About, cost: Cost | None, published: list[Row]) -> list[str]:
     """What a method adds, by whom, what it costs, and its published Dice in percent, the range over all sources."""
-    cost = about.cost and f"Step: {about.cost.step:.1f} × supervised, memory: {about.cost.memory:.1f} ×"
+    costs = cost and f"Step: {cost.step:.1f} × supervised, memory: {cost.memory:.1f} ×"
     dice = _dice(about.name, published)
-    return [line for line in (about.adds, about.cite, cost, dice and f"Dice: {dice}") if line]
+    return [line for line in (about.adds, about.cite, costs, dice and f"Dice: {dice}") if line]
 
 
 def _dice(name: str, published: list[Row]) -> str:

@@ -66,7 +66,7 @@ def _dropout_on_cpu(x: Tensor, p: float) -> Tensor:
     """torch's own draws a number for every element, which takes as long as a convolution; 16 bits of one decide as well."""
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     dropped = round(p * 2**16)    # of 65,536 values
-    keep = (draws[: x.numel()] >= dropped - 2**15).to(x.dtype) * (2**16 / (2**16 - dropped))
+    keep = (draws[: x.numel()] >= dropped - 2**15).to(x.dtype).mul_(2**16 / (2**16 - dropped))
     rows = x.movedim(1, -1)       # the order in memory, channels last
     return x * keep.view(rows.shape).movedim(-1, 1)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import methods
+from benchmarks import methods, methods_page
 from benchmarks.speed.inputs import Sizes, synthetic
 
 TINY = Sizes(acdc=(4, 40, 36), la=(52, 40, 36), image=(32, 32), images=2, patch=(48, 32, 32), training_patch=(48, 32, 32))
@@ -35,3 +35,11 @@ def test_passes_alone_do_the_arithmetic_of_the_step(tmp_path: Path) -> None:
         methods.passes(run, calls)
     assert [call.function.__name__ for call in calls] == ["encode", "forward", "forward"]
     assert again.get_total_flops() == whole.get_total_flops()
+
+
+def test_page_and_configuration_are_what_the_measurement_gives() -> None:
+    record = methods_page.read()
+    text = methods_page.PAGE.read_text(encoding="utf-8")
+    assert methods_page.table(record) in text, "run: python -m benchmarks.methods_page"
+    assert methods_page.page(text, record) == text
+    assert methods_page.COSTS.read_text(encoding="utf-8") == methods_page.costs(record)

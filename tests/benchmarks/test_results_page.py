@@ -19,7 +19,7 @@ def test_the_page_is_made_from_the_records():
 def test_every_record_is_on_the_page():
     text = page(RESULTS)
     for file in RESULTS.glob("*.json"):
-        assert (f"results/{file.name})" in text) == (not file.name.startswith("speed-"))
+        assert (f"results/{file.name})" in text) == (not file.name.startswith(("speed-", "labels-", "methods-")))
 
 
 @pytest.fixture
@@ -107,9 +107,11 @@ def test_published_rows_stand_beside_the_published_setting_only(keep, tmp_path, 
 def test_a_label_says_what_one_run_alone_sets(keep, tmp_path):
     keep("a", overrides={"data.labeled": 8, "methods.crkd.pixel": 0, "methods.crkd.entropy": 0.0, "methods.crkd.warmup": 0.1})
     keep("b", overrides={"data.labeled": 8, "train.lr": 0.1, "methods.fixmatch.x": 1})
+    keep("c", method="bcp", overrides={"data.labeled": 8, "train.power": 0.0})    # as its authors
     text = page(tmp_path)
     assert cells(text, "a")[0] == "crkd without pixel, entropy; warmup 0.1"
     assert cells(text, "b")[0] == "crkd; train.lr 0.1"
+    assert cells(text, "c")[0] == "bcp"
     assert "Set apart from `configs/acdc.yaml`: data.labeled 8." in text
 
 

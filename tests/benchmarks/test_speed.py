@@ -15,7 +15,7 @@ from benchmarks.speed.timing import Patience, Sample, forget_peak, in_turn, peak
 TINY = Sizes(
     acdc=(4, 40, 36), la=(40, 36, 24), image=(32, 32), images=2, patch=(16, 16, 16), stride=(8, 8, 4), few_images=1,
     small_patch=(16, 16, 16), training_patch=(16, 16, 16), training_steps=2, batches=(1, 2), sides=(32, 48), cubes=(24, 32),
-    slow_cubes=(24,), cases=(1, 10), seconds=0.0, compiler="aot_eager",
+    slow_cubes=(24,), case_cubes=(24,), cases=(1, 10), seconds=0.0, compiler="aot_eager",
 )  # fmt: skip
 
 
