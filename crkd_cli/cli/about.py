@@ -31,7 +31,8 @@ class About(Strict, frozen=True):
 
 def show_methods() -> None:
     """All installed methods on stdout, in a panel as those of the options."""
-    known = {about.name: description(about, costs().get(about.name), rows()) for about in abouts()}
+    measured, published = costs(), rows()
+    known = {about.name: description(about, measured.get(about.name), published) for about in abouts()}
     table = Table.grid(padding=(0, 2))
     for name in METHODS.names():
         text = "\n".join(known[name]) if name in known else "From another package."

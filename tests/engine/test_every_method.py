@@ -23,11 +23,8 @@ from crkd_cli.methods import METHODS
 Planner = Callable[..., Plan]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("name", METHODS.names())
-def test_stopped_and_resumed_is_bit_equal(tiny: Planner, name: str, optimizer: str) -> None:
-    sets = (f"method={name}", f"train.optimizer={optimizer}", "train.lr=0.001", "train.steps=8", "train.eval_every=8")
+def stop_and_resume(tiny: Planner, *sets: str) -> checkpoints.Checkpoint:
+    """Holds a run of 8 steps that is stopped after some to one that is not, and gives its end."""
 
     def stop_once(step: int, values: dict[str, float]) -> None:
         if step == 5:
@@ -40,6 +37,16 @@ def test_stopped_and_resumed_is_bit_equal(tiny: Planner, name: str, optimizer: s
     whole, parts = (checkpoints.load(tiny(*sets, out=out).folder / "last.pth") for out in ("whole", "parts"))
     assert whole.step == parts.step == 8
     assert all(torch.equal(value, parts.weights[key]) for key, value in whole.weights.items())
+    return whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", METHODS.names())
+def test_stopped_and_resumed_is_bit_equal(tiny: Planner, name: str, optimizer: str) -> None:
+    stop_and_resume(
+        tiny, f"method={name}", f"train.optimizer={optimizer}", "train.lr=0.001", "train.steps=8", "train.eval_every=8"
+    )
 
 
 @pytest.mark.parametrize(("name", "updates"), [("crkd", 1), ("lefed", 3)])

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,9 +17,9 @@ from typer.testing import Result
 from crkd_cli.engine import checkpoint as checkpoints
 from crkd_cli.engine.assemble import load_method, load_predictor
 from crkd_cli.engine.start import Plan, start
-from crkd_cli.engine.train import Stopped, train
 from crkd_cli.errors import UsageError
 from crkd_cli.methods import METHODS
+from tests.engine.test_every_method import stop_and_resume
 from tests.methods.test_contract import batch, build, calm
 
 CHECKOUT = Path(__file__).parents[2]
@@ -107,19 +106,10 @@ def test_stopped_and_resumed_is_bit_equal_and_predicts_without_the_file(
     tiny: Callable[..., Plan], my_method: Path, more: str
 ) -> None:
     my_method.write_text(f"from crkd_cli.models.ema import Ema\n{my_method.read_text()}{more}")
-    sets = (f"method={METHODS.add(my_method)}", "methods.my_method.confidence=0.5", "train.steps=8", "train.eval_every=4")
-
-    def stop_once(step: int, values: dict[str, float]) -> None:
-        if step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    train(start(tiny(*sets, out="whole")), lambda step, values: None)
-    with pytest.raises(Stopped):
-        train(start(tiny(*sets, out="parts")), stop_once)
-    train(start(tiny(*sets, out="parts")), lambda step, values: None)
-    whole, parts = (checkpoints.load(tiny(*sets, out=out).folder / "last.pth") for out in ("whole", "parts"))
-    assert whole.step == parts.step == 8
-    assert all(torch.equal(value, parts.weights[key]) for key, value in whole.weights.items())
+    name = METHODS.add(my_method)
+    whole = stop_and_resume(
+        tiny, f"method={name}", "methods.my_method.confidence=0.5", "train.steps=8", "train.eval_every=4"
+    )
     x = torch.rand(1, 1, *[16] * whole.config.data.frame.dims)
     model = load_method(whole).eval().predictor
     assert torch.equal(load_predictor(whole, torch.device("cpu"))(x), model(x))
