@@ -1,4 +1,6 @@
-"""Writes what a step of each method costs into docs/methods.md and configs/costs.yaml, from benchmarks/results/methods-*.json.
+"""Writes what a step of each method costs into docs/methods.md and configs/about/costs.yaml.
+
+From benchmarks/results/methods-*.json.
 
 python -m benchmarks.methods_page
 """
@@ -11,7 +13,7 @@ from typing import Any
 from crkd_cli.paths import atomic
 
 ROOT = Path(__file__).parents[1]
-RESULTS, PAGE, COSTS = ROOT / "benchmarks" / "results", ROOT / "docs" / "methods.md", ROOT / "configs" / "costs.yaml"
+RESULTS, PAGE, COSTS = ROOT / "benchmarks" / "results", ROOT / "docs" / "methods.md", ROOT / "configs" / "about" / "costs.yaml"
 PLACE = re.compile(r"(?<=<!-- costs -->\n).*?(?=<!-- /costs -->)", flags=re.DOTALL)
 NAMES = {"acdc": "ACDC", "la": "LA"}
 SHOWN = "acdc"    # whose figures `crkd train --help` gives
@@ -60,7 +62,7 @@ def table(record: dict[str, Any]) -> str:
 
 
 def costs(record: dict[str, Any]) -> str:
-    """configs/costs.yaml."""
+    """configs/about/costs.yaml."""
     rows = [row for row in record["rows"] if row["dataset"] == SHOWN]
     lines = [
         f"{row['method']}: {{step: {row['step_s_relative']:.1f}, memory: {row['memory_gb_relative']:.1f}}}" for row in rows

@@ -198,20 +198,17 @@ def program(folder: Path, data: Path) -> Path:
     """The package of the checkout between short configurations and splits of what is here, and the command crkd."""
     for part in ("bin", "configs", "splits"):
         (folder / part).mkdir(parents=True)
+    (folder / "configs" / "about").symlink_to(CHECKOUT / "configs" / "about")
     (folder / "crkd_cli").symlink_to(CHECKOUT / "crkd_cli")
     command = folder / "bin" / "crkd"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m crkd_cli "$@"\n')
     command.chmod(0o755)
     for file in (CHECKOUT / "configs").glob("*.yaml"):
         tree = yaml.safe_load(file.read_text())
-        if "data" in tree:    # not what is said of methods
-            tree["data"] |= {"frame": FRAMES[len(next(iter(tree["data"]["frame"].values())))], "labeled": 2, "unlabeled": 2}
-            tree["model"]["widths"] = [4, 4, 8, 8, 8]
-            tree["train"] |= {"steps": STEPS, "eval_every": STEPS // 2, "log_every": 1}
-            file = folder / "configs" / file.name
-            file.write_text(yaml.safe_dump(tree))
-        else:
-            shutil.copy(file, folder / "configs")
+        tree["data"] |= {"frame": FRAMES[len(next(iter(tree["data"]["frame"].values())))], "labeled": 2, "unlabeled": 2}
+        tree["model"]["widths"] = [4, 4, 8, 8, 8]
+        tree["train"] |= {"steps": STEPS, "eval_every": STEPS // 2, "log_every": 1}
+        (folder / "configs" / file.name).write_text(yaml.safe_dump(tree))
     here = {files.stem(path) for path in data.rglob("*.*")} | {path.name for path in data.glob("la/*/*")}
     here |= {stem.partition("_")[0] for stem in here if stem.startswith("patient")}
     for file in (CHECKOUT / "splits").glob("*.yaml"):

@@ -1,4 +1,4 @@
-"""What `crkd train --help` says of the methods, from configs/{methods,costs,published}.yaml. Imports no method."""
+"""What `crkd train --help` says of the methods, from configs/about. Imports no method."""
 
 from typing import Any
 
@@ -42,19 +42,19 @@ def show_methods() -> None:
 
 
 def abouts() -> list[About]:
-    """The content of configs/methods.yaml, in the order of the file."""
+    """The content of configs/about/methods.yaml, in the order of the file."""
     found: list[About] = _read("methods.yaml", list[About])
     return found
 
 
 def costs() -> dict[str, Cost]:
-    """The content of configs/costs.yaml."""
+    """The content of configs/about/costs.yaml."""
     found: dict[str, Cost] = _read("costs.yaml", dict[str, Cost])
     return found
 
 
 def _read(name: str, kind: Any) -> Any:
-    file = packaged("configs") / name
+    file = packaged("configs") / "about" / name
     return parse(yaml.safe_load(file.read_text(encoding="utf-8")), kind, str(file))
 
 

@@ -1,4 +1,4 @@
-"""Published scores to print beside ours, from configs/published.yaml."""
+"""Published scores to print beside ours, from configs/about/published.yaml."""
 
 from typing import Literal
 
@@ -29,6 +29,6 @@ def published(dataset: str, labeled: int) -> list[Row]:
 
 def rows() -> list[Row]:
     """All published rows, in the order of the file."""
-    file = packaged("configs") / "published.yaml"
+    file = packaged("configs") / "about" / "published.yaml"
     found: list[Row] = parse(yaml.safe_load(file.read_text(encoding="utf-8")), list[Row], str(file))
     return found

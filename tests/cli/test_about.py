@@ -16,7 +16,7 @@ SECTIONS = {text.partition("\n")[0]: " ".join(text.split()) for text in PAGE.spl
 
 
 def of(name: str) -> set[tuple[str, int, float]]:
-    """What configs/published.yaml has of a method: data set, labelled cases, Dice."""
+    """What configs/about/published.yaml has of a method: data set, labelled cases, Dice."""
     title = {"ua_mt": "UA-MT"}.get(name, name.upper())
     return {(row.dataset, row.labeled, row.dice) for row in rows() if row.method.upper() == title}
 
@@ -53,7 +53,7 @@ def test_a_description_by_hand() -> None:
 
 @pytest.mark.parametrize("about", abouts(), ids=lambda about: about.name)
 def test_the_page_agrees(about: About) -> None:
-    """It names who is cited, and its published figures are those of configs/published.yaml."""
+    """It names who is cited, and its published figures are those of configs/about/published.yaml."""
     section = SECTIONS[about.name]
     missing = set(re.findall(r"\w+", about.cite.replace("et al.", ""))) - set(re.findall(r"\w+", section))
     assert not missing
