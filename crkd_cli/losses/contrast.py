@@ -21,9 +21,9 @@ class Samples(NamedTuple):
 
 def class_means(confidence: Tensor, pseudo: Tensor, classes: int) -> Tensor:
     """Mean confidence of every class's pixels in the joint batch, [K]; 0 for one that is nowhere. Both arguments [B, *S]."""
-    sums = torch.zeros(classes, device=confidence.device).index_add_(0, pseudo.flatten(), confidence.flatten())
-    counts = torch.zeros_like(sums).index_add_(0, pseudo.flatten(), torch.ones_like(confidence).flatten())
-    sums, counts = world.total(sums, counts)
+    members = pseudo.flatten() == torch.arange(classes, device=pseudo.device).unsqueeze(1)    # [K, pixels]
+    # Not index_add_: a float32 cell to which millions are added one by one grows too fast, then no more.
+    sums, counts = world.total(torch.where(members, confidence.flatten(), 0.0).sum(1), members.sum(1))
     return sums / counts.clamp(min=1)
 
 

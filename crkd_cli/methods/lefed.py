@@ -92,6 +92,8 @@ class LeFeD(Method):
 
 
 def gated(pyramid: list[Tensor], stages: list[Tensor]) -> list[Tensor]:
-    """The levels as decoder B sees them: x_k (1 + sigmoid(s_k)) with A's `stages` s, bottom first, as constants."""
-    gates = (stage.detach().sigmoid().add_(1.0) for stage in reversed(stages))
-    return [level * gate for level, gate in zip(pyramid, gates, strict=True)]
+    """The levels as decoder B sees them, with A's `stages` s, bottom first, as constants: skips x_k sigmoid(s_k), and of the
+    bottom x₅ + x₅ sigmoid(s₅).
+    """
+    *skips, bottom = (level * stage.detach().sigmoid() for level, stage in zip(pyramid, reversed(stages), strict=True))
+    return [*skips, pyramid[-1] + bottom]

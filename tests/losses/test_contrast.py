@@ -15,6 +15,14 @@ def test_class_means(dims: int) -> None:
     torch.testing.assert_close(class_means(confidence, pseudo, 3), torch.tensor([0.6, 0.0, 0.95]))
 
 
+def test_class_means_of_as_many_pixels_as_a_batch_has(dims: int) -> None:
+    """Two LA patches' two million: against float64."""
+    torch.manual_seed(dims)
+    confidence = 0.999 + 0.001 * (2 * torch.rand(2, 1_000_000 // 64 ** (dims - 2), *[64] * (dims - 2)) - 1)
+    pseudo = torch.zeros_like(confidence, dtype=torch.long)
+    assert class_means(confidence, pseudo, 2)[0].item() == pytest.approx(confidence.double().mean().item(), abs=1e-6)
+
+
 def drawn(dims: int, number: int = 10) -> tuple[Samples, torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(dims)
     space = (6, 5, 4)[:dims]

@@ -43,7 +43,9 @@ def by_hand(method: LeFeD, data: Batch, network: str, feedback: Sequence[Tensor 
     """Logits of A and B, those of the side outputs, and both lists of stages, of one pass; draws as in `losses`."""
     levels = method.student.encode(torch.cat([data.labeled.image, given(data.unlabeled).weak]), feedback)
     z_a, s_a = climb(method.student.decoder, levels, network)
-    z_b, s_b = climb(method.other, [x + x * s.detach().sigmoid() for x, s in zip(levels, s_a, strict=True)], network)
+    gated_levels = [x * s.detach().sigmoid() for x, s in zip(levels, s_a, strict=True)]
+    gated_levels[4] = levels[4] + gated_levels[4]
+    z_b, s_b = climb(method.other, gated_levels, network)
     mode = "bilinear" if data.labeled.image.ndim == 4 else "trilinear"
     sides = []
     for number, (side, stage) in enumerate(zip(method.side, s_a, strict=True)):
