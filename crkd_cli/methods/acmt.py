@@ -21,11 +21,11 @@ from crkd_cli.schedules import sigmoid_ramp
 class AcMt(MeanTeaching):
     """L = L_sup + λ(t) · mean (p_student − p_teacher)² over the pixels with H(p_student) ≥ h(t), H as a share of ln K."""
 
-    published: ClassVar[Published] = {"la": {"train.steps": 8000}}
+    published: ClassVar[Published] = {"la": {"train.steps": 8000, "methods.acmt.ramp": 0.75}}
 
     class Params(MeanTeaching.Params, frozen=True):
         consistency: NonNegative = 0.1     # λ at the end of its ramp
-        ramp: NonNegative = 0.75           # share of the run over which λ rises
+        ramp: NonNegative = 1.0            # share of the run over which λ rises
         doubt: Fraction = 0.75             # h at first
         doubt_end: Fraction = 0.95         # h at the end of the run; 0.6 in the paper, which relaxes it instead
 

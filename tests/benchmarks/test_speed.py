@@ -76,16 +76,11 @@ def check(record: dict[str, object], folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_rows_of_a_step(tmp_path: Path) -> None:
-    record = measure(["step-acdc"], synthetic(tmp_path, TINY), "here")
-    assert [row["name"] for row in record["rows"]] == ["step-acdc", "waiting-acdc", "step-acdc-dense"]
-    check(record, tmp_path)
-
-
-@pytest.mark.slow
 @pytest.mark.filterwarnings("default")    # the other libraries' warnings are theirs
 def test_all_rows(tmp_path: Path) -> None:
-    check(measure(list(ROWS), synthetic(tmp_path, TINY), "here"), tmp_path)
+    record = measure(list(ROWS), synthetic(tmp_path, TINY), "here")
+    assert [row["name"] for row in record["rows"]][:3] == ["step-acdc", "waiting-acdc", "step-acdc-dense"]
+    check(record, tmp_path)
 
 
 def test_page_is_what_the_speed_files_give() -> None:
