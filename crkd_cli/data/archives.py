@@ -1,6 +1,6 @@
 """Archives (zip, tar, tar.gz …) into a folder: nothing outside it, no links, no bombs, whole or not at all."""
 
-import gzip
+import lzma
 import shutil
 import stat
 import tarfile
@@ -22,6 +22,14 @@ SMALL = 100 * MB      # what may always be unpacked
 MOST_RATIO = 100      # unpacked size to archive size; images reach 10, label maps alone more, but small
 
 
+class BadArchive(CrkdError):
+    """An archive that is damaged or refused: another try with the same file ends the same."""
+
+    def __init__(self, archive: Path, what: str) -> None:
+        super().__init__(f"{archive} {what}")
+        self.archive = archive
+
+
 @dataclass(frozen=True)
 class Member:
     name: str
@@ -30,7 +38,7 @@ class Member:
 
 
 def extract(archives: list[Path], target: Path, progress: Progress) -> None:
-    """Unpack `archives` into the new folder `target`. Raises CrkdError (hostile, damaged, no room) and leaves nothing."""
+    """Unpack `archives` into the new folder `target`. Raises BadArchive, or CrkdError for want of room, and leaves nothing."""
     with new_folder(target) as folder:
         for archive in archives:
             _extract(archive, folder, progress)
@@ -72,26 +80,28 @@ def _extract(archive: Path, folder: Path, progress: Progress) -> None:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     source = member.open()
                     if source is None:
-                        raise CrkdError(f"{archive} is damaged at {member.name}; copy or download it again")
+                        raise BadArchive(archive, f"is damaged at {member.name}; copy or download it again")
                     if path.exists():
-                        raise CrkdError(f"{archive} holds {member.name} twice: refused; unpack it yourself")
+                        raise BadArchive(archive, f"holds {member.name} twice: refused; unpack it yourself")
                     with source, path.open("wb") as file:
                         shutil.copyfileobj(source, file, MB)
                     if path.stat().st_size != member.size:
-                        raise CrkdError(f"{archive} is truncated at {member.name}; copy or download it again")
+                        raise BadArchive(archive, f"is truncated at {member.name}; copy or download it again")
                     done += member.size
                     advance(done // MB - (done - member.size) // MB)
-    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, NotImplementedError) as error:
-        raise CrkdError(f"{archive} is damaged ({error}); copy or download it again") from None
+    except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno is not None:    # the disk's; gzip's and bz2's own have no number
+            raise
+        raise BadArchive(archive, f"is damaged ({error}); copy or download it again") from None
     except RuntimeError as error:    # zipfile's way of asking for a password
-        raise CrkdError(f"{archive} cannot be unpacked ({error}); unpack it yourself and give the folder") from None
+        raise BadArchive(archive, f"cannot be unpacked ({error}); unpack it yourself and give the folder") from None
 
 
 @contextmanager
 def _members(archive: Path, free: int) -> Iterator[list[Member]]:
-    """The files of `archive`, checked. Raises CrkdError for names outside, links and bombs."""
+    """The files of `archive`, checked. Raises BadArchive for names outside, links and bombs."""
     if not is_archive(archive):
-        raise CrkdError(f"{archive} is no zip or tar archive; download it again, or give the folder with the files")
+        raise BadArchive(archive, "is no zip or tar archive; download it again, or give the folder with the files")
     most = max(SMALL, MOST_RATIO * archive.stat().st_size)
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
@@ -106,7 +116,7 @@ def _members(archive: Path, free: int) -> Iterator[list[Member]]:
 def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[Member]:
     for info in opened.infolist():
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise CrkdError(f"{archive} holds a link ({info.filename}): refused; unpack it yourself")
+            raise BadArchive(archive, f"holds a link ({info.filename}): refused; unpack it yourself")
         if not info.is_dir():
             yield Member(info.filename, info.file_size, partial(opened.open, info))
 
@@ -114,7 +124,7 @@ def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[Member]:
 def _tar_members(archive: Path, tar: tarfile.TarFile) -> Iterator[Member]:
     for info in tar:
         if not info.isdir() and not info.isreg():
-            raise CrkdError(f"{archive} holds a link or device ({info.name}): refused; unpack it yourself")
+            raise BadArchive(archive, f"holds a link or device ({info.name}): refused; unpack it yourself")
         if info.isreg():
             yield Member(info.name, info.size, partial(tar.extractfile, info))
 
@@ -126,10 +136,10 @@ def _checked(archive: Path, members: Iterator[Member], most: int, free: int) -> 
     for member in members:
         parts = PurePosixPath(member.name).parts
         if member.name.startswith("/") or ".." in parts or "\\" in member.name or ":" in member.name or not parts:
-            raise CrkdError(f"{archive} holds a file outside its folder ({member.name}): refused; do not trust it")
+            raise BadArchive(archive, f"holds a file outside its folder ({member.name}): refused; do not trust it")
         total += member.size
         if total > most:
-            raise CrkdError(f"{archive} would unpack to more than {most // MB} MB: refused as an archive bomb")
+            raise BadArchive(archive, f"would unpack to more than {most // MB} MB: refused as an archive bomb")
         if total > free:
             raise CrkdError(f"{archive} needs more than the {free // MB} MB that are free; free some space")
         if parts[0] != "__MACOSX" and not parts[-1].startswith("."):

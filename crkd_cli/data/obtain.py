@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from crkd_cli.data.archives import extract, new_folder
+from crkd_cli.data.archives import BadArchive, extract, new_folder
 from crkd_cli.data.download import fetch
 from crkd_cli.data.prepare import Progress
 from crkd_cli.data.sources import SOURCES
@@ -88,7 +88,7 @@ def _understood(source: Source, folder: Path) -> bool:
 
 
 def _download(source: Source, home: Path, progress: Progress, say: Say) -> Path:
-    """Every part that is not in the current folder; the downloaded archives are removed once they are unpacked."""
+    """Every part that is not in the current folder; what was downloaded is removed once it is unpacked, or is of no use."""
     folder = home.parent / ".downloads"
     here = [Path(remote.name) for remote in source.remote]
     archives = [
@@ -97,10 +97,13 @@ def _download(source: Source, home: Path, progress: Progress, say: Say) -> Path:
     ]
     try:
         extract(archives, home, progress)
-    finally:    # a damaged one would be taken for a good one next time
-        for archive in archives:
-            if archive.parent == folder:
-                archive.unlink(missing_ok=True)
+    except BadArchive as error:    # it would be taken for a good one next time
+        if error.archive.parent == folder:
+            error.archive.unlink()
+        raise
+    for archive in archives:
+        if archive.parent == folder:
+            archive.unlink()
     return home
 
 

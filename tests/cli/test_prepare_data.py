@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from crkd_cli.cli.console import progress, say
 from crkd_cli.data.case import Store
+from crkd_cli.data.obtain import obtain
+from crkd_cli.data.sources import SOURCES
 
 INPUT, TRUTH = "ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"
 
@@ -106,8 +109,22 @@ def test_download_of_something_else_is_not_kept(prepare_data, mirror, tmp_path, 
     code, err = prepare_data("isic2018")
     assert code == 1
     assert f"{TRUTH}.zip is no zip or tar archive; download it again" in err
-    assert list((tmp_path / "data/raw/.downloads").iterdir()) == []
+    assert [path.name for path in (tmp_path / "data/raw/.downloads").iterdir()] == [f"{INPUT}.zip"]
     assert not (tmp_path / "data/raw/isic2018").exists()
+
+
+def test_a_download_outlives_an_interrupted_unpacking(mirror, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def interrupt(title, total, unit):
+        if title.startswith("unpacking"):
+            raise KeyboardInterrupt
+        return progress(title, total, unit)
+
+    with pytest.raises(KeyboardInterrupt):
+        obtain("isic2018", SOURCES["isic2018"](), None, tmp_path / "data", True, interrupt, say)
+    kept = {path.name for path in (tmp_path / "data/raw/.downloads").iterdir()}
+    assert kept == {f"{INPUT}.zip", f"{TRUTH}.zip"}
 
 
 def test_no_download(prepare_data, tmp_path, monkeypatch):

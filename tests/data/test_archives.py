@@ -20,7 +20,7 @@ def make_zip(path, members, compression=zipfile.ZIP_DEFLATED):
 
 
 def make_tar(path, members):
-    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as file:
+    with tarfile.open(path, f"w:{path.suffix.removeprefix('.tar').lstrip('.')}") as file:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
@@ -82,7 +82,7 @@ def test_bombs_are_refused(tmp_path, kind):
     refused(tmp_path, make(tmp_path / kind, {f"{n}.bin": zeros for n in range(4)}), "refused as an archive bomb")
 
 
-@KINDS
+@pytest.mark.parametrize("kind", ["a.zip", "a.tar", "a.tar.gz", "a.tar.xz", "a.tar.bz2"])
 def test_damaged_archives_leave_nothing(tmp_path, kind, rng):
     archive = make(tmp_path / kind, {"set/1.bin": rng.bytes(100_000), "set/2.bin": rng.bytes(100_000)})
     whole = archive.read_bytes()
@@ -90,7 +90,7 @@ def test_damaged_archives_leave_nothing(tmp_path, kind, rng):
     refused(tmp_path, archive, r"is damaged|is truncated|is no zip or tar archive")
     archive.write_bytes(whole[:50_000] + bytes(64) + whole[50_064:])
     if kind != "a.tar":    # a plain tar has no sums
-        refused(tmp_path, archive, "is damaged")
+        refused(tmp_path, archive, "is damaged|is no zip or tar archive")
 
 
 def test_what_is_no_archive(tmp_path):
