@@ -22,7 +22,14 @@ _quiet = False
 def say(line: str) -> None:
     """One plain line on stderr, unless --quiet: results go to stdout, what we chose or did goes to stderr."""
     if not _quiet:
+        _tell(line)
+
+
+def _tell(line: str) -> None:
+    try:
         print(line, file=sys.stderr, flush=True)
+    except BrokenPipeError:    # nobody reads any more: that is no reason to lose the work
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def show(table: "Table") -> None:
@@ -64,14 +71,23 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
                 function(*args, **kwargs)
         except CrkdError as error:
             if kwargs.get("verbose"):
-                traceback.print_exc()
+                _tell(traceback.format_exc().rstrip())
             _end(f"error: {error}", error.exit_code, several)
         except KeyboardInterrupt:
             _end("interrupted", 130, several)
-        except MemoryError:
-            _end("error: not enough memory; use a smaller batch or --set data.frame", 1, several)
+        except (MemoryError, RuntimeError) as error:
+            if not _lacks_memory(error):
+                raise
+            _end("error: not enough memory; free some, or train with a smaller data.frame or batch (--set)", 1, several)
 
     return framed
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether memory ran out: PyTorch says so by a RuntimeError, on a GPU one of its own, which is not imported for that."""
+    return (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    )
 
 
 def _together(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> NoReturn:
@@ -88,12 +104,12 @@ def _together(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) ->
 def _end(line: str, code: int, several: bool) -> NoReturn:
     """Says why the command ends, and ends it."""
     if not several:
-        print(line, file=sys.stderr)
+        _tell(line)
         raise typer.Exit(code) from None
     from crkd_cli.engine.distributed import is_first_to_tell, leave
 
     if is_first_to_tell():
-        print(line, file=sys.stderr)
+        _tell(line)
     leave(code)
 
 

@@ -8,9 +8,12 @@ import sys
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
+import typer
 import yaml
 from PIL import Image
 
+from crkd_cli.cli.console import command
 from crkd_cli.config import Frame
 
 COMMANDS = ["prepare-data", "make-splits", "train", "evaluate", "compare", "predict"]
@@ -60,6 +63,47 @@ def test_tracebacks_only_on_demand(cli, args, tmp_path, monkeypatch):
     assert plain.stderr.splitlines()[-1] == verbose.stderr.splitlines()[-1]
     assert plain.stderr.splitlines()[-1].startswith("error: ")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "work", [lambda: np.empty(1 << 50), lambda: torch.empty(1 << 50), lambda: throw(torch.OutOfMemoryError("CUDA out of memory"))]
+)
+def test_too_little_memory_is_one_line(capsys, work):
+    """Pebibytes are more than any process can address."""
+    with pytest.raises(typer.Exit) as end:
+        command(work)()
+    assert end.value.exit_code == 1
+    assert capsys.readouterr().err.startswith("error: not enough memory; free some")
+
+
+def throw(error):
+    raise error
+
+
+def test_other_errors_of_torch_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        command(lambda: torch.ones(2) + torch.ones(3))()
+
+
+def test_work_goes_on_when_nobody_reads_stderr():
+    program = """
+import typer
+from crkd_cli.cli.console import command, say
+@command
+def work():
+    say("one")
+    say("two")
+    print("saved", flush=True)
+    raise KeyboardInterrupt
+app = typer.Typer()
+app.command()(work)
+app()
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=writer, text=True)
+    os.close(writer)
+    assert (result.returncode, result.stdout) == (130, "saved\n")
 
 
 @pytest.fixture
