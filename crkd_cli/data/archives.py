@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from crkd_cli.data.prepare import Progress
 from crkd_cli.errors import CrkdError
+from crkd_cli.notices import Progress
 
 MB = 1 << 20
 SMALL = 100 * MB      # what may always be unpacked

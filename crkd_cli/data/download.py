@@ -5,21 +5,20 @@ import http.client
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from crkd_cli.data.prepare import Progress
 from crkd_cli.data.sources.base import Remote
 from crkd_cli.errors import CrkdError
+from crkd_cli.notices import Progress, Say
 
 MB = 1 << 20
 TRIES = 5              # in a row without a byte
 TIMEOUT_S = 60
 
 
-def fetch(remote: Remote, folder: Path, progress: Progress, say: Callable[[str], None]) -> Path:
+def fetch(remote: Remote, folder: Path, progress: Progress, say: Say) -> Path:
     """Download `remote` into `folder`, going on with what an earlier try left. Raises CrkdError that says what to do.
 
     $CRKD_MIRROR replaces the address up to the file's name.
@@ -45,7 +44,7 @@ class _Cut(Exception):
     """The connection broke off; the part that came is kept."""
 
 
-def _fetch(url: str, part: Path, progress: Progress, say: Callable[[str], None]) -> None:
+def _fetch(url: str, part: Path, progress: Progress, say: Say) -> None:
     fruitless = 0
     while fruitless < TRIES:
         before = _size(part)
@@ -60,7 +59,7 @@ def _fetch(url: str, part: Path, progress: Progress, say: Callable[[str], None])
     raise CrkdError(f"cannot download {url} ({reason}); run the same command again later: it goes on where it was")
 
 
-def _receive(url: str, part: Path, progress: Progress, say: Callable[[str], None]) -> None:
+def _receive(url: str, part: Path, progress: Progress, say: Say) -> None:
     """One connection's worth, appended to `part`. Returns when the file is complete; raises _Cut if it is not."""
     have = _size(part)
     request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -105,7 +104,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
         return b""    # a cut: seen by the size, and resumed
 
 
-def _announce(url: str, part: Path, have: int, total: int | None, say: Callable[[str], None]) -> None:
+def _announce(url: str, part: Path, have: int, total: int | None, say: Say) -> None:
     if total is None:
         say(f"downloading {url} to {part.parent} (the server does not state its size)")
         return

@@ -1,17 +1,14 @@
 """Where a data set's raw files come from: a given folder or archive, raw/NAME, archives at hand, or a download."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from crkd_cli.data.archives import BadArchive, extract, new_folder
 from crkd_cli.data.download import fetch
-from crkd_cli.data.prepare import Progress
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
 from crkd_cli.errors import CrkdError, UsageError, did_you_mean
-
-Say = Callable[[str], None]    # one line to the user
+from crkd_cli.notices import Progress, Say
 
 
 def source_of(name: str, given: Path | None, root: Path, spacing: str | None, published_crop: bool) -> Source:

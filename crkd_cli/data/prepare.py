@@ -5,8 +5,8 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -22,8 +22,7 @@ from crkd_cli.data.files import Volume
 from crkd_cli.data.sources.base import Raw, Source, resized
 from crkd_cli.data.splits import official, some
 from crkd_cli.errors import CrkdError, UsageError
-
-Progress = Callable[[str, int | None, str], AbstractContextManager[Callable[..., None]]]
+from crkd_cli.notices import Progress
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ Legend: N cases, K classes with the background, M metrics, *S spatial axes.
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,16 @@ from crkd_cli.config import dump
 from crkd_cli.data.case import CaseInfo, Store
 from crkd_cli.data.splits import Part
 from crkd_cli.engine import paper
-from crkd_cli.engine.assemble import load_predictor
 from crkd_cli.engine.checkpoint import Checkpoint, load
-from crkd_cli.engine.hardware import describe, pick_device, pick_precision, reuse_memory
-from crkd_cli.engine.infer import Inferer, Protocol
+from crkd_cli.engine.infer import Inferer, Protocol, inferer_of
 from crkd_cli.engine.published import Row, published
 from crkd_cli.errors import CrkdError
 from crkd_cli.metrics.overlap import confusion, dice, jaccard
 from crkd_cli.metrics.summary import Summary, summarise
 from crkd_cli.metrics.surface import surface
+from crkd_cli.notices import Advance, Progress, Say
 from crkd_cli.paths import atomic, make_folder
 
-Say = Callable[[str], None]
-Progress = Callable[[str, int | None, str], AbstractContextManager[Callable[..., None]]]
 TOLERANCE = 2.0    # of nsd, in mm or px
 
 
@@ -86,13 +82,9 @@ def evaluate(
     cases = [store.cases[case] for one in parts for case in split.cases(store, one)]
     folder = out or file.parent / f"evaluation-{protocol}-{'+'.join(parts)}"
     make_folder(folder, "--out")
-    reuse_memory()
-    where = pick_device(device)
-    precision = pick_precision(checkpoint.config.train.precision, where)
     say(f"evaluating {file} (step {checkpoint.step}) on {len(cases)} {'+'.join(parts)} cases, {protocol} protocol")
-    say(f"device: {describe(where, precision)}; results: {folder}")
-    model = load_predictor(checkpoint, where)
-    inferer = Inferer(model, checkpoint.config.data.frame, spec, where, precision, protocol, notice=say)
+    say(f"results: {folder}")
+    inferer = inferer_of(checkpoint, device, say, protocol)
     scorer = Scorer(spec.source, len(spec.classes), protocol, cases)
     own = world.share(cases)
     with progress("evaluating", len(own), "cases") as advance:
@@ -112,7 +104,7 @@ def evaluate(
         "checkpoint": str(file),
         "step": checkpoint.step,
         "interval": f"95 %, bootstrap over {over}" if protocol == "strict" else "95 %, Student's t over cases",
-        "precision": str(precision).removeprefix("torch."),
+        "precision": str(inferer.precision).removeprefix("torch."),
         "trained_with": checkpoint.code_version,
         "evaluated_with": __version__,
         "config": dump(checkpoint.config),
@@ -162,7 +154,7 @@ class Scorer:
 
 
 def _scores(
-    inferer: Inferer, store: Store, cases: Sequence[CaseInfo], scorer: Scorer, advance: Callable[..., None]
+    inferer: Inferer, store: Store, cases: Sequence[CaseInfo], scorer: Scorer, advance: Advance
 ) -> Iterator[NDArray[np.float64]]:
     """Scores [K − 1, M] of every case, in order: one is scored in a thread while the next is inferred."""
     with ThreadPoolExecutor(1, thread_name_prefix="score") as pool:

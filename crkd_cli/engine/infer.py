@@ -5,7 +5,7 @@ Legend: B batch, N slices of a case (1 where the case is not cut), C channels, K
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -18,10 +18,13 @@ from torch import Tensor, nn
 from crkd_cli.augment.spatial import resize_image
 from crkd_cli.config import Frame
 from crkd_cli.data.case import Spec
-from crkd_cli.engine.assemble import channels_last
+from crkd_cli.engine.assemble import channels_last, load_predictor
+from crkd_cli.engine.checkpoint import Checkpoint
+from crkd_cli.engine.hardware import describe, pick_device, pick_precision, reuse_memory
 from crkd_cli.errors import CrkdError
 from crkd_cli.models.fold import folded
 from crkd_cli.nd import Slices, padding, windows
+from crkd_cli.notices import Say
 
 Protocol = Literal["strict", "paper"]
 _LINEAR = {2: "bilinear", 3: "trilinear"}
@@ -53,7 +56,7 @@ class Inferer:
         precision: torch.dtype = torch.float32,
         protocol: Protocol = "strict",
         window_batch: int | None = None,
-        notice: Callable[[str], None] = _to_stderr,
+        notice: Say = _to_stderr,
     ) -> None:
         # A batch that fills a GPU (16 windows of LA), or of which a CPU's cache holds some (one window, or 8 slices of ACDC).
         voxels = 2**24 if device.type == "cuda" else 2**19
@@ -175,6 +178,16 @@ class Inferer:
             logits: Tensor = self._network(x)
         # Class by class in memory, as the sums are: both passes that follow are several times faster.
         return logits.to(torch.float32, memory_format=torch.contiguous_format).softmax(1).to(self._home)
+
+
+def inferer_of(checkpoint: Checkpoint, device: str | None, say: Say, protocol: Protocol = "strict") -> Inferer:
+    """The inferer of `checkpoint` in its precision on `device` (None: the first GPU, else the CPU). Raises UsageError."""
+    reuse_memory()
+    where = pick_device(device)
+    precision = pick_precision(checkpoint.config.train.precision, where)
+    say(f"device: {describe(where, precision)}")
+    model = load_predictor(checkpoint, where)
+    return Inferer(model, checkpoint.config.data.frame, checkpoint.spec, where, precision, protocol, notice=say)
 
 
 def gaussian(patch: Sequence[int]) -> Tensor:

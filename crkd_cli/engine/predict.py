@@ -1,7 +1,6 @@
 """From image files to mask files: same names, formats, sizes and geometry."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +14,11 @@ from crkd_cli.data.case import Spec
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import images_in
 from crkd_cli.engine import overlay
-from crkd_cli.engine.assemble import load_predictor
 from crkd_cli.engine.checkpoint import load
-from crkd_cli.engine.hardware import describe, pick_device, pick_precision, reuse_memory
-from crkd_cli.engine.infer import Inferer
+from crkd_cli.engine.infer import Inferer, inferer_of
 from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.notices import Progress, Say
 from crkd_cli.paths import atomic, make_folder
-
-Say = Callable[[str], None]
-Progress = Callable[[str, int | None, str], AbstractContextManager[Callable[..., None]]]
 
 
 @dataclass(frozen=True)
@@ -66,12 +61,8 @@ def predict(
         raise UsageError(f"--out {out} is the images' own folder, and masks keep their names; give another")
     loaded = load(checkpoint)
     make_folder(out, "--out")
-    reuse_memory()
-    where = pick_device(device)
-    precision = pick_precision(loaded.config.train.precision, where)
-    say(f"device: {describe(where, precision)}; masks: {out}")
-    model = load_predictor(loaded, where)
-    job = _Job(Inferer(model, loaded.config.data.frame, loaded.spec, where, precision, notice=say), loaded.spec, out, wanted)
+    say(f"masks: {out}")
+    job = _Job(inferer_of(loaded, device, say), loaded.spec, out, wanted)
     job.check(images)
     own = world.share(images)
     results: list[bool | str] = []    # of every image: written, there already, or what failed

@@ -5,8 +5,6 @@ The page needs nothing else: no scripts, no styles or pictures from elsewhere.
 
 import base64
 import io
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,19 +14,16 @@ import numpy as np
 from crkd_cli import __version__
 from crkd_cli.data.case import Store
 from crkd_cli.engine import figures, overlay
-from crkd_cli.engine.assemble import load_predictor
 from crkd_cli.engine.checkpoint import load
 from crkd_cli.engine.compare import Comparison, Entry
-from crkd_cli.engine.hardware import describe, pick_device, pick_precision, reuse_memory
-from crkd_cli.engine.infer import Inferer
+from crkd_cli.engine.infer import inferer_of
 from crkd_cli.engine.tables import Cell, Table, tables
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.metrics.names import heading, shown
 from crkd_cli.metrics.summary import means
+from crkd_cli.notices import Progress, Say
 from crkd_cli.paths import atomic, make_folder
 
-Say = Callable[[str], None]
-Progress = Callable[[str, int | None, str], AbstractContextManager[Callable[..., None]]]
 SHOWN = 3    # best cases, and as many worst
 
 
@@ -95,12 +90,7 @@ def _pictures(
     store = Store(root / "prepared" / checkpoint.config.data.name)
     if lost := [case for case in run.cases if case not in store.cases]:
         raise CrkdError(f"{store.root} lacks {len(lost)} of the evaluated cases, {lost[0]} for one; give the right --data-root")
-    reuse_memory()
-    where = pick_device(device)
-    precision = pick_precision(checkpoint.config.train.precision, where)
-    say(f"device: {describe(where, precision)}")
-    model, spec = load_predictor(checkpoint, where), checkpoint.spec
-    inferer = Inferer(model, checkpoint.config.data.frame, spec, where, precision, run.facts.protocol, notice=say)
+    inferer = inferer_of(checkpoint, device, say, run.facts.protocol)
     rising = [run.cases[i] for i in np.argsort(means(run.scores[:, :, 0]), kind="stable")]
     chosen = {"Worst": rising[:SHOWN], "Best": rising[SHOWN:][-SHOWN:][::-1]}
     pictures: dict[str, list[Picture]] = {title: [] for title, cases in chosen.items() if cases}
@@ -109,7 +99,7 @@ def _pictures(
             for case in cases:
                 truth = np.asarray(store.native_label(case))
                 labels = inferer(store.image(case), truth.shape)
-                drawn = overlay.draw(store.image(case), labels, spec, store.cases[case].spacing_mm, case, truth)
+                drawn = overlay.draw(store.image(case), labels, checkpoint.spec, store.cases[case].spacing_mm, case, truth)
                 scores = run.scores[run.cases.index(case)]
                 pictures[title].append(_picture(case, drawn, [*zip(run.classes, scores, strict=True)], run.metrics))
                 advance(1, case)

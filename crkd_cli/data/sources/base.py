@@ -1,7 +1,7 @@
 """What a data source is: the only code that knows a raw layout. After it, every case looks alike."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,8 +13,7 @@ from crkd_cli.data import files
 from crkd_cli.data.case import Spec
 from crkd_cli.data.files import Volume
 from crkd_cli.errors import CrkdError
-
-Advance = Callable[..., None]    # advance(amount, note=""): progress, as cli.console.progress yields it
+from crkd_cli.notices import Advance
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from crkd_cli.data import synthetic
 from crkd_cli.data.case import Spec
 from crkd_cli.data.checks import write_whole
 from crkd_cli.data.sources import SOURCES
-from crkd_cli.data.sources.base import Advance, Raw, Source, pairs
+from crkd_cli.data.sources.base import Raw, Source, pairs
 from crkd_cli.errors import CrkdError
+from crkd_cli.notices import Advance
 
 
 @SOURCES.register
