@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from crkd_cli.config import Config, dump, load, parse
+from crkd_cli.engine.evaluation import folder_of
 from crkd_cli.engine.hardware import describe, pick_device, pick_precision
 from crkd_cli.engine.start import flat
 from crkd_cli.paths import atomic, packaged
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--command", required=True)
     parser.add_argument("--commit", required=True, help="of the code that trained")
-    parser.add_argument("--evaluation", default="evaluation-strict-test")
+    parser.add_argument("--evaluation", help="folder in the run folder; default: the strict one of the test cases")
     parser.add_argument("--note", default="")
     given = parser.parse_args()
     run = given.checkpoint.parent
@@ -40,7 +41,7 @@ def main() -> None:
             "seconds": seconds(trained),
             "steps_per_second": trained.get("steps_per_second"),
             "note": given.note,
-            **scores(run / given.evaluation),
+            **scores(run / given.evaluation if given.evaluation else folder_of(given.checkpoint, "strict", "test")),
         },
         given.out,
     )

@@ -35,7 +35,8 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="Default: evaluation-PROTOCOL-PART beside the checkpoint.", rich_help_panel="Output"
+            "--out", rich_help_panel="Output",
+            help="Default: evaluation-PROTOCOL-PART beside the checkpoint; a last.pth beside a best.pth adds -last.",
         ),
     ] = None,
     device: Device = None,

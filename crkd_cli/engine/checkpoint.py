@@ -16,6 +16,7 @@ from crkd_cli import __version__
 from crkd_cli.config import Config, Strict, dump
 from crkd_cli.data.case import Spec
 from crkd_cli.data.splits import Split
+from crkd_cli.engine.evaluation import result
 from crkd_cli.errors import CrkdError
 from crkd_cli.paths import atomic
 
@@ -101,6 +102,4 @@ def newest(runs: Path) -> Path:
     found = [file for name in ("best.pth", "last.pth") for file in runs.glob(f"*/{name}")]
     if not found:
         raise CrkdError(f"no checkpoint under {runs}; train first (crkd train) or give one with --checkpoint")
-    latest = max(found, key=lambda file: file.stat().st_mtime).parent
-    best = latest / "best.pth"
-    return best if best.is_file() else latest / "last.pth"
+    return result(max(found, key=lambda file: file.stat().st_mtime).parent)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from math import isnan, nan
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -167,6 +168,11 @@ def _names(groups: list[list[Evaluation]]) -> list[str]:
 def _entry(name: str, runs: list[Evaluation], one: Evaluation) -> Entry:
     """Statistics of the runs of one method, their cases in the order of `one`."""
     by_seed: dict[int, Evaluation] = {}
+    scored = {Path(run.facts.checkpoint).name: run.folder for run in runs}
+    if {"best.pth", "last.pth"} <= scored.keys():
+        raise UsageError(
+            f"{scored['best.pth']} was scored at best.pth and {scored['last.pth']} at last.pth; evaluate {name}'s runs at one"
+        )
     for run in runs:
         if (twin := by_seed.setdefault(run.facts.seed, run)) is not run:
             raise UsageError(

@@ -22,6 +22,7 @@ from crkd_cli.data.case import CaseInfo, Store
 from crkd_cli.data.splits import Part
 from crkd_cli.engine import paper
 from crkd_cli.engine.checkpoint import Checkpoint, load
+from crkd_cli.engine.evaluation import folder_of
 from crkd_cli.engine.infer import Inferer, Protocol, inferer_of
 from crkd_cli.engine.published import Row, published
 from crkd_cli.errors import CrkdError
@@ -69,7 +70,7 @@ def evaluate(
     """Scores the checkpoint `file` on its split's cases in the store under the data root `root`.
 
     part: default test, else val; paper: the published part. Writes cases.csv and summary.json to `out`, by default
-    beside the checkpoint. Several processes share the cases; the first one writes.
+    beside the checkpoint (evaluation.folder_of). Several processes share the cases; the first one writes.
     Raises CrkdError: no checkpoint, store missing or of another kind, cases missing.
     """
     checkpoint = load(file)
@@ -80,7 +81,7 @@ def evaluate(
     _same_kind(checkpoint, store)
     parts = _parts(checkpoint, part, protocol, say)
     cases = [store.cases[case] for one in parts for case in split.cases(store, one)]
-    folder = out or file.parent / f"evaluation-{protocol}-{'+'.join(parts)}"
+    folder = out or folder_of(file, protocol, "+".join(parts))
     make_folder(folder, "--out")
     say(f"evaluating {file} (step {checkpoint.step}) on {len(cases)} {'+'.join(parts)} cases, {protocol} protocol")
     say(f"results: {folder}")
@@ -195,7 +196,7 @@ def _parts(checkpoint: Checkpoint, part: Part | None, protocol: Protocol, say: S
         there = [name for name in ("val", "test") if getattr(split, name)]
         advice = f"give --part {there[0]}" if there else f"make one that has: crkd make-splits {split.dataset} --help"
         raise CrkdError(f"split {split.name} has no {chosen} cases; {advice}")
-    if chosen == "val" and checkpoint.best is not None:
+    if chosen == "val" and checkpoint.best is not None and checkpoint.best["step"] == checkpoint.step:
         say("the validation cases chose the checkpoint: their scores are better than those of unseen cases")
     return (chosen,)
 

@@ -63,10 +63,23 @@ class Evaluation:
         return self.checkpoint.parent
 
 
+def result(run: Path) -> Path:
+    """The checkpoint that is the result of the run in the folder `run`: best.pth if there is one, else last.pth."""
+    best = run / "best.pth"
+    return best if best.is_file() else run / "last.pth"
+
+
+def folder_of(checkpoint: Path, protocol: str, part: str) -> Path:
+    """Where the evaluation of `checkpoint` goes: beside it, and not in the place of that of the run's result."""
+    of_run = result(checkpoint.parent)
+    ending = f"-{checkpoint.stem}" if of_run.is_file() and checkpoint.name != of_run.name else ""
+    return checkpoint.parent / f"evaluation-{protocol}-{part}{ending}"
+
+
 def find(given: Path, protocol: str, part: str | None) -> Path:
     """The evaluation folder that `given` means: a run folder, an evaluation folder, or one of its two files.
 
-    Of a run folder's evaluations: that under `protocol` of `part`, by default test (paper: all that it scores as one).
+    Of a run folder: its result's evaluation under `protocol` of `part`, by default test (paper: all that it scores as one).
     Raises UsageError that says what is there and which command makes what is missing.
     """
     if given.name in ("summary.json", "cases.csv"):
@@ -74,17 +87,18 @@ def find(given: Path, protocol: str, part: str | None) -> Path:
     if (given / "summary.json").is_file():
         return given
     if not given.is_dir():
-        raise UsageError(f"there is no {given}; give run folders, or evaluation folders that crkd evaluate wrote")
+        wrong = f"{given} is a file" if given.exists() else f"there is no {given}"
+        raise UsageError(f"{wrong}; give run folders, or evaluation folders that crkd evaluate wrote")
     parts = [part] if part else ["val+test", "test"] if protocol == "paper" else ["test"]
     for one in parts:
-        if (folder := given / f"evaluation-{protocol}-{one}" / "summary.json").is_file():
+        if (folder := folder_of(result(given), protocol, one) / "summary.json").is_file():
             return folder.parent
-    checkpoint = next((given / name for name in ("best.pth", "last.pth") if (given / name).is_file()), None)
-    if checkpoint is None:
+    checkpoint = result(given)
+    if not checkpoint.is_file():
         raise UsageError(f"{given} is no run folder (no best.pth or last.pth) and no evaluation folder (no summary.json)")
     options = (" --protocol paper" if protocol == "paper" else "") + (f" --part {part}" if part else "")
     there = [file.parent.name for file in sorted(given.glob("evaluation-*-*/summary.json"))]
-    other = f" (there is {', '.join(there)}: choose with --protocol and --part)" if there else ""
+    other = f" (there is {', '.join(there)}: give its folder)" if there else ""
     raise UsageError(f"{given} has no {protocol} evaluation of {parts[-1]}{other}; run: crkd evaluate {checkpoint}{options}")
 
 

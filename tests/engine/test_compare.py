@@ -48,6 +48,13 @@ def test_runs_of_a_changed_file_are_no_repetitions(evaluated):
     assert [len(entry.runs) for entry in compare([*same, other]).entries] == [2, 1]
 
 
+def test_best_and_last_checkpoints_are_not_averaged(evaluated):
+    best, last = evaluated(seed=1, checkpoint="a/best.pth"), evaluated(seed=2, checkpoint="b/last.pth")
+    with pytest.raises(UsageError, match=r"crkd-seed1/.* was scored at best.pth and .*crkd-seed2/.* at last.pth; evaluate"):
+        compare([last, best])
+    assert len(compare([best, evaluated("supervised", checkpoint="last.pth")]).entries) == 2
+
+
 def test_one_run_has_no_spread_over_seeds(evaluated):
     comparison = compare([evaluated()])
     assert math.isnan(comparison.entries[0].mean[0].sd)
@@ -151,6 +158,8 @@ def test_finding_evaluations(write_evaluation, tmp_path, rng):
     assert find(run, "paper", None) == together
     with pytest.raises(UsageError, match="no run folder"):
         find(tmp_path, "strict", None)
+    with pytest.raises(UsageError, match=r"best.pth is a file; give run folders"):
+        find(run / "best.pth", "strict", None)
     with pytest.raises(UsageError, match=r"there is no .*nowhere"):
         find(tmp_path / "nowhere", "strict", None)
 

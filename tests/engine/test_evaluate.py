@@ -18,6 +18,7 @@ from crkd_cli.engine import paper
 from crkd_cli.engine.assemble import load_predictor
 from crkd_cli.engine.checkpoint import load
 from crkd_cli.engine.evaluate import Scorer, evaluate, validate
+from crkd_cli.engine.evaluation import find
 from crkd_cli.engine.infer import Inferer
 from crkd_cli.engine.published import published
 from crkd_cli.errors import CrkdError, UsageError
@@ -208,6 +209,18 @@ def test_val_is_scored_where_there_is_no_test(make_store, make_checkpoint, tmp_p
     assert report.folder.name == "evaluation-strict-val"
     assert any("no test cases: scoring the validation cases" in line for line in said)
     assert any("chose the checkpoint" in line for line in said)
+    _, said = run(make_checkpoint(store.spec, FRAMES[2], val=("p01",), best={"step": 5, "dice": 0.5}), tmp_path)
+    assert not any("chose the checkpoint" in line for line in said)    # they chose the one of step 5, and this is of step 10
+
+
+def test_best_and_last_have_a_folder_each(make_store, make_checkpoint, tmp_path):
+    spec = make_store().spec
+    best, last = (make_checkpoint(spec, FRAMES[2], f"runs/x/{name}.pth", test=("p00",)) for name in ("best", "last"))
+    folders = [run(file, tmp_path)[0].folder for file in (best, last)]
+    assert [folder.name for folder in folders] == ["evaluation-strict-test", "evaluation-strict-test-last"]
+    assert [find(folder, "strict", None) for folder in (best.parent, folders[1])] == folders
+    alone = make_checkpoint(spec, FRAMES[2], "runs/y/last.pth", test=("p00",))
+    assert run(alone, tmp_path)[0].folder.name == "evaluation-strict-test"
 
 
 def test_what_cannot_be_scored_is_said(make_store, make_checkpoint, tmp_path):
