@@ -38,6 +38,8 @@ class Frame(Strict, frozen=True):
             raise ValueError(f"every size must be a multiple of 16 (four halvings), got {list(self.size)}")
         if self.stride is not None and (self.patch is None or len(self.stride) != len(self.size)):
             raise ValueError("stride belongs to patch and needs as many sizes")
+        if self.stride is not None and any(step > side for step, side in zip(self.stride, self.size, strict=True)):
+            raise ValueError(f"stride {list(self.stride)} is larger than the patch: what lies between two would have no answer")
 
     @property
     def size(self) -> tuple[int, ...]:
