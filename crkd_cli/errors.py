@@ -19,5 +19,7 @@ class UsageError(CrkdError):
 def did_you_mean(wrong: str, names: Iterable[str]) -> str:
     """The end of an error message: the nearest name if there is one, else all names."""
     names = list(names)
+    if not names:
+        return "there is nothing to choose from"
     near = get_close_matches(wrong.lower(), names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"

@@ -2,8 +2,8 @@
 
 import csv
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from itertools import chain
 from math import isnan
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from crkd_cli.engine.compare import Comparison, Entry, Score
 from crkd_cli.engine.published import Row
 from crkd_cli.metrics.names import heading, higher_is_better, shown
+from crkd_cli.metrics.paired import Difference
 from crkd_cli.paths import atomic
 
 
@@ -126,16 +127,17 @@ def write(comparison: Comparison, folder: Path) -> None:
     """comparison.json (everything), scores.csv, tests.csv and comparison.md into `folder`."""
     with atomic(folder / "comparison.json") as temporary:
         temporary.write_text(json.dumps(comparison.tree(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    _write_csv(folder / "scores.csv", _score_rows(comparison))
-    _write_csv(folder / "tests.csv", comparison.tree()["tests"])
+    scores = _score_rows(comparison)
+    _write_csv(folder / "scores.csv", scores, dict.fromkeys(chain.from_iterable(scores)))
+    columns = ["metric", "first", "second", *(field.name for field in fields(Difference)), "p_holm"]
+    _write_csv(folder / "tests.csv", comparison.tree()["tests"], columns)
     with atomic(folder / "comparison.md") as temporary:
         temporary.write_text("\n".join(map(_markdown, tables(comparison))), encoding="utf-8")
 
 
-def _write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
-    fields = dict.fromkeys(chain.from_iterable(rows))
+def _write_csv(file: Path, rows: list[dict[str, Any]], columns: Iterable[str]) -> None:
     with atomic(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as lines:
-        writer = csv.DictWriter(lines, list(fields))
+        writer = csv.DictWriter(lines, list(columns))
         writer.writeheader()
         writer.writerows(rows)
 

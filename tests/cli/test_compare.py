@@ -43,6 +43,7 @@ def test_files_agree_with_stdout(cli, runs, tmp_path):
     assert result.exit_code == 0, result.stderr
     tree = json.loads(result.stdout)
     assert tree == json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert (tmp_path / "out" / "tests.csv").read_text().split() == ["metric,first,second,mean,low,high,n,p,p_holm"]
     assert [run["seed"] for run in tree["methods"][0]["runs"]] == [1, 2]
     with (tmp_path / "out" / "scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -103,6 +103,8 @@ def test_own_data_without_a_configuration(cli: Callable[..., Result], toy: Path)
         (["--set", "train.steps"], 2, ["expected key.path=value"]),
         (["--set", "data.frame={resize: [30, 32]}"], 2, ["data.frame", "multiple of 16"]),
         (["--set", "data.frame={patch: [16, 16, 16]}"], 2, ["data.frame has 3 sizes", "2 axes"]),
+        (["--set", "data.frame={patch: [32, 16], stride: [16, 17]}"], 2, ["data.frame", "stride [16, 17] is larger"]),
+        (["--method", "supervised", "--set", "methods.supervised.x=1"], 2, ["unknown key", "there is nothing to choose from"]),
         (["--set", "model.name=unett"], 2, ["no network is called 'unett'", "did you mean 'unet'"]),
         (["--set", "methods.crkd.confidence=2"], 2, ["methods.crkd", "confidence", "<= 1"]),
         (["--set", "methods.crkd.tau=0.5"], 2, ["unknown key", "tau"]),
