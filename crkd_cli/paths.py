@@ -1,6 +1,7 @@
 """Where things lie: packaged configurations and splits, the data root, and atomic writes."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,48 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that is gone at the end, unless `put` gave it that place; so is what killed processes left.
+
+    Raises CrkdError, with the path, when it cannot be written or the disk is full.
+    """
+    folder = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (old := _old(target)).exists() and not target.exists():    # killed while it was put
+            old.rename(target)
+        for left in (old, *target.parent.glob(f".tmp-{target.name}-{'?' * 8}")):    # eight: no other data set's
+            shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
+        yield folder
+    except OSError as error:
+        reason = error.strerror or error
+        raise CrkdError(f"cannot write {target}: {reason}; free some space or give another --data-root") from None
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def put(folder: Path, target: Path) -> None:
+    """Puts a temporary folder in the place of `target`, which stays where that fails."""
+    folder.chmod(0o755)
+    old = _old(target)
+    if target.exists():
+        target.rename(old)
+    try:
+        folder.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".tmp-{target.name}-old")
 
 
 def make_folder(folder: Path, option: str) -> None:

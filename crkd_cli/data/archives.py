@@ -4,7 +4,6 @@ import lzma
 import shutil
 import stat
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import IO
 
 from crkd_cli.errors import CrkdError
 from crkd_cli.notices import Progress
+from crkd_cli.paths import put, temporary_folder
 
 MB = 1 << 20
 SMALL = 100 * MB      # what may always be unpacked
@@ -38,31 +38,16 @@ class Member:
 
 
 def extract(archives: list[Path], target: Path, progress: Progress) -> None:
-    """Unpack `archives` into the new folder `target`. Raises BadArchive, or CrkdError for want of room, and leaves nothing."""
-    with new_folder(target) as folder:
+    """Unpack `archives` into the new or empty folder `target`, wholly or not at all.
+
+    Raises BadArchive, or CrkdError for want of room.
+    """
+    with temporary_folder(target) as folder:
         for archive in archives:
             _extract(archive, folder, progress)
-
-
-@contextmanager
-def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `target` that becomes it when the block ends well. `target` may exist if empty."""
-    folder = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
-        yield folder
-        folder.chmod(0o755)
-        if replace:
-            shutil.rmtree(target, ignore_errors=True)
-        elif target.is_dir():
-            target.rmdir()
-        folder.rename(target)
-    except OSError as error:
-        raise CrkdError(f"cannot write {target}: {error.strerror or error}; free some space or move it") from None
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        if target.is_dir():
+            target.rmdir()    # empty: nobody's files are replaced
+        put(folder, target)
 
 
 def is_archive(path: Path) -> bool:

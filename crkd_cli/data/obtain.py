@@ -3,12 +3,13 @@
 import re
 from pathlib import Path
 
-from crkd_cli.data.archives import BadArchive, extract, new_folder
+from crkd_cli.data.archives import BadArchive, extract
 from crkd_cli.data.download import fetch
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
 from crkd_cli.errors import CrkdError, UsageError, did_you_mean
 from crkd_cli.notices import Progress, Say
+from crkd_cli.paths import put, temporary_folder
 
 
 def source_of(name: str, given: Path | None, root: Path, spacing: str | None, published_crop: bool) -> Source:
@@ -105,8 +106,9 @@ def _download(source: Source, home: Path, progress: Progress, say: Say) -> Path:
 
 
 def _generate(source: Source, home: Path, progress: Progress) -> Path:
-    with progress("drawing", None, "cases") as advance, new_folder(home, replace=True) as folder:
+    with progress("drawing", None, "cases") as advance, temporary_folder(home) as folder:
         source.generate(folder, advance)
+        put(folder, home)
     return home
 
 

@@ -3,10 +3,8 @@
 import hashlib
 import json
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -23,6 +21,7 @@ from crkd_cli.data.sources.base import Raw, Source, resized
 from crkd_cli.data.splits import official, some
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.notices import Progress
+from crkd_cli.paths import put, temporary_folder
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def prepare(name: str, source: Source, raw: Path, store: Path, progress: Progres
         raise UsageError(f"--spacing has {given} numbers, but {name} is {spec.dims}D: give 1 or {spec.dims}")
     report = Report()
     _check_ids(raws, raw, report)
-    with nullcontext() if check_only else _new_store(store) as folder:
+    with nullcontext() if check_only else temporary_folder(store) as folder:
         cases = []
         with progress("checking" if check_only else "preparing", len(raws), "cases") as advance:
             for one in raws:
@@ -172,22 +171,6 @@ def _shorten(message: str, root: Path) -> str:
 # ── writing ──
 
 
-@contextmanager
-def _new_store(store: Path) -> Iterator[Path]:
-    """A temporary folder beside the store that is gone at the end, unless it was renamed."""
-    folder = None
-    try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".tmp-{store.name}-", dir=store.parent))
-        yield folder
-    except OSError as error:
-        reason = error.strerror or error
-        raise CrkdError(f"cannot write {store}: {reason}; free some space or give another --data-root") from None
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def _write(file: Path, array: NDArray[Any]) -> None:
     content = BytesIO()    # numpy's own file writing does not say that a disk is full
     np.save(content, np.ascontiguousarray(array), allow_pickle=False)
@@ -203,7 +186,7 @@ def _write_png(file: Path, label: NDArray[np.uint8]) -> None:
 
 
 def _write_bytes(file: Path, content: BytesIO) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(exist_ok=True)
     file.write_bytes(content.getbuffer())
 
 
@@ -211,14 +194,9 @@ def _publish(folder: Path, store: Path, index: Index) -> None:
     """Write the index, take over the splits, and put the folder in the store's place."""
     text = json.dumps(msgspec.to_builtins(index), indent=1, ensure_ascii=False)
     (folder / "index.json").write_text(text + "\n", encoding="utf-8")
-    folder.chmod(0o755)
     if (store / "splits").is_dir():
         shutil.copytree(store / "splits", folder / "splits")
-    old = folder.with_name(f"{folder.name}-old")
-    if store.exists():
-        store.rename(old)
-    folder.rename(store)
-    shutil.rmtree(old, ignore_errors=True)
+    put(folder, store)
 
 
 def _sha256(file: Path) -> str:

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from crkd_cli.data import prepare as preparation
+from crkd_cli.errors import CrkdError
 
 
 @pytest.fixture
@@ -72,6 +73,35 @@ def test_interrupted_preparation_leaves_the_old_store(own, prepared, monkeypatch
 
     monkeypatch.setattr(preparation, "_publish", interrupt)
     with pytest.raises(KeyboardInterrupt):
+        prepared("mine", own)
+    root = own.parent / "data/prepared"
+    assert [path.name for path in root.iterdir()] == ["mine"]
+    assert content(root / "mine") == before
+
+
+def test_what_a_kill_left_is_mended_by_the_next_preparation(own, prepared):
+    """Killed while cases were written, or while the new store took the old one's place."""
+    store = prepared("mine", own)
+    (store.root / "splits").mkdir()
+    (store.root / "splits/2.yaml").write_text("made by hand")
+    store.root.rename(store.root.with_name(".tmp-mine-old"))
+    for left in (".tmp-mine-abcdefgh", ".tmp-mine-2-abcdefgh"):
+        store.root.with_name(left).mkdir()
+    assert content(prepared("mine", own).root)["splits/2.yaml"] == b"made by hand"
+    assert {path.name for path in store.root.parent.iterdir()} == {"mine", ".tmp-mine-2-abcdefgh"}    # the set mine-2 is another
+
+
+def test_a_store_that_cannot_take_its_place_leaves_the_old_one(own, prepared, monkeypatch):
+    before = content(prepared("mine", own).root)
+    rename = Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        if target.name == "mine" and not path.name.endswith("-old"):
+            raise OSError("the disk is gone")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(CrkdError, match=r"cannot write .*mine: the disk is gone"):
         prepared("mine", own)
     root = own.parent / "data/prepared"
     assert [path.name for path in root.iterdir()] == ["mine"]
