@@ -32,8 +32,8 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The suffix stays last: writers choose the format by it.
-        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix="-" + path.name, dir=path.parent)
+        # The suffix stays last: writers choose the format by it, some by lower case only.
+        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix="-" + path.name.lower(), dir=path.parent)
         temporary = Path(name)
         os.close(handle)
         yield temporary

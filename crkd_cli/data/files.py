@@ -159,7 +159,8 @@ def _readable(path: Path) -> Iterator[str]:
         raise
     except Exception as error:    # damaged files fail in many ways, all of which mean the same
         reason = " ".join(str(error).split())[-160:] or type(error).__name__
-        raise CrkdError(f"{path} cannot be read, it may be truncated or of another format ({reason}); copy it again") from None
+        advice = "copy it again" if path.name.endswith(kind) else f"let its name end in {kind}, or copy it again"
+        raise CrkdError(f"{path} cannot be read, it may be truncated or of another format ({reason}); {advice}") from None
 
 
 # ── pictures ──

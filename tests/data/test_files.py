@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from crkd_cli.data.files import MEDICAL, geometry, label_name, probe, read_image, read_label, stem, suffix, write_label
+from crkd_cli.data.files import MEDICAL, Volume, geometry, label_name, probe, read_image, read_label, stem, suffix, write_label
 from crkd_cli.errors import CrkdError
 
 # A quarter turn about z, then 30° about x: no axis is left where it was.
@@ -49,6 +49,19 @@ def test_masks_of_medical_files_keep_the_geometry(tmp_path, rng, kind, z_last):
         np.testing.assert_allclose(getattr(written, get)(), getattr(source, get)(), atol=1e-6)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(written), (array > 0).astype(np.uint8))
     np.testing.assert_array_equal(read_label(mask, z_last=z_last), label)
+
+
+@pytest.mark.parametrize("kind", [".NII", ".NII.GZ", ".NRRD", ".MHA", ".Nii", ".TIF", ".H5"])
+def test_upper_case_suffixes(tmp_path, rng, kind):
+    array = rng.integers(0, 9, (4, 7, 9), dtype=np.uint8)
+    path = tmp_path / f"Scan{kind}"
+    write_label(path, array, Volume(array[None], None, array.shape))
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    if kind in (".MHA", ".Nii"):    # ITK knows the one in lower case only, the other in no mixture
+        with pytest.raises(CrkdError, match=f"Scan{kind} cannot be read.*; let its name end in {kind.lower()}, or copy it again"):
+            read_label(path)
+        path = path.rename(tmp_path / path.name.lower())
+    np.testing.assert_array_equal(read_label(path), array)
 
 
 @pytest.mark.parametrize("kind", [".png", ".tif", ".tiff"])
