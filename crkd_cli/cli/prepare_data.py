@@ -28,7 +28,7 @@ def prepare_data(
                      "(isic2018, kvasir) if nothing is there.", rich_help_panel="Data"),
     ] = True,
     check: Annotated[
-        bool, typer.Option("--check", help="Only check the raw files, write nothing.", rich_help_panel="Preparation")
+        bool, typer.Option("--check", help="Only check the raw files: no store is written.", rich_help_panel="Preparation")
     ] = False,
     spacing: Annotated[
         str | None,
@@ -65,7 +65,20 @@ def prepare_data(
         raise CrkdError(f"{len(report.errors)} problems in {raw} (see above), nothing was written; mend them")
     for finding in report.findings:
         console.say(f"note: {finding.what}")
-    _summary(name, report.index, None if check else store)
+    _summary(report.index)
+    if check:
+        given = {"--source": source if raw == source else None, "--spacing": spacing, "--data-root": data_root}
+        crop = " --published-crop" if published_crop else ""
+        console.say(f"no problem found; no store written. Next: crkd prepare-data {name}{_options(given)}{crop}")
+    else:
+        console.say(f"store: {store}. Next: crkd make-splits {name}{_options({'--data-root': data_root})}")
+
+
+def _options(given: dict[str, Path | str | None]) -> str:
+    """The options that have a value, as they are typed."""
+    import shlex
+
+    return "".join(f" {option} {shlex.quote(str(value))}" for option, value in given.items() if value is not None)
 
 
 def _show(findings: list["Finding"]) -> None:
@@ -86,7 +99,7 @@ def _show(findings: list["Finding"]) -> None:
     Console(stderr=True).print(table)
 
 
-def _summary(name: str, index: "Index", store: Path | None) -> None:
+def _summary(index: "Index") -> None:
     labeled = sum(case.labeled for case in index.cases)
     groups = len({case.group for case in index.cases})
     sizes = [case.shape for case in index.cases]
@@ -95,7 +108,3 @@ def _summary(name: str, index: "Index", store: Path | None) -> None:
     size = low if low == high else f"{low} to {high}"
     classes = ", ".join(index.spec.classes)
     console.say(f"{len(index.cases)} cases{patients}, {labeled} labelled; size {size}; classes: {classes}")
-    if store is None:
-        console.say(f"no problem found; nothing written. Next: crkd prepare-data {name}")
-    else:
-        console.say(f"store: {store}. Next: crkd make-splits {name}")

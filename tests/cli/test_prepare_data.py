@@ -1,5 +1,6 @@
 """crkd prepare-data, as a user runs it: every way to the raw files."""
 
+import shlex
 import threading
 import zipfile
 from functools import partial
@@ -38,7 +39,7 @@ def test_own_data(prepare_data, own, tmp_path):
     assert code == 0
     lines = err.splitlines()
     assert lines[-2] == "4 cases, 4 labelled; size 20 × 30; classes: background, class 1"
-    assert lines[-1] == f"store: {tmp_path / 'data/prepared/mine'}. Next: crkd make-splits mine"
+    assert lines[-1] == f"store: {tmp_path / 'data/prepared/mine'}. Next: crkd make-splits mine --data-root {tmp_path / 'data'}"
     assert len(Store(tmp_path / "data/prepared/mine").cases) == 4
 
 
@@ -48,11 +49,15 @@ def test_raw_folder_under_the_data_root(prepare_data, own, tmp_path):
     assert prepare_data("mine")[0] == 0
 
 
-def test_check_writes_nothing(prepare_data, own, tmp_path):
-    code, err = prepare_data("mine", "--source", own, "--check")
+def test_check_writes_nothing_and_names_a_command_that_works(prepare_data, cli, own, tmp_path):
+    own = own.rename(tmp_path / "my own")
+    code, err = prepare_data("mine", "--source", own, "--check", "--spacing", "2")
     assert code == 0
-    assert err.endswith("no problem found; nothing written. Next: crkd prepare-data mine\n")
     assert not (tmp_path / "data").exists()
+    said, _, command = err.splitlines()[-1].partition("Next: crkd ")
+    assert said == "no problem found; no store written. "
+    assert cli(*shlex.split(command)).exit_code == 0
+    assert Store(tmp_path / "data/prepared/mine").cases["a"].spacing_mm == (2.0, 2.0)
 
 
 def test_quiet(prepare_data, own):
@@ -71,7 +76,8 @@ def test_archives_in_the_current_folder(prepare_data, isic_zips, tmp_path, monke
 
 @pytest.mark.parametrize("given", ["", f"{INPUT}.zip"])
 def test_archives_given_as_source(prepare_data, isic_zips, given):
-    assert prepare_data("isic2018", "--source", isic_zips / given)[0] == 0
+    code, err = prepare_data("isic2018", "--source", isic_zips / given, "--check")
+    assert (code, "Next: crkd prepare-data isic2018 --data-root" in err) == (0, True)    # unpacked: no source is needed
     code, err = prepare_data("isic2018", "--source", isic_zips / given)
     assert code == 1
     assert "already holds raw files; use them (crkd prepare-data isic2018), or remove them first" in err
