@@ -62,8 +62,8 @@ def _fetch(url: str, part: Path, progress: Progress, say: Say) -> None:
 def _receive(url: str, part: Path, progress: Progress, say: Say) -> None:
     """One connection's worth, appended to `part`. Returns when the file is complete; raises _Cut if it is not."""
     have = _size(part)
-    request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
+        request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         response = urlopen(request, timeout=TIMEOUT_S)
     except HTTPError as error:
         error.close()
@@ -77,6 +77,8 @@ def _receive(url: str, part: Path, progress: Progress, say: Say) -> None:
         raise CrkdError(f"cannot download {url}: HTTP {error.code} {error.reason}; download it by hand") from None
     except (URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
         raise _Cut(str(error)) from None
+    except ValueError as error:
+        raise CrkdError(f"cannot download {url}: {error}; set CRKD_MIRROR to an address, https://… for example") from None
     with response:
         if response.status != 206:    # the whole file: the server does not know ranges
             have = 0

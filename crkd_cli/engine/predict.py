@@ -54,11 +54,13 @@ def predict(
     Raises CrkdError: no image, no checkpoint, output not writable; UsageError: the output would replace the images.
     """
     wanted = wanted or Wanted()
-    images = _images(source)
     folder = (source if source.is_dir() else source.parent).resolve()
+    if out is None and not folder.name:
+        raise UsageError(f"there is no place for masks beside {folder}; give one with --out")
     out = out or folder.with_name(f"{folder.name}-masks")
     if out.resolve() == folder:
         raise UsageError(f"--out {out} is the images' own folder, and masks keep their names; give another")
+    images = _images(source)
     loaded = load(checkpoint)
     make_folder(out, "--out")
     say(f"masks: {out}")

@@ -136,6 +136,12 @@ def test_another_file_than_published(server, get, tmp_path):
     assert list((tmp_path / "raw").iterdir()) == []
 
 
+def test_a_mirror_that_is_no_address(monkeypatch, get):
+    monkeypatch.setenv("CRKD_MIRROR", "foo")
+    with pytest.raises(CrkdError, match=r"cannot download foo/set\.zip: unknown url type.*; set CRKD_MIRROR to an address"):
+        get()
+
+
 def test_nobody_there(monkeypatch, get):
     monkeypatch.setenv("CRKD_MIRROR", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

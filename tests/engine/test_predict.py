@@ -201,6 +201,11 @@ def test_images_are_never_replaced(scans, make_checkpoint, rng):
         run(scans, make_checkpoint(flat(), Frame(resize=(32, 32))), out=scans)
 
 
+def test_nothing_lies_beside_the_root(make_checkpoint):
+    with pytest.raises(UsageError, match="no place for masks beside /; give one with --out"):
+        run(Path("/"), Path("not read"))
+
+
 def test_largest_component_by_hand():
     labels = np.array([[1, 1, 0, 2], [1, 0, 2, 0], [0, 0, 2, 1]], np.uint8)
     kept = np.array([[1, 1, 0, 0], [1, 0, 2, 0], [0, 0, 2, 0]], np.uint8)
