@@ -52,6 +52,7 @@ def predict(
     say(f"checkpoint: {file}")
     wanted = Wanted(overlay, probabilities, largest_component, overwrite)
     outcome = run(source, file, say, progress, out, device, wanted)
-    say(f"{outcome.written} masks written to {outcome.folder}, {outcome.skipped} there already")
+    there, how = outcome.skipped, "kept whichever checkpoint made them (--overwrite: redo)"
+    say(f"{outcome.written} masks written to {outcome.folder}" + (f"; {there} there already, {how}" if there else ""))
     if outcome.failures:
         raise CrkdError("\n  ".join([f"{len(outcome.failures)} images failed:", *outcome.failures]))

@@ -39,7 +39,7 @@ def test_newest_checkpoint_is_named_on_the_first_line(cli, checkpoint, scans, tm
     ]  # fmt: skip
     result = cli("predict", "scans")
     assert "0 masks written to" in result.stderr
-    assert "2 there already" in result.stderr
+    assert "2 there already, kept whichever checkpoint made them" in result.stderr
 
 
 def test_no_checkpoint(cli, scans, tmp_path, monkeypatch):
