@@ -1,6 +1,6 @@
 """From a command line to a run: the configuration, the split, the folder, and whether there is something to resume."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,8 @@ def start(plan: Plan) -> Run:
     device = pick_device(config.train.device)
     precision = _precision(config, device)
     set_up(deterministic=config.train.deterministic)
-    method = build_method(config, plan.store.spec) if plan.resumed is None else load_method(plan.resumed)
+    # With the steps of today: what a method does over a run must go on as if it had been this long from the start.
+    method = load_method(replace(plan.resumed, config=config)) if plan.resumed else build_method(config, plan.store.spec)
     of_file = own(config.method, method)
     method = synchronised(method.to(device))
     optimizer = GuardedOptimizer(method, config.train)

@@ -116,7 +116,9 @@ def test_extending_a_finished_run(tiny: Planner) -> None:
     assert tiny("train.steps=5").finished
     longer = tiny("train.steps=8")
     assert not longer.finished
-    train(start(longer), quiet)
+    run = start(longer)
+    assert run.method.task.steps == 8    # what ramps go by, stopped again and resumed or not
+    train(run, quiet)
     assert checkpoints.load(longer.folder / "last.pth").step == 8
     with pytest.raises(UsageError, match=r"8 steps done, now train\.steps = 5"):
         tiny("train.steps=5")
