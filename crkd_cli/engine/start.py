@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import yaml
 
@@ -18,7 +19,7 @@ from crkd_cli.engine.distributed import check_same, synchronised
 from crkd_cli.engine.hardware import pick_device, pick_precision, set_up
 from crkd_cli.engine.optimizer import GuardedOptimizer
 from crkd_cli.engine.train import Run
-from crkd_cli.errors import UsageError
+from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.methods import METHODS
 from crkd_cli.paths import atomic, packaged
 
@@ -99,7 +100,7 @@ def plan(request: Request) -> Plan:
     last = folder / "last.pth"
     resumed = checkpoints.load(last) if last.exists() else None
     if resumed:
-        _same(resumed, config, split, folder)
+        _same(resumed, config, split, store, folder)
     return Plan(config, split, store, folder, source, resumed, published)
 
 
@@ -166,9 +167,13 @@ def _precision(config: Config, device: torch.device) -> torch.dtype:
     return precision
 
 
-def _same(old: Checkpoint, config: Config, split: Split, folder: Path) -> None:
-    """Raises UsageError if the run in `folder` was started with other settings than `config` and `split`."""
-    before, now = flat(dump(old.config)), flat(dump(config))
+def _same(old: Checkpoint, config: Config, split: Split, store: Store, folder: Path) -> None:
+    """Raises UsageError if the run in `folder` was started with other settings than `config` and `split`, or on other data
+    than `store`; CrkdError if the optimiser's state is missing.
+    """
+    before, now = (
+        flat({**dump(c), "prepared": msgspec.to_builtins(spec)}) for c, spec in ((old.config, old.spec), (config, store.spec))
+    )
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in FREE]
     if changed:
         key = changed[0]
@@ -179,6 +184,8 @@ def _same(old: Checkpoint, config: Config, split: Split, folder: Path) -> None:
         what = f"split {old.split.name}, now {split.name} with other cases"
     elif config.train.steps < old.step:
         what = f"{old.step} steps done, now train.steps = {config.train.steps}"
+    elif old.training is None:
+        raise CrkdError(f"{old.path} lacks the optimiser's state, as best.pth does; give another folder with --out, or delete it")
     else:
         return
     raise UsageError(f"{folder} holds a run with other settings ({what}); give another folder with --out, or delete it")

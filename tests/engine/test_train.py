@@ -125,9 +125,17 @@ def test_extending_a_finished_run(tiny: Planner) -> None:
 
 
 def test_other_settings_in_the_same_folder_are_refused(tiny: Planner) -> None:
-    train(start(tiny("train.steps=2")), quiet)
+    planned = tiny("train.steps=2")
+    train(start(planned), quiet)
     with pytest.raises(UsageError, match=r"train\.lr = 0\.01, now 0\.5"):
         tiny("train.steps=2", "train.lr=0.5")
+    (planned.folder / "best.pth").replace(planned.folder / "last.pth")
+    with pytest.raises(CrkdError, match=r"last\.pth lacks the optimiser"):
+        tiny("train.steps=3")
+    index = planned.store.root / "index.json"
+    index.write_text(index.read_text().replace('"disc"', '"ball"'))
+    with pytest.raises(UsageError, match=r"prepared\.classes = \(.*'disc'\), now \(.*'ball'\)"):
+        tiny("train.steps=2")
 
 
 class Broken(torch.nn.Module):
