@@ -16,7 +16,7 @@ class GuardedOptimizer:
     """SGD with momentum (plain or Nesterov's) or AdamW, with weight decay, over a method's parameters.
 
     A step whose loss or gradient norm is not finite changes neither weights, momentum nor batch-norm statistics. Such steps are
-    counted on the device and read when the loop logs.
+    counted on the device and read when the loop logs. `remember` comes before the forward passes of every step.
     """
 
     def __init__(self, method: nn.Module, train: Train) -> None:
@@ -33,6 +33,11 @@ class GuardedOptimizer:
         device = self._parameters[0].device
         self._skipped, self._streak, self._worst = (torch.zeros((), device=device) for _ in range(3))
 
+    def remember(self) -> None:
+        """Notes the batch-norm statistics that the next step goes back to if it is not finite."""
+        if self._buffers:
+            torch._foreach_copy_(self._before, self._buffers)
+
     def step(self, loss: Tensor, lr: float) -> Tensor:
         """Applies the gradients of `loss` with learning rate `lr`, clears them, and gives their norm."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
@@ -45,7 +50,6 @@ class GuardedOptimizer:
         keep = bad > 0
         for buffer, before in zip(self._buffers, self._before, strict=True):
             buffer.copy_(torch.where(keep, before, buffer))
-            before.copy_(buffer)
         self._skipped += bad
         self._streak = (self._streak + 1.0) * bad
         self._worst = torch.maximum(self._worst, self._streak)
@@ -69,8 +73,6 @@ class GuardedOptimizer:
                 self._inner.state[parameter][slot].copy_(value)
         self._skipped.copy_(state["skipped"])
         self._streak.copy_(state["streak"])
-        for buffer, before in zip(self._buffers, self._before, strict=True):
-            before.copy_(buffer)
 
 
 def _inner(parameters: list[nn.Parameter], train: Train) -> torch.optim.Optimizer:

@@ -130,6 +130,7 @@ class _Loop:
         # Dropout, CutMix and sampling are a function of the step too. The processes' draws differ.
         torch.manual_seed(step_seed(self.config.seed, step) + world.rank())
         for _ in range(run.method.updates):
+            run.optimizer.remember()    # here, for after_step moves a teacher's statistics
             with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == torch.bfloat16):
                 losses = self.losses(batch, step)
             torch.autograd.backward(losses["total"])

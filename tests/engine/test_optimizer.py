@@ -27,6 +27,7 @@ def loss(method: torch.nn.Module, step: int) -> torch.Tensor:
 
 
 def step(method: torch.nn.Module, optimizer: GuardedOptimizer, number: int, factor: float = 1.0) -> None:
+    optimizer.remember()
     value = factor * loss(method, number)
     value.backward()
     optimizer.step(value, lr=0.1 / (number + 1))
