@@ -95,9 +95,11 @@ def train(
 def _train(planned: "Plan") -> Path:
     """One run, from where it stands to its end; gives its folder."""
     from crkd_cli import world
+    from crkd_cli.engine.distributed import Agreement
     from crkd_cli.engine.hardware import describe
     from crkd_cli.engine.journal import draw_curves, write_metrics
     from crkd_cli.engine.start import start
+    from crkd_cli.engine.train import Stopped
     from crkd_cli.engine.train import train as run_loop
 
     parts, store, steps = planned.split, planned.store, planned.config.train.steps
@@ -124,14 +126,15 @@ def _train(planned: "Plan") -> Path:
             done = step
 
         metrics = run_loop(run, report)
-    if world.rank():
-        return planned.folder
-    write_metrics(planned.folder, {**metrics, "device": describe(run.device, run.precision)})
-    if not draw_curves(planned.folder):
-        say("curves.png is left out: it needs matplotlib (pip install 'crkd[report]')")
-    best = planned.folder / "best.pth"
-    result = best if run.val else planned.folder / "last.pth"
-    say(f"done: {result}; next: crkd evaluate {result}")
+    if not world.rank():
+        write_metrics(planned.folder, {**metrics, "device": describe(run.device, run.precision)})
+        if not draw_curves(planned.folder):
+            say("curves.png is left out: it needs matplotlib (pip install 'crkd[report]')")
+        result = planned.folder / ("best.pth" if run.val else "last.pth")
+        say(f"done: {result}; next: crkd evaluate {result}")
+    if run.signal:
+        Agreement().meet()    # process 0 has written before any process ends
+        raise Stopped(run.signal, steps)
     return planned.folder
 
 

@@ -56,14 +56,16 @@ class Run:
     val: list[str]               # validation cases; none: the last checkpoint is the result
     device: torch.device
     precision: torch.dtype
+    signal: int = 0              # that came in the last step: this run is whole, and nothing may follow it
 
 
 def train(run: Run, report: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
     """Runs from where the checkpoint stands to the configured number of steps; gives the content of metrics.json.
 
     `report(step, values)` is told after every step; values is empty but where the run is logged. Raises Stopped on SIGTERM,
-    SIGINT and SIGUSR1, and CrkdError after ten non-finite steps in a row; the last good checkpoint is on disk in either case.
-    Of several processes, which stop together, the first one alone validates and writes. Raises Lost if another one ended.
+    SIGINT and SIGUSR1, but in the last step, after which the run knows of it; and CrkdError after ten non-finite steps in a
+    row; the last good checkpoint is on disk in either case. Of several processes, which stop together, the first one alone
+    validates and writes. Raises Lost if another one ended.
     """
     config = run.checkpoint.config.train
     folder = run.checkpoint.path.parent
@@ -83,7 +85,7 @@ def train(run: Run, report: Callable[[int, dict[str, float]], None]) -> dict[str
                 if stop and step + 1 < config.steps:
                     agree.meet()    # process 0 has saved before any process ends
                     raise Stopped(stop, step + 1)
-            agree.finish()
+            run.signal = max(agree(signals.received or 0), agree.finish())
         except RuntimeError as error:
             if not is_loss(error):
                 raise

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import yaml
 from typer.testing import Result
 
 from crkd_cli.engine import checkpoint as checkpoints
+from crkd_cli.engine import train as loop
 from crkd_cli.engine.start import Plan
 
 
@@ -60,6 +62,23 @@ def test_the_usual_folder(cli: Callable[..., Result], line: list[str], tmp_path:
     monkeypatch.chdir(tmp_path)
     assert cli(*line, "--seeds", "3", "--method", "supervised").exit_code == 0
     assert (tmp_path / "runs" / "toy-supervised-2-seed3" / "last.pth").is_file()
+
+
+@pytest.mark.parametrize("dims", [2], indirect=True)
+def test_a_signal_in_the_last_step_ends_the_line(
+    cli: Callable[..., Result], line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_late(*args: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        checkpoints.save(*args)
+
+    monkeypatch.setattr(loop, "save", save_late)
+    result = cli(*line, "--out", tmp_path / "run", "--seeds", "1,2", "--method", "supervised", "--set", "train.steps=1")
+    assert result.exit_code == 143
+    assert result.stderr.splitlines()[-1].startswith("error: stopped by SIGTERM after step 1; everything is saved")
+    assert checkpoints.load(tmp_path / "run-seed1" / "last.pth").step == 1
+    assert (tmp_path / "run-seed1" / "metrics.json").is_file()
+    assert not (tmp_path / "run-seed2").exists()
 
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
