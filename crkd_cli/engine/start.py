@@ -1,5 +1,8 @@
 """From a command line to a run: the configuration, the split, the folder, and whether there is something to resume."""
 
+import os
+import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -120,7 +123,9 @@ def start(plan: Plan) -> Run:
         optimizer.load_state_dict(plan.resumed.training)
     data = build_data(config, plan.store, plan.split, type(method), device)
     val = plan.split.cases(plan.store, "val")
+    held = ExitStack()
     if world.rank() == 0:
+        held = hold(plan.folder)
         for leftover in plan.folder.glob(".tmp-*"):    # of a write that a kill cut short
             leftover.unlink()
         with atomic(plan.folder / "config.yaml") as temporary:
@@ -139,7 +144,33 @@ def start(plan: Plan) -> Run:
         own=of_file,
         path=plan.folder / "last.pth",
     )
-    return Run(checkpoint, method.train(), optimizer, data, plan.store, val, device, precision)
+    return Run(checkpoint, method.train(), optimizer, data, plan.store, val, device, precision, held)
+
+
+def hold(folder: Path) -> ExitStack:
+    """Keeps other processes from training in `folder` until the stack is closed or this process ends, in whatever way.
+
+    Raises UsageError if another one trains there. Does nothing on Windows and on disks without locks.
+    """
+    held = ExitStack()
+    if sys.platform == "win32":
+        return held
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise CrkdError(f"cannot write to {folder}: {error.strerror}; give another folder with --out") from None
+    held.callback(os.close, lock)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held.close()
+        raise UsageError(f"another process trains in {folder}; wait until it ends, or give another folder with --out") from None
+    except OSError:    # no locks on this disk
+        pass
+    return held
 
 
 def _published(config: Config, sets: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -56,7 +57,8 @@ class Run:
     val: list[str]               # validation cases; none: the last checkpoint is the result
     device: torch.device
     precision: torch.dtype
-    signal: int = 0              # that came in the last step: this run is whole, and nothing may follow it
+    held: ExitStack              # the run folder, for this process alone until the run ends
+    signal: int = 0              # one that came in the last step: the run is whole, but nothing may follow
 
 
 def train(run: Run, report: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def train(run: Run, report: Callable[[int, dict[str, float]], None]) -> dict[str
     loop = _Loop(run, journal, validator, report)
     agree = Agreement()
     prefetch = Prefetch(run.data.read, run.checkpoint.step, config.steps)
-    with _Signals() as signals:
+    with run.held, _Signals() as signals:
         try:
             for step, raws in zip(range(run.checkpoint.step, config.steps), loop.timed(prefetch), strict=True):
                 loop.step(step, raws)

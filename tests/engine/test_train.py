@@ -124,6 +124,16 @@ def test_extending_a_finished_run(tiny: Planner) -> None:
         tiny("train.steps=5")
 
 
+@pytest.mark.parametrize("dims", [2], indirect=True)
+def test_a_run_folder_is_for_one_process(tiny: Planner) -> None:
+    first = start(tiny("train.steps=1", "method=supervised"))
+    with pytest.raises(UsageError, match="another process trains in"):
+        start(tiny("train.steps=1", "method=supervised"))
+    start(tiny("train.steps=1", "method=supervised", out="other"))
+    train(first, quiet)
+    start(tiny("train.steps=2", "method=supervised"))
+
+
 def test_other_settings_in_the_same_folder_are_refused(tiny: Planner) -> None:
     planned = tiny("train.steps=2")
     train(start(planned), quiet)
