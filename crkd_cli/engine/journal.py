@@ -1,10 +1,11 @@
 """What a run writes besides checkpoints: log.jsonl, metrics.json, curves.png, TensorBoard events."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from crkd_cli.errors import UsageError
+from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.paths import atomic
 
 RATES = ("grad_norm", "steps_per_second", "waiting", "skipped")    # what the loop logs besides a method's losses
@@ -21,9 +22,13 @@ class Journal:
         self._events = _events(folder, step) if tensorboard else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line: {"step": step, **values}."""
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **{name: _short(value) for name, value in values.items()}}) + "\n")
+        """One line: {"step": step, **values}; null for what is not finite. Raises CrkdError if the disk is full."""
+        line = json.dumps({"step": step, **{name: _short(value) for name, value in values.items()}}, allow_nan=False)
+        try:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise CrkdError(f"cannot write {self.file}: {error.strerror}") from error
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
@@ -48,7 +53,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
     with atomic(folder / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def draw_curves(folder: Path) -> bool:
@@ -75,7 +80,7 @@ def draw_curves(folder: Path) -> bool:
         axes.set(xlabel="step", title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False)
-        if title != "validation Dice" and any(line.get(name, 0) > 0 for line in lines for name in members):
+        if title != "validation Dice" and any((line.get(name) or 0) > 0 for line in lines for name in members):
             axes.set_yscale("log")
     with atomic(folder / "curves.png") as temporary:
         figure.savefig(temporary, dpi=120)
@@ -90,5 +95,5 @@ def _events(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.6g}")
+def _short(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -1,5 +1,6 @@
 """The loop: one for every method, in 2D and 3D, on CPU and GPU."""
 
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -170,12 +171,14 @@ class _Loop:
             return
         optimizer = self.run.optimizer
         if optimizer.worst_streak() >= LIMIT * self.run.method.updates:
+            last = self.run.checkpoint.path
+            saved = f"{last} is the last good state" if last.exists() else "nothing was saved yet"
             raise CrkdError(
-                f"the loss was not finite in {LIMIT} steps in a row before step {done}; last.pth is the last good state. "
-                "Try --set train.precision=fp32, or a smaller --set train.lr="
+                f"the loss was not finite in {LIMIT} steps in a row before step {done}; {saved}. "
+                "Try --set train.precision=fp32, or a smaller --set train.lr=, in another run folder (--out)"
             )
         now = time.monotonic()
-        means = world.mean(torch.stack([torch.stack(values).float().mean() for values in self.seen.values()]))
+        means = world.mean(torch.stack([_finite_mean(torch.stack(values).float()) for values in self.seen.values()]))
         self.last = dict(zip(self.seen, means.tolist(), strict=True))
         seconds = max(now - self.logged, 1e-9)
         rates = {"steps_per_second": self.counted / seconds, "waiting": self.waited / seconds}
@@ -219,9 +222,14 @@ class _Loop:
             "steps_per_second": round(steps / seconds, 3) if seconds else 0.0,
             "waiting": round(self.waited_total / seconds, 4) if seconds else 0.0,
             "skipped": self.run.optimizer.skipped(),
-            "last": self.last,
+            "last": {name: value if math.isfinite(value) else None for name, value in self.last.items()},
             "best": self.validator.best if self.validator else None,
         }
+
+
+def _finite_mean(values: Tensor) -> Tensor:
+    """values [N] → their mean without those of skipped steps; NaN if there are no others."""
+    return values.masked_fill(~values.isfinite(), math.nan).nanmean()
 
 
 class _Signals:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crkd_cli.engine import checkpoint as checkpoints
 from crkd_cli.engine.assemble import build_data, build_method, step_seed
+from crkd_cli.engine.journal import Journal, write_metrics
 from crkd_cli.engine.start import Plan, start
 from crkd_cli.engine.train import Stopped, train
 from crkd_cli.errors import CrkdError, UsageError
@@ -161,7 +162,8 @@ class Broken(torch.nn.Module):
 
 
 def test_a_step_that_is_not_finite_changes_nothing(tiny: Planner) -> None:
-    run = start(tiny("method=supervised"))
+    planned = tiny("method=supervised")
+    run = start(planned)
     run.method.student = Broken(run.method.student)    # type: ignore[assignment]
     before: dict[str, Tensor] = {}
     seen: list[float] = []
@@ -173,20 +175,40 @@ def test_a_step_that_is_not_finite_changes_nothing(tiny: Planner) -> None:
             assert_equal(before, run.method.state_dict())
         next(run.method.buffers()).add_(1.0)    # as the average of a teacher's statistics moves
         before.update({name: value.clone() for name, value in run.method.state_dict().items()})
-        run.method.student.broken = step in (2, 3, 10)    # so that steps 3, 4 and 11 fail
+        run.method.student.broken = step in (2, 3, 10) or step >= 14    # so that steps 3, 4, 11 and all of the last line fail
 
     run.method.after_step = watch    # type: ignore[method-assign]
     metrics = train(replace(run, val=[]), lambda step, values: seen.append(values["skipped"]) if values else None)
-    assert metrics["skipped"] == 3
-    assert seen == [2.0, 2.0, 3.0, 3.0]
+    assert metrics["skipped"] == 8
+    assert seen == [2.0, 2.0, 3.0, 8.0]
+    assert metrics["last"]["total"] is None
+    write_metrics(planned.folder, metrics)
+    texts = [*(planned.folder / "log.jsonl").read_text().splitlines(), (planned.folder / "metrics.json").read_text()]
+    *lines, last, _ = [json.loads(text, parse_constant=pytest.fail) for text in texts]    # strict: no NaN
+    assert all(0 < line[name] < 10 for line in lines for name in ("total", "grad_norm"))    # means of the steps that count
+    assert last["total"] is None
 
 
 def test_ten_bad_steps_in_a_row_end_the_run(tiny: Planner) -> None:
-    run = start(tiny("method=supervised"))
+    planned = tiny("method=supervised")
+    run = start(planned)
+    last = planned.folder / "last.pth"
+    saved = planned.config.data.frame.dims == 3
+    if saved:
+        last.touch()
     run.method.student = Broken(run.method.student)    # type: ignore[assignment]
     run.method.student.broken = True    # type: ignore[assignment]
-    with pytest.raises(CrkdError, match="not finite in 10 steps in a row"):
+    state = f"{last} is the last good state" if saved else "nothing was saved yet"
+    with pytest.raises(CrkdError, match=rf"not finite in 10 steps in a row before step 10; {state}\. .* \(--out\)$"):
         train(replace(run, val=[]), quiet)
+
+
+def test_a_full_disk_under_the_log_is_one_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 0, tensorboard=False)
+    journal.file.unlink()
+    journal.file.symlink_to("/dev/full")
+    with pytest.raises(CrkdError, match=rf"cannot write {journal.file}: No space left"):
+        journal.write(1, {"total": 1.0})
 
 
 def test_unlabelled_labels_are_never_opened(tiny: Planner) -> None:
