@@ -97,7 +97,7 @@ def _train(planned: "Plan") -> Path:
     from crkd_cli import world
     from crkd_cli.engine.distributed import Agreement
     from crkd_cli.engine.hardware import describe
-    from crkd_cli.engine.journal import draw_curves, write_metrics
+    from crkd_cli.engine.journal import write_metrics
     from crkd_cli.engine.start import start
     from crkd_cli.engine.train import Stopped
     from crkd_cli.engine.train import train as run_loop
@@ -110,6 +110,8 @@ def _train(planned: "Plan") -> Path:
         say(f"as its authors set on {planned.config.data.name}: {', '.join(planned.published)}")
     if planned.finished:
         say(f"this run is finished ({steps} steps); --set train.steps={2 * steps} would extend it")
+        if not world.rank():
+            _complete(planned)
         return planned.folder
     run = start(planned)
     say(f"device: {describe(run.device, run.precision)}")
@@ -127,15 +129,32 @@ def _train(planned: "Plan") -> Path:
 
         metrics = run_loop(run, report)
     if not world.rank():
-        write_metrics(planned.folder, {**metrics, "device": describe(run.device, run.precision)})
-        if not draw_curves(planned.folder):
-            say("curves.png is left out: it needs matplotlib (pip install 'crkd[report]')")
+        write_metrics(planned.folder, metrics)
+        _draw(planned.folder)
         result = planned.folder / ("best.pth" if run.val else "last.pth")
         say(f"done: {result}; next: crkd evaluate {result}")
     if run.signal:
         Agreement().meet()    # process 0 has written before any process ends
         raise Stopped(run.signal, steps)
     return planned.folder
+
+
+def _complete(planned: "Plan") -> None:
+    """Writes what a finished run lacks: it was killed at its very end, or without matplotlib."""
+    from crkd_cli.engine.journal import write_metrics
+
+    metrics = planned.resumed and planned.resumed.training and planned.resumed.training.get("metrics")
+    if metrics and not (planned.folder / "metrics.json").is_file():
+        write_metrics(planned.folder, metrics)
+    if not (planned.folder / "curves.png").is_file():
+        _draw(planned.folder)
+
+
+def _draw(folder: Path) -> None:
+    from crkd_cli.engine.journal import draw_curves
+
+    if not draw_curves(folder):
+        say("curves.png is left out: it needs matplotlib (pip install 'crkd[report]')")
 
 
 def _line(values: dict[str, float]) -> str:

@@ -19,6 +19,7 @@ from crkd_cli.data.stream import Prefetch
 from crkd_cli.engine.assemble import Data, step_seed
 from crkd_cli.engine.checkpoint import Checkpoint, load, save
 from crkd_cli.engine.distributed import Agreement, is_loss, wrapped
+from crkd_cli.engine.hardware import describe
 from crkd_cli.engine.journal import Journal
 from crkd_cli.engine.optimizer import GuardedOptimizer
 from crkd_cli.engine.validate import Score, Validator
@@ -203,11 +204,14 @@ class _Loop:
             return
         if self.validator:
             self.note(self.validator.finish())
+        training = self.run.optimizer.state_dict()
+        if done == self.config.steps:
+            training["metrics"] = self.summary()    # a run that is killed before it writes metrics.json has them here
         state = replace(
             self.run.checkpoint,
             step=done,
             weights=self.run.method.state_dict(),
-            training=self.run.optimizer.state_dict(),
+            training=training,
             best=self.validator.best if self.validator else None,
         )
         save(state, state.path)
@@ -224,11 +228,12 @@ class _Loop:
             "skipped": self.run.optimizer.skipped(),
             "last": {name: value if math.isfinite(value) else None for name, value in self.last.items()},
             "best": self.validator.best if self.validator else None,
+            "device": describe(self.run.device, self.run.precision),
         }
 
 
 def _finite_mean(values: Tensor) -> Tensor:
-    """values [N] → their mean without those of skipped steps; NaN if there are no others."""
+    """values [N] → the mean of those that are finite; NaN if none is."""
     return values.masked_fill(~values.isfinite(), math.nan).nanmean()
 
 

@@ -15,6 +15,7 @@ from typer.testing import Result
 from crkd_cli.data.case import Store
 from crkd_cli.data.splits import Split, write
 
+RATES = ("seconds", "steps_per_second", "waiting")
 CONFIG = {
     "data": {"name": "toy", "frame": {"resize": [32, 32]}, "labeled": 2, "unlabeled": 2},
     "model": {"name": "unet", "widths": [4, 4, 8, 8, 8]},
@@ -73,11 +74,20 @@ def test_the_written_configuration_is_one(train: Callable[..., Result], toy: Pat
     assert train("--out", "b", "--config", "a/config.yaml").exit_code == 0
 
 
-def test_curves_are_drawn(train: Callable[..., Result], toy: Path) -> None:
+def test_what_a_finished_run_lacks_is_written(train: Callable[..., Result], toy: Path) -> None:
+    """As after a kill at its very end; with a line of the log whose steps were all skipped."""
     pytest.importorskip("matplotlib")
     from PIL import Image
 
     assert train("--out", "run").exit_code == 0
+    metrics = json.loads((toy / "run" / "metrics.json").read_text())
+    for name in ("metrics.json", "curves.png"):
+        (toy / "run" / name).unlink()
+    with (toy / "run" / "log.jsonl").open("a") as log:
+        log.write('{"step": 4, "total": null, "kept": null}\n')
+    assert train("--out", "run").exit_code == 0
+    again = json.loads((toy / "run" / "metrics.json").read_text())
+    assert {**again, **dict.fromkeys(RATES)} == {**metrics, **dict.fromkeys(RATES)}    # all but times
     with Image.open(toy / "run" / "curves.png") as image:
         assert min(image.size) > 300
 
