@@ -107,7 +107,7 @@ def _train(planned: "Plan") -> Path:
         f"{len(parts.val)} validation, {len(parts.test)} test")  # fmt: skip
     say(f"run: {planned.folder}, method {planned.config.method}, configuration {planned.source}")
     if planned.published:
-        say(f"as its authors set on {planned.config.data.name}: {', '.join(planned.published)}")
+        say(f"as its authors set on {planned.store.spec.name}: {', '.join(planned.published)}")
     if planned.finished:
         say(f"this run is finished ({steps} steps); --set train.steps={2 * steps} would extend it")
         if not world.rank():

@@ -82,6 +82,8 @@ def find(store: Store, labeled: str | None, file: Path | None = None) -> Split:
     """
     dataset = store.root.name
     if file is not None:
+        if labeled is not None:
+            raise UsageError("--labeled and --split name the labelled cases twice; leave one of them out")
         split = read(file)
         if split.dataset != dataset:
             raise UsageError(f"{file} is a split of {split.dataset}, not of {dataset}; give one of it to --split")

@@ -174,13 +174,13 @@ def build_data(config: Config, store: Store, split: Split, kind: type[Method], d
     return Data(Stream(labeled, config.data.labeled, seed, 0), unlabeled, policy, kind.strong_views, seed, device)
 
 
-def default_config(store: Store, packaged: Path) -> tuple[Path, list[str]]:
-    """The packaged configuration of the store's data set, else the one for own data; and the overrides that name it."""
+def default_config(store: Store, packaged: Path) -> Path:
+    """The packaged configuration of the store's data set, else the one for own data."""
     own = packaged / f"{store.spec.name}.yaml"
     if own.is_file():
-        return own, []
+        return own
     dims = store.spec.dims if not _is_stack(store) else 2
-    return packaged / f"custom{dims}d.yaml", [f"data.name={store.spec.name}"]
+    return packaged / f"custom{dims}d.yaml"
 
 
 def _is_stack(store: Store) -> bool:

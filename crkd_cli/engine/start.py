@@ -14,7 +14,7 @@ import yaml
 from crkd_cli import world
 from crkd_cli.config import Config, dump, load
 from crkd_cli.data.case import Store
-from crkd_cli.data.splits import Split, find
+from crkd_cli.data.splits import Split, find, label_key
 from crkd_cli.engine import checkpoint as checkpoints
 from crkd_cli.engine.assemble import build_data, build_method, default_config, load_method, own, own_digest
 from crkd_cli.engine.checkpoint import Checkpoint
@@ -88,15 +88,18 @@ def plan(request: Request) -> Plan:
         source = request.config
         name = request.dataset or load(source, sets).data.name
         store = Store(request.data_root / "prepared" / name)
-        named = [f"data.name={name}"]
     else:
-        store = Store(request.data_root / "prepared" / str(request.dataset))
-        source, named = default_config(store, packaged("configs"))
-    config = load(source, [*named, *sets])
-    published = [] if request.config else _published(config, sets)
-    config = load(source, [*named, *published, *sets])
+        name = str(request.dataset)
+        store = Store(request.data_root / "prepared" / name)
+        source = default_config(store, packaged("configs"))
+    named = f"data.name={name}"    # the store's folder, whatever the file calls it: evaluate looks for it
+    config = load(source, [named, *sets])
+    if config.data.name != name:
+        raise UsageError(f"--set data.name={config.data.name} and --dataset {name} name two data sets; leave one of them out")
+    published = [] if request.config else _published(config.method, store.spec.name, sets)
+    config = load(source, [named, *published, *sets])
     split = find(store, request.labeled, request.split)
-    labeled = request.labeled or str(len(split.labeled))
+    labeled = label_key(request.labeled or str(len(split.labeled)))
     folder = request.out or Path("runs") / f"{store.root.name}-{config.method}-{labeled.replace('%', 'pct')}"
     if request.seed is not None:
         folder = folder.with_name(f"{folder.name}-seed{request.seed}")
@@ -173,10 +176,10 @@ def hold(folder: Path) -> ExitStack:
     return held
 
 
-def _published(config: Config, sets: list[str]) -> list[str]:
+def _published(method: str, dataset: str, sets: list[str]) -> list[str]:
     """The settings of the method's authors on this data set that the user does not override, as key=value."""
     own = {one.partition("=")[0] for one in sets}
-    settings = METHODS[config.method].published.get(config.data.name, {})
+    settings = METHODS[method].published.get(dataset, {})
     return [f"{key}={value}" for key, value in settings.items() if key not in own]
 
 

@@ -206,7 +206,9 @@ def test_own_data_need_make_splits_first(make_store):
     split = divide(store, None, None, None, 1).split
     write(split, made_file(store, "all"))
     assert find(store, None) == split    # the only one
-    assert find(store, "9", made_file(store, "all")) == split    # a file goes before everything
+    assert find(store, None, made_file(store, "all")) == split    # a file goes before everything
+    with pytest.raises(UsageError, match="--labeled and --split name the labelled cases twice"):
+        find(store, "9", made_file(store, "all"))
 
 
 @pytest.mark.realdata

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from crkd_cli.data.splits import Split, write
 from crkd_cli.data.stream import Stream
 from crkd_cli.engine import checkpoint as checkpoints
 from crkd_cli.engine.assemble import build_data
-from crkd_cli.engine.start import Plan, start
+from crkd_cli.engine.start import Plan, Request, plan, start
 from crkd_cli.engine.train import Stopped, train
+from crkd_cli.errors import UsageError
 from crkd_cli.methods import METHODS
 
 Planner = Callable[..., Plan]
@@ -122,6 +124,23 @@ def test_published_settings_give_way_to_the_user(acdc: Callable[..., Result], tm
     assert (resolved["train"]["optimizer"], resolved["train"]["steps"]) == ("nesterov", 2)
     assert acdc("--method", "crossmatch", "--set", "train.steps=3").exit_code == 0    # goes on
     assert "nesterov, now sgd" in acdc("--method", "crossmatch", "--set", "train.optimizer=sgd", "--set", "train.steps=3").stderr
+
+
+def test_a_copied_store_keeps_its_own_name(acdc: Callable[..., Result], tmp_path: Path) -> None:
+    """Its folder's: what evaluates a checkpoint looks for it there. All else is as for the data set that it is a copy of."""
+    prepared = tmp_path / "data" / "prepared"
+    (prepared / "acdc").rename(prepared / "acdc2")
+    split = tmp_path / "split.yaml"
+    split.write_text(split.read_text().replace("dataset: acdc", "dataset: acdc2"))
+    request = Request(
+        dataset="acdc2", labeled=None, method="crossmatch", config=None, split=split, out=tmp_path / "run", sets=[],
+        data_root=tmp_path / "data",
+    )  # fmt: skip
+    planned = plan(request)
+    assert (planned.config.data.name, planned.source.name) == ("acdc2", "acdc.yaml")
+    assert "train.optimizer=nesterov" in planned.published
+    with pytest.raises(UsageError, match=r"--set data\.name=acdc and --dataset acdc2 name two data sets"):
+        plan(replace(request, sets=["data.name=acdc"]))
 
 
 def test_a_configuration_of_ones_own_is_complete(acdc: Callable[..., Result], tmp_path: Path) -> None:

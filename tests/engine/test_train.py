@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from crkd_cli.data.splits import made_file, write
 from crkd_cli.engine import checkpoint as checkpoints
 from crkd_cli.engine.assemble import build_data, build_method, step_seed
 from crkd_cli.engine.journal import Journal, write_metrics
-from crkd_cli.engine.start import Plan, start
+from crkd_cli.engine.start import Plan, Request, plan, start
 from crkd_cli.engine.train import Stopped, train
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.methods import METHODS
@@ -123,6 +124,20 @@ def test_extending_a_finished_run(tiny: Planner) -> None:
     assert checkpoints.load(longer.folder / "last.pth").step == 8
     with pytest.raises(UsageError, match=r"8 steps done, now train\.steps = 5"):
         tiny("train.steps=5")
+
+
+@pytest.mark.parametrize("dims", [2], indirect=True)
+@pytest.mark.parametrize(("labeled", "name"), [("02", "toy-crkd-2"), ("5.0%", "toy-crkd-5pct")])
+def test_one_folder_however_the_label_count_is_typed(
+    tiny: Planner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labeled: str, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    known = tiny()
+    write(known.split, made_file(known.store, labeled))
+    request = Request(
+        dataset="toy", labeled=labeled, method=None, config=known.source, split=None, out=None, sets=[], data_root=Path("data")
+    )
+    assert plan(request).folder == Path("runs") / name
 
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
