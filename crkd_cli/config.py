@@ -83,6 +83,8 @@ class Train(Strict, frozen=True):
     def __post_init__(self) -> None:
         if self.optimizer == "nesterov" and not self.momentum:
             raise ValueError("optimizer nesterov needs a momentum above 0")
+        if self.optimizer == "adamw" and self.momentum == 1.0:
+            raise ValueError("optimizer adamw needs a momentum below 1")
 
 
 class Config(Strict, frozen=True):

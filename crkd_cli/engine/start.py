@@ -102,6 +102,8 @@ def plan(request: Request) -> Plan:
     labeled = label_key(request.labeled or str(len(split.labeled)))
     folder = request.out or Path("runs") / f"{store.root.name}-{config.method}-{labeled.replace('%', 'pct')}"
     if request.seed is not None:
+        if not folder.name:
+            raise UsageError(f"--out {folder} has no name that -seed{request.seed} could follow; give the folder's own name")
         folder = folder.with_name(f"{folder.name}-seed{request.seed}")
     last = folder / "last.pth"
     resumed = checkpoints.load(last) if last.exists() else None

@@ -23,7 +23,7 @@ from crkd_cli.engine.hardware import describe
 from crkd_cli.engine.journal import Journal
 from crkd_cli.engine.optimizer import GuardedOptimizer
 from crkd_cli.engine.validate import Score, Validator
-from crkd_cli.errors import CrkdError
+from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.methods.base import Method
 from crkd_cli.schedules import poly
 
@@ -94,6 +94,13 @@ def train(run: Run, report: Callable[[int, dict[str, float]], None]) -> dict[str
             if not is_loss(error):
                 raise
             raise Lost(run.checkpoint.path) from None
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):    # torch's words
+                raise
+            raise UsageError(
+                "batch norm gets a single value from one image whose data.frame is 16 on every side; use a larger frame, or 2 "
+                "images or more for every process: --set data.labeled=2 --set data.unlabeled=2"
+            ) from None
         finally:
             prefetch.close()
             if validator:

@@ -115,6 +115,7 @@ def test_own_data_without_a_configuration(cli: Callable[..., Result], toy: Path)
         (["--set", "data.frame={patch: [16, 16, 16]}"], 2, ["data.frame has 3 sizes", "2 axes"]),
         (["--set", "data.frame={patch: [32, 16], stride: [16, 17]}"], 2, ["data.frame", "stride [16, 17] is larger"]),
         (["--method", "supervised", "--set", "methods.supervised.x=1"], 2, ["unknown key", "there is nothing to choose from"]),
+        (["--set", "train.optimizer=adamw", "--set", "train.momentum=1"], 2, ["train", "adamw needs a momentum below 1"]),
         (["--set", "model.name=unett"], 2, ["no network is called 'unett'", "did you mean 'unet'"]),
         (["--set", "methods.crkd.confidence=2"], 2, ["methods.crkd", "confidence", "<= 1"]),
         (["--set", "methods.crkd.tau=0.5"], 2, ["unknown key", "tau"]),
@@ -153,6 +154,11 @@ def test_bad_yaml(train: Callable[..., Result], toy: Path) -> None:
 def test_a_split_of_another_data_set(train: Callable[..., Result], toy: Path) -> None:
     (toy / "split.yaml").write_text((toy / "split.yaml").read_text().replace("dataset: toy", "dataset: la"))
     refused(train(), 2, "split.yaml is a split of la, not of toy")
+
+
+def test_one_value_is_too_little_for_batch_norm(train: Callable[..., Result]) -> None:
+    small = ("--set", "data.frame={resize: [16, 16]}", "--set", "data.labeled=1")
+    refused(train(*small, "--method", "supervised"), 2, "batch norm", "data.frame is 16", "--set data.labeled=2")
 
 
 def test_no_unlabelled_cases(train: Callable[..., Result], toy: Path) -> None:

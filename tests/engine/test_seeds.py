@@ -113,6 +113,7 @@ def test_a_signal_stops_the_line_and_the_line_goes_on(line: list[str], tmp_path:
         (["--seeds", "1,2.5"], ["'1,2.5'", "whole numbers"]),
         (["--seeds", "1,2,01"], ["'1,2,01'", "names 1 twice"]),
         (["--seeds", "1,-2"], ["train.seed", ">= 0"]),
+        (["--seeds", "1,2", "--out", "."], ["--out . has no name", "-seed"]),
         (["--seeds", "1,2", "--set", "train.seed=3"], ["--set train.seed", "leave one of them out"]),
     ],
 )
