@@ -90,12 +90,12 @@ def read(folder: Path) -> dict[Group, list[Record]]:
 
 
 def common(records: list[Record]) -> dict[str, Any]:
-    """What all runs of a group set apart from the packaged configuration, but for what the heading and the tables tell."""
+    """What all runs of a group set apart from the packaged configuration, but for method and seed, which the tables tell."""
     first = records[0]["overrides"]
     return {
         key: value
         for key, value in first.items()
-        if key not in TOLD
+        if key not in ("method", "train.seed")
         and not key.startswith("methods.")
         and all(key in record["overrides"] and record["overrides"][key] == value for record in records)
     }

@@ -115,6 +115,15 @@ def test_a_label_says_what_one_run_alone_sets(keep, tmp_path):
     assert "Set apart from `configs/acdc.yaml`: data.labeled 8." in text
 
 
+def test_all_that_the_runs_of_a_group_set_apart_is_told(keep, tmp_path):
+    """Of the published setting length and validation differ; seed and method stand in the tables."""
+    apart = {"data.frame.resize": [96, 96], "train.steps": 2500, "train.eval_every": 250, "methods.crkd.pixel": 0}
+    keep("a", overrides={**apart, "train.seed": 2})
+    keep("b", overrides={**apart, "train.lr": 0.1})
+    told = "Set apart from `configs/acdc.yaml`: data.frame.resize [96, 96], train.steps 2500, train.eval_every 250.\n"
+    assert told in page(tmp_path)
+
+
 def test_failures_and_notes_are_kept(keep, tmp_path):
     keep("good", note="by hand")
     keep("bad", None, seed=3, failure="the loss was not finite")
