@@ -37,7 +37,7 @@ def show_methods() -> None:
     for name in METHODS.names():
         text = "\n".join(known[name]) if name in known else "From another package."
         table.add_row(Text(name, style="bold cyan"), Text(text))
-    note = "Dice: % as published, each on its own terms, see docs/methods.md"
+    note = "Step, memory: on ACDC. Dice: % as published, see docs/methods.md"
     Console().print(Panel(table, title="Methods", title_align="left", subtitle=note, border_style="dim"))
 
 

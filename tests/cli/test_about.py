@@ -41,6 +41,7 @@ def test_help_shows_each_in_up_to_five_short_lines(cli: Callable[..., Result], m
         assert about.adds in said
         assert about.cite in said
     assert "Dice: ACDC-3 60.3, ACDC-7 83.3" in " ".join(entries["cps"])
+    assert "Step, memory: on ACDC. Dice: % as published, see docs/methods.md" in panel    # whole, not cut off
 
 
 def test_a_description_by_hand() -> None:
@@ -49,6 +50,12 @@ def test_a_description_by_hand() -> None:
     cost = "Step: 2.1 × supervised, memory: 1.4 ×"
     assert description(about, Cost(step=2.14, memory=1.4), rows()) == ["Much.", "Somebody, 2019", cost, dice]
     assert description(About(name="none", adds="Little.", cite="Nobody"), None, rows()) == ["Little.", "Nobody"]
+
+
+def test_the_page_says_which_repository_a_published_row_is_from() -> None:
+    for row in rows():
+        name = row.source.split()[0]
+        assert re.search(rf"\b\w+/{name}\b", PAGE), row.source
 
 
 @pytest.mark.parametrize("about", abouts(), ids=lambda about: about.name)
