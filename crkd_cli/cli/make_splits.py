@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @console.command
 def make_splits(
-    name: Annotated[str, typer.Argument(help="A prepared data set: acdc, la, isic2018, kvasir, phantom or your own.")],
+    name: Annotated[str, typer.Argument(help="A prepared data set: acdc, la, isic2018, kvasir, phantom, phantom3d or your own.")],
     labeled: Annotated[
         str | None,
         typer.Option(help="Labelled patients: 4, 5% (of the train patients) or all. Default: all (own data only).",
@@ -23,8 +23,8 @@ def make_splits(
     ] = None,
     val: Annotated[
         str | None,
-        typer.Option(help="Validation part: 4 or 10%. Public sets without one: of the labelled cases; "
-                     "default none. Own data: default 10%.", metavar="COUNT", rich_help_panel="Split"),
+        typer.Option(help="Validation part: 4 or 10%. Public sets without one: of the labelled cases, "
+                     "which then train fewer; default none. Own data: default 10%.", metavar="COUNT", rich_help_panel="Split"),
     ] = None,
     test: Annotated[
         str | None,
@@ -50,6 +50,8 @@ def make_splits(
     """Choose the split that `crkd train` uses: the official one, or a new one by patient.
 
     Example: crkd make-splits la --labeled 4
+
+    In your own data every file counts as a patient of its own: see docs/own-data.md.
 
     The split is written to prepared/NAME/splits/COUNT.yaml. Training takes the last one made for its --labeled COUNT.
     """

@@ -28,10 +28,12 @@ class WithMethods(typer.core.TyperCommand):
 def train(
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", help="isic2018, kvasir, acdc, la, phantom, or a set of your own.", rich_help_panel="Data"),
+        typer.Option(
+            "--dataset", help="isic2018, kvasir, acdc, la, phantom, phantom3d, or a set of your own.", rich_help_panel="Data"
+        ),
     ] = None,
     labeled: Annotated[
-        str | None, typer.Option("--labeled", help="Labelled cases (patients): 4, or a share: 5%.", rich_help_panel="Data")
+        str | None, typer.Option("--labeled", help="Labelled patients: 4, a share such as 5%, or all.", rich_help_panel="Data")
     ] = None,
     split: Annotated[
         Path | None, typer.Option("--split", help="A split file instead of the one for --labeled.", rich_help_panel="Data")
