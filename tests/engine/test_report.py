@@ -89,9 +89,7 @@ def test_the_page_is_whole(report, runs):
     sections = {text for level, text in page.headings if level == "h2"}
     assert {"Scores", "Learning curves", "Scores of every case", "Runs"} <= sections
     assert [level for level, _ in page.headings].count("h1") == 1
-
-
-def test_the_pictures_are_the_worst_and_the_best_cases(report, runs):
+    # The worst and the best cases.
     with (runs[0] / "evaluation-strict-test" / "cases.csv").open(newline="") as file:
         rising = [row["case"] for row in sorted(csv.DictReader(file), key=lambda row: float(row["dice"]))]
     shown = [text for level, text in Page(report).headings if level == "h3" and re.fullmatch(r"p\d\d", text)]
@@ -102,6 +100,7 @@ def test_the_pictures_are_the_worst_and_the_best_cases(report, runs):
             assert (255, 255, 255) in {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}    # the truth
 
 
+@pytest.mark.parametrize("runs", [2], indirect=True)
 def test_what_is_not_there_any_more_is_said(cli, runs, tmp_path, make_checkpoint):
     def refused(*words):
         result = cli("compare", *runs, "--report", tmp_path / "page", "--data-root", tmp_path / "data")
