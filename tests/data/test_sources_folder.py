@@ -86,9 +86,10 @@ def test_sixteen_bit_tiff_and_jpg_photos(tmp_path, rng, prepared):
     assert prepared("b", tmp_path / "b").image("x").shape == (3, 16, 16)
 
 
-@pytest.mark.parametrize("ending", ["_mask", "_gt", "_segmentation", "_seg"])
+@pytest.mark.parametrize("ending", ["_mask", "_gt", "_segmentation", "_seg", "_label", "_labels"])
 def test_pairs_by_stem(own, prepared, ending):
     root, _ = own(".png", (9, 8), labels="masks", ending=ending)
+    (root / "labels").mkdir()    # empty: masks/ is meant
     assert [case.labeled for case in prepared("mine", root).index.cases] == [True, False]
 
 
@@ -124,7 +125,9 @@ def test_spacing(own, prepared, tmp_path):
 
 def test_spacing_in_the_file_wins(own, prepared):
     root, _ = own(".nrrd", (4, 20, 25), spacing=(6.0, 0.8, 0.7))
-    assert prepared("mine", root, spacing="1").cases["a"].spacing_mm == pytest.approx((6.0, 0.8, 0.7))
+    store = prepared("mine", root, spacing="1")
+    assert store.cases["a"].spacing_mm == pytest.approx((6.0, 0.8, 0.7))
+    assert sum("--spacing holds for the others only" in note for note in store.index.notes) == 1
 
 
 def labels(root, rng, *arrays):
@@ -166,8 +169,31 @@ def test_what_cannot_be_classes(tmp_path, rng, prepared):
     with pytest.raises(CrkdError, match=r"100 different values .*too many to be classes"):
         prepared("m", tmp_path / "m")
     labels(tmp_path / "n", rng, np.zeros((4, 4)))
-    with pytest.raises(CrkdError, match="no label holds more than background"):
+    with pytest.raises(CrkdError, match="no label holds more than background: every value is 0"):
         prepared("n", tmp_path / "n")
+
+
+def test_why_there_is_no_label(own, prepared):
+    root, label = own(".nrrd", (3, 9, 8))
+    (root / "labels/a.nrrd").rename(root / "labels/heart_a.nrrd")
+    with pytest.raises(CrkdError, match=r"labels holds 1 label maps, none named like an image \(heart_a …; expected a\)"):
+        prepared("mine", root)
+    (root / "labels/heart_a.nrrd").unlink()
+    with pytest.raises(CrkdError, match=r"labels holds no label map: put"):
+        prepared("mine", root)
+    (root / "labels").rmdir()
+    with pytest.raises(CrkdError, match=r"mine has no labels/ \(or masks/, labelsTr/\)"):
+        prepared("mine", root)
+    save(root / "labels/a.nrrd", label + np.float32(0.5))
+    with pytest.raises(CrkdError, match=r"a\.nrrd holds fractions, .*are images and labels swapped"):
+        prepared("mine", root)
+
+
+def test_a_value_in_one_label_of_several(tmp_path, rng, prepared):
+    labels(tmp_path / "m", rng, *[np.array([[0, 1], [1, 0]])] * 2, np.array([[0, 1], [7, 7]]))
+    notes = " ".join(prepared("m", tmp_path / "m").index.notes)
+    assert "class 2 (7 in the files) is in 1 of 3 labels (2.png; pixels or voxels: 2): a stray value?" in notes
+    assert "class 1 (1" not in notes
 
 
 def test_folders_that_are_none(tmp_path, prepared):
@@ -187,9 +213,11 @@ def test_two_labels_of_one_image(own, prepared):
 
 def test_what_is_left_out_is_said(own, prepared):
     root, _ = own(".png", (9, 8))
-    save(root / "labels/lonely.png", np.zeros((9, 8), np.uint8))
+    save(root / "images/Pat01.png", np.eye(9, 8, dtype=np.uint8))
+    for name in ("lonely", "pta01"):
+        save(root / f"labels/{name}.png", np.zeros((9, 8), np.uint8))
     (root / "images/film.avi").write_bytes(b"x")
     (root / "images/.DS_Store").write_bytes(b"x")
     notes = " ".join(prepared("mine", root).index.notes)
-    assert "1 label files without an image are left out (lonely)" in notes
-    assert "1 files in images are of no known image format" in notes
+    assert "label files without an image, left out: 2 (lonely, pta01: did you mean Pat01?)" in notes
+    assert "files in images of no known image format, left out: 1" in notes

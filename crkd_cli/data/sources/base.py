@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +15,8 @@ from crkd_cli.data.case import Spec
 from crkd_cli.data.files import Volume
 from crkd_cli.errors import CrkdError
 from crkd_cli.notices import Advance
+
+SPACING_KEPT = "files that state their spacing keep it: --spacing holds for the others only"
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class Source(ABC):
             raise CrkdError(f"{path} holds {bad} NaN or infinite values; repair or remove it")
         if array.min() == array.max():
             raise CrkdError(f"{path} is constant, every value is {array.flat[0]}; remove it")
+        if volume.spacing_mm and self.spacing_mm and SPACING_KEPT not in self.notes:
+            self.notes.append(SPACING_KEPT)
         return replace(volume, array=array, spacing_mm=volume.spacing_mm or self._given_spacing(spec.dims))
 
     def finish(self, volume: Volume, path: Path, spec: Spec) -> Volume:
@@ -202,12 +207,15 @@ def pairs(images: Path, labels: Path | None, endings: tuple[str, ...], notes: li
             raise CrkdError(f"{labels} has two labels for one image: {other.name} and {path.name}; keep one")
     others = sum(path.is_file() and not files.suffix(path) and path.suffix != ".txt" for path in images.glob("[!.]*"))
     if others:
-        notes.append(f"{others} files in {images.name} are of no known image format and are left out")
+        notes.append(f"files in {images.name} of no known image format, left out: {others}")
     raws = []
     for path in images_in(images):
         name = files.stem(path).removesuffix("_0000")    # nnU-Net's channel number
         raws.append(Raw(name, name, path, by_stem.get(name)))
     lonely = sorted(set(by_stem) - {raw.id for raw in raws})
     if lonely:
-        notes.append(f"{len(lonely)} label files without an image are left out ({', '.join(lonely[:5])})")
+        bare = {raw.id.lower(): raw.id for raw in raws if raw.label is None}
+        near = {name: get_close_matches(name.lower(), bare, n=1, cutoff=0.8) for name in lonely[:5]}
+        shown = ", ".join(f"{name}: did you mean {bare[match[0]]}?" if match else name for name, match in near.items())
+        notes.append(f"label files without an image, left out: {len(lonely)} ({shown})")
     return sorted(raws, key=lambda raw: raw.id)

@@ -8,11 +8,11 @@ import numpy as np
 from crkd_cli.data import files
 from crkd_cli.data.case import Spec
 from crkd_cli.data.sources import SOURCES
-from crkd_cli.data.sources.base import Raw, Source, blurred, pairs, threshold
+from crkd_cli.data.sources.base import Raw, Source, blurred, images_in, pairs, threshold
 from crkd_cli.errors import CrkdError
 
 IMAGES, LABELS = ("images", "imagesTr"), ("labels", "masks", "labelsTr")
-ENDINGS = ("_segmentation", "_mask", "_seg", "_gt")
+ENDINGS = ("_segmentation", "_labels", "_label", "_mask", "_seg", "_gt")
 MOST_CLASSES = 64
 
 
@@ -36,7 +36,10 @@ class Folder(Source):
             raise CrkdError(f"{images} holds no image; the formats are {', '.join(files.SUFFIXES)}")
         if several := [raw.id for raw in raws if raw.id.endswith("_0001")]:
             raise CrkdError(f"{images} has several channels per case ({several[0]}): merge them into one file per case")
-        return [self._with_inner_label(raw) for raw in raws]
+        raws = [self._with_inner_label(raw) for raw in raws]
+        if all(raw.label is None for raw in raws):
+            raise CrkdError(_no_label(root, labels, raws[0].id))
+        return raws
 
     def spec(self, name: str, raws: list[Raw]) -> Spec:
         layouts: Counter[tuple[int, bool]] = Counter()
@@ -63,6 +66,14 @@ class Folder(Source):
             return threshold(counts)
         return {raw: self._numbers[raw] for raw in counts if raw in self._numbers}
 
+    def _note_stray(self, counts: Counter[int], holders: dict[int, list[Path]]) -> None:
+        """A class in one label of several may be a slip of the hand."""
+        labels = len({path for paths in holders.values() for path in paths})
+        for value, paths in sorted(holders.items()):
+            if (number := self._numbers.get(value)) and len(paths) == 1 and labels > 2:
+                share = f"1 of {labels} labels ({paths[0].name}; pixels or voxels: {counts[value]})"
+                self.notes.append(f"class {number} ({value} in the files) is in {share}: a stray value?")
+
     def _with_inner_label(self, raw: Raw) -> Raw:
         """h5 files may hold their own label."""
         if raw.label is not None or files.suffix(raw.image) not in files.H5:
@@ -76,17 +87,24 @@ class Folder(Source):
     def _read_classes(self, raws: list[Raw]) -> int:
         """Collects the label values of all files, numbers them, and returns how many classes there are."""
         counts: Counter[int] = Counter({0: 0})
+        holders: dict[int, list[Path]] = {}
+        refused = []
         jpeg = False
         for path in (raw.label for raw in raws if raw.label is not None):
             try:
                 values, pixels = np.unique(files.read_label(path), return_counts=True)
-            except CrkdError:
-                continue    # as above
+            except CrkdError as error:
+                refused.append(error)    # as above
+                continue
             jpeg |= files.suffix(path) in (".jpg", ".jpeg")
             counts.update(dict(zip(values.tolist(), pixels.tolist(), strict=True)))
+            for value in values.tolist():
+                holders.setdefault(value, []).append(path)
         values_found = sorted(value for value in counts if 0 <= value < 2**16)
+        if len(values_found) == 1 and refused:
+            raise CrkdError(f"no label can be used: {refused[0]} (or are images and labels swapped?)")
         if len(values_found) == 1:
-            raise CrkdError("no label holds more than background: training needs labelled images; put them into labels/")
+            raise CrkdError("no label holds more than background: every value is 0; give label maps with 1, 2, … for classes")
         # {0, 1, 2, 255} are classes; only JPEG, or very many values, speak of a blurred 0/255 mask.
         self._blurred = (jpeg or len(values_found) > 16) and blurred(counts)
         if self._blurred:
@@ -94,11 +112,25 @@ class Folder(Source):
         if len(values_found) > MOST_CLASSES:
             raise CrkdError(
                 f"the label files hold {len(values_found)} different values ({', '.join(map(str, values_found[:6]))} "
-                "…), too many to be classes; save them as PNG or NIfTI with one number per class"
+                "…), too many to be classes; save them as PNG or NIfTI with one number per class "
+                "(or are images and labels swapped?)"
             )
         self._numbers = {raw: number for number, raw in enumerate(values_found)}
+        self._note_stray(counts, holders)
         return len(values_found)
 
 
 def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
+    """The first that holds images, else the first that is there."""
+    found = [root / name for name in names if (root / name).is_dir()]
+    return next(filter(images_in, found), next(iter(found), None))
+
+
+def _no_label(root: Path, labels: Path | None, image: str) -> str:
+    """Why no image has a label, and what to do."""
+    if labels is None:
+        return f"{root} has no labels/ (or masks/, labelsTr/): put label maps of the images' names there"
+    if maps := images_in(labels):
+        named = f"({files.stem(maps[0])} …; expected {image})"
+        return f"{labels} holds {len(maps)} label maps, none named like an image {named}: rename them"
+    return f"{labels} holds no label map: put label maps of the images' names there"
