@@ -55,6 +55,8 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     Raises CrkdError, with the path, when it cannot be written or the disk is full.
     """
     folder = None
+    if blocked := next((path for path in target.parents if path.is_file()), None):
+        raise CrkdError(f"{blocked} is a file; give a folder to --data-root")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if (old := _old(target)).exists() and not target.exists():    # killed while it was put

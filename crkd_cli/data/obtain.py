@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from crkd_cli.data import files
 from crkd_cli.data.archives import BadArchive, extract
 from crkd_cli.data.download import fetch
 from crkd_cli.data.sources import SOURCES
@@ -61,6 +62,8 @@ def _from_given(name: str, source: Source, given: Path, home: Path, progress: Pr
         archives = _archives_in(given, source)
         if not archives or _understood(source, given):
             return given
+    elif files.suffix(given):
+        raise CrkdError(f"{given} is one image; give the folder that holds images/ and labels/, or an archive")
     else:
         parts = [given.with_name(remote.name) for remote in source.remote]
         archives = [part for part in parts if part.is_file()] if given in parts else [given]

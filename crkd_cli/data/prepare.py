@@ -55,6 +55,9 @@ def prepare(name: str, source: Source, raw: Path, store: Path, progress: Progres
     if source.spacing_mm is not None and len(source.spacing_mm) not in (1, spec.dims):
         given = len(source.spacing_mm)
         raise UsageError(f"--spacing has {given} numbers, but {name} is {spec.dims}D: give 1 or {spec.dims}")
+    facts = official(name)
+    if facts and not {one.group for one in raws} & {*facts.train, *facts.val, *facts.test}:
+        raise CrkdError(f"{raw} holds no case of {name}'s official split; for data of your own give another name")
     report = Report()
     _check_ids(raws, raw, report)
     with nullcontext() if check_only else temporary_folder(store) as folder:
@@ -137,13 +140,14 @@ def _check_pair(path: Path, label: NDArray[np.uint8], volume: Volume) -> None:
     half = min(volume.geometry["spacing"]) / 2
     for name, tolerance in (("spacing", 1e-3), ("origin", half), ("direction", 1e-2)):
         if not np.allclose(of_label[name], volume.geometry[name], rtol=0, atol=tolerance):
-            shown = [tuple(round(value, 3) for value in values) for values in (of_label[name], volume.geometry[name])]
-            raise CrkdError(f"{path} has {name} {shown[0]}, its image {shown[1]}; resample or repair the label")
+            shown = [tuple(round(value, 3) for value in values[::-1]) for values in (of_label[name], volume.geometry[name])]
+            order = ", ".join("zyx"[-len(of_label["spacing"]) :])
+            raise CrkdError(f"{path} has {name} ({order}) {shown[0]}, its image {shown[1]}; resample or repair the label")
 
 
 def _notices(name: str, source: Source, cases: list[CaseInfo]) -> list[str]:
     """What preparation chose, mapped or missed, in words."""
-    notices = list(source.notes)
+    notices = []
     labeled = [case for case in cases if case.labeled]
     if mapped := [case for case in labeled if case.mapping]:
         example = ", ".join(f"{raw} → {number}" for raw, number in mapped[0].mapping.items())
@@ -160,7 +164,7 @@ def _notices(name: str, source: Source, cases: list[CaseInfo]) -> list[str]:
     shapes = Counter(len(case.shape) for case in cases)
     if cases and all(case.spacing_mm is None for case in cases) and 3 in shapes:
         notices.append("the files do not state their spacing: distances will be in voxels; --spacing states it")
-    return notices
+    return notices + source.notes    # what was left out stands last
 
 
 def _shorten(message: str, root: Path) -> str:

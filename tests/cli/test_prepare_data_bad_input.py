@@ -42,6 +42,16 @@ def test_no_such_source(prepare_data, tmp_path):
     assert "nowhere does not exist; give the folder or archive" in err
 
 
+def test_a_source_that_is_another(prepare_data, own):
+    (own / "labels").rename(own / "masks")
+    code, err = prepare_data("kvasir", "--source", own)
+    assert code == 1
+    assert "mine holds no case of kvasir's official split; for data of your own give another name" in err
+    code, err = prepare_data("mine", "--source", own / "images/a.png")
+    assert code == 1
+    assert "a.png is one image; give the folder" in err
+
+
 @pytest.mark.parametrize("name", ["acdc", "la", "isic2018", "kvasir", "mine"])
 def test_a_folder_of_something_else(prepare_data, name, tmp_path):
     (tmp_path / "music").mkdir()
@@ -127,10 +137,11 @@ def test_a_truncated_volume(prepare_data, volumes, tmp_path):
 
 def test_other_geometry(prepare_data, volumes, tmp_path, rng):
     label = rng.integers(0, 2, (4, 8, 9)).astype(np.uint8)
-    volume(volumes / "labels/a.nii.gz", label, spacing=(1.0, 1.0, 2.0))
+    volume(volumes / "labels/a.nii.gz", label, spacing=(1.0, 1.5, 2.0))
     volume(volumes / "labels/b.nii.gz", label, direction=(-1, 0, 0, 0, -1, 0, 0, 0, 1))
     rejects(
-        prepare_data, tmp_path, volumes, "labels/a.nii.gz has spacing (1.0, 1.0, 2.0)", "labels/b.nii.gz has direction (-1.0,",
+        prepare_data, tmp_path, volumes, "labels/a.nii.gz has spacing (z, y, x) (2.0, 1.5, 1.0)",
+        "labels/b.nii.gz has direction (z, y, x) (1.0, ",
     )  # fmt: skip
 
 
@@ -161,7 +172,7 @@ def test_output_folder_not_writable(cli, own, tmp_path):
     (tmp_path / "file").write_text("in the way")
     result = cli("prepare-data", "mine", "--source", own, "--data-root", tmp_path / "file")
     assert result.exit_code == 1
-    assert f"error: cannot write {tmp_path / 'file/prepared/mine'}: Not a directory" in result.stderr
+    assert f"error: {tmp_path / 'file'} is a file; give a folder to --data-root" in result.stderr
 
 
 def test_disk_full(own, tmp_path, rng):

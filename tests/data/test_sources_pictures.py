@@ -50,17 +50,20 @@ def test_isic_without_its_masks(isic, prepared):
 
 
 def test_kvasir_masks_are_cut_at_128(tmp_path, rng, disc, prepared):
+    case = "cju0qkwl35piu0993l0dewei2"    # one of the official split
     for name in ("images", "masks"):
         (tmp_path / "Kvasir-SEG" / name).mkdir(parents=True)
-    Image.fromarray(rng.integers(0, 256, (480, 500, 3), dtype=np.uint8)).save(tmp_path / "Kvasir-SEG/images/a.jpg")
-    Image.fromarray(np.stack([disc] * 3, -1)).save(tmp_path / "Kvasir-SEG/masks/a.jpg", quality=90)
-    with Image.open(tmp_path / "Kvasir-SEG/masks/a.jpg") as mask:
+    Image.fromarray(rng.integers(0, 256, (480, 500, 3), dtype=np.uint8)).save(
+        tmp_path / f"Kvasir-SEG/images/{case}.jpg"
+    )
+    Image.fromarray(np.stack([disc] * 3, -1)).save(tmp_path / f"Kvasir-SEG/masks/{case}.jpg", quality=90)
+    with Image.open(tmp_path / f"Kvasir-SEG/masks/{case}.jpg") as mask:
         values = np.asarray(mask)[..., 0]
     assert len(np.unique(values)) > 2    # JPEG noise, or the test is empty
     store = prepared("kvasir", tmp_path)
-    np.testing.assert_array_equal(store.native_label("a"), values >= 128)
-    np.testing.assert_array_equal(store.native_label("a"), disc // 255)
-    assert set(store.cases["a"].mapping.values()) == {0, 1}
+    np.testing.assert_array_equal(store.native_label(case), values >= 128)
+    np.testing.assert_array_equal(store.native_label(case), disc // 255)
+    assert set(store.cases[case].mapping.values()) == {0, 1}
 
 
 @pytest.mark.realdata
