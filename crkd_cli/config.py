@@ -1,5 +1,7 @@
 """The configuration: a frozen, typed tree. An unknown key, a wrong type or a value out of range names its path."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -11,6 +13,10 @@ from crkd_cli.errors import UsageError, did_you_mean
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0.0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+WORDS = {    # for msgspec's types
+    "int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "object": "a section",
+    "array": "a list", "null": "nothing",
+}  # fmt: skip
 
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -109,16 +115,21 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
         raise UsageError(f"{path} is no configuration: expected sections such as data, model and train")
     for override in overrides or []:
         _override(tree, override, path)
-    config: Config = parse(tree, Config, str(path))
+    config: Config = parse(tree, Config, str(path), overrides or ())
     return config
 
 
-def parse(tree: Any, kind: type[Any], where: str) -> Any:
-    """`tree` (plain dicts and lists) as a Strict type. Raises UsageError that names the key's path."""
+def parse(tree: Any, kind: type[Any], where: str, overrides: Sequence[str] = ()) -> Any:
+    """`tree` (plain dicts and lists) as a Strict type.
+
+    Raises UsageError that names the key's path, and the last of `overrides` that set it, else `where`.
+    """
     try:
         return msgspec.convert(tree, kind, strict=False)    # not strict: PyYAML reads 1e-4 as text
     except msgspec.ValidationError as error:
-        raise UsageError(f"{where}: {_explain(str(error), kind)}") from None
+        path, what = _explain(str(error), kind)
+        blamed = [override for override in overrides if _sets(override, path)]
+        raise UsageError(f"{f'--set {blamed[-1]}' if blamed else where}: {what}") from None
 
 
 def dump(config: Config) -> dict[str, Any]:
@@ -144,19 +155,29 @@ def _override(tree: dict[str, Any], override: str, file: Path) -> None:
         raise UsageError(f"--set {override!r}: the value is not valid YAML") from None
 
 
-def _explain(message: str, kind: type[Any]) -> str:
-    """msgspec's message in the project's words: the path first, the nearest key for an unknown one."""
+def _sets(override: str, path: str) -> bool:
+    """Whether `override` sets the key at `path`, its section, or a key in it."""
+    key, at = override.partition("=")[0] + ".", path.partition("[")[0] + "."
+    return key.startswith(at) or at.startswith(key)
+
+
+def _explain(message: str, kind: type[Any]) -> tuple[str, str]:
+    """The path of the key, and msgspec's message in the project's words, with the nearest key for an unknown one."""
     what, _, at = message.partition(" - at `")
     path = at.rstrip("`").removeprefix("$").lstrip(".")
     if "Invalid enum value" in what:
         section, _, leaf = path.rpartition(".")
         wrong, allowed = what.split("'")[1], get_args(_fields(kind, section)[leaf])
-        return f"{path} is {wrong!r}; {did_you_mean(wrong, allowed)}"
-    if "unknown field" not in what:
-        return f"{path}: {what}" if path else what
+        return path, f"{path} is {wrong!r}; {did_you_mean(wrong, allowed)}"
+    if "field" not in what:
+        what = re.sub(r"`([a-z |]+)`", lambda types: " or ".join(WORDS.get(one, one) for one in types[1].split(" | ")), what)
+        what = what.replace("Expected", "expected")
+        return path, f"{path}: {what}" if path else what
     wrong = what.split("`")[1]
     full = f"{path}.{wrong}" if path else wrong
-    return f"unknown key {full}; {did_you_mean(wrong, _fields(kind, path))}"
+    if "missing" in what:
+        return full, f"{full} is missing"
+    return full, f"unknown key {full}; {did_you_mean(wrong, _fields(kind, path))}"
 
 
 def _fields(kind: Any, path: str) -> dict[str, Any]:
