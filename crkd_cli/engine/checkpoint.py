@@ -68,10 +68,16 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, on the CPU. Raises CrkdError for anything else, and runs no code from the file."""
+    """The checkpoint at `path`, or in the run folder `path` (best.pth, else last.pth), on the CPU.
+
+    Raises CrkdError for anything else, and runs no code from the file.
+    """
     advice = "give a best.pth or last.pth that crkd train wrote"
+    if path.is_dir() and result(path).is_file():
+        path = result(path)
     if not path.is_file():
-        raise CrkdError(f"there is no checkpoint {path}; {advice}")
+        there = result(path.parent)
+        raise CrkdError(f"there is no checkpoint {path}; {f'there is {there}' if there.is_file() else advice}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:

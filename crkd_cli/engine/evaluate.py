@@ -74,6 +74,7 @@ def evaluate(
     Raises CrkdError: no checkpoint, store missing or of another kind, cases missing.
     """
     checkpoint = load(file)
+    file = checkpoint.path    # of a run folder: its best.pth, else its last.pth
     spec, split = checkpoint.spec, checkpoint.split
     if protocol == "paper":
         paper.check(spec.source)

@@ -62,6 +62,8 @@ def predict(
         raise UsageError(f"--out {out} is the images' own folder, and masks keep their names; give another")
     images = _images(source)
     loaded = load(checkpoint)
+    if loaded.path != checkpoint:
+        say(f"checkpoint: {loaded.path}")    # of the run folder that was given
     make_folder(out, "--out")
     say(f"masks: {out}")
     job = _Job(inferer_of(loaded, device, say), loaded.spec, out, wanted)

@@ -27,6 +27,12 @@ def trained(tiny: Planner) -> Path:
 
 def test_round_trip(trained: Path) -> None:
     one = checkpoints.load(trained)
+    best = trained.with_name("best.pth")
+    assert checkpoints.load(trained.parent).path == best    # of the run folder
+    best.unlink()
+    assert checkpoints.load(trained.parent).path == trained
+    with pytest.raises(CrkdError, match=r"there is no checkpoint .*best\.pth; there is .*last\.pth"):
+        checkpoints.load(best)
     copy = trained.with_name("copy.pth")
     checkpoints.save(one, copy)
     two = checkpoints.load(copy)
