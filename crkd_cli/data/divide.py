@@ -59,7 +59,7 @@ def _own(store: Store, labeled: str | None, val: str | None, test: str | None, s
         dataset=store.root.name,
         name=f"{key}-seed{seed}",
         train=train,
-        labeled=_draw(rest, train, key, store.root.name),
+        labeled=_draw(rest, train, key, store.root.name, f" (test has {n_test}, val {n_val} of the {len(order)})"),
         val=tuple(sorted(held[n_test:])),
         test=tuple(sorted(held[:n_test])),
     )
@@ -122,13 +122,13 @@ def _carve(split: Split, count: int, seed: int) -> Split:
     )
 
 
-def _draw(able: list[str], train: tuple[str, ...], key: str, dataset: str) -> tuple[str, ...]:
-    """The first of the groups that can be labelled, as many as `key` says of the train groups."""
+def _draw(able: list[str], train: tuple[str, ...], key: str, dataset: str, others: str = "") -> tuple[str, ...]:
+    """The first of the groups that can be labelled, as many as `key` says of the train groups; `others`: where the rest is."""
     count = len(able) if key == "all" else amount(key, len(train), "--labeled")
     if count > len(able):
         raise UsageError(
-            f"--labeled {key} asks for {count} labelled cases, but {dataset} has {len(able)} of them to train on; "
-            f"give --labeled {len(able)} or fewer"
+            f"--labeled {key} asks for {count} labelled cases, but {dataset} has {len(able)} of them to train on{others}; "
+            f"give --labeled {len(able)} or fewer{', or smaller --test and --val (0 is allowed)' if others else ''}"
         )
     return tuple(able[:count])
 
