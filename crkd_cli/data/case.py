@@ -65,12 +65,14 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         file = root / "index.json"
-        renew = f"run: crkd prepare-data {root.name}"
+        renew = self._renew
         try:
             tree = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             if near := get_close_matches(root.name, _names(root.parent) - {root.name}, n=1):
                 renew = f"did you mean {near[0]!r}? Else {renew}"
+            elif not root.parent.is_dir():
+                renew += f", or give the right --data-root ({root.parent} does not exist)"
             raise UsageError(f"{root} is no prepared data set (index.json is missing); {renew}") from None
         except (OSError, ValueError) as error:
             raise CrkdError(f"{file} cannot be read ({error}); {renew}") from None
@@ -111,18 +113,23 @@ class Store:
             with Image.open(file) as image:
                 return np.asarray(image, dtype=np.uint8)
         except OSError as error:
-            raise CrkdError(f"{file} cannot be read ({error}); run: crkd prepare-data {self.root.name}") from None
+            raise CrkdError(f"{file} cannot be read ({error}); {self._renew}") from None
 
     def _map(self, file: Path, shape: tuple[Any, ...]) -> NDArray[Any]:
-        renew = f"run: crkd prepare-data {self.root.name}"
         try:
             array: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise CrkdError(f"{file} cannot be read ({error}); {renew}") from None
+            raise CrkdError(f"{file} cannot be read ({error}); {self._renew}") from None
         spatial = array.shape[1:] if shape[0] == "C" else array.shape
         if spatial != tuple(side for side in shape if side != "C"):
-            raise CrkdError(f"{file} has shape {array.shape}, the index says {shape}; {renew}")
+            raise CrkdError(f"{file} has shape {array.shape}, the index says {shape}; {self._renew}")
         return array
+
+    @property
+    def _renew(self) -> str:
+        name = self.root.name
+        builtin = name.startswith("phantom") or (packaged("splits") / f"{name}.yaml").is_file()
+        return f"run: crkd prepare-data {name}" + ("" if builtin else " --source FOLDER")
 
 
 def _names(prepared: Path) -> set[str]:

@@ -140,6 +140,8 @@ def test_no_such_data_set(cli: Callable[..., Result], toy: Path) -> None:
     refused(cli("train"), 2, "--dataset")
     refused(cli("train", "--dataset", "toi", "--config", "toy.yaml"), 2, "toi", "did you mean 'toy'")
     refused(cli("train", "--dataset", "acdc"), 2, "crkd prepare-data acdc")
+    lost = cli("train", "--dataset", "own", "--data-root", "nowhere")
+    refused(lost, 2, "crkd prepare-data own --source FOLDER, or give the right --data-root (nowhere/prepared does not exist)")
     refused(cli("train", "--dataset", "toy", "--config", "toy.yaml", "--labeled", "3"), 2, "crkd make-splits toy --labeled 3")
 
 
