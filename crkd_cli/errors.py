@@ -16,6 +16,11 @@ class UsageError(CrkdError):
     exit_code = 2
 
 
+def counted(count: int, noun: str) -> str:
+    """1 case, 2 cases."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def did_you_mean(wrong: str, names: Iterable[str]) -> str:
     """The end of an error message: the nearest name if there is one, else all names."""
     names = list(names)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @console.command
 def prepare_data(
-    name: Annotated[str, typer.Argument(help="acdc, la, isic2018, kvasir, phantom, or a name for your own data.")],
+    name: Annotated[str, typer.Argument(help="acdc, la, isic2018, kvasir, phantom, phantom3d, or a name for your own data.")],
     source: Annotated[
         Path | None,
         typer.Option(help="Folder or archive (zip, tar) with the raw files. Default: raw/NAME under the data root, "
@@ -52,7 +52,7 @@ def prepare_data(
     """
     from crkd_cli.data.obtain import obtain, source_of
     from crkd_cli.data.prepare import prepare
-    from crkd_cli.errors import CrkdError
+    from crkd_cli.errors import CrkdError, counted
     from crkd_cli.paths import data_root as root_of
 
     reader = source_of(name, source, root_of(data_root), spacing, published_crop)
@@ -62,7 +62,7 @@ def prepare_data(
     report = prepare(name, reader, raw, store, console.progress, check)
     if report.index is None:
         _show(report.findings)
-        raise CrkdError(f"{len(report.errors)} problems in {raw} (see above), nothing was written; mend them")
+        raise CrkdError(f"{counted(len(report.errors), 'problem')} in {raw} (see above), nothing was written; mend them")
     for finding in report.findings:
         console.say(f"note: {finding.what}")
     _summary(report.index)
@@ -100,6 +100,8 @@ def _show(findings: list["Finding"]) -> None:
 
 
 def _summary(index: "Index") -> None:
+    from crkd_cli.errors import counted
+
     labeled = sum(case.labeled for case in index.cases)
     groups = len({case.group for case in index.cases})
     sizes = [case.shape for case in index.cases]
@@ -107,4 +109,4 @@ def _summary(index: "Index") -> None:
     patients = "" if groups == len(index.cases) else f" of {groups} patients"
     size = low if low == high else f"{low} to {high}"
     classes = ", ".join(index.spec.classes)
-    console.say(f"{len(index.cases)} cases{patients}, {labeled} labelled; size {size}; classes: {classes}")
+    console.say(f"{counted(len(index.cases), 'case')}{patients}, {labeled} labelled; size {size}; classes: {classes}")

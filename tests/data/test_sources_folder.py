@@ -176,7 +176,7 @@ def test_what_cannot_be_classes(tmp_path, rng, prepared):
 def test_why_there_is_no_label(own, prepared):
     root, label = own(".nrrd", (3, 9, 8))
     (root / "labels/a.nrrd").rename(root / "labels/heart_a.nrrd")
-    with pytest.raises(CrkdError, match=r"labels holds 1 label maps, none named like an image \(heart_a …; expected a\)"):
+    with pytest.raises(CrkdError, match=r"labels holds 1 label map, none named like an image \(heart_a …; expected a\)"):
         prepared("mine", root)
     (root / "labels/heart_a.nrrd").unlink()
     with pytest.raises(CrkdError, match=r"labels holds no label map: put"):

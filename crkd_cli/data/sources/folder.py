@@ -9,7 +9,7 @@ from crkd_cli.data import files
 from crkd_cli.data.case import Spec
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Raw, Source, blurred, images_in, pairs, threshold
-from crkd_cli.errors import CrkdError
+from crkd_cli.errors import CrkdError, counted
 
 IMAGES, LABELS = ("images", "imagesTr"), ("labels", "masks", "labelsTr")
 ENDINGS = ("_segmentation", "_labels", "_label", "_mask", "_seg", "_gt")
@@ -132,5 +132,5 @@ def _no_label(root: Path, labels: Path | None, image: str) -> str:
         return f"{root} has no labels/ (or masks/, labelsTr/): put label maps of the images' names there"
     if maps := images_in(labels):
         named = f"({files.stem(maps[0])} …; expected {image})"
-        return f"{labels} holds {len(maps)} label maps, none named like an image {named}: rename them"
+        return f"{labels} holds {counted(len(maps), 'label map')}, none named like an image {named}: rename them"
     return f"{labels} holds no label map: put label maps of the images' names there"
