@@ -169,7 +169,7 @@ def _explain(message: str, kind: type[Any]) -> tuple[str, str]:
         section, _, leaf = path.rpartition(".")
         wrong, allowed = what.split("'")[1], get_args(_fields(kind, section)[leaf])
         return path, f"{path} is {wrong!r}; {did_you_mean(wrong, allowed)}"
-    if "field" not in what:
+    if not what.startswith("Object "):    # … contains unknown field, … missing required field
         what = re.sub(r"`([a-z |]+)`", lambda types: " or ".join(WORDS.get(one, one) for one in types[1].split(" | ")), what)
         what = what.replace("Expected", "expected")
         return path, f"{path}: {what}" if path else what
