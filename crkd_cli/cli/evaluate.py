@@ -78,7 +78,7 @@ def _table(report: "Report") -> "Table":
         f"{facts['dataset']}, {facts['part']}: {facts['cases']} cases, {facts['protocol']} protocol; "
         f"{facts['method']}, {facts['labeled']} labelled, step {facts['step']}"
     )
-    caption = f"mean [{facts['interval']}]"
+    caption = "mean" if all(isnan(one.low) for one in report.mean) else f"mean [{facts['interval']}]"
     if undefined := sum(one.undefined for summaries in report.classes.values() for one in summaries):
         caption += f"; {undefined} scores undefined and left out"
 

@@ -80,15 +80,16 @@ def find(given: Path, protocol: str, part: str | None) -> Path:
     """The evaluation folder that `given` means: a run folder, an evaluation folder, or one of its two files.
 
     Of a run folder: its result's evaluation under `protocol` of `part`, by default test (paper: all that it scores as one).
-    Raises UsageError that says what is there and which command makes what is missing.
+    Raises CrkdError if there is no `given`, UsageError that says what is there and which command makes what is missing.
     """
     if given.name in ("summary.json", "cases.csv"):
         given = given.parent
     if (given / "summary.json").is_file():
         return given
     if not given.is_dir():
-        wrong = f"{given} is a file" if given.exists() else f"there is no {given}"
-        raise UsageError(f"{wrong}; give run folders, or evaluation folders that crkd evaluate wrote")
+        if given.exists():
+            raise UsageError(f"{given} is a file; give run folders, or evaluation folders that crkd evaluate wrote")
+        raise CrkdError(f"there is no {given}; give run folders, or evaluation folders that crkd evaluate wrote")
     parts = [part] if part else ["val+test", "test"] if protocol == "paper" else ["test"]
     for one in parts:
         if (folder := folder_of(result(given), protocol, one) / "summary.json").is_file():

@@ -121,5 +121,6 @@ def test_wrong_usage(cli, runs, write_evaluation, tmp_path, rng):
     assert f"run: crkd evaluate {runs[0]}/best.pth --protocol paper" in refused(runs[0], "--protocol", "paper")
     assert "no run folder" in refused(tmp_path)
     assert cli("compare").exit_code == 2
+    assert cli("compare", tmp_path / "absent").exit_code == 1    # as of every command: a path, not the usage
     again = cli("compare", runs[0], runs[0] / "evaluation-strict-test", "--json")
     assert len(json.loads(again.stdout)["methods"][0]["runs"]) == 1    # the same evaluation, once

@@ -28,7 +28,8 @@ def test_table_and_files(cli, ready):
     assert "strict protocol" in result.stdout
     assert "Dice %" in result.stdout
     assert "HD95 mm" in result.stdout
-    assert "mean" in result.stdout
+    assert "bootstrap over cases]" in " ".join(result.stdout.split())
+    assert "bootstrap" not in cli("evaluate", file, "--data-root", root, "--part", "val").stdout    # one case has no interval
     assert (file.parent / "evaluation-strict-test" / "cases.csv").is_file()
 
 

@@ -160,7 +160,7 @@ def test_finding_evaluations(write_evaluation, tmp_path, rng):
         find(tmp_path, "strict", None)
     with pytest.raises(UsageError, match=r"best.pth is a file; give run folders"):
         find(run / "best.pth", "strict", None)
-    with pytest.raises(UsageError, match=r"there is no .*nowhere"):
+    with pytest.raises(CrkdError, match=r"there is no .*nowhere"):
         find(tmp_path / "nowhere", "strict", None)
 
 
