@@ -99,7 +99,7 @@ def _train(planned: "Plan") -> Path:
     from crkd_cli import world
     from crkd_cli.engine.distributed import Agreement
     from crkd_cli.engine.hardware import describe
-    from crkd_cli.engine.journal import write_metrics
+    from crkd_cli.engine.journal import draw_curves, write_metrics
     from crkd_cli.engine.start import start
     from crkd_cli.engine.train import Stopped
     from crkd_cli.engine.train import train as run_loop
@@ -132,7 +132,8 @@ def _train(planned: "Plan") -> Path:
         metrics = run_loop(run, report)
     if not world.rank():
         write_metrics(planned.folder, metrics)
-        _draw(planned.folder)
+        if not draw_curves(planned.folder):
+            say("curves.png is left out: it needs matplotlib (pip install 'crkd[report]')")
         result = planned.folder / ("best.pth" if run.val else "last.pth")
         say(f"done: {result}; next: crkd evaluate {result}")
     if run.signal:
@@ -142,21 +143,14 @@ def _train(planned: "Plan") -> Path:
 
 
 def _complete(planned: "Plan") -> None:
-    """Writes what a finished run lacks: it was killed at its very end, or without matplotlib."""
-    from crkd_cli.engine.journal import write_metrics
+    """Writes what a finished run lacks: it was killed at its very end, or had no matplotlib."""
+    from crkd_cli.engine.journal import draw_curves, write_metrics
 
     metrics = planned.resumed and planned.resumed.training and planned.resumed.training.get("metrics")
     if metrics and not (planned.folder / "metrics.json").is_file():
         write_metrics(planned.folder, metrics)
     if not (planned.folder / "curves.png").is_file():
-        _draw(planned.folder)
-
-
-def _draw(folder: Path) -> None:
-    from crkd_cli.engine.journal import draw_curves
-
-    if not draw_curves(folder):
-        say("curves.png is left out: it needs matplotlib (pip install 'crkd[report]')")
+        draw_curves(planned.folder)
 
 
 def _line(values: dict[str, float]) -> str:

@@ -130,14 +130,15 @@ def start(plan: Plan) -> Run:
     val = plan.split.cases(plan.store, "val")
     held = ExitStack()
     if world.rank() == 0:
-        held = hold(plan.folder)
-        for leftover in plan.folder.glob(".tmp-*"):    # of a write that a kill cut short
-            leftover.unlink()
-        with atomic(plan.folder / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(dump(config), sort_keys=False), encoding="utf-8")
-        if source := METHODS.source(config.method):
-            with atomic(plan.folder / f"{config.method}.py") as temporary:
-                temporary.write_bytes(source)
+        with hold(plan.folder) as holding:
+            for leftover in plan.folder.glob(".tmp-*"):    # of a write that a kill cut short
+                leftover.unlink()
+            with atomic(plan.folder / "config.yaml") as temporary:
+                temporary.write_text(yaml.safe_dump(dump(config), sort_keys=False), encoding="utf-8")
+            if source := METHODS.source(config.method):
+                with atomic(plan.folder / f"{config.method}.py") as temporary:
+                    temporary.write_bytes(source)
+            held = holding.pop_all()    # for the run
     checkpoint = Checkpoint(
         step=plan.resumed.step if plan.resumed else 0,
         config=config,
