@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from crkd_cli.data import prepare as preparation
+from crkd_cli.data.splits import official
 from crkd_cli.errors import CrkdError
 
 
@@ -111,8 +112,10 @@ def test_a_store_that_cannot_take_its_place_leaves_the_old_one(own, prepared, mo
 @pytest.mark.slow
 def test_one_case_in_memory_at_a_time(tmp_path, rng):
     """Three raw scans of the size of LA's (640 × 640 × 88) within 2 GiB of peak memory."""
-    for number in range(3):
-        folder = tmp_path / "raw" / f"SCAN{number:016d}"
+    facts = official("la")
+    assert facts is not None
+    for scan in facts.test[:3]:
+        folder = tmp_path / "raw" / scan
         folder.mkdir(parents=True)
         image = rng.integers(0, 255, (88, 640, 640), dtype=np.uint8)
         for name, array in (("lgemri", image), ("laendo", (image > 250).astype(np.uint8) * 255)):
