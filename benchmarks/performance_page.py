@@ -37,8 +37,9 @@ with AMX, which gains more from bfloat16. Peak memory is that of the whole proce
 
 ## Why it is fast
 
-- **Less arithmetic for the same result.** CSD needs 256 projected pixels per stream: `crkd` draws them first and projects only
-  those. The three student streams share one forward pass. Surface scores share one search for distances.
+- **Less arithmetic for the same result.** CSD ([the loss](methods.md#crkd)) needs 256 projected pixels per stream: `crkd` draws
+  them first and projects only those. The three student streams share one forward pass. Surface scores share one search for
+  distances.
 - **The precision that the hardware has.** bfloat16 where the processor computes in it, losses and scores in fp32; channels-last
   layout.
 - **Batches on the device.** Augmentation does not go sample by sample, nor do windows on a GPU; on a CPU one window at a time
@@ -82,23 +83,21 @@ def section(record: dict[str, Any]) -> list[str]:
 def same_answer(record: dict[str, Any]) -> str:
     """What benchmarks/labels.py found: whether the faster way gives other labels, or worse ones."""
     columns = {
-        "same": "Dice of the two answers at the published windows", "plain_dice": "published way, against the truth",
-        "same_dice": "crkd, published windows, against the truth", "default_dice": "crkd, default windows, against the truth",
+        "plain_dice": "published way", "same_dice": "crkd, published windows", "default_dice": "crkd, default windows",
+        "same": "Dice of the first two with one another",
     }  # fmt: skip
-    body = [[words, *(f"{100 * value:.2f}" for value in _summary(record, key))] for key, words in columns.items()]
+    cases = sorted(record["cases"], key=lambda case: -case["plain_dice"])
+    rows = [(case["case"], case) for case in cases] + [("**mean**", record["mean"])]
+    body = [[name, *(f"{100 * values[key]:.2f}" for key in columns)] for name, values in rows]
     trained = f" trained by `{record['trained_by']}`" if record["trained_by"] else ""
     scans = len(record["cases"])
     return (
         f"## Does speed change the answer?\n\nOne network after {record['step']:,} steps{trained}, over {scans} test scans of "
         f"LA; `crkd` in {record['precision']}, the published way in fp32. `python -m benchmarks.labels`, commit "
-        f"{record['commit']}, {record['date']}, {record['machine']}.\n\n"
-        + _markdown(["Dice %", "mean", "least", "largest"], body)
+        f"{record['commit']}, {record['date']}, {record['machine']}. Dice % against the truth, the scans that the network finds "
+        "easiest first: the less sure it is of a scan, the more voxels bfloat16's rounding turns over.\n\n"
+        + _markdown(["scan", *columns.values()], body)
     )
-
-
-def _summary(record: dict[str, Any], key: str) -> tuple[float, float, float]:
-    values = [case[key] for case in record["cases"]]
-    return record["mean"][key], min(values), max(values)
 
 
 def facts(record: dict[str, Any]) -> str:
