@@ -46,13 +46,13 @@ def predict(
     from crkd_cli.engine.checkpoint import newest
     from crkd_cli.engine.predict import Wanted
     from crkd_cli.engine.predict import predict as run
-    from crkd_cli.errors import CrkdError
+    from crkd_cli.errors import CrkdError, counted
 
     file = checkpoint or newest(Path("runs"))
     say(f"checkpoint: {file}")
     wanted = Wanted(overlay, probabilities, largest_component, overwrite)
     outcome = run(source, file, say, progress, out, device, wanted)
     there, how = outcome.skipped, "kept whichever checkpoint made them (--overwrite: redo)"
-    say(f"{outcome.written} masks written to {outcome.folder}" + (f"; {there} there already, {how}" if there else ""))
+    say(f"{counted(outcome.written, 'mask')} written to {outcome.folder}" + (f"; {there} there already, {how}" if there else ""))
     if outcome.failures:
-        raise CrkdError("\n  ".join([f"{len(outcome.failures)} images failed:", *outcome.failures]))
+        raise CrkdError("\n  ".join([f"{counted(len(outcome.failures), 'image')} failed:", *outcome.failures]))

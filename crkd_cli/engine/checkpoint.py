@@ -39,7 +39,7 @@ class Checkpoint:
     spec: Spec
     split: Split
     weights: dict[str, Tensor]          # the method's state
-    training: dict[str, Any] | None     # optimiser state, counters; None in best.pth
+    training: dict[str, Any] | None     # optimiser state, counters, a finished run's metrics; None in best.pth
     best: dict[str, Any] | None         # step and score of the best validation so far
     own: Own | None = None              # None for a method that is installed
     code_version: str = __version__

@@ -54,7 +54,7 @@ def test_failures_are_listed_at_the_end(cli, checkpoint, scans):
     result = cli("predict", scans, "--checkpoint", checkpoint, "--quiet")
     assert result.exit_code == 1
     first, second = result.stderr.strip().splitlines()
-    assert first == "error: 1 images failed:"
+    assert first == "error: 1 image failed:"
     assert "broken.png cannot be read" in second
     assert sorted(file.name for file in scans.with_name("scans-masks").iterdir()) == ["a.png", "b.png"]
 
