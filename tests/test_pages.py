@@ -12,7 +12,7 @@ import yaml
 from crkd_cli.config import Config, Strict, load
 from crkd_cli.data import splits
 from crkd_cli.data.sources import SOURCES
-from crkd_cli.data.sources.folder import ENDINGS, IMAGES, LABELS
+from crkd_cli.data.sources.folder import ENDINGS, IMAGES, LABELS, PATIENTS, Folder
 from crkd_cli.paths import packaged
 
 CHECKOUT = Path(__file__).parents[1]
@@ -46,7 +46,16 @@ def test_own_data_is_found_as_its_page_says(tmp_path):
         assert f"`{word}" in text
     file = tmp_path / "polyps.yaml"
     file.write_text(*re.findall(r"^```yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL), encoding="utf-8")
-    assert splits.read(file).unlabeled == ("ben-1", "ben-2", "carl-1")
+    assert splits.read(file).unlabeled == ("ben", "carl")
+
+
+def test_the_table_of_patients_on_the_page_is_read(tmp_path):
+    (table,) = re.findall(r"^```\n(image,.*?)^```", page("docs/own-data.md"), flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / PATIENTS).write_text(table, encoding="utf-8")
+    for name in ("images/polyp-001", "images/polyp-002", "images/polyp-003", "labels/polyp-001"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.png").touch()
+    assert [raw.group for raw in Folder().find(tmp_path)] == ["anna", "anna", "ben"]
 
 
 @pytest.mark.parametrize("command", ["make-splits", "train"])

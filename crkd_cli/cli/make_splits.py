@@ -51,7 +51,7 @@ def make_splits(
 
     Example: crkd make-splits la --labeled 4
 
-    In your own data every file counts as a patient of its own: see docs/own-data.md.
+    In your own data every image is a patient unless patients.csv says otherwise: see docs/own-data.md.
 
     The split is written to prepared/NAME/splits/COUNT.yaml. Training takes the last one made for its --labeled COUNT.
     """

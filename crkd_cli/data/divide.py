@@ -47,14 +47,14 @@ def _own(store: Store, labeled: str | None, val: str | None, test: str | None, s
     held, rest = order[: n_test + n_val], order[n_test + n_val :]
     if not rest:
         raise UsageError(
-            f"{store.root.name} has {len(order)} labelled cases: test {n_test} and val {n_val} leave none to train on; "
+            f"{store.root.name} has {len(order)} labelled patients: test {n_test} and val {n_val} leave none to train on; "
             "give smaller --test and --val (0 is allowed)"
         )
     train = tuple(group for group in store.groups if group not in set(held))
     key = label_key(labeled or "all")
-    notes = [f"{len(order)} labelled cases: test {n_test} (--test {test or TEST}), val {n_val} (--val {val or VAL})"]
+    notes = [f"{len(order)} labelled patients: test {n_test} (--test {test or TEST}), val {n_val} (--val {val or VAL})"]
     if bare := len(store.groups) - len(order):
-        notes.append(f"{bare} cases without a label train as unlabelled")
+        notes.append(f"{bare} patients without a label train as unlabelled")
     split = Split(
         dataset=store.root.name,
         name=f"{key}-seed{seed}",
@@ -127,7 +127,7 @@ def _draw(able: list[str], train: tuple[str, ...], key: str, dataset: str, other
     count = len(able) if key == "all" else amount(key, len(train), "--labeled")
     if count > len(able):
         raise UsageError(
-            f"--labeled {key} asks for {count} labelled cases, but {dataset} has {len(able)} of them to train on{others}; "
+            f"--labeled {key} asks for {count} labelled patients, but {dataset} has {len(able)} of them to train on{others}; "
             f"give --labeled {len(able)} or fewer{', or smaller --test and --val (0 is allowed)' if others else ''}"
         )
     return tuple(able[:count])

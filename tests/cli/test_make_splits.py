@@ -40,7 +40,7 @@ def test_own_data_say_what_was_chosen(run, make_store):
     make_store("toy", groups=10)
     result = run("toy")
     assert result.exit_code == 0
-    assert "10 labelled cases: test 2 (--test 20%), val 1 (--val 10%)" in result.stderr
+    assert "10 labelled patients: test 2 (--test 20%), val 1 (--val 10%)" in result.stderr
 
 
 def test_out_writes_elsewhere(run, make_store, tmp_path):
@@ -64,7 +64,7 @@ def test_present_only_lists_what_is_missing(run, make_store):
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (["toy", "--labeled", "99"], 2, "asks for 99 labelled cases, but toy has"),
+        (["toy", "--labeled", "99"], 2, "asks for 99 labelled patients, but toy has"),
         (["toy", "--labeled", "few"], 2, "--labeled 'few': expected a number"),
         (["toy", "--val", "half"], 2, "--val 'half': expected a number"),
         (["toi", "--labeled", "1"], 2, "did you mean 'toy'"),

@@ -6,6 +6,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+from crkd_cli.data.divide import divide
 from crkd_cli.data.obtain import source_of
 from crkd_cli.errors import CrkdError, UsageError
 
@@ -221,3 +222,42 @@ def test_what_is_left_out_is_said(own, prepared):
     notes = " ".join(prepared("mine", root).index.notes)
     assert "label files without an image, left out: 2 (lonely, pta01: did you mean Pat01?)" in notes
     assert "files in images of no known image format, left out: 1" in notes
+
+
+def table(root, *lines):
+    (root / "patients.csv").write_text("\n".join(lines), encoding="utf-8-sig")    # as spreadsheets write it
+
+
+def test_images_of_one_patient_stay_together(tmp_path, rng, prepared):
+    labels(tmp_path / "m", rng, *[np.array([[0, 1], [1, 0]])] * 6)
+    table(tmp_path / "m", "image,side,patient", "0.png,left,anna", "1,right, anna", *(f"{n}.png,left,p{n}" for n in (2, 3, 4, 5)))
+    store = prepared("m", tmp_path / "m")
+    assert {group: [case.id for case in cases] for group, cases in store.groups.items()} == {
+        "anna": ["0", "1"], "p2": ["2"], "p3": ["3"], "p4": ["4"], "p5": ["5"],
+    }  # fmt: skip
+    for seed in range(5):
+        split = divide(store, "1", "1", "1", seed).split
+        assert sorted((*split.train, *split.val, *split.test)) == ["anna", "p2", "p3", "p4", "p5"]
+        part = next(part for part in ("labeled", "unlabeled", "val", "test") if "anna" in getattr(split, part))
+        assert {"0", "1"} <= set(split.cases(store, part))
+
+
+def test_a_table_of_patients_that_does_not_fit(own, prepared):
+    root, _ = own(".png", (9, 8))
+    table(root, "image,patient", "a.png,anna")
+    with pytest.raises(CrkdError, match=r"patients\.csv lacks 1 image: b; add a line with the patient"):
+        prepared("mine", root)
+    table(root, "image,patient", "a.png,anna", "", "b.png,")
+    with pytest.raises(CrkdError, match=r"patients\.csv, line 4, names no patient; expected"):
+        prepared("mine", root)
+    table(root, "image;patient", "a.png;anna", "b.png;ben")
+    with pytest.raises(CrkdError, match=r"line 2, names no image; expected .* first line that is: image,patient"):
+        prepared("mine", root)
+    table(root, "image,patient", "a.png,anna", "a,ben", "b,ben")
+    with pytest.raises(CrkdError, match=r"gives the image a to two patients, anna and ben; keep one line"):
+        prepared("mine", root)
+    (root / "patients.csv").write_bytes("image,patient\nä,anna".encode("latin-1"))
+    with pytest.raises(CrkdError, match=r"patients\.csv cannot be read .*; save it as CSV in UTF-8"):
+        prepared("mine", root)
+    table(root, "image,patient", "a.png,anna", "b.png,anna", "c.png,anna")
+    assert "lines of patients.csv without an image, left out: 1 (c)" in prepared("mine", root).index.notes

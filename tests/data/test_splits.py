@@ -131,7 +131,7 @@ def test_own_data_are_divided_once_and_whole(make_store):
 
 def test_too_few_labelled_cases(make_store):
     store = make_store(groups=6, unlabeled={"p00"})
-    why = r"--labeled 9 asks for 9 labelled cases, but toy has 3 of them to train on \(test has 1, val 1 of the 5\); give .*"
+    why = r"--labeled 9 asks for 9 labelled patients, but toy has 3 of them to train on \(test has 1, val 1 of the 5\); give .*"
     with pytest.raises(UsageError, match=why):
         divide(store, "9", None, None, 1)
     with pytest.raises(UsageError, match="test 3 and val 2 leave none to train on"):

@@ -196,6 +196,11 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
+def case_id(image: Path) -> str:
+    """The id of the case in the file `image`: its name without suffix and without nnU-Net's channel number."""
+    return files.stem(image).removesuffix("_0000")
+
+
 def pairs(images: Path, labels: Path | None, endings: tuple[str, ...], notes: list[str]) -> list[Raw]:
     """Cases by the stem of files in `images`; labels of the same stem, or with one of `endings` after it."""
     by_stem: dict[str, Path] = {}
@@ -210,7 +215,7 @@ def pairs(images: Path, labels: Path | None, endings: tuple[str, ...], notes: li
         notes.append(f"files in {images.name} of no known image format, left out: {others}")
     raws = []
     for path in images_in(images):
-        name = files.stem(path).removesuffix("_0000")    # nnU-Net's channel number
+        name = case_id(path)
         raws.append(Raw(name, name, path, by_stem.get(name)))
     lonely = sorted(set(by_stem) - {raw.id for raw in raws})
     if lonely:

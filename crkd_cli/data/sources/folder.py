@@ -1,6 +1,11 @@
-"""A user's own data: `images/` and `labels/` (or `masks/`), 2D or 3D; an image without a label is unlabelled."""
+"""A user's own data: `images/` and `labels/` (or `masks/`), 2D or 3D; an image without a label is unlabelled.
 
+`patients.csv` beside them says which images are of one patient. Without it every image is a patient.
+"""
+
+import csv
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +13,12 @@ import numpy as np
 from crkd_cli.data import files
 from crkd_cli.data.case import Spec
 from crkd_cli.data.sources import SOURCES
-from crkd_cli.data.sources.base import Raw, Source, blurred, images_in, pairs, threshold
+from crkd_cli.data.sources.base import Raw, Source, blurred, case_id, images_in, pairs, threshold
+from crkd_cli.data.splits import some
 from crkd_cli.errors import CrkdError, counted
 
 IMAGES, LABELS = ("images", "imagesTr"), ("labels", "masks", "labelsTr")
+PATIENTS = "patients.csv"
 ENDINGS = ("_segmentation", "_labels", "_label", "_mask", "_seg", "_gt")
 MOST_CLASSES = 64
 
@@ -39,7 +46,18 @@ class Folder(Source):
         raws = [self._with_inner_label(raw) for raw in raws]
         if all(raw.label is None for raw in raws):
             raise CrkdError(_no_label(root, labels, raws[0].id))
-        return raws
+        return self._by_patient(raws, root / PATIENTS)
+
+    def _by_patient(self, raws: list[Raw], file: Path) -> list[Raw]:
+        """`raws` in the groups that the table `file` (columns image and patient) names, if there is one."""
+        if not file.exists():
+            return raws
+        patients = _patients(file)
+        if lost := [raw.id for raw in raws if raw.id not in patients]:
+            raise CrkdError(f"{file} lacks {counted(len(lost), 'image')}: {some(lost)}; add a line with the patient for each")
+        if lonely := sorted(set(patients) - {raw.id for raw in raws}):
+            self.notes.append(f"lines of {file.name} without an image, left out: {len(lonely)} ({some(lonely)})")
+        return [replace(raw, group=patients[raw.id]) for raw in raws]
 
     def spec(self, name: str, raws: list[Raw]) -> Spec:
         layouts: Counter[tuple[int, bool]] = Counter()
@@ -82,7 +100,7 @@ class Folder(Source):
             inside = files.probe(raw.image)[2]
         except CrkdError:
             return raw
-        return Raw(raw.id, raw.group, raw.image, raw.image) if inside else raw
+        return replace(raw, label=raw.image) if inside else raw
 
     def _read_classes(self, raws: list[Raw]) -> int:
         """Collects the label values of all files, numbers them, and returns how many classes there are."""
@@ -134,3 +152,23 @@ def _no_label(root: Path, labels: Path | None, image: str) -> str:
         named = f"({files.stem(maps[0])} …; expected {image})"
         return f"{labels} holds {counted(len(maps), 'label map')}, none named like an image {named}: rename them"
     return f"{labels} holds no label map: put label maps of the images' names there"
+
+
+def _patients(file: Path) -> dict[str, str]:
+    """Image id → patient of the table `file`. An image may be named with or without its suffix."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.DictReader(lines)
+            rows = [(reader.line_num, row) for row in reader]
+    except (OSError, ValueError, csv.Error) as error:
+        raise CrkdError(f"{file} cannot be read ({error}); save it as CSV in UTF-8") from None
+    patients: dict[str, str] = {}
+    for number, row in rows:
+        image, patient = ((row.get(column) or "").strip() for column in ("image", "patient"))
+        if not image or not patient:
+            wanted = "an image and its patient, under a first line that is: image,patient"
+            raise CrkdError(f"{file}, line {number}, names no {'patient' if image else 'image'}; expected {wanted}")
+        other = patients.setdefault(case_id(Path(image)), patient)
+        if other != patient:
+            raise CrkdError(f"{file} gives the image {image} to two patients, {other} and {patient}; keep one line")
+    return patients
