@@ -1,5 +1,6 @@
 """What every test may use: the real command line, a seeded generator, small stores of discs and balls."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -114,8 +115,9 @@ def _disc(
     if labeled:
         np.save(root / "labels" / f"{case}.npy", label)
     return CaseInfo(
-        id=case, group=group, shape=shape, spacing_mm=(1.0,) * len(shape), labeled=labeled, source=f"{case}.png",
-        sha256="0" * 64, intensity={"min": 0.0, "max": 1.0, "mean": 0.4, "std": 0.2},
+        id=case, group=group, shape=shape, spacing_mm=(1.0,) * len(shape), source=f"{case}.png", sha256="0" * 64,
+        label_sha256=hashlib.sha256(label).hexdigest() if labeled else None,
+        intensity={"min": 0.0, "max": 1.0, "mean": 0.4, "std": 0.2},
     )  # fmt: skip
 
 
@@ -151,7 +153,7 @@ def make_checkpoint(tmp_path: Path) -> CheckpointMaker:
             convolution.bias -= logits.transpose(0, 1).flatten(1).median(1).values
         split = Split(dataset=spec.name, name="made-up", train=labeled, labeled=labeled, val=val, test=test)
         file = tmp_path / path
-        save(Checkpoint(10, config, spec, split, method.state_dict(), None, best), file)
+        save(Checkpoint(10, config, spec, split, "0" * 64, method.state_dict(), None, best), file)
         return file
 
     return make
@@ -173,7 +175,7 @@ def write_evaluation(tmp_path: Path) -> EvaluationWriter:
     ) -> Path:  # fmt: skip
         usual = {
             "protocol": "strict", "dataset": "acdc", "part": "test", "method": "crkd", "labeled": 3, "split": "official-3",
-            "seed": 1, "checkpoint": f"runs/{run}/best.pth", "step": 10,
+            "seed": 1, "checkpoint": f"runs/{run}/best.pth", "step": 10, "truth": "0" * 64,
         }  # fmt: skip
         tree = {"train": {"seed": facts.get("seed", 1), "steps": 10}, "method": facts.get("method", "crkd"), "methods": {}}
         names: dict[str, object] = {"classes": dict.fromkeys(classes), "mean": dict.fromkeys(metrics)}

@@ -135,8 +135,8 @@ def write_index(folder: Path, spec: Spec, cases: Sequence[CaseInfo]) -> None:
 
 def case_info(name: str, shape: Sequence[int]) -> CaseInfo:
     return CaseInfo(
-        id=name, group=name, shape=tuple(shape), spacing_mm=(1.0,) * len(shape), labeled=True, source=f"{name}.h5",
-        sha256="0" * 64, intensity={"min": 0.0, "max": 1.0, "mean": 0.5, "std": 0.3},
+        id=name, group=name, shape=tuple(shape), spacing_mm=(1.0,) * len(shape), source=f"{name}.h5", sha256="0" * 64,
+        label_sha256="0" * 64, intensity={"min": 0.0, "max": 1.0, "mean": 0.5, "std": 0.3},
     )  # fmt: skip
 
 

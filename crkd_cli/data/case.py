@@ -6,7 +6,9 @@ prepared/NAME/labels/ID.npy     [*S] uint8 class numbers, same *S as the image; 
 prepared/NAME/native/ID.png     [H, W] uint8: a 2D label at its native size, only where the image was stored smaller
 """
 
+import hashlib
 import json
+from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +22,7 @@ from crkd_cli.config import Strict
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.paths import packaged
 
-RECIPE = 1    # raised whenever the same raw files would give another store
+RECIPE = 2    # raised whenever the same raw files would give another store
 
 
 class Spec(Strict, frozen=True):
@@ -44,12 +46,16 @@ class CaseInfo(Strict, frozen=True):
     group: str                                       # patient: splits never divide a group
     shape: tuple[int, ...]                           # [*S] as stored
     spacing_mm: tuple[float, ...] | None             # per stored axis; None where the files do not say
-    labeled: bool                                    # a label file exists
     source: str                                      # raw image file, relative to the raw root
     sha256: str                                      # of that file
+    label_sha256: str | None                         # of the class numbers that evaluation scores against; None: no label
     intensity: dict[str, float]                      # min, max, mean, std of the raw image
     mapping: dict[str, int] = msgspec.field(default_factory=dict)    # raw label value → class number, where any changed
     native_shape: tuple[int, ...] | None = None      # [H, W] before storing smaller
+
+    @property
+    def labeled(self) -> bool:
+        return self.label_sha256 is not None
 
 
 class Index(Strict, frozen=True):
@@ -94,6 +100,11 @@ class Store:
             groups.setdefault(case.group, []).append(case)
         return groups
 
+    @cached_property
+    def digest(self) -> str:
+        """Another one where an image, a label, a spacing or a patient is another."""
+        return digest((c.id, c.group, c.shape, c.spacing_mm, c.sha256, c.label_sha256) for c in self.index.cases)
+
     def image(self, case: str) -> NDArray[Any]:
         """[C, *S] memory map, uint8 or float32 as stored."""
         return self._map(self.root / "images" / f"{case}.npy", ("C", *self.cases[case].shape))
@@ -130,6 +141,11 @@ class Store:
         name = self.root.name
         builtin = name.startswith("phantom") or (packaged("splits") / f"{name}.yaml").is_file()
         return f"run: crkd prepare-data {name}" + ("" if builtin else " --source FOLDER")
+
+
+def digest(facts: Iterable[tuple[object, ...]]) -> str:
+    """sha256 of `facts`, in whatever order they come."""
+    return hashlib.sha256("\n".join(sorted(map(repr, facts))).encode()).hexdigest()
 
 
 def _names(prepared: Path) -> set[str]:

@@ -100,6 +100,7 @@ def _prepare_case(source: Source, raw: Raw, spec: Spec, root: Path, folder: Path
     elif label is not None and spec.stored_size is not None:
         label = resized(label, spec.stored_size, "nearest")
     smaller = spec.stored_size is not None and volume.size != spec.stored_size
+    truth = native if smaller else label
     if folder is not None:
         _write(folder / "images" / f"{raw.id}.npy", stored)
         if label is not None:
@@ -111,9 +112,9 @@ def _prepare_case(source: Source, raw: Raw, spec: Spec, root: Path, folder: Path
         group=raw.group,
         shape=stored.shape[1:],
         spacing_mm=None if smaller else volume.spacing_mm,
-        labeled=label is not None,
         source=raw.image.relative_to(root).as_posix(),
         sha256=_sha256(raw.image),
+        label_sha256=None if truth is None else hashlib.sha256(truth.tobytes()).hexdigest(),
         intensity=intensity,
         mapping=mapping,
         native_shape=volume.size if smaller else None,

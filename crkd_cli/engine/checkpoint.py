@@ -20,7 +20,7 @@ from crkd_cli.engine.evaluation import result
 from crkd_cli.errors import CrkdError
 from crkd_cli.paths import atomic
 
-FORMAT = "crkd checkpoint 1"
+FORMAT = "crkd checkpoint 2"
 
 
 class Own(Strict, frozen=True):
@@ -38,6 +38,7 @@ class Checkpoint:
     config: Config
     spec: Spec
     split: Split
+    data: str                           # the store's digest: whether images and labels are as they were
     weights: dict[str, Tensor]          # the method's state
     training: dict[str, Any] | None     # optimiser state, counters, a finished run's metrics; None in best.pth
     best: dict[str, Any] | None         # step and score of the best validation so far
@@ -54,6 +55,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "config": dump(checkpoint.config),
         "spec": msgspec.to_builtins(checkpoint.spec),
         "split": msgspec.to_builtins(checkpoint.split),
+        "data": checkpoint.data,
         "weights": checkpoint.weights,
         "training": checkpoint.training,
         "best": checkpoint.best,
@@ -92,6 +94,7 @@ def load(path: Path) -> Checkpoint:
             config=msgspec.convert(content["config"], Config),
             spec=msgspec.convert(content["spec"], Spec),
             split=msgspec.convert(content["split"], Split),
+            data=content["data"],
             weights=content["weights"],
             training=content["training"],
             best=content["best"],

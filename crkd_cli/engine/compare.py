@@ -148,6 +148,8 @@ def _comparable(one: Evaluation, other: Evaluation) -> None:
         differ.append(f"test cases ({lacking} are only in the first, {extra} only in the second)")
     elif dict(zip(one.cases, one.groups, strict=True)) != dict(zip(other.cases, other.groups, strict=True)):
         differ.append("the patients that the cases belong to")
+    elif one.facts.truth != other.facts.truth:
+        differ.append("the labels of the test cases")
     if differ:
         raise UsageError(f"{one.folder} and {other.folder} cannot be compared; they differ in {'; '.join(differ)}")
 

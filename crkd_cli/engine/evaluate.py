@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from crkd_cli import __version__, world
 from crkd_cli.config import dump
-from crkd_cli.data.case import CaseInfo, Store
+from crkd_cli.data.case import CaseInfo, Store, digest
 from crkd_cli.data.splits import Part
 from crkd_cli.engine import paper
 from crkd_cli.engine.checkpoint import Checkpoint, load
@@ -105,6 +105,7 @@ def evaluate(
         "seed": checkpoint.config.train.seed,
         "checkpoint": str(file),
         "step": checkpoint.step,
+        "truth": digest((case.id, case.label_sha256) for case in cases),
         "interval": f"95 %, bootstrap over {over}" if protocol == "strict" else "95 %, Student's t over cases",
         "precision": str(inferer.precision).removeprefix("torch."),
         "trained_with": checkpoint.code_version,

@@ -29,6 +29,7 @@ class Facts(msgspec.Struct, frozen=True):
     seed: int
     checkpoint: str
     step: int
+    truth: str                # digest of the labels scored against
     config: dict[str, Any]    # resolved, as in the run's config.yaml
     method_sha256: str | None = None    # of the user's own file that the method is from
 

@@ -144,6 +144,7 @@ def start(plan: Plan) -> Run:
         config=config,
         spec=plan.store.spec,
         split=plan.split,
+        data=plan.store.digest,
         weights={},
         training=None,
         best=plan.resumed.best if plan.resumed else None,
@@ -219,6 +220,8 @@ def _same(old: Checkpoint, config: Config, split: Split, store: Store, folder: P
         what = f"method {config.method}, whose file has changed; {folder / config.method}.py is as it was"
     elif old.split != split:
         what = f"split {old.split.name}, now {split.name} with other cases"
+    elif old.data != store.digest:
+        what = f"images or labels in {store.root} are not those that it was started with"
     elif config.train.steps < old.step:
         what = f"{old.step} steps done, now train.steps = {config.train.steps}"
     elif old.training is None:

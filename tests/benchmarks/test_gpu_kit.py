@@ -42,8 +42,8 @@ def store(tmp_path: Path) -> Store:
         np.save(root / "images" / f"p{number}.npy", (image / image.max()).astype(np.float32)[None])
         np.save(root / "labels" / f"p{number}.npy", label)
         cases.append(CaseInfo(
-            id=f"p{number}", group=f"p{number}", shape=label.shape, spacing_mm=None, labeled=True, source=f"p{number}.h5",
-            sha256="0" * 64, intensity={"min": 0.0, "max": 1.0, "mean": 0.4, "std": 0.2},
+            id=f"p{number}", group=f"p{number}", shape=label.shape, spacing_mm=None, source=f"p{number}.h5",
+            sha256="0" * 64, label_sha256="0" * 64, intensity={"min": 0.0, "max": 1.0, "mean": 0.4, "std": 0.2},
         ))  # fmt: skip
     spec = Spec(name="acdc", source="acdc", classes=CLASSES, channels=1, modality="mr", dims=3, intensity="minmax")
     index = Index(recipe=RECIPE, spec=spec, cases=tuple(cases))

@@ -81,10 +81,10 @@ def test_mistakes_are_one_line(run, make_store, args, code, message):
 
 def test_a_store_of_another_recipe_is_refused(run, make_store):
     file = make_store("toy").root / "index.json"
-    file.write_text(file.read_text().replace('"recipe": 1', '"recipe": 0'))
+    file.write_text(file.read_text().replace('"recipe": 2', '"recipe": 0'))
     result = run("toy", "--labeled", "1")
     assert result.exit_code == 1
-    assert "was made by recipe 0, this version needs recipe 1; run: crkd prepare-data toy" in result.stderr
+    assert "was made by recipe 0, this version needs recipe 2; run: crkd prepare-data toy" in result.stderr
 
 
 def test_official_labelled_cases_without_labels(run, make_store):

@@ -185,6 +185,16 @@ def test_a_damaged_store(train: Callable[..., Result], toy: Path) -> None:
     (toy / "data" / "prepared" / "toy" / "labels" / "p01.npy").unlink()
 
 
+def test_other_labels_than_the_run_was_started_with(train: Callable[..., Result], toy: Path) -> None:
+    assert train("--out", "run").exit_code == 0
+    index = toy / "data" / "prepared" / "toy" / "index.json"
+    tree = json.loads(index.read_text())
+    tree["cases"][0]["label_sha256"] = "1" * 64
+    index.write_text(json.dumps(tree))
+    why = "images or labels in data/prepared/toy are not those that it was started with"
+    refused(train("--out", "run", "--set", "train.steps=6"), 2, why, "give another folder with --out")
+
+
 def test_a_run_folder_that_cannot_be_written(train: Callable[..., Result], toy: Path) -> None:
     (toy / "file").write_text("")
     refused(train("--out", "file/run"), 1, "file/run")

@@ -38,6 +38,7 @@ def test_index_tells_what_was_read(own, prepared):
     a, _, c = store.index.cases
     assert (a.id, a.group, a.shape, a.source) == ("a", "a", (20, 30), "images/a.png")
     assert a.sha256 == hashlib.sha256((own / "images/a.png").read_bytes()).hexdigest()
+    assert a.label_sha256 == hashlib.sha256(store.label("a").tobytes()).hexdigest()
     raw = np.asarray(Image.open(own / "images/a.png")).astype(float)
     expected = {"min": raw.min(), "max": raw.max(), "mean": raw.mean(), "std": raw.std()}
     assert a.intensity == pytest.approx(expected)
@@ -56,6 +57,18 @@ def test_same_files_same_bytes_splits_kept(own, prepared):
     assert second.pop("splits/2.yaml") == b"made by hand"
     assert second == first
     assert [path.name for path in store.root.parent.iterdir()] == ["mine"]
+
+
+def test_the_digest_tells_other_images_and_labels(own, prepared):
+    seen = [prepared("mine", own).digest]
+    Image.open(own / "labels/a.png").save(own / "labels/a.tif")    # another file, the same class numbers
+    (own / "labels/a.png").unlink()
+    assert prepared("mine", own).digest == seen[0]
+    for file in ("labels/a.tif", "images/c.png"):
+        Image.fromarray(np.eye(20, 30, dtype=np.uint8)).save(own / file)
+        seen.append(prepared("mine", own).digest)
+    seen.append(prepared("mine", own, spacing="2").digest)
+    assert len(set(seen)) == 4
 
 
 def test_a_renewed_store_forgets_removed_cases(own, prepared):

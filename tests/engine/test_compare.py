@@ -134,6 +134,7 @@ def test_settings_make_entries_and_folders_name_them(write_evaluation, rng):
         ({"classes": ("rv", "lv")}, "classes rv, myo and rv, lv"),
         ({"cases": {**CASES, "g": "g"}}, r"test cases \(0 are only in the first, 1 only in the second\)"),
         ({"cases": {**CASES, "a2": "h"}}, "the patients that the cases belong to"),
+        ({"truth": "1" * 64}, "the labels of the test cases"),
         ({"dataset": "la", "labeled": 4, "split": "official-4"}, "data set acdc and la; labelled cases 3 and 4; split"),
     ],
 )

@@ -169,7 +169,7 @@ def test_nothing_was_published_for_own_data(make_store, make_checkpoint, tmp_pat
 def test_strict_rules_for_empty_masks(dims, prediction, truth, dice, distance, nsd):
     shape, spacing = (8, 9, 7)[:dims], (3.0, 1.0, 2.0)[:dims]
     case = CaseInfo(
-        id="x", group="x", shape=shape, spacing_mm=spacing, labeled=True, source="x", sha256="0", intensity={}
+        id="x", group="x", shape=shape, spacing_mm=spacing, source="x", sha256="0", label_sha256="0", intensity={}
     )  # fmt: skip
     masks = []
     for voxels in (prediction, truth):
@@ -221,6 +221,19 @@ def test_best_and_last_have_a_folder_each(make_store, make_checkpoint, tmp_path)
     assert [find(folder, "strict", None) for folder in (best.parent, folders[1])] == folders
     alone = make_checkpoint(spec, FRAMES[2], "runs/y/last.pth", test=("p00",))
     assert run(alone, tmp_path)[0].folder.name == "evaluation-strict-test"
+
+
+def test_other_labels_of_the_test_cases_are_another_truth(make_store, make_checkpoint, tmp_path):
+    store = make_store(groups=3)
+    file = make_checkpoint(store.spec, FRAMES[2], labeled=("p00",), test=("p01", "p02"))
+    cases = store.index.cases
+    seen = []
+    for changed in (None, 0, 2):
+        now = [msgspec.structs.replace(case, label_sha256="0") if n == changed else case for n, case in enumerate(cases)]
+        index = msgspec.structs.replace(store.index, cases=tuple(now))
+        (store.root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)))
+        seen.append(run(file, tmp_path)[0].facts["truth"])
+    assert seen[0] == seen[1] != seen[2]
 
 
 def test_what_cannot_be_scored_is_said(make_store, make_checkpoint, tmp_path):
