@@ -38,7 +38,7 @@ class Checkpoint:
     config: Config
     spec: Spec
     split: Split
-    data: str                           # the store's digest: whether images and labels are as they were
+    data: str                           # the store's digest when the run began
     weights: dict[str, Tensor]          # the method's state
     training: dict[str, Any] | None     # optimiser state, counters, a finished run's metrics; None in best.pth
     best: dict[str, Any] | None         # step and score of the best validation so far
@@ -87,7 +87,7 @@ def load(path: Path) -> Checkpoint:
     except Exception:    # damaged and foreign files fail in many ways, all of which mean the same
         raise CrkdError(f"{path} is no checkpoint, or it is damaged or unsafe to load; {advice}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CrkdError(f"{path} is not a checkpoint of crkd; {advice}")
+        raise CrkdError(f"{path} is no checkpoint of this version of crkd; {advice}")
     try:
         return Checkpoint(
             step=content["step"],

@@ -221,7 +221,7 @@ def _same(old: Checkpoint, config: Config, split: Split, store: Store, folder: P
     elif old.split != split:
         what = f"split {old.split.name}, now {split.name} with other cases"
     elif old.data != store.digest:
-        what = f"images or labels in {store.root} are not those that it was started with"
+        what = f"the images, labels, spacings or patients in {store.root} have changed"
     elif config.train.steps < old.step:
         what = f"{old.step} steps done, now train.steps = {config.train.steps}"
     elif old.training is None:

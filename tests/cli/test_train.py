@@ -191,7 +191,7 @@ def test_other_labels_than_the_run_was_started_with(train: Callable[..., Result]
     tree = json.loads(index.read_text())
     tree["cases"][0]["label_sha256"] = "1" * 64
     index.write_text(json.dumps(tree))
-    why = "images or labels in data/prepared/toy are not those that it was started with"
+    why = "the images, labels, spacings or patients in data/prepared/toy have changed"
     refused(train("--out", "run", "--set", "train.steps=6"), 2, why, "give another folder with --out")
 
 
