@@ -57,8 +57,9 @@ class _DirectedCosine(torch.autograd.Function):
         a, b, v, w, length_a, length_b, cosine = ctx.saved_tensors
         across = -gradient / (length_a * length_b)
         along_a, along_b = gradient * cosine / length_a.square(), gradient * cosine / length_b.square()
-        to_a = b * (across * v).unsqueeze(1) + a * (along_a * v).unsqueeze(1)
-        to_b = a * (across * w).unsqueeze(1) + b * (along_b * w).unsqueeze(1)
+        x, y = a.float(), b.float()    # products of bfloat16 with float32 take twice as long
+        to_a = (x * (along_a * v).unsqueeze(1)).addcmul_(y, (across * v).unsqueeze(1))
+        to_b = (y * (along_b * w).unsqueeze(1)).addcmul_(x, (across * w).unsqueeze(1))
         return to_a.to(a.dtype), to_b.to(b.dtype), None, None
 
 
