@@ -33,7 +33,7 @@ from crkd_cli.models.networks.base import Decoder, Network
 from crkd_cli.paths import atomic
 
 STEPS = 1000     # length of a run that is entered near its end
-REPEATS = 3
+REPEATS = 5
 
 
 @dataclass

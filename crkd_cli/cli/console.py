@@ -70,15 +70,14 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             else:
                 function(*args, **kwargs)
         except CrkdError as error:
-            if kwargs.get("verbose"):
-                _tell(traceback.format_exc().rstrip())
-            _end(f"error: {error}", error.exit_code, several)
+            _end(f"error: {error}", error.exit_code, several, bool(kwargs.get("verbose")))
         except KeyboardInterrupt:
             _end("interrupted", 130, several)
         except (MemoryError, RuntimeError) as error:
             if not _lacks_memory(error):
                 raise
-            _end("error: not enough memory; free some, or train with a smaller data.frame or batch (--set)", 1, several)
+            why = "error: not enough memory; free some, or train with a smaller data.frame or batch (--set)"
+            _end(why, 1, several, bool(kwargs.get("verbose")))
 
     return framed
 
@@ -101,15 +100,16 @@ def _together(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) ->
     leave(0)
 
 
-def _end(line: str, code: int, several: bool) -> NoReturn:
-    """Says why the command ends, and ends it."""
+def _end(line: str, code: int, several: bool, trace: bool = False) -> NoReturn:
+    """Says why the command ends, with `trace` also from where in the code, and ends it."""
+    lines = f"{traceback.format_exc().rstrip()}\n{line}" if trace else line
     if not several:
-        _tell(line)
+        _tell(lines)
         raise typer.Exit(code) from None
     from crkd_cli.engine.distributed import is_first_to_tell, leave
 
     if is_first_to_tell():
-        _tell(line)
+        _tell(lines)
     leave(code)
 
 

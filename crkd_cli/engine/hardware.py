@@ -7,7 +7,7 @@ import sys
 import torch
 
 from crkd_cli import world
-from crkd_cli.errors import UsageError
+from crkd_cli.errors import UsageError, counted
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -56,8 +56,9 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def describe(device: torch.device, precision: torch.dtype) -> str:
-    """One phrase for the first lines of a command: `NVIDIA H200, bf16`, `2 × CPU (1 threads), fp32` for two processes."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)"
+    """One phrase for the first lines of a command: `NVIDIA H200, bf16`, `2 × CPU (1 thread), fp32` for two processes."""
+    threads = counted(torch.get_num_threads(), "thread")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({threads})"
     several = f"{world.size()} × " if world.size() > 1 else ""
     return f"{several}{name}, {'bf16' if precision == torch.bfloat16 else 'fp32'}"
 

@@ -70,10 +70,13 @@ def test_tracebacks_only_on_demand(cli, args, tmp_path, monkeypatch):
 )
 def test_too_little_memory_is_one_line(capsys, work):
     """Pebibytes are more than any process can address."""
-    with pytest.raises(typer.Exit) as end:
-        command(work)()
-    assert end.value.exit_code == 1
-    assert capsys.readouterr().err.startswith("error: not enough memory; free some")
+    for verbose in (False, True):
+        with pytest.raises(typer.Exit) as end:
+            command(lambda verbose: work())(verbose=verbose)
+        assert end.value.exit_code == 1
+        *trace, line = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: not enough memory; free some")
+        assert trace[:1] == (["Traceback (most recent call last):"] if verbose else [])
 
 
 def throw(error):
