@@ -12,7 +12,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,39 +91,56 @@ def measure(inputs: Inputs, names: list[str], command: str) -> dict[str, Any]:
 
 
 def cost(run: Run) -> dict[str, Any]:
-    """Seconds of a step and of its passes alone, their ratio, and the peak memory that the step adds."""
+    """Seconds of a step and of its passes alone, in turn, their ratio, and the peak memory that the step adds."""
     run.checkpoint = replace(run.checkpoint, step=STEPS - REPEATS - 3)
     run.val = []
     forget_peak()
     before, peak = peak_bytes(), None
     calls: list[Call] = []
     seconds: list[float] = []
+    alone: list[float] = []
 
     def between(taken: float) -> bool:
         nonlocal peak
         seconds.append(taken)
-        if len(seconds) == REPEATS + 2:
+        if len(seconds) == 2:
             peak = peak_bytes()
-            record(run, calls)    # the last step: what it keeps takes memory
+            record(run, calls)    # the third step: what is kept of it takes memory
+        elif len(seconds) == 3:
+            forget(run)
+            passes(run, calls)
+        elif len(seconds) > 3:
+            alone.append(clock(lambda: passes(run, calls)))
         return True
 
     crkd_steps(run, between)
-    alone = [clock(lambda: passes(run, calls)) for _ in range(REPEATS + 1)]
-    step, passing = median(seconds[2:-1]), median(alone[1:])    # the first ones are for memory
+    steps = seconds[3:]
     return {
-        "step_s": step, "passes_s": passing, "overhead": step / passing,
+        "step_s": median(steps), "passes_s": median(alone),
+        "overhead": median(step / passing for step, passing in zip(steps, alone, strict=True)),
         "memory_gb": (peak - before) / 1e9 if peak and before else None,
     }  # fmt: skip
 
 
 def record(run: Run, calls: list[Call]) -> None:
     """Notes every further call of a network's part in `calls`."""
-    for owner in list(run.method.modules()):
+    for owner, name in _parts(run):
+        _note(owner, name, calls)
+
+
+def forget(run: Run) -> None:
+    """Ends `record`."""
+    for owner, name in _parts(run):
+        delattr(owner, name)
+
+
+def _parts(run: Run) -> Iterator[tuple[nn.Module, str]]:
+    for owner in run.method.modules():
         if isinstance(owner, Network):
-            _note(owner, "encode", calls)
+            yield owner, "encode"
         elif isinstance(owner, Decoder):
-            _note(owner, "forward", calls)
-            _note(owner.output, "forward", calls)
+            yield owner, "forward"
+            yield owner.output, "forward"
 
 
 def _note(owner: nn.Module, name: str, calls: list[Call]) -> None:

@@ -34,6 +34,7 @@ from crkd_cli.paths import atomic
 
 ROWS: dict[str, Callable[[Inputs], Iterator[Row]]] = {
     "step-acdc": training.step_acdc,    # and the wait for data, its parts, and a smaller one with every pixel projected
+    "step-published": training.step_published,
     "step-la": training.step_la,
     "case": cases.case,
     "metrics": cases.metrics,
@@ -47,14 +48,16 @@ ROWS: dict[str, Callable[[Inputs], Iterator[Row]]] = {
     "augmentation": peers.augmentation,
     "compile": compiled,
 }
-USUAL = [name for name in ROWS if name != "compile"]    # which takes minutes before the first figure
+UNUSUAL = ("step-published", "compile")    # which take 23 GB of memory, and minutes before the first figure
+USUAL = [name for name in ROWS if name not in UNUSUAL]
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 PACKAGES = ("torch", "numpy", "scipy", "medpy", "monai", "torchio")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(USUAL), help=f"some of: {', '.join(ROWS)}; default: all but compile")
+    usual = f"default: all but {' and '.join(UNUSUAL)}"
+    parser.add_argument("--rows", default=",".join(USUAL), help=f"some of: {', '.join(ROWS)}; {usual}")
     parser.add_argument("--data-root", type=Path, help="holds prepared/acdc and prepared/la; default: synthetic cases")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/speed-cpu-MACHINE.json")
     given = parser.parse_args()

@@ -100,17 +100,3 @@ def peak_bytes() -> int | None:
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) * 1024
     return None
-
-
-def fits(needed: float) -> bool:
-    """Whether `needed` bytes leave a fifth of the free memory alone."""
-    return needed < 0.8 * available_bytes()
-
-
-def available_bytes() -> int:
-    """Memory that programs can still have; 0 where the kernel does not say."""
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024
-    return 0
