@@ -114,10 +114,9 @@ def cost(run: Run) -> dict[str, Any]:
         return True
 
     crkd_steps(run, between)
-    steps = seconds[3:]
+    step, passing = median(seconds[3:]), median(alone)
     return {
-        "step_s": median(steps), "passes_s": median(alone),
-        "overhead": median(step / passing for step, passing in zip(steps, alone, strict=True)),
+        "step_s": step, "passes_s": passing, "overhead": step / passing,
         "memory_gb": (peak - before) / 1e9 if peak and before else None,
     }  # fmt: skip
 

@@ -33,7 +33,7 @@ def dense_bytes(images: int, size: Sequence[int]) -> int:
 
 
 class Published(nn.Module):
-    """CRKD's training step. `dense`: project every pixel, then draw; else draw first (where memory does not allow it)."""
+    """CRKD's training step. `dense`: project every pixel, then draw, as published; else draw first, which takes less memory."""
 
     def __init__(
         self, student: Network, dims: int, classes: int, threshold: float, drop: float = 0.5, samples: int = 256,
