@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("step", help=", ".join(steps))
     parser.add_argument("--steps", type=int, help="length of every run, to try the step out")
     parser.add_argument("--set", dest="sets", action="append", default=[], help="KEY=VALUE for every run, to try the step out")
+    parser.add_argument("--only", help="the runs of this method alone, so that two can share the GPU")
+    parser.add_argument("--synthetic", action="store_true", help="speed on made-up cases of the same size: nothing is carried")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "out")), help="default: $OUT, else out")
     given = parser.parse_args()
@@ -46,9 +48,9 @@ def main() -> None:
         if given.step == "smoke":
             answer |= smoke.run()
         elif given.step == "speed":
-            answer |= speed(given.out)
+            answer |= speed(given.out, given.synthetic)
         elif given.step != "unpack":
-            answer |= train(given.step, Worker(KIT, begin + given.budget, given.steps, given.sets))
+            answer |= train(given.step, given.only, Worker(KIT, begin + given.budget, given.steps, given.sets))
     except CrkdError as error:
         answer["error"] = str(error)
         code = error.exit_code
@@ -57,9 +59,9 @@ def main() -> None:
     sys.exit(code)
 
 
-def train(step: str, worker: Worker) -> dict[str, Any]:
-    """Every run of `step`, as far as the time goes."""
-    todo = trials()[step]
+def train(step: str, only: str | None, worker: Worker) -> dict[str, Any]:
+    """Every run of `step`, or those of method `only`, as far as the time goes."""
+    todo = [trial for trial in trials()[step] if only in (None, trial.method)]
     for dataset in {trial.dataset for trial in todo}:
         check(KIT / "data" / "prepared" / dataset)
     left = [worker.name(trial) for trial in todo]
@@ -72,17 +74,22 @@ def train(step: str, worker: Worker) -> dict[str, Any]:
     return {"done": not left, "left": left, **worker.results(todo)}
 
 
-def speed(out: Path) -> dict[str, Any]:
-    """Writes speed-DEVICE.json, and gives each row's ratio, or its value."""
+def speed(out: Path, made_up: bool) -> dict[str, Any]:
+    """Writes speed-DEVICE.json, anew with every row, and gives each row's ratio, or its value."""
     from benchmarks.gpu.speed import measure  # loads the baseline
-    from benchmarks.speed.inputs import Inputs
+    from benchmarks.speed.inputs import Inputs, synthetic
 
-    for dataset in ("acdc", "la"):
-        check(KIT / "data" / "prepared" / dataset)
-    with tempfile.TemporaryDirectory() as scratch:
-        speeds = measure(Inputs(KIT / "data", Path(scratch), real=True), "benchmarks/gpu/run.sh speed")
-    name = "-".join(re.findall(r"[a-z0-9]+", speeds["machine"].lower()))
-    record.write(speeds, out / f"speed-{name}.json")
+    command = "benchmarks/gpu/run.sh speed" + (" --synthetic" if made_up else "")
+    speeds: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        if not made_up:
+            for dataset in ("acdc", "la"):
+                check(KIT / "data" / "prepared" / dataset)
+        for speeds in measure(synthetic(scratch) if made_up else Inputs(KIT / "data", scratch, real=True), command):
+            name = "-".join(re.findall(r"[a-z0-9]+", speeds["machine"].lower()))
+            record.write(speeds, out / f"speed-{name}.json")
+            print(json.dumps(speeds["rows"][-1]), file=sys.stderr)
     rows = {row["name"]: {key: row[key] for key in ("ratio", "value", "met")} for row in speeds["rows"]}
     return {"done": True, "machine": speeds["machine"], "rows": rows}
 

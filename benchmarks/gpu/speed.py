@@ -30,25 +30,34 @@ from crkd_cli.engine.train import train
 
 BLOCK = 50      # steps that the package's loop is timed over at once
 BLOCKS = 4      # and the first is not counted
-REPEATS = 8     # of the baseline's step
+REPEATS = 4     # of the baseline's step
 LENGTHS = {"acdc": 20_000, "la": 9_000}    # steps of a published run
 LONG = 600.0    # seconds that such a run may take
 
 
-def measure(inputs: Inputs, command: str, block: int = BLOCK) -> dict[str, Any]:
-    """A speed file's content for the device of the stores' configurations."""
+def measure(inputs: Inputs, command: str, block: int = BLOCK) -> Iterator[dict[str, Any]]:
+    """A speed file's content for the device of the stores' configurations, after every row with what there is so far."""
     begin = time.perf_counter()
     device = pick_device()
     precision = pick_precision("auto", device)
-    rows = [row for name in LENGTHS for row in steps(inputs, name, block)]
-    rows += [case(inputs, device, precision), *compiled(inputs)]
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
+    facts = {
         **bench.facts(), "inputs": inputs.kind, "device": device.type, "machine": gpu or bench.processor(), "flags": [],
         "precision": "bf16" if precision == torch.bfloat16 else "fp32", "commit": commit(), "command": command, "note": "",
-        "seconds": round(time.perf_counter() - begin, 1), "bound": bounds(inputs.sizes, precision, device),
-        "rows": [row.tree() for row in rows],
+        "bound": bounds(inputs.sizes, precision, device),
     }  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for row in _rows(inputs, device, precision, block):
+        rows.append(row.tree())
+        yield {**facts, "seconds": round(time.perf_counter() - begin, 1), "rows": list(rows)}
+
+
+def _rows(inputs: Inputs, device: torch.device, precision: torch.dtype, block: int) -> Iterator[Row]:
+    """Those that matter most first, because the time may not do for all."""
+    for name in LENGTHS:
+        yield from steps(inputs, name, block)
+    yield case(inputs, device, precision)
+    yield from compiled(inputs)
 
 
 def steps(inputs: Inputs, name: str, block: int) -> Iterator[Row]:
