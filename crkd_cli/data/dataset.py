@@ -17,6 +17,8 @@ from crkd_cli.data.case import Store
 from crkd_cli.errors import UsageError
 from crkd_cli.nd import padding
 
+KEPT = 2**30    # bytes of resized items that stay in memory: reading them anew in every epoch would hold up a GPU's loop
+
 
 class Item(NamedTuple):
     image: Tensor           # [C, *S] as stored: uint8 or float32
@@ -34,6 +36,8 @@ class Dataset:
                 f"give {store.spec.dims} sizes" + (", or 2 to train on slices" if store.spec.dims == 3 else "")
             )
         sliced = store.spec.dims > frame.dims
+        self._kept: dict[int, Item] = {}
+        self._room = KEPT
         self.items = [(case, z) for case in cases for z in (range(store.cases[case].shape[0]) if sliced else [None])]
 
     def __len__(self) -> int:
@@ -41,6 +45,16 @@ class Dataset:
 
     def item(self, number: int, rng: np.random.Generator) -> Item:
         """Item `number`, resized or cropped at random to the frame."""
+        if number in self._kept:
+            return self._kept[number]
+        item = self._cut(number, rng)
+        size = sum(t.nbytes for t in item if t is not None)
+        if self.frame.resize and size <= self._room:    # always the same
+            self._kept[number] = item
+            self._room -= size
+        return item
+
+    def _cut(self, number: int, rng: np.random.Generator) -> Item:
         case, z = self.items[number]
         image = self.store.image(case)
         label = self.store.label(case) if self.labeled else None

@@ -3,6 +3,7 @@
 Features are sampled first and projected afterwards: the same loss as projecting every pixel, at a thousandth of the cost.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -36,42 +37,45 @@ def sample(features: Tensor, classes: Tensor, eligible: Tensor, order: Tensor, c
     """
     rows = features.movedim(1, -1).reshape(-1, features.shape[1])
     members = (classes.flatten() == torch.arange(count, device=classes.device).unsqueeze(1)) & eligible.flatten()    # [K, pixels]
-    shares = [number // count + (number % count if k == count - 1 else 0) for k in range(count)]
-    best = [
-        torch.where(member, order.flatten(), -1.0).topk(min(share, member.numel()))
-        for member, share in zip(members, shares, strict=True)
-    ]
-    candidates = rows[torch.cat([one.indices for one in best])].float()
+    labels, ranks = _plan(count, number, rows.device)
+    best = torch.where(members, order.flatten(), -1.0).topk(min(number // count + number % count, members.shape[1]))    # [K, n]
+    candidates = rows.index_select(0, best.indices.flatten()).float().view(*best.indices.shape, -1)
     with torch.autocast(rows.device.type, enabled=False):
         sums = (members.to(rows.dtype) @ rows).float()
-    ranked, sizes, sums = _joint(candidates, [one.values for one in best], members.sum(1), sums)
-    drawn = []
-    for one, size, total, share in zip(ranked, sizes, sums, shares, strict=True):
-        # The first `size` ranks are members; later ones are not: start again from rank 0 there.
-        drawn.append(one[torch.arange(share, device=size.device) % size.clamp(min=1, max=len(one))])
-        drawn.append((total / size.clamp(min=1)).unsqueeze(0))
-    labels = torch.cat([torch.full((share + 1,), k, device=rows.device) for k, share in enumerate(shares)])
-    valid = (sizes > 0)[labels]
+    ranked, sizes, sums = _joint(candidates, best.values, members.sum(1), sums)
+    depth, size = ranked.shape[1], sizes[labels]
+    pool = torch.cat([ranked.flatten(0, 1), sums / sizes.clamp(min=1).unsqueeze(1)])
+    # The first `size` ranks are members; later ones are not: start again from rank 0 there.
+    place = torch.where(ranks < 0, count * depth + labels, depth * labels + ranks % size.clamp(min=1, max=depth))
+    valid = size > 0
     # An absent class has nothing to draw: copies of other rows stand in, so that no other pixel enters the batch norm to come.
     number_of = torch.arange(len(labels), device=rows.device)
     present = valid.argsort(descending=True, stable=True)[number_of % valid.sum().clamp(min=1)]
-    return Samples(torch.cat(drawn)[torch.where(valid, number_of, present)], labels, valid)
+    return Samples(pool.index_select(0, torch.where(valid, place, place[present])), labels, valid)
 
 
-def _joint(candidates: Tensor, orders: list[Tensor], sizes: Tensor, sums: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-    """This process's `candidates` [N, F] of all classes, by falling `orders` [n] in each; `sizes` [K] and `sums` [K, F].
+@cache
+def _plan(count: int, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(class, rank) of every sample, two [number + K]: number/K ranks a class, the last with the remainder, then its mean, −1."""
+    shares = [number // count + (number % count if k == count - 1 else 0) for k in range(count)]
+    plan = [(k, rank) for k, share in enumerate(shares) for rank in (*range(share), -1)]
+    labels, ranks = torch.tensor(plan).to(device, non_blocking=True).unbind(1)
+    return labels, ranks
+
+
+def _joint(candidates: Tensor, orders: Tensor, sizes: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """This process's `candidates` [K, n, F] by falling `orders` [K, n]; `sizes` [K] and `sums` [K, F].
 
     Gives the candidates of every class by falling order, sizes and sums of all processes, in one exchange.
     """
-    lengths = [len(order) for order in orders]
     if world.size() == 1:
-        return list(torch.split(candidates, lengths)), sizes, sums
-    own = torch.cat([torch.cat([candidates, sums]), torch.cat([*orders, sizes.float()]).unsqueeze(1)], dim=1)
+        return candidates, sizes, sums
+    own = torch.cat([candidates, orders.unsqueeze(2)], dim=2)
+    own = torch.cat([own, torch.cat([sums, sizes.float().unsqueeze(1)], dim=1).unsqueeze(1)], dim=1)    # [K, n + 1, F + 1]
     every = world.gather(own.unsqueeze(0))
-    *ranked, totals = (part.flatten(0, 1) for part in torch.split(every, [*lengths, len(sizes)], dim=1))
-    ranked = [one[one[:, -1].argsort(descending=True), :-1] for one in ranked]
-    totals = totals.view(world.size(), len(sizes), -1).sum(0)
-    return ranked, totals[:, -1].long(), totals[:, :-1]
+    ranked, totals = every[:, :, :-1].transpose(0, 1).flatten(1, 2), every[:, :, -1].sum(0)
+    falling = ranked[:, :, -1:].argsort(dim=1, descending=True)
+    return ranked.take_along_dim(falling, 1)[:, :, :-1], totals[:, -1].long(), totals[:, :-1]
 
 
 def contrast(anchors: Tensor, others: Tensor, anchor: Samples, other: Samples, temperature: float) -> Tensor:

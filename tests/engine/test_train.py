@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -286,7 +287,9 @@ def test_a_step_never_makes_the_host_wait_for_the_gpu(tiny: Planner, method: str
         run.method.after_step(number)
 
     step(0)    # libraries set themselves up
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
     try:
         for number in (1, 2, 3):
             step(number)
