@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from monai.inferers import sliding_window_inference
 from scipy.ndimage import zoom
 from torch import Tensor, nn
 
@@ -57,6 +56,8 @@ def test_windows_of_the_identity_are_the_image(shape, protocol, window_batch):
 def test_windows_agree_with_monai(shape, protocol, overlap, mode):
     dims = len(shape)
     model = net(dims)
+    from monai.inferers import sliding_window_inference  # here, for a GPU machine may lack it
+
     frame = Frame(patch=(16,) * dims, stride=(4,) * dims)
     x = image(shape)
     mine = Inferer(model, frame, spec(dims, 3), CPU, protocol=protocol, window_batch=4).probabilities(x)
