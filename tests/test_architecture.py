@@ -22,7 +22,7 @@ ROWS = (
     ("methods",),
     ("models", "losses", "data", "metrics"),
     ("augment",),
-    ("registry", "schedules", "nd", "world", "config", "paths", "notices"),
+    ("registry", "schedules", "nd", "world", "config", "paths", "notices", "upload"),
     ("errors",),
 )
 ROW = {part: row for row, parts in enumerate(ROWS) for part in parts}

@@ -67,18 +67,21 @@ def pack_tree(out: Path) -> None:
         for name in TREE:
             tar.add(CHECKOUT / name, f"crkd/{name}", filter=wanted)
     with atomic(out / "kit" / "commit") as temporary:
-        temporary.write_text(commit() + "\n", encoding="utf-8")
+        temporary.write_text(checked_out() + "\n", encoding="utf-8")
 
 
 def commit() -> str:
-    """The checkout's commit, or what a kit says of it, or `unknown`."""
+    """What the kit says, because a copied checkout may not know its commit; where there is no kit, the checkout's commit."""
+    carried = CHECKOUT / "build" / "gpu" / "kit" / "commit"
+    return carried.read_text(encoding="utf-8").strip() if carried.is_file() else checked_out()
+
+
+def checked_out() -> str:
+    """The checkout's commit ("-dirty": with changes), or `unknown`."""
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--exclude", "*"], cwd=CHECKOUT, capture_output=True, text=True, check=False
     )
-    if git.returncode == 0:
-        return git.stdout.strip()
-    carried = CHECKOUT / "build" / "gpu" / "kit" / "commit"
-    return carried.read_text(encoding="utf-8").strip() if carried.is_file() else "unknown"
+    return git.stdout.strip() if git.returncode == 0 else "unknown"
 
 
 def pack_vendor(folder: Path) -> None:

@@ -6,6 +6,8 @@ Letters: B batch, C channels, *S two or three spatial axes. Parameters are tenso
 import torch
 from torch import Tensor
 
+from crkd_cli.upload import upload
+
 LUMA = (0.299, 0.587, 0.114)    # ITU-R BT.601
 TRUNCATE = 3.0                  # blur kernels end at this many sigmas
 
@@ -30,21 +32,16 @@ def jitter(x: Tensor, brightness: Tensor, contrast: Tensor, low: Tensor, high: T
 
 def recolor(x: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
     """RGB x [B, 3, *S] in [0, 1] with chroma scaled by saturation [B] and turned by hue [B] (of a full turn), luma kept."""
-    luma = _on(x.device, LUMA)
+    luma = upload(torch.tensor(LUMA), x.device)
     gray = torch.einsum("bc...,c->b...", x, luma).unsqueeze(1)
     # A turn about the gray axis (Rodrigues), applied to the chroma x − gray, whose luma is then removed again.
     angle = hue * (2.0 * torch.pi)
-    cross = _on(x.device, ((0.0, -1.0, 1.0), (1.0, 0.0, -1.0), (-1.0, 1.0, 0.0))) / 3.0**0.5
+    cross = upload(torch.tensor(((0.0, -1.0, 1.0), (1.0, 0.0, -1.0), (-1.0, 1.0, 0.0))) / 3.0**0.5, x.device)
     eye, third = torch.eye(3, device=x.device), torch.full((3, 3), 1.0 / 3.0, device=x.device)
     cos, sin = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
     matrix = (cos * eye + sin * cross + (1.0 - cos) * third) * saturation.view(-1, 1, 1)
     matrix = matrix - (luma @ matrix).unsqueeze(1)
     return (gray + torch.einsum("bij,bj...->bi...", matrix, x - gray)).clamp(0.0, 1.0)
-
-
-def _on(device: torch.device, values: tuple[object, ...]) -> Tensor:
-    """A constant on the device, without making the host wait for it."""
-    return torch.tensor(values).to(device, non_blocking=True)
 
 
 def gamma(x: Tensor, exponent: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from crkd_cli import world
+from crkd_cli.upload import upload
 
 AREA = (0.02, 0.4)       # of the image (2D) or volume (3D)
 ASPECT = (0.3, 1 / 0.3)
@@ -50,7 +51,7 @@ def draw_swap(shape: torch.Size, device: torch.device, probability: float = 0.5)
     drawn = torch.stack(draw_boxes(pairs, len(spatial))) * (torch.rand(pairs, 1) < probability)
     corners[:, first] = corners[:, second] = drawn
     # Only corners go to the device: copying whole boxes there would make the host wait.
-    partner, low, high = (world.part(world.first(t.to(device, non_blocking=True))) for t in (partner, *corners))
+    partner, low, high = (world.part(world.first(upload(t, device))) for t in (partner, *corners))
     return partner, fill(low, high, spatial)
 
 
@@ -61,7 +62,7 @@ def draw_mix(shape: torch.Size, device: torch.device, probability: float = 0.5) 
     """
     count, spatial = shape[0] * world.size(), shape[2:]
     corners = torch.stack(draw_boxes(count, len(spatial))) * (torch.rand(count, 1) < probability)
-    low, high = (world.part(world.first(t.to(device, non_blocking=True))) for t in corners)
+    low, high = (world.part(world.first(upload(t, device))) for t in corners)
     return fill(low, high, spatial)
 
 
@@ -70,7 +71,7 @@ def draw_box(spatial: torch.Size, device: torch.device, side: float) -> Tensor:
     whole = torch.tensor([spatial])
     sides = (side * whole).floor()
     corner = (torch.rand(1, len(spatial)) * (whole - sides)).floor()
-    low, high = (world.first((t / whole).to(device, non_blocking=True)) for t in (corner, corner + sides))
+    low, high = (world.first(upload(t / whole, device)) for t in (corner, corner + sides))
     return fill(low, high, spatial)
 
 

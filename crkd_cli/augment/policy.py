@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from crkd_cli import world
 from crkd_cli.augment.intensity import bias_field, blur, gamma, jitter, recolor, span
 from crkd_cli.augment.spatial import rotate, turn
+from crkd_cli.upload import upload
 
 DEGREES = 20.0                  # largest rotation
 SIGMA = (0.1, 2.0)              # blur, pixels
@@ -44,14 +45,14 @@ class Policy:
         degrees = _uniform(count, -DEGREES, DEGREES, generator)
         if self.dims == 2:
             moves &= (kind < 0.5).unsqueeze(1)
-        moves = moves.to(image.device, non_blocking=True)
+        moves = upload(moves, image.device)
         image = turn(image, moves, self.plane)
         if label is not None:
             label = turn(label.unsqueeze(1), moves, self.plane).squeeze(1)
         turned = torch.nonzero((kind >= 0.5) & (kind < 0.75)).flatten()
         if self.dims == 2 and len(turned):
-            degrees = degrees[turned].to(image.device, non_blocking=True)
-            turned = turned.to(image.device, non_blocking=True)
+            degrees = upload(degrees[turned], image.device)
+            turned = upload(turned, image.device)
             image = image.index_copy(0, turned, rotate(image[turned], degrees, self.plane, "bilinear"))
             if label is not None:
                 rotated = rotate(label[turned].unsqueeze(1).float(), degrees, self.plane, "nearest")
@@ -64,17 +65,17 @@ class Policy:
         chosen = _uniform(count, 0.0, 1.0, generator) < CHANCE
         sigma = _uniform(count, *SIGMA, generator) * (_uniform(count, 0.0, 1.0, generator) < BLUR)
         image = self._scanner(image, chosen, generator) if self.dims == 3 else self._jitter(image, chosen, generator)
-        return blur(image, sigma.to(device, non_blocking=True), SIGMA[1])
+        return blur(image, upload(sigma, device), SIGMA[1])
 
     def _jitter(self, image: Tensor, chosen: Tensor, generator: Generator) -> Tensor:
         count, device = len(image), image.device
         strength = 0.4 if self.modality == "rgb" else 0.5
         factors = torch.stack([_uniform(count, 1.0 - strength, 1.0 + strength, generator) for _ in range(3)])
         factors = torch.where(chosen, factors, 1.0)
-        hue = torch.where(chosen, _uniform(count, -0.1, 0.1, generator), 0.0).to(device, non_blocking=True)
+        hue = upload(torch.where(chosen, _uniform(count, -0.1, 0.1, generator), 0.0), device)
         gray = _uniform(count, 0.0, 1.0, generator) < GRAY
         factors[2, gray] = 0.0
-        brightness, contrast, saturation = factors.to(device, non_blocking=True).unbind()
+        brightness, contrast, saturation = upload(factors, device).unbind()
         low, high = (image.new_zeros(()), image.new_ones(())) if self.bounded else span(image)
         image = jitter(image, brightness, contrast, low, high)
         return recolor(image, saturation, hue) if self.modality == "rgb" else image
@@ -87,8 +88,8 @@ class Policy:
         coefficients = coefficients * chosen.view(-1, *[1] * self.dims)
         exponent = torch.exp(_uniform(count, -GAMMA, GAMMA, generator) * chosen)
         low, _ = span(image)
-        image = (image - low) * bias_field(image, coefficients.to(device, non_blocking=True)) + low
-        return gamma(image, exponent.to(device, non_blocking=True))
+        image = (image - low) * bias_field(image, upload(coefficients, device)) + low
+        return gamma(image, upload(exponent, device))
 
 
 def _uniform(shape: int | tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:

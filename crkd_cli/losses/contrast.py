@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crkd_cli import world
+from crkd_cli.upload import upload
 
 
 class Samples(NamedTuple):
@@ -59,7 +60,7 @@ def _plan(count: int, number: int, device: torch.device) -> tuple[Tensor, Tensor
     """(class, rank) of every sample, two [number + K]: number/K ranks a class, the last with the remainder, then its mean, −1."""
     shares = [number // count + (number % count if k == count - 1 else 0) for k in range(count)]
     plan = [(k, rank) for k, share in enumerate(shares) for rank in (*range(share), -1)]
-    labels, ranks = torch.tensor(plan).to(device, non_blocking=True).unbind(1)
+    labels, ranks = upload(torch.tensor(plan), device).unbind(1)
     return labels, ranks
 
 

@@ -173,7 +173,7 @@ def test_a_step_runs_from_what_was_carried_and_goes_on_where_it_stopped(store, t
         records = {Path(name).stem: json.load(tar.extractfile(name)) for name in tar.getnames() if name.endswith(".json")}
     assert set(records) == set(said["dice"])
     record = records["acdc-3-crkd-1337-3steps-best-paper-published"]
-    assert record["commit"] == pack.commit()
+    assert record["commit"] == pack.checked_out()
     assert record["command"].startswith("crkd train --dataset acdc --labeled 3 --method crkd --set train.seed=1337 ")
     assert record["overrides"]["train.steps"] == 3
     assert (record["summary"]["part"], record["summary"]["protocol"], record["summary"]["step"]) == ("val+test", "paper", 3)
