@@ -1,4 +1,7 @@
-"""Writes docs/performance.md from speed-*.json and labels-*.json in benchmarks/results: python -m benchmarks.performance_page"""
+"""Writes docs/performance.md from speed-*.json, smoke-*.json and labels-*.json in benchmarks/results.
+
+python -m benchmarks.performance_page
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -60,7 +63,9 @@ def page(results: Path) -> str:
     records = [json.loads(file.read_text(encoding="utf-8")) | {"file": file.name} for file in results.glob("speed-*.json")]
     records.sort(key=lambda record: (record["device"] != "cpu", record["file"]))
     answers = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("labels-*.json"))]
-    return "\n".join([INTRO, *(part for record in records for part in section(record)), *map(same_answer, answers)])
+    looks = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("smoke-*.json"))]
+    sections = (part for record in records for part in section(record))
+    return "\n".join([INTRO, *sections, *map(memory, looks), *map(same_answer, answers)])
 
 
 def section(record: dict[str, Any]) -> list[str]:
@@ -78,6 +83,29 @@ def section(record: dict[str, Any]) -> list[str]:
         if text:
             parts += [f"### {title}\n", text]
     return parts
+
+
+def memory(record: dict[str, Any]) -> str:
+    """The GPU memory that a step of every method needs, and how near its loss in bf16 is to that in fp32."""
+    rows = [row for row in record["rows"] if "failed" not in row]
+    works = dict.fromkeys((row["data"], tuple(row["frame"])) for row in rows)
+    found = {(row["data"], row["method"]): row for row in rows}
+    names = [f"{data.upper()} {'×'.join(map(str, frame))}" for data, frame in works]
+    head = ["method", *(f"{name}, {what}" for name in names for what in ("GB", "loss"))]
+    body = []
+    for name in dict.fromkeys(row["method"] for row in rows):
+        cells = []
+        for data, _ in works:
+            one = found.get((data, name))
+            cells += [f"{one['peak_gib'] * 2**30 / 1e9:.1f}", f"{100 * one['difference']:.2g} %"] if one else ["", ""]
+        body.append([name, *cells])
+    note = f"\n{record['note']}\n" if record["note"] else ""
+    return (
+        "## Memory on a GPU\n\nOne step of every method at the published size and batch, on noise with boxes: the most memory "
+        "that its tensors take, and by how much its loss in bf16 differs from that in fp32 without dropout. "
+        f"`{record['command']}`, {record['device']}, torch {record['torch']}, commit {record['commit']}, {record['date']}; "
+        f"the tests marked gpu: {record['tests']}.\n\n" + _markdown(head, body) + note
+    )
 
 
 def same_answer(record: dict[str, Any]) -> str:
@@ -147,7 +175,7 @@ def limits(rows: list[Row], record: dict[str, Any]) -> str:
     lines.append(_markdown(["work", "rate"], rates))
     best = max(one["gflops_per_s"] for one in record["bound"] if "gflops_per_s" in one)
     body = [
-        [row.work, f"{row.detail['flops'] / 1e9:,.0f} GFLOP", f"{row.gflops_per_s:.0f} GFLOP/s",
+        [row.work, f"{row.detail['flops'] / 1e9:,.0f} GFLOP", f"{row.gflops_per_s:,.0f} GFLOP/s",
          f"{100 * row.gflops_per_s / best:.0f} %", f"{1e9 * best * row.baseline_s / row.detail['flops']:.1f}×"]
         for row in rows
         if row.gflops_per_s and row.baseline_s
@@ -162,7 +190,7 @@ def limits(rows: list[Row], record: dict[str, Any]) -> str:
 
 
 def _rate(bound: dict[str, Any]) -> str:
-    return f"{bound['gb_per_s']:.0f} GB/s" if "gb_per_s" in bound else f"{bound['gflops_per_s']:.0f} GFLOP/s"
+    return f"{bound['gb_per_s']:,.0f} GB/s" if "gb_per_s" in bound else f"{bound['gflops_per_s']:,.0f} GFLOP/s"
 
 
 def growth(rows: list[Row]) -> str:

@@ -3,8 +3,8 @@
 python benchmarks/results_page.py
 
 A line `<!-- results: acdc 3 96x96 2500 -->` of about.md becomes the tables of that data set, number of labelled cases, frame
-and number of steps; `<!-- results: others -->` becomes a section for every other group. Files speed-*, labels-* and
-methods-* are other pages'.
+and number of steps; `<!-- results: others -->` becomes a section for every other group. Files speed-*, labels-*,
+methods-* and smoke-* are other pages'.
 """
 
 import json
@@ -72,7 +72,7 @@ def read(folder: Path) -> dict[Group, list[Record]]:
     """The records by group, sorted by method, seed and checkpoint."""
     groups: dict[Group, list[Record]] = defaultdict(list)
     for file in sorted(folder.glob("*.json")):
-        if file.name.startswith(("speed-", "labels-", "methods-")):
+        if file.name.startswith(("speed-", "labels-", "methods-", "smoke-")):
             continue
         record = {**json.loads(file.read_text(encoding="utf-8")), "file": file.name}
         if "config" not in record:

@@ -11,12 +11,13 @@ import sys
 import tarfile
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks import record
 from benchmarks.gpu import smoke
-from benchmarks.gpu.pack import CHECKOUT
+from benchmarks.gpu.pack import CHECKOUT, commit
 from benchmarks.gpu.plan import trials
 from benchmarks.gpu.trial import TimeUp, Worker
 from benchmarks.gpu.unpack import check, unpack
@@ -46,7 +47,7 @@ def main() -> None:
             raise UsageError(f"no step is called {given.step!r}; {did_you_mean(given.step, steps)}")
         answer["unpacked"] = unpack(KIT, KIT / "data" / "prepared")
         if given.step == "smoke":
-            answer |= smoke.run()
+            answer |= look(given.out)
         elif given.step == "speed":
             answer |= speed(given.out, given.synthetic)
         elif given.step != "unpack":
@@ -74,6 +75,14 @@ def train(step: str, only: str | None, worker: Worker) -> dict[str, Any]:
     return {"done": not left, "left": left, **worker.results(todo)}
 
 
+def look(out: Path) -> dict[str, Any]:
+    """Writes smoke-DEVICE.json: the tests' last line, losses and peak memory of every method's step."""
+    facts = {"commit": commit(), "date": time.strftime("%Y-%m-%d", time.gmtime()), "torch": version("torch"), "note": ""}
+    seen = {"command": "benchmarks/gpu/run.sh smoke", **facts, **smoke.run()}
+    record.write(seen, out / f"smoke-{_file_name(seen['device'])}.json")
+    return seen
+
+
 def speed(out: Path, made_up: bool) -> dict[str, Any]:
     """Writes speed-DEVICE.json, anew with every row, and gives each row's ratio, or its value."""
     from benchmarks.gpu.speed import measure  # loads the baseline
@@ -87,11 +96,15 @@ def speed(out: Path, made_up: bool) -> dict[str, Any]:
             for dataset in ("acdc", "la"):
                 check(KIT / "data" / "prepared" / dataset)
         for speeds in measure(synthetic(scratch) if made_up else Inputs(KIT / "data", scratch, real=True), command):
-            name = "-".join(re.findall(r"[a-z0-9]+", speeds["machine"].lower()))
-            record.write(speeds, out / f"speed-{name}.json")
+            record.write(speeds, out / f"speed-{_file_name(speeds['machine'])}.json")
             print(json.dumps(speeds["rows"][-1]), file=sys.stderr)
     rows = {row["name"]: {key: row[key] for key in ("ratio", "value", "met")} for row in speeds["rows"]}
     return {"done": True, "machine": speeds["machine"], "rows": rows}
+
+
+def _file_name(device: str) -> str:
+    """`NVIDIA H200, bf16` → nvidia-h200."""
+    return "-".join(re.findall(r"[a-z0-9]+", device.partition(",")[0].lower()))
 
 
 def collect(out: Path) -> None:
