@@ -3,8 +3,8 @@
 python -m benchmarks.methods [--methods crkd,cps] [--data-root DIR] [--out FILE]
 
 A step is taken late in the run, where every term counts: ACDC images at the published size but few of them, LA in small windows.
-Passes alone: the calls of encoders, decoders and output layers that the step makes, made again on the same inputs with the same
-gradients asked for and nothing else.
+Passes alone: the step's calls of all that has weights (encoders, decoders, output layers, a method's own heads), made again on the
+same inputs with the same gradients asked for and nothing else.
 """
 
 import argparse
@@ -29,11 +29,13 @@ from benchmarks.speed.loops import crkd_steps
 from benchmarks.speed.timing import clock, forget_peak, peak_bytes
 from crkd_cli.engine.train import Run
 from crkd_cli.methods import METHODS
+from crkd_cli.models.ema import Ema
 from crkd_cli.models.networks.base import Decoder, Network
 from crkd_cli.paths import atomic
 
 STEPS = 1000     # length of a run that is entered near its end
-REPEATS = 5
+REPEATS = 7
+SETTLE = 3       # turns before those that count: each fills the heap that the other has left, and takes longer at first
 
 
 @dataclass
@@ -92,7 +94,7 @@ def measure(inputs: Inputs, names: list[str], command: str) -> dict[str, Any]:
 
 def cost(run: Run) -> dict[str, Any]:
     """Seconds of a step and of its passes alone, in turn, their ratio, and the peak memory that the step adds."""
-    run.checkpoint = replace(run.checkpoint, step=STEPS - REPEATS - 3)
+    run.checkpoint = replace(run.checkpoint, step=STEPS - REPEATS - SETTLE - 3)
     run.val = []
     forget_peak()
     before, peak = peak_bytes(), None
@@ -114,7 +116,7 @@ def cost(run: Run) -> dict[str, Any]:
         return True
 
     crkd_steps(run, between)
-    step, passing = median(seconds[3:]), median(alone)
+    step, passing = median(seconds[3 + SETTLE :]), median(alone[SETTLE:])
     return {
         "step_s": step, "passes_s": passing, "overhead": step / passing,
         "memory_gb": (peak - before) / 1e9 if peak and before else None,
@@ -140,6 +142,9 @@ def _parts(run: Run) -> Iterator[tuple[nn.Module, str]]:
         elif isinstance(owner, Decoder):
             yield owner, "forward"
             yield owner.output, "forward"
+    for child in run.method.children():
+        if not isinstance(child, (Network, Decoder, Ema)):
+            yield from ((part, "forward") for part in (child if isinstance(child, nn.ModuleList) else [child]))
 
 
 def _note(owner: nn.Module, name: str, calls: list[Call]) -> None:

@@ -37,6 +37,20 @@ def test_passes_alone_do_the_arithmetic_of_the_step(tmp_path: Path) -> None:
     assert again.get_total_flops() == whole.get_total_flops()
 
 
+@pytest.mark.parametrize(("method", "kind", "count"), [("crkd", "Projection", 1), ("lefed", "Sequential", 5)])
+def test_heads_of_a_method_are_among_its_passes(tmp_path: Path, method: str, kind: str, count: int) -> None:
+    """CRKD's projection, LeFeD's side outputs: beside the parts of networks, and let go again."""
+    run = synthetic(tmp_path, TINY).run("acdc", method=method)
+    calls: list[methods.Call] = []
+    methods.record(run, calls)
+    run.method.losses(run.data.batch(run.data.read(0), 0), 0)
+    assert [type(call.owner).__name__ for call in calls].count(kind) == count
+    before = len(calls)
+    methods.forget(run)
+    methods.passes(run, calls)
+    assert len(calls) == before
+
+
 def test_page_and_configuration_are_what_the_measurement_gives() -> None:
     record = methods_page.read()
     text = methods_page.PAGE.read_text(encoding="utf-8")
