@@ -3,7 +3,7 @@
 python -m benchmarks.methods [--methods crkd,cps] [--data-root DIR] [--out FILE]
 
 A step is taken late in the run, where every term counts: ACDC images at the published size but few of them, LA in small windows.
-Passes alone: the step's calls of all that has weights (encoders, decoders, output layers, a method's own heads), made again on the
+Passes alone: the step's calls of all that has weights (encoders, decoders, output layers, a method's heads), made again on the
 same inputs with the same gradients asked for and nothing else.
 """
 
