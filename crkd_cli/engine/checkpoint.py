@@ -20,7 +20,7 @@ from crkd_cli.engine.evaluation import result
 from crkd_cli.errors import CrkdError
 from crkd_cli.paths import atomic
 
-FORMAT = "crkd checkpoint 2"
+FORMAT = "crkd checkpoint 3"
 
 
 class Own(Strict, frozen=True):

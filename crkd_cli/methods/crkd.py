@@ -16,6 +16,7 @@ from torch import Tensor
 from crkd_cli.augment.mix import draw_swap, swap
 from crkd_cli.config import Fraction, NonNegative, Strict
 from crkd_cli.data.batch import Batch
+from crkd_cli.losses.align import Shares, align
 from crkd_cli.losses.contrast import class_means, contrast, sample
 from crkd_cli.losses.distill import feature_distillation, low_entropy_consistency, pixel_distillation, reliability
 from crkd_cli.losses.pixel import log_probabilities
@@ -37,7 +38,7 @@ class Crkd(Method):
 
     class Params(Strict, frozen=True):
         confidence: Fraction = 0.8             # τ: pixels below do not count
-        background: Fraction = 0.99            # τ of background pixels at first: a missed organ is a confident mistake
+        alignment: bool = True                 # of the pseudo-labels' class shares with the labels': else they starve or flood
         pseudo: NonNegative = 1.0              # λ_ps, of ½ (cross entropy + Dice) on the pseudo-label
         warmup: Fraction = 0.2                 # share of the run on labelled images alone, before the teacher is worth hearing
         pseudo_ramp: Fraction = 0.2            # share of the run over which λ_ps rises after that
@@ -59,9 +60,11 @@ class Crkd(Method):
         super().__init__(task, params)
         self.teacher = Ema(self.student, params.teacher_decay)
         self.projection = Projection(self.student.features)
+        self.labeled, self.guessed = Shares(task.classes), Shares(task.classes)
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         params, weights = self.params, self.weights(step)
+        self.labeled.follow(self._members(batch.labeled.label))
         if not any(weights[name] for name in UNLABELED):
             labeled = fit(log_probabilities(self.student(batch.labeled.image)), batch.labeled.label)
             return {"total": labeled, "labeled": labeled}
@@ -70,7 +73,7 @@ class Crkd(Method):
         confidence, pseudo = self.pseudo_label(weak)
         partner, box = draw_swap(weak.shape, weak.device)
         weak, strong, confidence, pseudo = (swap(t, partner, box) for t in (weak, strong, confidence, pseudo))
-        keep = confidence >= torch.where(pseudo == 0, self.background(step), params.confidence)
+        keep = confidence >= params.confidence
 
         # One pass for the three streams; the perturbed one leaves the others after the encoder.
         sizes = [len(label), len(strong), len(weak)]
@@ -100,7 +103,11 @@ class Crkd(Method):
     @torch.no_grad()
     def pseudo_label(self, weak: Tensor) -> tuple[Tensor, Tensor]:
         """weak [U, C, *S] → confidence [U, *S] float32 and pseudo-label [U, *S] int64 of the teacher, in evaluation mode."""
-        confidence, pseudo = self.teacher.network(weak).float().softmax(1).max(1)
+        p = self.teacher.network(weak).float().softmax(1)
+        if self.params.alignment:
+            self.guessed.follow(p)
+            p = align(p, self.labeled.mean, self.guessed.mean)
+        confidence, pseudo = p.max(1)
         return confidence, pseudo
 
     def semantic(
@@ -124,11 +131,6 @@ class Crkd(Method):
         others = type(anchors)(*(torch.cat(parts) for parts in zip(*unlabeled, strict=True)))
         return contrast(projected[0], torch.cat(projected[1:]), anchors, others, self.params.temperature)
 
-    def background(self, step: int) -> float:
-        """τ of background pixels at `step`: it falls to that of the others while r(t) rises."""
-        low, high = self.params.confidence, max(self.params.background, self.params.confidence)
-        return high - (high - low) * self._ramp(step, self.params.start, self.params.ramp)
-
     def weights(self, step: int) -> dict[str, float]:
         """The factor of every term at `step`. Terms of weight 0 are not computed."""
         params = self.params
@@ -144,6 +146,11 @@ class Crkd(Method):
         """0 before `start`, then up to 1 over `length`, both shares of the run."""
         since = step - start * self.task.steps
         return sigmoid_ramp(since, length * self.task.steps) if since >= 0 else 0.0
+
+    def _members(self, label: Tensor) -> Tensor:
+        """label [B, *S] → [B, K, *S], 1 where the pixel is of the class."""
+        classes = torch.arange(self.task.classes, device=label.device).view(-1, *[1] * (label.ndim - 1))
+        return label.unsqueeze(1) == classes
 
     def _shares(self, pseudo: Tensor) -> dict[str, Tensor]:
         """Share of every foreground class in the pseudo-label: a collapse of the foreground shows here first."""
