@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -35,7 +34,6 @@ from crkd_cli.paths import atomic
 
 STEPS = 1000     # length of a run that is entered near its end
 REPEATS = 7
-SETTLE = 3       # turns before those that count: each fills the heap that the other has left, and takes longer at first
 
 
 @dataclass
@@ -93,8 +91,11 @@ def measure(inputs: Inputs, names: list[str], command: str) -> dict[str, Any]:
 
 
 def cost(run: Run) -> dict[str, Any]:
-    """Seconds of a step and of its passes alone, in turn, their ratio, and the peak memory that the step adds."""
-    run.checkpoint = replace(run.checkpoint, step=STEPS - REPEATS - SETTLE - 3)
+    """Seconds of a step and of its passes alone, in turn, their ratio, and the peak memory that the step adds.
+
+    The fastest turn of each: a heap that is not yet filled, and what else a machine does, only add to it.
+    """
+    run.checkpoint = replace(run.checkpoint, step=STEPS - REPEATS - 3)
     run.val = []
     forget_peak()
     before, peak = peak_bytes(), None
@@ -116,7 +117,7 @@ def cost(run: Run) -> dict[str, Any]:
         return True
 
     crkd_steps(run, between)
-    step, passing = median(seconds[3 + SETTLE :]), median(alone[SETTLE:])
+    step, passing = min(seconds[3:]), min(alone)
     return {
         "step_s": step, "passes_s": passing, "overhead": step / passing,
         "memory_gb": (peak - before) / 1e9 if peak and before else None,
