@@ -3,8 +3,8 @@
 python -m benchmarks.methods [--methods crkd,cps] [--data-root DIR] [--out FILE]
 
 A step is taken late in the run, where every term counts: ACDC images at the published size but few of them, LA in small windows.
-Passes alone: the step's calls of all that has weights (encoders, decoders, output layers, a method's heads), made again on the
-same inputs with the same gradients asked for and nothing else.
+Passes alone: the step's calls of networks and their parts (encoders, decoders, output layers, a method's own modules), made again
+on the same inputs with the same gradients asked for and nothing else.
 """
 
 import argparse
@@ -71,7 +71,10 @@ def main() -> None:
         scratch = Path(folder)
         inputs = Inputs(given.data_root, scratch, real=True) if given.data_root else synthetic(scratch)
         record = measure(inputs, names, " ".join(["python -m benchmarks.methods", *sys.argv[1:]]))
-    with atomic(given.out or Path(__file__).parent / "results" / f"methods-cpu-{short_name()}.json") as temporary:
+    out = given.out or Path(__file__).parent / "results" / f"methods-cpu-{short_name()}.json"
+    if given.methods != parser.get_default("methods") and out.is_file():
+        record = updated(json.loads(out.read_text(encoding="utf-8")), record)
+    with atomic(out) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -88,6 +91,14 @@ def measure(inputs: Inputs, names: list[str], command: str) -> dict[str, Any]:
             rows[-1] |= {f"{what}_relative": rows[-1][what] / base[what] for what in ("step_s", "memory_gb") if base[what]}
             print(f"{time.perf_counter() - begin:5.0f} s  {rows[-1]}", file=sys.stderr, flush=True)
     return {**facts(), "inputs": inputs.kind, "command": command, "seconds": time.perf_counter() - begin, "rows": rows}
+
+
+def updated(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A whole measurement with the rows of some methods measured later, each beside the supervised of its own run, and a note."""
+    later = {(row["dataset"], row["method"]): row for row in new["rows"] if row["method"] != "supervised"}
+    rows = [later.get((row["dataset"], row["method"]), row) for row in old["rows"]]
+    note = f"Some rows were measured later: `{new['command']}`, commit {new['commit']}, {new['date']}."
+    return old | {"rows": rows, "note": f"{old.get('note', '')} {note}".strip()}
 
 
 def cost(run: Run) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def table(record: dict[str, Any]) -> str:
     return (
         "\n".join(lines)
         + f"\n\n{what}. `{record['command']}`, commit {record['commit']}, {record['date']}, {record['machine']}, "
-        f"{record['threads']} threads, {record['precision']}; [{record['file']}](../benchmarks/results/{record['file']}).\n"
+        f"{record['threads']} threads, {record['precision']}; [{record['file']}](../benchmarks/results/{record['file']})."
+        f"{' ' + record['note'] if record.get('note') else ''}\n"
     )
 
 

@@ -47,6 +47,7 @@ class LeFeD(Method):
     def __init__(self, task: Task, params: Params) -> None:
         super().__init__(task, params, task.network("transposed", bottom_dropout=0.3))
         self.other = self.student.new_decoder("linear")
+        self.gates = Gates()
         self.side = nn.ModuleList(
             nn.Sequential(conv(task.dims, width, task.classes, 1), *(double(task.dims, "linear") for _ in range(level)))
             for level, width in enumerate(task.model.widths)
@@ -60,7 +61,7 @@ class LeFeD(Method):
         stages: list[Tensor] = []
         stages_b: list[Tensor] = []
         log_a = log_probabilities(self.student.head(self.student.decode(pyramid, stages)))
-        log_b = log_probabilities(self.other.head(self.other(gated(pyramid, stages), stages_b)))
+        log_b = log_probabilities(self.other.head(self.other(self.gates(pyramid, stages), stages_b)))
         self.feedback = self.difference(stages, stages_b)
 
         count = len(label)
@@ -85,15 +86,18 @@ class LeFeD(Method):
     def difference(self, stages_a: list[Tensor], stages_b: list[Tensor]) -> list[Tensor | None]:
         """The stages of both decoders, bottom first → what is fed back to each level, full resolution first."""
         pairs = enumerate(zip(reversed(stages_a), reversed(stages_b), strict=True), start=1)
-        return [self.params.feedback * (b - a) if level in self.params.levels else None for level, (a, b) in pairs]
+        return [(b - a).mul_(self.params.feedback) if level in self.params.levels else None for level, (a, b) in pairs]
 
     def after_step(self, step: int) -> None:
         self.feedback = NONE
 
 
-def gated(pyramid: list[Tensor], stages: list[Tensor]) -> list[Tensor]:
-    """The levels as decoder B sees them, with A's `stages` s, bottom first, as constants: skips x_k sigmoid(s_k), and of the
-    bottom x₅ + x₅ sigmoid(s₅).
-    """
-    *skips, bottom = (level * stage.detach().sigmoid() for level, stage in zip(pyramid, reversed(stages), strict=True))
-    return [*skips, pyramid[-1] + bottom]
+class Gates(nn.Module):
+    """The part of the network before decoder B."""
+
+    def forward(self, pyramid: list[Tensor], stages: list[Tensor]) -> list[Tensor]:
+        """The levels as decoder B sees them, with A's `stages` s, bottom first, as constants: skips x_k sigmoid(s_k), and of the
+        bottom x₅ + x₅ sigmoid(s₅).
+        """
+        *skips, bottom = (level * stage.detach().sigmoid() for level, stage in zip(pyramid, reversed(stages), strict=True))
+        return [*skips, pyramid[-1] + bottom]

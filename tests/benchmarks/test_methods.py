@@ -51,6 +51,17 @@ def test_heads_of_a_method_are_among_its_passes(tmp_path: Path, method: str, kin
     assert len(calls) == before
 
 
+def test_rows_measured_later_replace_those_of_their_method() -> None:
+    def rows(*steps: float) -> list[dict[str, object]]:
+        return [{"dataset": "acdc", "method": name, "step_s": s} for name, s in zip(("supervised", "crkd"), steps, strict=True)]
+
+    later = {"rows": rows(3.0, 4.0), "command": "c", "commit": "new", "date": "d"}
+    record = methods.updated({"rows": rows(1.0, 2.0), "commit": "old"}, later)
+    assert [row["step_s"] for row in record["rows"]] == [1.0, 4.0]
+    assert record["commit"] == "old"
+    assert record["note"] == "Some rows were measured later: `c`, commit new, d."
+
+
 def test_page_and_configuration_are_what_the_measurement_gives() -> None:
     record = methods_page.read()
     text = methods_page.PAGE.read_text(encoding="utf-8")

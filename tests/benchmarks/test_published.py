@@ -22,7 +22,8 @@ from crkd_cli.metrics.overlap import confusion, dice, jaccard
 from crkd_cli.metrics.surface import surface
 from crkd_cli.models.networks.base import Decoder, Network, Upsampling
 
-STEADY = {"start": 0.0, "ramp": 0.0, "warmup": 0.0, "pseudo_ramp": 0.0, "drop": 0.0}    # all terms on, no dropout
+# All terms on, no dropout, and nothing that is not published.
+STEADY = {"start": 0.0, "ramp": 0.0, "warmup": 0.0, "pseudo_ramp": 0.0, "drop": 0.0, "alignment": False}
 CLASSES = 3
 
 

@@ -54,7 +54,7 @@ def without_chance(name: str, dims: int) -> dict[str, float]:
         "bcp": {"pseudo": 100.0},
         "cps": {"consistency": 100.0},
         "crossmatch": {"confidence": sure, "drop_weak": 0.0, "drop_strong": 0.0},
-        "crkd": {"confidence": sure, "background": sure, "drop": 0.0, "semantic": 0.0, **distilled},
+        "crkd": {"confidence": sure, "drop": 0.0, "semantic": 0.0, **distilled},
         "lefed": {"feedback": 0.1},
         "mean_teacher": {"noise": 0.0, "consistency": 100.0},
         "mlrpl": {"consistency": 100.0},

@@ -15,7 +15,7 @@ from crkd_cli.config import Model
 from crkd_cli.data.batch import Batch
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import given
-from crkd_cli.methods.lefed import LeFeD, gated
+from crkd_cli.methods.lefed import LeFeD
 from crkd_cli.models.networks.base import Decoder
 from tests.methods.test_contract import batch, calm, task
 
@@ -115,7 +115,7 @@ def test_which_loss_reaches_which_weights(dims: int) -> None:
     stages: list[Tensor] = []
     pyramid = method.student.encode(data.labeled.image)
     method.student.decode(pyramid, stages)
-    method.other.head(method.other(gated(pyramid, stages))).square().sum().backward()
+    method.other.head(method.other(method.gates(pyramid, stages))).square().sum().backward()
     assert names_with_gradient(method) == {"encoder", "B"}
     method.zero_grad()
     method.losses(data, 0)["consistency"].backward()
