@@ -99,7 +99,8 @@ class _LowEntropy(torch.autograd.Function):
         g = scale * share * (1.0 - share) * apart
 
         def to(log_p: Tensor, p: Tensor, best: Tensor, alpha: Tensor, g: Tensor) -> Tensor:
-            found = (log_p - log_q).mul_(alpha.unsqueeze(1)).addcmul_(log_p + 1.0, g.unsqueeze(1)).mul_(p)
-            return found.scatter_add_(1, best.unsqueeze(1), g.unsqueeze(1))
+            found: Tensor = (log_p - log_q).mul_(alpha.unsqueeze(1)).addcmul_(log_p + 1.0, g.unsqueeze(1)).mul_(p)
+            found.scatter_add_(1, best.unsqueeze(1), g.unsqueeze(1))
+            return found
 
         return to(log_s, p_s, best_s, scale * share, g), to(log_fp, p_fp, best_fp, scale * (1.0 - share), -g)
