@@ -12,6 +12,11 @@ def log_probabilities(logits: Tensor) -> Tensor:
     return functional.log_softmax(logits.float(), dim=1)
 
 
+def probabilities(logits: Tensor) -> Tensor:
+    """logits [B, K, *S] of any precision → softmax [B, K, *S] in float32: where no logarithm is needed, half of the passes."""
+    return functional.softmax(logits.float(), dim=1)
+
+
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of values [B, *S] where mask [B, *S] is True, over the joint batch; 0 where it is nowhere."""
     if mask is None:

@@ -13,7 +13,7 @@ from crkd_cli.augment.intensity import noise
 from crkd_cli.config import Fraction, Model, NonNegative, Strict
 from crkd_cli.data.batch import Batch, Unlabeled
 from crkd_cli.losses.dice import dice_loss
-from crkd_cli.losses.pixel import cross_entropy, log_probabilities, masked_mean
+from crkd_cli.losses.pixel import cross_entropy, log_probabilities, masked_mean, probabilities
 from crkd_cli.models.ema import Ema
 from crkd_cli.models.networks import NETWORKS
 from crkd_cli.models.networks.base import Network, Upsampling
@@ -94,7 +94,7 @@ class MeanTeaching(Method):
     @torch.no_grad()
     def answer(self, weak: Tensor) -> Tensor:
         """weak [U, C, *S] → the teacher's probabilities [U, K, *S] from the images with noise."""
-        return log_probabilities(self.teacher.network(noise(weak, self.params.noise))).exp()
+        return probabilities(self.teacher.network(noise(weak, self.params.noise)))
 
     def after_step(self, step: int) -> None:
         self.teacher.update(self.student, step)

@@ -19,7 +19,7 @@ from crkd_cli.data.batch import Batch
 from crkd_cli.losses.align import Shares, align
 from crkd_cli.losses.contrast import class_means, contrast, sample
 from crkd_cli.losses.distill import feature_distillation, low_entropy_consistency, pixel_distillation, reliability
-from crkd_cli.losses.pixel import log_probabilities
+from crkd_cli.losses.pixel import log_probabilities, probabilities
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, Task, fit, given
 from crkd_cli.models.blocks import drop_channels
@@ -64,7 +64,8 @@ class Crkd(Method):
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         params, weights = self.params, self.weights(step)
-        self.labeled.follow(self._members(batch.labeled.label))
+        if params.alignment:
+            self.labeled.follow(self._members(batch.labeled.label))
         if not any(weights[name] for name in UNLABELED):
             labeled = fit(log_probabilities(self.student(batch.labeled.image)), batch.labeled.label)
             return {"total": labeled, "labeled": labeled}
@@ -103,7 +104,7 @@ class Crkd(Method):
     @torch.no_grad()
     def pseudo_label(self, weak: Tensor) -> tuple[Tensor, Tensor]:
         """weak [U, C, *S] → confidence [U, *S] float32 and pseudo-label [U, *S] int64 of the teacher, in evaluation mode."""
-        p = self.teacher.network(weak).float().softmax(1)
+        p = probabilities(self.teacher.network(weak))
         if self.params.alignment:
             self.guessed.follow(p)
             p = align(p, self.labeled.mean, self.guessed.mean)

@@ -17,7 +17,7 @@ from crkd_cli.augment.mix import draw_mix, mix
 from crkd_cli.config import Fraction, NonNegative, Strict
 from crkd_cli.data.batch import Batch
 from crkd_cli.losses.dice import dice_loss
-from crkd_cli.losses.pixel import log_probabilities
+from crkd_cli.losses.pixel import probabilities
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, Published, fit, given, read_out
 from crkd_cli.models.blocks import drop_channels
@@ -70,7 +70,7 @@ class CrossMatch(Method):
         images, partners = given(batch.unlabeled), given(batch.partners)
         boxes = [draw_mix(images.weak.shape, images.weak.device) for _ in images.strong]
         with torch.no_grad():
-            plain = answer(log_probabilities(self.student(partners.weak)).exp())
+            plain = answer(probabilities(self.student(partners.weak)))
             of_partners = [plain, *map(answer, self.four(batch.labeled.image, partners.weak)[1][1:])]
         strong = [mix(own, other, box) for own, other, box in zip(images.strong, partners.strong, boxes, strict=True)]
         log_l, of_weak = self.four(batch.labeled.image, images.weak)

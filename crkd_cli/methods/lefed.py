@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from crkd_cli.config import NonNegative, Strict
 from crkd_cli.data.batch import Batch
 from crkd_cli.losses.dice import dice_loss
-from crkd_cli.losses.pixel import cross_entropy, log_probabilities, masked_mean, squared_difference
+from crkd_cli.losses.pixel import cross_entropy, log_probabilities, masked_mean, probabilities, squared_difference
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, Published, Task, given
 from crkd_cli.models.blocks import conv, double
@@ -71,9 +71,7 @@ class LeFeD(Method):
             by_pixel = cross_entropy(log_a[:count], label) + cross_entropy(log_b[:count], label)
             labeled = labeled + params.cross_entropy * masked_mean(by_pixel, None)
         answers = (side(stage[:count]) for side, stage in zip(self.side, reversed(stages), strict=True))
-        deep = [
-            weight * dice_loss(log_probabilities(logits).exp(), label) for weight, logits in zip(SCALES, answers, strict=True)
-        ]
+        deep = [weight * dice_loss(probabilities(logits), label) for weight, logits in zip(SCALES, answers, strict=True)]
         terms = {
             "labeled": labeled,
             "deep": torch.stack(deep).sum(),

@@ -14,7 +14,7 @@ from torch import Tensor
 from crkd_cli.augment.intensity import noise
 from crkd_cli.config import NonNegative
 from crkd_cli.data.batch import Batch
-from crkd_cli.losses.pixel import entropy, log_probabilities, masked_mean, squared_difference
+from crkd_cli.losses.pixel import entropy, masked_mean, probabilities, squared_difference
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import MeanTeaching, Published, Task, fit, given, together
 from crkd_cli.schedules import sigmoid_ramp
@@ -59,7 +59,7 @@ class UaMt(MeanTeaching):
         mean = torch.zeros_like(taught)
         for _ in range(self.params.passes // 2):    # two at a time, sharing the statistics of batch norm, as published
             twice = noise(torch.cat([weak, weak]), self.params.noise)
-            for p in log_probabilities(self.teacher.network(twice)).exp().chunk(2):
+            for p in probabilities(self.teacher.network(twice)).chunk(2):
                 mean += p / self.params.passes
         return taught, entropy(mean.clamp(min=SMALLEST).log()) < self.threshold(step)
 

@@ -14,7 +14,7 @@ from crkd_cli.augment.mix import draw_mix, mix
 from crkd_cli.config import Fraction, Strict
 from crkd_cli.data.batch import Batch
 from crkd_cli.losses.dice import dice_loss
-from crkd_cli.losses.pixel import log_probabilities
+from crkd_cli.losses.pixel import probabilities
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, Published, evaluating, fit, given, read_out, together
 from crkd_cli.models.blocks import drop_channels
@@ -38,7 +38,7 @@ class UniMatch(Method):
         images, partners = given(batch.unlabeled), given(batch.partners)
         boxes = [draw_mix(images.weak.shape, images.weak.device) for _ in images.strong]
         with torch.no_grad(), evaluating(self.student):
-            of_partners = log_probabilities(self.student(partners.weak)).exp().max(1)
+            of_partners = probabilities(self.student(partners.weak)).max(1)
         strong = [mix(own, other, box) for own, other, box in zip(images.strong, partners.strong, boxes, strict=True)]
         log_l, log_w, log_fp = self.perturbed(batch.labeled.image, images.weak)
         answers = log_w.detach().exp().max(1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crkd_cli.losses.dice import dice_loss
 from crkd_cli.losses.distill import feature_distillation, low_entropy_consistency, pixel_distillation, reliability
-from crkd_cli.losses.pixel import cross_entropy, divergence, entropy, log_probabilities, masked_mean
+from crkd_cli.losses.pixel import cross_entropy, divergence, entropy, log_probabilities, masked_mean, probabilities
 
 B, K = 2, 3
 
@@ -184,6 +184,12 @@ def test_lec_is_0_for_equal_streams_and_finite_for_certain_ones(space: tuple[int
     assert loss.item() == pytest.approx(math.log(2), abs=1e-5)    # two opposite certainties, equally sure
     (gradient,) = torch.autograd.grad(loss, other)
     assert torch.isfinite(gradient).all()
+
+
+def test_probabilities_are_those_of_the_logarithms_in_float32(space: tuple[int, ...]) -> None:
+    z = logits(space)
+    torch.testing.assert_close(probabilities(z), log_probabilities(z).exp())
+    assert probabilities(z.bfloat16()).dtype == torch.float32
 
 
 def test_gradient_of_lec_is_that_of_its_value(space: tuple[int, ...]) -> None:
