@@ -56,8 +56,6 @@ def gpu_tests() -> tuple[bool, str]:
 def row(dataset: str, name: str, device: torch.device) -> dict[str, Any]:
     """One update of method `name` at the published size without dropout, late in a run, when every term counts."""
     sets = [f"method={name}", *([] if device.type == "cuda" else [SMALL[dataset]])]
-    if hasattr(METHODS[name].Params, "confidence"):    # every pixel counts: those of an untrained network are near any threshold
-        sets.append(f"methods.{name}.confidence=0")
     config = load(packaged("configs") / f"{dataset}.yaml", sets)
     losses = {precision: step(config, dataset, device, precision) for precision in (torch.float32, torch.bfloat16)}
     exact, short = (losses[precision][0] for precision in (torch.float32, torch.bfloat16))
