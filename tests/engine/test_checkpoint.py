@@ -53,7 +53,7 @@ def test_no_state_of_a_random_generator_is_needed(tiny: Planner) -> None:
         np.random.seed(step + 7)    # noqa: NPY002
         torch.manual_seed(step + 7)
 
-    calm, disturbed = tiny(out="calm"), tiny(out="disturbed")
+    calm, disturbed = (tiny("train.steps=8", out=out) for out in ("calm", "disturbed"))
     train(start(calm), lambda step, values: None)
     train(start(disturbed), disturb)
     one, two = (checkpoints.load(planned.folder / "last.pth").weights for planned in (calm, disturbed))

@@ -101,7 +101,7 @@ def test_the_lines_of_the_page_run(my_method: Path, cli: Callable[..., Result], 
     assert "no method is called 'my_method'" in subprocess.run(lost, env=environment, capture_output=True, text=True).stderr
 
 
-@pytest.mark.parametrize("more", ["", TEACHER], ids=["student", "teacher"])
+@pytest.mark.parametrize(("dims", "more"), [(2, ""), (3, TEACHER)], ids=["2-student", "3-teacher"], indirect=["dims"])
 def test_stopped_and_resumed_is_bit_equal_and_predicts_without_the_file(
     tiny: Callable[..., Plan], my_method: Path, more: str
 ) -> None:

@@ -78,6 +78,7 @@ def test_poly_by_hand() -> None:
     assert poly(50, 100, power=2.0) == 0.25
 
 
+@pytest.mark.parametrize("dims", [2], indirect=True)
 def test_the_learning_rate_may_end_above_0(tiny: Planner) -> None:
     """With a horizon of 1.25 runs, lr·(1 − t/25) at step t of 20."""
     run = start(tiny("train.horizon=1.25", "train.power=1", "train.lr=0.5"))
@@ -88,7 +89,9 @@ def test_the_learning_rate_may_end_above_0(tiny: Planner) -> None:
     assert rates == pytest.approx([0.5 * (1 - step / 25) for step in range(20)])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    ("dims", "number"), [(2, signal.SIGTERM), (3, signal.SIGTERM), (2, signal.SIGINT), (2, signal.SIGUSR1)], indirect=["dims"]
+)
 def test_stopped_by_a_signal_and_resumed_is_bit_equal(tiny: Planner, number: signal.Signals) -> None:
     whole = tiny(out="whole")
     train(start(whole), quiet)
@@ -229,11 +232,11 @@ def test_a_full_disk_under_the_log_is_one_line(tmp_path: Path) -> None:
 
 def test_unlabelled_labels_are_never_opened(tiny: Planner) -> None:
     """Deleting the labels of the unlabelled cases changes nothing: the same weights."""
-    with_labels = tiny(out="with")
+    with_labels = tiny("train.steps=8", out="with")
     train(start(with_labels), quiet)
     for group in with_labels.split.unlabeled:
         (with_labels.store.root / "labels" / f"{group}.npy").unlink()
-    without = tiny(out="without")
+    without = tiny("train.steps=8", out="without")
     train(start(without), quiet)
     assert_equal(weights(with_labels.folder), weights(without.folder))
 
