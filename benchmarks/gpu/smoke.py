@@ -19,12 +19,14 @@ from crkd_cli.engine.optimizer import GuardedOptimizer
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method
 from crkd_cli.models.blocks import Dropout
+from crkd_cli.models.networks.base import Decoder
 from crkd_cli.paths import packaged
 
 CHECKOUT = Path(__file__).parents[2]
 DATA = {"acdc": ("background", "RV", "Myo", "LV"), "la": ("background", "LA")}    # a 2D and a 3D setting
 SMALL = {"acdc": "data.frame={resize: [64, 64]}", "la": "data.frame={patch: [48, 16, 16]}"}    # where there is no GPU
 NEAR = 0.02    # how far apart the two losses may be, as a share
+SURE = 10.0    # untrained logits grow by this: as they are, a few pixels pass a method's threshold, and rounding says which
 
 
 def run() -> dict[str, Any]:
@@ -54,7 +56,7 @@ def gpu_tests() -> tuple[bool, str]:
 
 
 def row(dataset: str, name: str, device: torch.device) -> dict[str, Any]:
-    """One update of method `name` at the published size without dropout, late in a run, when every term counts."""
+    """One update of method `name`, sure of itself and without dropout, of the published size, late in a run: all terms count."""
     sets = [f"method={name}", *([] if device.type == "cuda" else [SMALL[dataset]])]
     config = load(packaged("configs") / f"{dataset}.yaml", sets)
     losses = {precision: step(config, dataset, device, precision) for precision in (torch.float32, torch.bfloat16)}
@@ -74,9 +76,13 @@ def step(config: Config, dataset: str, device: torch.device, precision: torch.dt
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     method = build_method(config, spec).to(device).train()
-    for layer in method.modules():
-        if isinstance(layer, Dropout):    # the GPU draws other elements in another precision
-            layer.p = 0.0
+    with torch.no_grad():
+        for layer in method.modules():
+            if isinstance(layer, Dropout):    # the GPU draws other elements in another precision
+                layer.p = 0.0
+            if isinstance(layer, Decoder):
+                for parameter in layer.output.parameters():
+                    parameter *= SURE
     optimizer = GuardedOptimizer(method, config.train)
     batch = draw(config, len(spec.classes), METHODS[config.method], device)
     late = int(0.8 * config.train.steps)
