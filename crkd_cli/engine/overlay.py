@@ -12,6 +12,7 @@ from crkd_cli.data.case import Spec
 Picture = Image.Image
 Colour = tuple[int, int, int]
 Panel = tuple[Picture, str]    # a plane and its name
+Box = list[tuple[int, int]]    # where it begins and where it has ended, for every axis
 # Okabe and Ito's colours: told apart by colour-blind readers too.
 _COLOURS = [(230, 159, 0), (86, 180, 233), (204, 121, 167), (0, 158, 115), (240, 228, 66), (213, 94, 0), (0, 114, 178)]
 _TRUTH = (255, 255, 255)
@@ -26,23 +27,35 @@ def draw(
     """`labels` [*S] drawn on `image` [C, *S], any number type; `spacing` per axis of *S gives the planes' aspect.
 
     A volume is shown in the three planes through the middle of what was found (of the image where nothing was). `truth` [*S]
-    is drawn in white under it, and counts as found.
+    is drawn in white under it, counts as found, and brings the picture close to both.
     """
     steps = tuple(spacing or (1.0,) * labels.ndim)
     layers = np.stack([labels] if truth is None else [labels, truth])
     if spec.z_last and labels.ndim == 3:
         image, layers, steps = image.transpose(0, 3, 2, 1), layers.transpose(0, 3, 2, 1), steps[::-1]
     volume = labels.ndim == 3
-    planes = [_cut(image, layers, steps, axis) for axis in range(3)] if volume else [(image, layers, steps, "")]
+    box = [(0, side) for side in layers.shape[1:]] if truth is None else _around(np.any(layers, 0))
+    planes = [_cut(image, layers, steps, box, axis) for axis in range(3)] if volume else [(image, layers, steps, box, "")]
     window = _window(image)
     # One scale for all planes: pixels per mm.
-    scale = _SIDE / max(side * step for _, cut, sizes, _ in planes for side, step in zip(cut.shape[1:], sizes, strict=True))
-    panels = [(_plane(_bytes(plane, *window), cut, sizes, scale), name) for plane, cut, sizes, name in planes]
+    scale = _SIDE / max((end - begin) * step for (begin, end), step in zip(box, steps, strict=True))
+    panels = [(_plane(_bytes(plane, *window), cut, sizes, part, scale), name) for plane, cut, sizes, part, name in planes]
     found = set(np.unique(labels).tolist())
     legend = [(name if k in found else f"{name}: none", _colour(k)) for k, name in enumerate(spec.classes) if k]
     legend += [] if truth is None else [("truth", _TRUTH)]
     note = "" if spacing or not volume else " (spacing unknown, taken as equal)"
     return _page(panels, legend, title + note)
+
+
+def _around(found: NDArray[np.bool_]) -> Box:
+    """What was found and half as much on every side of it, at least a sixteenth of the image; all where nothing was."""
+    box = []
+    for axis, side in enumerate(found.shape):
+        filled = np.flatnonzero(found.any(tuple(other for other in range(found.ndim) if other != axis)))
+        begin, end = (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (0, side)
+        margin = max((end - begin) // 2, side // 16)
+        box.append((max(begin - margin, 0), min(end + margin, side)))
+    return box
 
 
 def _window(image: NDArray[Any]) -> tuple[float, float]:
@@ -61,30 +74,38 @@ def _bytes(plane: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
 
 
 def _cut(
-    image: NDArray[Any], layers: NDArray[np.uint8], steps: tuple[float, ...], axis: int
-) -> tuple[NDArray[Any], NDArray[np.uint8], tuple[float, ...], str]:
-    """The plane across `axis` of [C, z, y, x] and [L, z, y, x] volumes, z upwards, with its two spacings and its name."""
+    image: NDArray[Any], layers: NDArray[np.uint8], steps: tuple[float, ...], box: Box, axis: int
+) -> tuple[NDArray[Any], NDArray[np.uint8], tuple[float, ...], Box, str]:
+    """The plane across `axis` of [C, z, y, x] and [L, z, y, x] volumes, z upwards, with two spacings, its box and its name."""
     filled = np.flatnonzero(layers.any((0, *(1 + other for other in range(3) if other != axis))))
     at = int(filled[0] + filled[-1]) // 2 if len(filled) else layers.shape[1 + axis] // 2
     here = (..., at, *(slice(None),) * (2 - axis))
     plane, cut = image[here], layers[here]
+    part = [*box[:axis], *box[axis + 1 :]]
     if axis > 0:
         plane, cut = plane[:, ::-1], cut[:, ::-1]
+        begin, end = part[0]
+        part[0] = cut.shape[1] - end, cut.shape[1] - begin
     name = f"{'zyx'[axis]} = {at + 1} of {layers.shape[1 + axis]}"
-    return plane, cut, (*steps[:axis], *steps[axis + 1 :]), name
+    return plane, cut, (*steps[:axis], *steps[axis + 1 :]), part, name
 
 
-def _plane(gray: NDArray[np.uint8], layers: NDArray[np.uint8], steps: Sequence[float], scale: float) -> Picture:
-    """`gray` [H, W, 3] with the contours of `layers` [L, H, W], the first on top, `scale` pixels per mm."""
-    height, width = (max(1, round(side * step * scale)) for side, step in zip(layers.shape[1:], steps, strict=True))
-    picture = Image.fromarray(np.ascontiguousarray(gray)).resize((width, height), Image.Resampling.BICUBIC)
-    pixels = np.array(picture)
+def _plane(gray: NDArray[np.uint8], layers: NDArray[np.uint8], steps: Sequence[float], box: Box, scale: float) -> Picture:
+    """The `box` of `gray` [H, W, 3] with the contours of `layers` [L, H, W], the first on top, `scale` pixels per mm."""
+    (top, bottom), (left, right) = box
+    height, width = (max(1, round((end - begin) * step * scale)) for (begin, end), step in zip(box, steps, strict=True))
+
+    def enlarged(whole: Picture, way: Image.Resampling) -> NDArray[np.uint8]:
+        across, down = whole.width / layers.shape[2], whole.height / layers.shape[1]    # an image may be smaller than its labels
+        return np.array(whole.resize((width, height), way, (left * across, top * down, right * across, bottom * down)))
+
+    pixels = enlarged(Image.fromarray(np.ascontiguousarray(gray)), Image.Resampling.BICUBIC)
     labels, *truth = layers
     for layer, colour in [*((layer, _TRUTH) for layer in truth), (labels, None)]:
         for k in np.unique(layer[layer > 0]):
             # Enlarged smoothly, so that contours of small images are lines and not stairs.
             mask = Image.fromarray((layer == k).astype(np.uint8) * 255)
-            inside = np.asarray(mask.resize((width, height), Image.Resampling.BILINEAR)) >= 128
+            inside = enlarged(mask, Image.Resampling.BILINEAR) >= 128
             pixels[_contour(inside)] = colour or _colour(int(k))
     return Image.fromarray(pixels)
 
@@ -99,25 +120,24 @@ def _contour(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _page(panels: list[Panel], legend: list[tuple[str, Colour]], title: str) -> Picture:
-    """Title, the first panel with the others in a column beside it, each over its name, and the legend."""
+    """Title, the panels, each over its name, and the legend. Flat panels are below the first, others in a column beside it."""
     font = ImageFont.load_default(size=16)
-    columns = [panels[:1], panels[1:]] if len(panels) > 1 else [panels]
+    columns = min([panels], [panels[:1], panels[1:]], key=lambda columns: max(_size(columns))) if len(panels) > 1 else [panels]
     entries = [(name, colour, round(font.getlength(name)) + 2 * _LINE) for name, colour in legend]
-    sides = [max(panel.width for panel, _ in column) + _GAP for column in columns]
-    width = max(sum(sides) + _GAP, round(font.getlength(title)) + 2 * _GAP, *(size + _GAP for _, _, size in entries))
-    tall = max(sum(_height(panel) for panel in column) for column in columns)
+    wide, tall = _size(columns)
+    width = max(wide + _GAP, round(font.getlength(title)) + 2 * _GAP, *(size + _GAP for _, _, size in entries))
     rows = _rows(entries, width - _GAP)
     page = Image.new("RGB", (width, _LINE + _GAP + tall + _LINE * len(rows) + _GAP), (24, 24, 24))
     pen = ImageDraw.Draw(page)
     pen.text((_GAP, _GAP // 2), title, font=font, fill=(235, 235, 235))
     left = _GAP
-    for column, side in zip(columns, sides, strict=True):
+    for column in columns:
         top = _LINE + _GAP
         for panel, name in column:
             page.paste(panel, (left, top))
             pen.text((left, top + panel.height + 2), name, font=font, fill=(170, 170, 170))
             top += _height((panel, name))
-        left += side
+        left += _size([column])[0]
     top = _LINE + _GAP + tall
     for row in rows:
         left = _GAP
@@ -127,6 +147,12 @@ def _page(panels: list[Panel], legend: list[tuple[str, Colour]], title: str) -> 
             left += size
         top += _LINE
     return page
+
+
+def _size(columns: list[list[Panel]]) -> tuple[int, int]:
+    """The width and the height of panels in columns."""
+    wide = sum(max(picture.width for picture, _ in column) + _GAP for column in columns)
+    return wide, max(sum(map(_height, column)) for column in columns)
 
 
 def _height(panel: Panel) -> int:

@@ -51,6 +51,14 @@ def test_three_planes_have_the_aspect_of_the_spacing():
     assert len(where(picture, ORANGE)) == 0
 
 
+def test_flat_planes_are_below_the_first():
+    """10 slices of 1 mm, 60 × 60 voxels: 60 × 60, 10 × 60 and 10 × 60 mm."""
+    labels = np.zeros((10, 60, 60), np.uint8)
+    labels[2:8, 10:30, 20:50] = 1
+    picture = draw(np.zeros((1, 10, 60, 60)), labels, spec(3), (1.0, 1.0, 1.0), "case")
+    assert picture.size == (512 + 24, 24 + 12 + (512 + 24 + 12) + 2 * (round(512 / 6) + 24 + 12) + 24 + 12)
+
+
 def test_z_last_shows_the_same_picture():
     labels = np.zeros((8, 20, 30), np.uint8)
     labels[1:5, 4:9, 3:20] = 1
@@ -75,12 +83,13 @@ def test_any_number_type_is_shown_from_black_to_white(dtype):
 
 
 def test_the_truth_is_white_and_counts_as_found():
-    """Nothing was found of a cube near a corner: the three planes go through it all the same, 128 pixels wide each."""
+    """Nothing was found of a cube near a corner: the three planes go through it, and show it with 2 and 3 voxels on its sides."""
     truth = np.zeros((24, 24, 24), np.uint8)
     truth[2:8, 2:8, 2:8] = 1
     nothing = np.zeros_like(truth)
     picture = draw(np.zeros((1, 24, 24, 24)), nothing, spec(3), None, "case", truth)
-    ring = 128**2 - 124**2    # two pixels thick, the corners rounded
+    side = 6 * 512 / 11
+    ring = side**2 - (side - 4) ** 2    # two pixels thick, the corners rounded
     assert len(where(picture, (255, 255, 255))) == pytest.approx(3 * ring, rel=0.1)
     both = draw(np.zeros((1, 24, 24, 24)), truth, spec(3), None, "case", truth)
     assert len(where(both, (255, 255, 255))) == 0    # under what was found
