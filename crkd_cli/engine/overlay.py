@@ -122,22 +122,24 @@ def _contour(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def _page(panels: list[Panel], legend: list[tuple[str, Colour]], title: str) -> Picture:
     """Title, the panels, each over its name, and the legend. Flat panels are below the first, others in a column beside it."""
     font = ImageFont.load_default(size=16)
-    columns = min([panels], [panels[:1], panels[1:]], key=lambda columns: max(_size(columns))) if len(panels) > 1 else [panels]
+    flat = sum(map(_height, panels[1:])) <= _height(panels[0]) / 2    # as of a stack of few slices
+    columns = [panels] if flat else [panels[:1], panels[1:]]
     entries = [(name, colour, round(font.getlength(name)) + 2 * _LINE) for name, colour in legend]
-    wide, tall = _size(columns)
-    width = max(wide + _GAP, round(font.getlength(title)) + 2 * _GAP, *(size + _GAP for _, _, size in entries))
+    sides = [max(panel.width for panel, _ in column) + _GAP for column in columns]
+    tall = max(sum(map(_height, column)) for column in columns)
+    width = max(sum(sides) + _GAP, round(font.getlength(title)) + 2 * _GAP, *(size + _GAP for _, _, size in entries))
     rows = _rows(entries, width - _GAP)
     page = Image.new("RGB", (width, _LINE + _GAP + tall + _LINE * len(rows) + _GAP), (24, 24, 24))
     pen = ImageDraw.Draw(page)
     pen.text((_GAP, _GAP // 2), title, font=font, fill=(235, 235, 235))
     left = _GAP
-    for column in columns:
+    for column, side in zip(columns, sides, strict=True):
         top = _LINE + _GAP
         for panel, name in column:
             page.paste(panel, (left, top))
             pen.text((left, top + panel.height + 2), name, font=font, fill=(170, 170, 170))
             top += _height((panel, name))
-        left += _size([column])[0]
+        left += side
     top = _LINE + _GAP + tall
     for row in rows:
         left = _GAP
@@ -147,12 +149,6 @@ def _page(panels: list[Panel], legend: list[tuple[str, Colour]], title: str) -> 
             left += size
         top += _LINE
     return page
-
-
-def _size(columns: list[list[Panel]]) -> tuple[int, int]:
-    """The width and the height of panels in columns."""
-    wide = sum(max(picture.width for picture, _ in column) + _GAP for column in columns)
-    return wide, max(sum(map(_height, column)) for column in columns)
 
 
 def _height(panel: Panel) -> int:
