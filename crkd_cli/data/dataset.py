@@ -17,8 +17,6 @@ from crkd_cli.data.case import Store
 from crkd_cli.errors import UsageError
 from crkd_cli.nd import padding
 
-KEPT = 2**30    # bytes of resized items that stay in memory: reading them anew in every epoch would hold up a GPU's loop
-
 
 class Item(NamedTuple):
     image: Tensor           # [C, *S] as stored: uint8 or float32
@@ -26,9 +24,12 @@ class Item(NamedTuple):
 
 
 class Dataset:
-    """Items cut from the store's memory maps to the frame's size. Labels are opened only if `labeled`."""
+    """Items cut from the store's memory maps to the frame's size. Labels are opened only if `labeled`.
 
-    def __init__(self, store: Store, cases: Sequence[str], frame: Frame, *, labeled: bool) -> None:
+    Resized items stay in memory as far as they find room in `keep` bytes.
+    """
+
+    def __init__(self, store: Store, cases: Sequence[str], frame: Frame, *, labeled: bool, keep: int = 0) -> None:
         self.store, self.frame, self.labeled = store, frame, labeled
         if store.spec.dims - frame.dims not in (0, 1):
             raise UsageError(
@@ -37,7 +38,7 @@ class Dataset:
             )
         sliced = store.spec.dims > frame.dims
         self._kept: dict[int, Item] = {}
-        self._room = KEPT
+        self._room = keep
         self.items = [(case, z) for case in cases for z in (range(store.cases[case].shape[0]) if sliced else [None])]
 
     def __len__(self) -> int:

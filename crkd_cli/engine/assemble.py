@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crkd_cli import world
 from crkd_cli.augment.policy import Policy
 from crkd_cli.config import Config, parse
 from crkd_cli.data.batch import Batch, Labeled, Unlabeled
@@ -22,6 +23,8 @@ from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, Task
 
 Raw = tuple[Tensor, Tensor | None]
+# Bytes of each part's resized items that the processes of a run keep in memory: to read them anew in every epoch holds up a GPU.
+KEPT = 2**30
 
 
 @dataclass(frozen=True)
@@ -152,13 +155,14 @@ def build_data(config: Config, store: Store, split: Split, kind: type[Method], d
     """
     check_batch("data.labeled", config.data.labeled)
     frame, seed = config.data.frame, config.train.seed
-    labeled = Dataset(store, split.cases(store, "labeled"), frame, labeled=True)
+    keep = KEPT // world.size() if device.type == "cuda" else 0
+    labeled = Dataset(store, split.cases(store, "labeled"), frame, labeled=True, keep=keep)
     if not len(labeled):
         raise CrkdError(f"split {split.name} has no labelled training case; run: crkd make-splits {store.spec.name}")
     unlabeled: tuple[Stream, ...] = ()
     if kind.unlabeled_streams:
         check_batch("data.unlabeled", config.data.unlabeled)
-        items = Dataset(store, split.cases(store, "unlabeled"), frame, labeled=False)
+        items = Dataset(store, split.cases(store, "unlabeled"), frame, labeled=False, keep=keep)
         if not len(items):
             raise CrkdError(
                 f"split {split.name} has no unlabelled training case, and method {config.method} needs them; "

@@ -15,8 +15,8 @@ SLOTS = {"sgd": _MOMENTUM, "nesterov": _MOMENTUM, "adamw": {"mean": "exp_avg", "
 class GuardedOptimizer:
     """SGD with momentum (plain or Nesterov's) or AdamW, with weight decay, over a method's parameters.
 
-    A step whose loss or gradient norm is not finite changes neither weights, momentum nor batch-norm statistics. Such steps are
-    counted on the device and read when the loop logs. `remember` comes before the forward passes of every step.
+    A step whose loss or gradient norm is not finite changes neither weights, momentum nor buffers (batch norm's statistics,
+    class shares). Such steps are counted on the device and read when the loop logs. `remember` comes before the forward passes.
     """
 
     def __init__(self, method: nn.Module, train: Train) -> None:
@@ -34,7 +34,7 @@ class GuardedOptimizer:
         self._skipped, self._streak, self._worst = (torch.zeros((), device=device) for _ in range(3))
 
     def remember(self) -> None:
-        """Notes the batch-norm statistics that the next step goes back to if it is not finite."""
+        """Notes the buffers' values, to which the next step goes back if it is not finite."""
         for flat, before in zip(self._buffers, self._before, strict=True):
             before.copy_(flat)
 

@@ -22,10 +22,12 @@ class Shares(nn.Module):
 
     @torch.no_grad()
     def follow(self, p: Tensor) -> None:
-        """p [B, K, *S]: probabilities, or classes as 0 and 1."""
-        self.count += 1.0
+        """p [B, K, *S]: probabilities, or classes as 0 and 1. Does not count if one is not finite."""
         shares = world.mean(p.mean((0, *range(2, p.ndim)), dtype=torch.float32))
-        self.mean.lerp_(shares, (1.0 / self.count).clamp(min=LATEST))
+        finite = shares.isfinite().all()
+        self.count += finite
+        weight = (1.0 / self.count).clamp(LATEST, 1.0)
+        self.mean.copy_(torch.where(finite, self.mean.lerp(shares, weight), self.mean))
 
 
 def align(p: Tensor, wanted: Tensor, found: Tensor) -> Tensor:

@@ -78,6 +78,16 @@ def test_volumes_become_slices_for_a_2d_network(make_store: MakeStore) -> None:
     assert dataset.item(4, np.random.default_rng(0)).image.shape == (1, 16, 16)
 
 
+def test_resized_items_are_kept_while_there_is_room(make_store: MakeStore) -> None:
+    store = make_store(groups=3)
+    size = 32 * 32 * (4 + 1)    # a float32 image and its label
+    dataset = Dataset(store, list(store.cases), Frame(resize=(32, 32)), labeled=True, keep=2 * size)
+    kept = [dataset.item(k, np.random.default_rng(0)) is dataset.item(k, np.random.default_rng(0)) for k in range(3)]
+    assert kept == [True, True, False]
+    crops = Dataset(store, list(store.cases), Frame(patch=(16, 16)), labeled=True, keep=10 * size)
+    assert len({crops.item(0, np.random.default_rng(seed)).image.numpy().tobytes() for seed in range(9)}) > 1
+
+
 def test_a_3d_frame_over_2d_images_is_refused(make_store: MakeStore) -> None:
     with pytest.raises(UsageError, match=r"data\.frame has 3 sizes, the cases of toy have 2 axes"):
         Dataset(make_store(), ["p00"], Frame(patch=(16, 16, 16)), labeled=True)

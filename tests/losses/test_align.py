@@ -38,6 +38,15 @@ def test_running_mean_counts_all_batches_at_first_and_mostly_the_last_hundred_la
     assert shares.count == pytest.approx(300)
 
 
+def test_an_answer_that_is_not_finite_does_not_count(dims: int) -> None:
+    shares, p = Shares(2), torch.rand(2, 2, *[4] * dims).softmax(1)
+    nothing = torch.full_like(p, float("nan"))
+    for one in (nothing, p, nothing):
+        shares.follow(one)
+    torch.testing.assert_close(shares.mean, by_class(p.unsqueeze(0)))
+    assert shares.count == 1
+
+
 def by_class(p: torch.Tensor) -> torch.Tensor:
     """p [N, B, K, *S] → mean of every class [K]."""
     return torch.stack([p[:, :, k].mean() for k in range(p.shape[2])])

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from crkd_cli.config import Train
+from crkd_cli.engine.optimizer import GuardedOptimizer
 from crkd_cli.models.fold import folded
 from crkd_cli.models.networks import NETWORKS
 from crkd_cli.models.networks.base import Upsampling
@@ -42,6 +44,15 @@ def test_bf16_is_no_coarser_than_autocast(name: str, dims: int) -> None:
     assert {p.dtype for p in fast.decoder.output.parameters()} == {torch.bfloat16}
     assert spread(fast, x, exact) < 1.2 * spread(network, x, exact)
     assert spread(fast, x, exact) < 0.03 * float(exact.detach().std())
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_nothing_but_the_network_is_copied(dims: int, precision: torch.dtype) -> None:
+    """In training its buffers are parts of one tensor with those of the whole method, a memory bank for one."""
+    method = nn.ModuleDict({"student": NETWORKS["unet"](dims, 1, 2, (4, 4, 8, 8, 8))})
+    method.register_buffer("bank", torch.zeros(100_000))
+    GuardedOptimizer(method, Train(steps=1))
+    assert all(buffer.untyped_storage().nbytes() <= buffer.nbytes for buffer in folded(method["student"], precision).buffers())
 
 
 @pytest.mark.parametrize("upsampling", get_args(Upsampling))

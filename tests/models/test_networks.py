@@ -1,5 +1,6 @@
 """Every network in 2D and 3D: shapes, encode → decode → head, published parameter counts."""
 
+import copy
 from typing import get_args
 
 import pytest
@@ -176,3 +177,32 @@ def test_ema_first_copies_then_averages_parameters_and_buffers() -> None:
     assert ema.network.num_batches_tracked.item() == 3
     assert not ema.train().network.training
     assert not any(p.requires_grad for p in ema.parameters())
+
+
+def norm(value: float) -> torch.nn.Module:
+    network = torch.nn.BatchNorm1d(1)
+    with torch.no_grad():
+        network.weight.fill_(value)
+        network.running_mean.fill_(value)
+    return network
+
+
+def test_ema_follows_the_network_that_it_is_given() -> None:
+    """Whichever it is, whatever was moved or copied since the last update."""
+    one, two = norm(2.0), norm(6.0)
+    ema = Ema(one, 1.0)
+
+    def state(of: Ema) -> tuple[float, float]:
+        return of.network.weight.item(), of.network.running_mean.item()
+
+    ema.update(one, 1)
+    ema.update(two, 1)    # halfway
+    assert state(ema) == (4.0, 4.0)
+    ema.double()
+    two.double()
+    ema.update(two, 1)
+    assert state(ema) == (5.0, 5.0)
+    copied = copy.deepcopy(ema)
+    copied.update(two, 0)
+    assert state(copied) == (6.0, 6.0)
+    assert state(ema) == (5.0, 5.0)
