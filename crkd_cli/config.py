@@ -132,8 +132,8 @@ def parse(tree: Any, kind: type[Any], where: str, overrides: Sequence[str] = ())
         raise UsageError(f"{f'--set {blamed[-1]}' if blamed else where}: {what}") from None
 
 
-def dump(config: Config) -> dict[str, Any]:
-    """The configuration as plain dicts and lists; `parse` reads it back."""
+def dump(config: "Strict") -> dict[str, Any]:
+    """A configuration as plain dicts and lists; `parse` reads it back."""
     tree: dict[str, Any] = msgspec.to_builtins(config)
     return tree
 

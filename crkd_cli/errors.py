@@ -16,6 +16,13 @@ class UsageError(CrkdError):
     exit_code = 2
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Whether memory ran out: PyTorch says so by a RuntimeError, on a GPU one of its own, which is not imported for that."""
+    return (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    )
+
+
 def counted(count: int, noun: str) -> str:
     """1 case, 2 cases."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -37,6 +37,11 @@ class Registry(Generic[Base]):
         """The names of the package's own plug-ins, sorted."""
         return sorted(file.stem for file in self._folder.glob("*.py") if file.stem not in ("__init__", "base"))
 
+    def built_in(self, plugin: type[Base]) -> bool:
+        """Whether a plug-in is one of the package's own."""
+        package, _, name = plugin.__module__.rpartition(".")
+        return package == self._package and name in self.own()
+
     def register(self, plugin: type[Plugin]) -> type[Plugin]:
         """Class decorator: the plug-in's name is its file's name, or that of the entry point which names its module."""
         self._plugins.setdefault(plugin.__module__, []).append(plugin)    # type: ignore[arg-type]
@@ -104,7 +109,8 @@ class Registry(Generic[Base]):
         plugins = self._plugins.get(module, [])
         if len(plugins) != 1:
             names = f" ({', '.join(plugin.__name__ for plugin in plugins)})" if plugins else ""
-            raise UsageError(f"{where} registers {len(plugins)} classes{names}; mark one, the {self._kind}, with .register")
+            mark = f"@{self._kind.split()[-1].upper()}S.register"
+            raise UsageError(f"{where} registers {len(plugins)} classes{names}; put {mark} above one, the {self._kind}")
         (plugin,) = plugins
         if not any(parent.__module__ == f"{self._package}.base" for parent in plugin.__mro__):
             raise UsageError(f"{where}: class {plugin.__name__} is no {self._kind}; derive it from that of {self._package}.base")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn, ParamSpec
 
 import typer
 
-from crkd_cli.errors import CrkdError
+from crkd_cli.errors import CrkdError, lacks_memory
 
 if TYPE_CHECKING:
     from crkd_cli.engine.tables import Table
@@ -74,19 +74,12 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             _end("interrupted", 130, several)
         except (MemoryError, RuntimeError) as error:
-            if not _lacks_memory(error):
+            if not lacks_memory(error):
                 raise
             why = "error: not enough memory; free some, or train with a smaller data.frame or batch (--set)"
             _end(why, 1, several, bool(kwargs.get("verbose")))
 
     return framed
-
-
-def _lacks_memory(error: Exception) -> bool:
-    """Whether memory ran out: PyTorch says so by a RuntimeError, on a GPU one of its own, which is not imported for that."""
-    return (
-        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-    )
 
 
 def _together(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> NoReturn:

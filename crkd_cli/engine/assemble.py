@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from crkd_cli import world
 from crkd_cli.augment.policy import Policy
-from crkd_cli.config import Config, parse
+from crkd_cli.config import Config, dump, parse
 from crkd_cli.data.batch import Batch, Labeled, Unlabeled
 from crkd_cli.data.case import Spec, Store
 from crkd_cli.data.dataset import Dataset
@@ -18,6 +18,7 @@ from crkd_cli.data.splits import Split
 from crkd_cli.data.stream import Stream
 from crkd_cli.engine.checkpoint import Checkpoint, Own
 from crkd_cli.engine.distributed import check_batch
+from crkd_cli.engine.foreign import blamed, declared
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, Task
@@ -86,11 +87,13 @@ def build_method(config: Config, spec: Spec) -> Method:
     """The method with freshly initialised networks, the same for the same seed. Raises UsageError."""
     kind = METHODS[config.method]
     params = parse(config.methods.get(config.method, {}), kind.Params, f"methods.{config.method}")
+    parse(dump(params), kind.Params, f"methods.{config.method}")    # which looks at the defaults too
     for name in config.methods:
         METHODS[name]
     task = _task(config, spec)
     torch.manual_seed(config.train.seed)
-    return kind(task, params).to(memory_format=channels_last(task.dims))    # type: ignore[call-overload, no-any-return]
+    with blamed(declared(kind)):
+        return kind(task, params).to(memory_format=channels_last(task.dims))    # type: ignore[call-overload, no-any-return]
 
 
 def load_method(checkpoint: Checkpoint) -> Method:

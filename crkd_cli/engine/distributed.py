@@ -52,7 +52,7 @@ def joined() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def is_loss(error: RuntimeError) -> bool:
+def is_loss(error: Exception) -> bool:
     """Whether `error` says that another process cannot be reached any more."""
     return world.size() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
 

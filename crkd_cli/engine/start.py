@@ -19,6 +19,7 @@ from crkd_cli.engine import checkpoint as checkpoints
 from crkd_cli.engine.assemble import build_data, build_method, default_config, load_method, own, own_digest
 from crkd_cli.engine.checkpoint import Checkpoint
 from crkd_cli.engine.distributed import check_same, synchronised
+from crkd_cli.engine.foreign import file_of
 from crkd_cli.engine.hardware import pick_device, pick_precision, set_up
 from crkd_cli.engine.optimizer import GuardedOptimizer
 from crkd_cli.engine.train import Run
@@ -97,6 +98,11 @@ def plan(request: Request) -> Plan:
     if config.data.name != name:
         raise UsageError(f"--set data.name={config.data.name} and --dataset {name} name two data sets; leave one of them out")
     published = [] if request.config else _published(config.method, store.spec.name, sets)
+    if published:
+        try:
+            load(source, [named, *published])
+        except UsageError as error:
+            raise UsageError(f"{file_of(METHODS[config.method])}: published: {str(error).removeprefix('--set ')}") from None
     config = load(source, [named, *published, *sets])
     split = find(store, request.labeled, request.split)
     labeled = label_key(request.labeled or str(len(split.labeled)))

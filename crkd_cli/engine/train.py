@@ -19,11 +19,12 @@ from crkd_cli.data.stream import Prefetch
 from crkd_cli.engine.assemble import Data, step_seed
 from crkd_cli.engine.checkpoint import Checkpoint, load, save
 from crkd_cli.engine.distributed import Agreement, is_loss, wrapped
+from crkd_cli.engine.foreign import blamed, checked
 from crkd_cli.engine.hardware import describe
 from crkd_cli.engine.journal import Journal
 from crkd_cli.engine.optimizer import GuardedOptimizer
 from crkd_cli.engine.validate import Score, Validator
-from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.errors import CrkdError, UsageError, counted
 from crkd_cli.methods.base import Method
 from crkd_cli.schedules import poly
 
@@ -144,13 +145,15 @@ class _Loop:
         torch.manual_seed(step_seed(self.config.seed, step) + world.rank())
         for _ in range(run.method.updates):
             run.optimizer.remember()    # here, for after_step moves a teacher's statistics
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == torch.bfloat16):
-                losses = self.losses(batch, step)
+            bf16 = torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == torch.bfloat16)
+            with bf16, blamed(type(run.method)):
+                losses = checked(self.losses(batch, step), type(run.method))
             torch.autograd.backward(losses["total"])
             norm = run.optimizer.step(losses["total"], self.rate(step))
             for name, value in {**losses, "grad_norm": norm}.items():
                 self.seen.setdefault(name, []).append(value.detach())
-        run.method.after_step(step)
+        with blamed(type(run.method)):
+            run.method.after_step(step)
         self.counted += 1
 
     def rate(self, step: int) -> float:
@@ -178,13 +181,9 @@ class _Loop:
         if not self.counted:
             return
         optimizer = self.run.optimizer
-        if optimizer.worst_streak() >= LIMIT * self.run.method.updates:
-            last = self.run.checkpoint.path
-            saved = f"{last} is the last good state" if last.exists() else "nothing was saved yet"
-            raise CrkdError(
-                f"the loss was not finite in {LIMIT} steps in a row before step {done}; {saved}. "
-                "Try --set train.precision=fp32, or a smaller --set train.lr=, in another run folder (--out)"
-            )
+        limit = min(LIMIT, self.config.steps)
+        if optimizer.worst_streak() >= limit * self.run.method.updates:
+            raise CrkdError(self.diverged(limit, done))
         now = time.monotonic()
         means = world.mean(torch.stack([_finite_mean(torch.stack(values).float()) for values in self.seen.values()]))
         self.last = dict(zip(self.seen, means.tolist(), strict=True))
@@ -195,6 +194,17 @@ class _Loop:
         self.report(done, {**values, **self.dice})
         self.waited_total += self.waited
         self.seen, self.counted, self.logged, self.waited = {}, 0, now, 0.0
+
+    def diverged(self, steps: int, done: int) -> str:
+        """Why a run ends whose loss was not finite in so many steps."""
+        last = self.run.checkpoint.path
+        saved = f"{last} is the last good state" if last.exists() else "nothing was saved yet"
+        names = ", ".join(name for name, values in self.seen.items() if not values[-1].isfinite())
+        precise = "" if self.run.precision == torch.float32 else "--set train.precision=fp32, or "
+        return (
+            f"the loss was not finite in {counted(steps, 'step')} in a row before step {done} ({names}); {saved}. "
+            f"Try {precise}a smaller --set train.lr=, in another run folder (--out)"
+        )
 
     def note(self, score: Score | None) -> None:
         if score is not None:

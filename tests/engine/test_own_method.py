@@ -131,6 +131,53 @@ def test_a_predictor_that_needs_the_file_is_refused_before_training(tiny: Callab
     assert not planned.folder.exists()
 
 
+ASKS, LAST = "    strong_views = 1", "        return {"
+
+
+@pytest.mark.parametrize("dims", [2], indirect=True)
+@pytest.mark.parametrize(
+    ("right", "wrong", "words"),
+    [
+        ('"total": ', '"loss": ', ["losses() returned the names", '"total" among them']),
+        (LAST, "        return None, {", ["losses() returned tuple"]),
+        ('"total": total', '"total": total.detach()', ['"total"', "has no gradient"]),
+        (LAST, f"        labeled = 0.5\n{LAST}", ['"labeled" of losses() is a float']),
+        (LAST, f"        labeled = labeled.expand(2)\n{LAST}", ["of shape [2]"]),
+        (LAST, f"        nowhere\n{LAST}", ["NameError: name 'nowhere' is not defined", ", line "]),
+        ("self, batch: Batch, step: int", "self", ["TypeError", "losses() takes 1 positional argument"]),
+        (ASKS, "    strong_views = 'two'", ["strong_views = 'two'; give a whole number, 0 to 99"]),
+        (ASKS, "    strong_views = 0", ["IndexError", ", line "]),
+        (ASKS, f"{ASKS}\n    unlabeled_streams = 5", ["unlabeled_streams = 5; give a whole number, 0 to 2"]),
+        (ASKS, f"{ASKS}\n    updates = 0", ["updates = 0; give a whole number, 1 to 99"]),
+        (ASKS, f"{ASKS}\n\n    def __init__(self, task, params): pass", ["AttributeError"]),
+        (ASKS, f"{ASKS}\n\n    def after_step(self, step): 1 / 0", ["ZeroDivisionError", ", line "]),
+        (ASKS, f"{ASKS}\n    published = {{'toy': {{'train.stepz': 3}}}}", ["published: train.stepz=3: unknown"]),
+    ],
+)
+def test_a_mistake_in_the_class_is_one_line(
+    tiny: Callable[..., Plan], my_method: Path, tmp_path: Path, cli: Callable[..., Result], right: str, wrong: str,
+    words: list[str],
+) -> None:    # fmt: skip
+    tiny()
+    text = my_method.read_text()
+    assert text.count(right) == 1
+    my_method.write_text(text.replace(right, wrong))
+    files = ["--split", tmp_path / "split.yaml", "--out", tmp_path / "run", "--data-root", tmp_path / "data"]
+    sets = ["--set", "train.steps=2", "--set", "data.frame={resize: [32, 32]}", "--set", "data.labeled=2"]
+    result = cli("train", "--dataset", "toy", "--method", my_method, *files, *sets, *SMALL[2:])
+    assert result.exit_code == 2
+    said = result.stderr.splitlines()[-1]
+    assert said.startswith(f"error: {my_method}")
+    assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize("dims", [2], indirect=True)
+def test_defaults_of_settings_are_checked(tiny: Callable[..., Plan], my_method: Path) -> None:
+    my_method.write_text(my_method.read_text().replace("confidence: Fraction = 0.9", "confidence: Fraction = 1.9"))
+    with pytest.raises(UsageError, match=r"methods\.my_method.*confidence"):
+        start(tiny(f"method={METHODS.add(my_method)}"))
+
+
 @pytest.mark.slow
 def test_the_contract_can_be_tested_on_it(my_method: Path) -> None:
     (line,) = [line.strip() for line in PAGE.splitlines() if "pytest" in line]

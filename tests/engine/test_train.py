@@ -218,7 +218,17 @@ def test_ten_bad_steps_in_a_row_end_the_run(tiny: Planner) -> None:
     run.method.student = Broken(run.method.student)    # type: ignore[assignment]
     run.method.student.broken = True    # type: ignore[assignment]
     state = f"{last} is the last good state" if saved else "nothing was saved yet"
-    with pytest.raises(CrkdError, match=rf"not finite in 10 steps in a row before step 10; {state}\. .* \(--out\)$"):
+    said = rf"not finite in 10 steps in a row before step 10 \(total, grad_norm\); {state}\. Try a smaller .* \(--out\)$"
+    with pytest.raises(CrkdError, match=said):    # in fp32 already
+        train(replace(run, val=[]), quiet)
+
+
+@pytest.mark.parametrize("dims", [2], indirect=True)
+def test_a_short_run_of_bad_steps_alone_fails_too(tiny: Planner) -> None:
+    run = start(tiny("method=supervised", "train.steps=3"))
+    run.method.student = Broken(run.method.student)    # type: ignore[assignment]
+    run.method.student.broken = True    # type: ignore[assignment]
+    with pytest.raises(CrkdError, match="not finite in 3 steps in a row before step 3"):
         train(replace(run, val=[]), quiet)
 
 

@@ -1,0 +1,65 @@
+"""Methods from a user's file or another package: what goes wrong in one is a line that names the file."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from traceback import extract_tb
+
+from torch import Tensor
+
+from crkd_cli.engine.distributed import is_loss
+from crkd_cli.errors import CrkdError, UsageError, lacks_memory
+from crkd_cli.methods import METHODS
+from crkd_cli.methods.base import Method
+
+
+def declared(kind: type[Method]) -> type[Method]:
+    """The method as it is. Raises UsageError if it asks the loop for what there is not."""
+    most = {"unlabeled_streams": range(3), "strong_views": range(100), "updates": range(1, 100)}
+    for name, allowed in most.items():
+        if getattr(kind, name) not in allowed:
+            few = f"{allowed[0]} to {allowed[-1]}"
+            raise UsageError(f"{file_of(kind)}: {kind.__name__}.{name} = {getattr(kind, name)!r}; give a whole number, {few}")
+    return kind
+
+
+@contextmanager
+def blamed(kind: type[Method]) -> Iterator[None]:
+    """Inside, errors of a method that is not one of the built-in ones become UsageErrors, with the line in its file."""
+    try:
+        yield
+    except (CrkdError, MemoryError):
+        raise
+    except Exception as error:
+        if METHODS.built_in(kind) or lacks_memory(error) or is_loss(error) or _one_value(error):
+            raise
+        file = file_of(kind)
+        lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == file]
+        where = f", line {lines[-1]}" if lines else ""
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"{file}{where}: {what}; correct it, --verbose shows more") from error
+
+
+def checked(losses: dict[str, Tensor], kind: type[Method]) -> dict[str, Tensor]:
+    """What a method's `losses` gave. Raises UsageError unless it is scalar tensors by name and "total" has a gradient."""
+    wanted = 'give a dict of tensors with one value each, "total" among them'
+    if not isinstance(losses, dict) or "total" not in losses:
+        found = f"the names {', '.join(map(str, losses))}" if isinstance(losses, dict) else type(losses).__name__
+        raise UsageError(f"{file_of(kind)}: losses() returned {found}; {wanted}")
+    for name, value in losses.items():
+        if not isinstance(value, Tensor) or value.ndim:
+            found = f"of shape {[*value.shape]}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise UsageError(f'{file_of(kind)}: "{name}" of losses() is {found}; {wanted}')
+    if not losses["total"].requires_grad:
+        raise UsageError(f'{file_of(kind)}: "total" of losses() has no gradient; compute it from the answers of self.student')
+    return losses
+
+
+def _one_value(error: Exception) -> bool:
+    """Batch norm's own words for too small a batch, of which the loop says more."""
+    return "more than 1 value per channel" in str(error)
+
+
+def file_of(kind: type[Method]) -> str:
+    """Where a method is written."""
+    return str(sys.modules[kind.__module__].__file__)
