@@ -1,6 +1,6 @@
-"""Writes what a step of each method costs into docs/methods.md and configs/about/costs.yaml.
+"""Writes what a step of each method costs into docs/methods.md and configs/about/costs.yaml, and published scores into the first.
 
-From benchmarks/results/methods-*.json.
+From benchmarks/results/methods-*.json and configs/about/published.yaml.
 
 python -m benchmarks.methods_page
 """
@@ -10,11 +10,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from crkd_cli.engine.published import rows
 from crkd_cli.paths import atomic
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE, COSTS = ROOT / "benchmarks" / "results", ROOT / "docs" / "methods.md", ROOT / "configs" / "about" / "costs.yaml"
-PLACE = re.compile(r"(?<=<!-- costs -->\n).*?(?=<!-- /costs -->)", flags=re.DOTALL)
+PLACE = r"(?<=<!-- {0} -->\n).*?(?=<!-- /{0} -->)"
 NAMES = {"acdc": "ACDC", "la": "LA"}
 SHOWN = "acdc"    # whose figures `crkd train --help` gives
 
@@ -33,8 +34,18 @@ def read() -> dict[str, Any]:
 
 
 def page(text: str, record: dict[str, Any]) -> str:
-    """`text` with the table of `record` between its two marks."""
-    return PLACE.sub(lambda _: table(record), text)
+    """`text` with the table of `record`, and that of the published scores, between their marks."""
+    for name, made in (("costs", table(record)), ("published", scores())):
+        text = re.sub(PLACE.format(name), lambda _, made=made: made, text, flags=re.DOTALL)
+    return text
+
+
+def scores() -> str:
+    """One row for everything that was published."""
+    lines = ["| setting | method | Dice % | protocol | source |", "|---|---|---|---|---|"]
+    for row in rows():
+        lines.append(f"| {row.dataset.upper()}-{row.labeled} | {row.method} | {row.dice} | {row.protocol} | {row.source} |")
+    return "\n".join(lines) + "\n"
 
 
 def table(record: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """What `crkd train --help` says of the methods, from configs/about. Imports no method."""
 
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import yaml
@@ -37,7 +38,7 @@ def show_methods() -> None:
     for name in METHODS.names():
         text = "\n".join(known[name]) if name in known else "From another package."
         table.add_row(Text(name, style="bold cyan"), Text(text))
-    note = "Step, memory: on ACDC. Dice: % as published, see docs/methods.md"
+    note = "Step, memory: on ACDC. Dice: % as published, by whom: docs/methods.md"
     Console().print(Panel(table, title="Methods", title_align="left", subtitle=note, border_style="dim"))
 
 
@@ -71,5 +72,10 @@ def _dice(name: str, published: list[Row]) -> str:
     for row in published:
         if row.method.lower().replace("-", "_") == name:
             found.setdefault(f"{row.dataset.upper()}-{row.labeled}", []).append(row.dice)
-    ends = {setting: dict.fromkeys(f"{value:.1f}" for value in (min(dice), max(dice))) for setting, dice in found.items()}
+    ends = {setting: dict.fromkeys(_rounded(value) for value in (min(dice), max(dice))) for setting, dice in found.items()}
     return ", ".join(f"{setting} {'–'.join(values)}" for setting, values in ends.items())
+
+
+def _rounded(percent: float) -> str:
+    """With one digit; halves go up, as readers expect."""
+    return str(Decimal(str(percent)).quantize(Decimal("0.1"), ROUND_HALF_UP))

@@ -7,6 +7,7 @@ import typer
 
 from crkd_cli.cli.console import command, progress, say, show
 from crkd_cli.cli.options import DataRoot, Device, Json, Quiet, Verbose
+from crkd_cli.errors import UsageError
 
 
 @command
@@ -15,9 +16,9 @@ def compare(
         list[Path], typer.Argument(metavar="RUN...", help="Run folders, or the evaluation folders in them.", show_default=False)
     ],
     protocol: Annotated[
-        Literal["strict", "paper"],
-        typer.Option("--protocol", help="Which of a run's evaluations.", rich_help_panel="Evaluation"),
-    ] = "strict",
+        Literal["strict", "paper"] | None,
+        typer.Option("--protocol", help="Which of a run's evaluations. Default: strict.", rich_help_panel="Evaluation"),
+    ] = None,
     part: Annotated[
         Literal["test", "val"] | None,
         typer.Option("--part", help="Which of a run's evaluations. Default: test.", rich_help_panel="Evaluation"),
@@ -54,7 +55,11 @@ def compare(
         from crkd_cli.engine.report import write as write_report
 
         check()
-    comparison = run([read(folder) for folder in dict.fromkeys(find(given, protocol, part) for given in runs)])
+    found = [read(folder) for folder in dict.fromkeys(find(given, protocol or "strict", part) for given in runs)]
+    for one in found:    # an evaluation's folder is of whatever it is of
+        if (protocol or one.facts.protocol, part or one.facts.part) != (one.facts.protocol, one.facts.part):
+            raise UsageError(f"{one.folder} is of {one.facts.protocol}, {one.facts.part}; give the run folder, or no such option")
+    comparison = run(found)
     if out:
         make_folder(out, "--out")
         write(comparison, out)

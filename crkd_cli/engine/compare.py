@@ -11,7 +11,6 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -85,6 +84,15 @@ class Comparison:
             "p (Holm): adjusted over all pairs of methods under the same score.",
         ]
 
+    def unequal(self) -> list[str]:
+        """What else the methods differ in than the method and its own settings, in sentences."""
+        found: dict[str, dict[str, list[str]]] = {}    # by setting and value: the methods
+        for entry in self.entries:
+            for name, value in entry.runs[0].facts.circumstances().items():
+                found.setdefault(name, {}).setdefault(value, []).append(entry.name)
+        several = {name: [f"{value} ({', '.join(who)})" for value, who in values.items()] for name, values in found.items()}
+        return [f"Not the same for all: {name} is {', '.join(values)}." for name, values in several.items() if len(values) > 1]
+
     def tree(self) -> dict[str, Any]:
         """As plain dicts and lists for JSON; None for what is undefined."""
         one = self.one
@@ -94,12 +102,15 @@ class Comparison:
             "cases": len(one.cases),
             "patients": len(set(one.groups)),
             "explanation": self.explanation(),
+            "unequal": self.unequal(),
             "methods": [self._method(entry) for entry in self.entries],
             "tests": [
                 {"metric": t.metric, "first": t.first, "second": t.second, **_plain(asdict(t.difference) | {"p_holm": t.p_holm})}
                 for t in self.tests
             ],
-            "published": msgspec.to_builtins(self.published),
+            "published": [
+                {"method": row.method, "protocol": row.protocol, "source": row.source, **row.scores()} for row in self.published
+            ],
         }
 
     def _method(self, entry: Entry) -> dict[str, Any]:

@@ -39,6 +39,13 @@ class Facts(msgspec.Struct, frozen=True):
         own = {"methods": self.config["methods"].get(self.method, {}), "train": train}
         return json.dumps({**self.config, **own, "method_sha256": self.method_sha256}, sort_keys=True)
 
+    def circumstances(self) -> dict[str, str]:
+        """What a fair comparison of methods has alike: which checkpoint, and the settings but the method's own."""
+        shared = {section: tree for section, tree in self.config.items() if isinstance(tree, dict) and section != "methods"}
+        settings = {f"{section}.{key}": json.dumps(value) for section, tree in shared.items() for key, value in tree.items()}
+        free = {f"train.{key}" for key in _FREE}
+        return {"the checkpoint": Path(self.checkpoint).name, **{k: v for k, v in settings.items() if k not in free}}
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -105,7 +112,7 @@ def find(given: Path, protocol: str, part: str | None) -> Path:
 
 
 def read(folder: Path) -> Evaluation:
-    """The evaluation in `folder`. Raises CrkdError if a file is missing, damaged or of another version."""
+    """The evaluation in `folder`. Raises CrkdError if a file is missing, damaged, or older than the run."""
     again = "run crkd evaluate again"
     file = folder / "summary.json"
     try:
@@ -123,4 +130,17 @@ def read(folder: Path) -> Evaluation:
             raise ValueError("rows are missing or too many")
     except (OSError, ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
         raise CrkdError(f"{file} cannot be used ({' '.join(str(error).split())}); {again}") from None
-    return Evaluation(folder, facts, list(patients), list(patients.values()), classes, metrics, scores)
+    found = Evaluation(folder, facts, list(patients), list(patients.values()), classes, metrics, scores)
+    if (now := _step(found.checkpoint)) not in (None, facts.step):
+        raise CrkdError(f"{found.checkpoint} is of step {now}, but {folder} of step {facts.step}; {again}")
+    return found
+
+
+def _step(checkpoint: Path) -> int | None:
+    """The step of a checkpoint by its run's metrics.json; None if that is not there."""
+    file = checkpoint.with_name("metrics.json")
+    if not checkpoint.is_file() or not file.is_file():
+        return None
+    metrics = json.loads(file.read_text(encoding="utf-8"))
+    step: int | None = metrics["steps"] if checkpoint.name == "last.pth" else (metrics["best"] or {}).get("step")
+    return step if checkpoint.name in ("best.pth", "last.pth") else None

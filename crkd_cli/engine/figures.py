@@ -13,9 +13,9 @@ from crkd_cli.engine.journal import read_log
 from crkd_cli.metrics.names import heading, higher_is_better
 from crkd_cli.metrics.summary import means
 
-COLOURS = 6    # of methods, then they repeat
+COLOURS = 6    # of methods, then they repeat, in broken lines
 _INK = "#010203"    # matplotlib wants numbers: these stand for the page's own colours
-_CURVES = {"val/dice": "Dice on the validation cases", "total": "training loss", "kept": "share of pseudo-labels kept"}
+_CURVES = {"val/dice": "Dice % on the validation cases", "total": "training loss", "kept": "share of pseudo-labels kept"}
 
 
 def curves(comparison: Comparison) -> list[tuple[str, str]]:
@@ -32,12 +32,19 @@ def curves(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _curve(name: str, lines: Sequence[tuple[int, list[tuple[int, float]]]], text: str) -> str:
+    from matplotlib.ticker import LogFormatter
+
     figure, axes = _axes(2.7)
     for i, points in lines:
         marker = "o" if len(points) < 20 else None
-        axes.plot(*zip(*points, strict=True), color=_ink(i), linewidth=1.4, marker=marker, markersize=3)
+        steps, values = zip(*points, strict=True)
+        percent = [100 * value for value in values] if name == "val/dice" else values
+        style = ("-", "--")[i // COLOURS % 2]
+        axes.plot(steps, percent, style, color=_ink(i), linewidth=1.4, marker=marker, markersize=3)
     if name == "total":
         axes.set_yscale("log")
+        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            axis(LogFormatter(minor_thresholds=(2, 0.5)))    # 0.2 and not 2 × 10⁻¹
     axes.set_xlabel("step")
     axes.grid(alpha=0.2, color=_INK)
     return _svg(figure, f"curve-{name.replace('/', '-')}", text)

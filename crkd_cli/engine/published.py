@@ -22,6 +22,13 @@ class Row(Strict, frozen=True):
     asd: float | None = None                 # voxels
 
 
+    def scores(self) -> dict[str, float]:
+        """By metric, in our units: overlaps from 0 to 1."""
+        jaccard = None if self.jaccard is None else self.jaccard / 100
+        found = {"dice": self.dice / 100, "jaccard": jaccard, "hd95_px": self.hd95, "asd_px": self.asd}
+        return {metric: round(score, 6) for metric, score in found.items() if score is not None}
+
+
 def published(dataset: str, labeled: int) -> list[Row]:
     """Published rows for `dataset` with `labeled` labelled training cases; none for other settings."""
     return [row for row in rows() if row.dataset == dataset and row.labeled == labeled]

@@ -58,7 +58,7 @@ def write(comparison: Comparison, folder: Path, root: Path, say: Say, progress: 
     one = comparison.one
     page = environment.from_string(template).render(
         facts=one.facts, cases=len(one.cases), patients=len(set(one.groups)), version=__version__,
-        methods=[(entry.name, i % figures.COLOURS + 1) for i, entry in enumerate(comparison.entries)],
+        methods=[(entry.name, i % figures.COLOURS + 1, i // figures.COLOURS % 2) for i, entry in enumerate(comparison.entries)],
         tables=tables(comparison), runs=_runs(comparison), curves=figures.curves(comparison), dots=figures.dots(comparison),
         unit=comparison.unit, leader=leader.name, seed=leader.runs[0].facts.seed, pictures=pictures,
     )  # fmt: skip

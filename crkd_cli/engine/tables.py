@@ -51,7 +51,7 @@ def _scores(comparison: Comparison, most: int | None) -> Table:
         f"{one.facts.dataset}, {one.facts.part}: {len(one.cases)} cases{patients}, {one.facts.protocol} protocol, "
         f"{one.facts.labeled} labelled"
     )
-    notes = comparison.explanation()[:2]
+    notes = [*comparison.unequal(), *comparison.explanation()[:2]]
     undefined = sum(score.undefined for entry in comparison.entries for score in entry.mean)
     notes += [f"{undefined} scores are undefined and left out."] if undefined else []
     notes += [] if names else [f"The scores of the {len(one.classes)} classes are in the files: --out."]
@@ -114,7 +114,7 @@ def _p(value: float) -> str:
 def published_table(rows: Sequence[Row]) -> Table:
     """What was published for a data set and label count."""
     title = f"published for {rows[0].dataset} with {rows[0].labeled} labelled"
-    note = "paper: by --protocol paper, best checkpoint on these cases; authors: each in their own way"
+    note = "paper: by --protocol paper, best checkpoint on the cases scored; authors: each in their own way"
     headings = ["method", "protocol", "source", "Dice %", "Jaccard %", "HD95 px", "ASD px"]
     section = []
     for row in rows:
@@ -151,9 +151,8 @@ def _score_rows(comparison: Comparison) -> list[dict[str, Any]]:
         for name, scores in {**method["classes"], "mean": method["mean"]}.items():
             rows += [{**common, "class": name, "metric": metric, **score} for metric, score in scores.items()]
     for row in comparison.published:
-        scores = {"dice": row.dice / 100, "jaccard": row.jaccard and row.jaccard / 100, "hd95_px": row.hd95, "asd_px": row.asd}
         common = {"protocol": row.protocol, "source": row.source, "method": row.method, "class": "mean"}
-        rows += [{**common, "metric": metric, "mean": round(score, 6)} for metric, score in scores.items() if score is not None]
+        rows += [{**common, "metric": metric, "mean": score} for metric, score in row.scores().items()]
     return rows
 
 

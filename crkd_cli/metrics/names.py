@@ -14,7 +14,8 @@ def heading(metric: str) -> str:
 def shown(metric: str, *values: float) -> list[str]:
     """`values` as a table shows them: overlaps and shares in percent, distances in their unit; NaN as undefined."""
     scale, digits = (100, 1) if higher_is_better(metric) else (1, 2)
-    return ["undefined" if math.isnan(value) else f"{scale * value:.{digits}f}" for value in values]
+    # + 0.0: a little less than nothing is 0, not −0
+    return ["undefined" if math.isnan(value) else f"{round(scale * value, digits) + 0.0:.{digits}f}" for value in values]
 
 
 def higher_is_better(metric: str) -> bool:

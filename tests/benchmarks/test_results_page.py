@@ -101,7 +101,7 @@ def test_runs_of_another_size_or_protocol_share_no_table(keep, tmp_path):
 )
 def test_published_rows_stand_beside_the_published_setting_only(keep, tmp_path, overrides, published):
     keep("a", overrides=overrides)
-    assert ("| CRKD | paper | CRKD README | 85.69 | 75.88 | 2.97 | 0.85 |" in page(tmp_path)) == published
+    assert ("| CRKD | paper | CRKD README (val + test) | 85.69 | 75.88 | 2.97 | 0.85 |" in page(tmp_path)) == published
 
 
 def test_a_label_says_what_one_run_alone_sets(keep, tmp_path):

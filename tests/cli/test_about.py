@@ -41,12 +41,12 @@ def test_help_shows_each_in_up_to_five_short_lines(cli: Callable[..., Result], m
         assert about.adds in said
         assert about.cite in said
     assert "Dice: ACDC-3 60.3, ACDC-7 83.3" in " ".join(entries["cps"])
-    assert "Step, memory: on ACDC. Dice: % as published, see docs/methods.md" in panel    # whole, not cut off
+    assert "Step, memory: on ACDC. Dice: % as published, by whom: docs/methods.md" in panel    # whole, not cut off
 
 
 def test_a_description_by_hand() -> None:
     about = About(name="ua_mt", adds="Much.", cite="Somebody, 2019")
-    dice = "Dice: ACDC-3 46.0–61.0, ACDC-7 81.5–81.7, LA-8 84.2–85.8, LA-16 88.9"
+    dice = "Dice: ACDC-3 46.0–61.0, ACDC-7 81.5–81.7, LA-8 84.3–85.8, LA-16 88.9"
     cost = "Step: 2.1 × supervised, memory: 1.4 ×"
     assert description(about, Cost(step=2.14, memory=1.4), rows()) == ["Much.", "Somebody, 2019", cost, dice]
     assert description(About(name="none", adds="Little.", cite="Nobody"), None, rows()) == ["Little.", "Nobody"]

@@ -77,7 +77,42 @@ def test_methods_are_tested_and_published_rows_stand_beside(cli, write_evaluatio
             row for row in csv.DictReader(file)
             if row["method"] == "CRKD" and row["metric"] == "dice" and row["protocol"] == "paper"
         ]  # fmt: skip
-    assert (published["mean"], published["source"]) == ("0.8569", "CRKD README")
+    assert (published["mean"], published["source"]) == ("0.8569", "CRKD README (val + test)")
+    tree = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    (same,) = [row for row in tree["published"] if row["method"] == "CRKD"]
+    assert same["dice"] == 0.8569
+    assert "Not the same" not in result.stdout
+
+
+def test_what_differs_besides_the_method_is_said(cli, write_evaluation, rng):
+    cases = {name: name for name in "abcdefgh"}
+    folders = [
+        write_evaluation(
+            method, rng.random((8, 2, 2)), cases, method=method, checkpoint=f"runs/{method}/{name}.pth",
+            config={"train": {"seed": 1, "steps": steps, "log_every": steps}, "methods": {method: {"weight": steps}}},
+        )
+        for method, steps, name in (("crkd", 20, "best"), ("bcp", 40, "last"), ("cps", 40, "best"))
+    ]  # fmt: skip
+    said = " ".join(cli("compare", *folders).stdout.split())
+    assert "Not the same for all: the checkpoint is best.pth (crkd, cps), last.pth (bcp)." in said
+    assert "Not the same for all: train.steps is 20 (crkd), 40 (bcp, cps)." in said
+    assert said.count("Not the same") == 2
+
+
+def test_scores_of_a_run_that_went_on_are_refused(cli, runs):
+    (runs[0] / "metrics.json").write_text(json.dumps({"steps": 20, "best": {"step": 17}}))
+    result = cli("compare", *runs)
+    assert result.exit_code == 1
+    assert "best.pth is of step 17, but" in result.stderr
+    assert "of step 10; run crkd evaluate again" in result.stderr
+
+
+@pytest.mark.parametrize("options", [["--protocol", "paper"], ["--part", "val"]])
+def test_an_evaluation_of_another_kind_than_asked_for_is_refused(cli, runs, options):
+    assert cli("compare", runs[0] / "evaluation-strict-test", "--protocol", "strict", "--part", "test").exit_code == 0
+    result = cli("compare", runs[0] / "evaluation-strict-test", *options)
+    assert result.exit_code == 2
+    assert "evaluation-strict-test is of strict, test; give the run folder, or no such option" in result.stderr
 
 
 def test_quiet_prints_nothing(cli, runs):
