@@ -32,7 +32,7 @@ def curves(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _curve(name: str, lines: Sequence[tuple[int, list[tuple[int, float]]]], text: str) -> str:
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure, axes = _axes(2.7)
     for i, points in lines:
@@ -43,8 +43,9 @@ def _curve(name: str, lines: Sequence[tuple[int, list[tuple[int, float]]]], text
         axes.plot(steps, percent, style, color=_ink(i), linewidth=1.4, marker=marker, markersize=3)
     if name == "total":
         axes.set_yscale("log")
-        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            axis(LogFormatter(minor_thresholds=(2, 0.5)))    # 0.2 and not 2 × 10⁻¹
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("step")
     axes.grid(alpha=0.2, color=_INK)
     return _svg(figure, f"curve-{name.replace('/', '-')}", text)
