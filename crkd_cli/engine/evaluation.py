@@ -131,16 +131,18 @@ def read(folder: Path) -> Evaluation:
     except (OSError, ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
         raise CrkdError(f"{file} cannot be used ({' '.join(str(error).split())}); {again}") from None
     found = Evaluation(folder, facts, list(patients), list(patients.values()), classes, metrics, scores)
-    if (now := _step(found.checkpoint)) not in (None, facts.step):
+    if (now := _step(found.checkpoint)) > facts.step:
         raise CrkdError(f"{found.checkpoint} is of step {now}, but {folder} of step {facts.step}; {again}")
     return found
 
 
-def _step(checkpoint: Path) -> int | None:
-    """The step of a checkpoint by its run's metrics.json; None if that is not there."""
+def _step(checkpoint: Path) -> int:
+    """The step of a checkpoint when its run last came to an end, by metrics.json; 0 if that does not tell."""
     file = checkpoint.with_name("metrics.json")
     if not checkpoint.is_file() or not file.is_file():
-        return None
-    metrics = json.loads(file.read_text(encoding="utf-8"))
-    step: int | None = metrics["steps"] if checkpoint.name == "last.pth" else (metrics["best"] or {}).get("step")
-    return step if checkpoint.name in ("best.pth", "last.pth") else None
+        return 0
+    try:
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+        return int({"last.pth": metrics["steps"], "best.pth": (metrics["best"] or {}).get("step", 0)}.get(checkpoint.name, 0))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CrkdError(f"{file} cannot be used ({type(error).__name__}: {error}); remove it") from None

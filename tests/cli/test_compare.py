@@ -105,6 +105,12 @@ def test_scores_of_a_run_that_went_on_are_refused(cli, runs):
     assert result.exit_code == 1
     assert "best.pth is of step 17, but" in result.stderr
     assert "of step 10; run crkd evaluate again" in result.stderr
+    (runs[0] / "metrics.json").write_text(json.dumps({"steps": 9, "best": {"step": 7}}))    # extended, and stopped on the way
+    assert cli("compare", *runs).exit_code == 0
+    (runs[0] / "metrics.json").write_text("{")
+    result = cli("compare", *runs)
+    assert result.exit_code == 1
+    assert "metrics.json cannot be used" in result.stderr
 
 
 @pytest.mark.parametrize("options", [["--protocol", "paper"], ["--part", "val"]])
