@@ -32,7 +32,7 @@ test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN) pytest -q -n auto --dist loadfile
 
 test-all: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN) pytest -q -n auto --dist loadfile -m "not gpu"
+	OMP_NUM_THREADS=1 $(RUN) pytest -q -n auto --dist loadfile --no-loadscope-reorder -m "not gpu"
 
 check: $(VENV)/.installed-dev
 	$(RUN) ruff check .

@@ -17,6 +17,11 @@ CHECKOUT = Path(__file__).parents[1]
 SHARED = CHECKOUT.parent / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test, of the documented lines, first: then the others run beside it (pytest-xdist, --no-loadscope-reorder)."""
+    items.sort(key=lambda item: "realdata" not in item.keywords or item.path.name != "test_readme.py")
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
