@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from traceback import extract_tb
 
 
 class CrkdError(Exception):
@@ -14,6 +15,12 @@ class UsageError(CrkdError):
     """The command or the configuration is wrong. Exit code 2."""
 
     exit_code = 2
+
+
+def within(file: str, error: BaseException) -> str:
+    """What went wrong in foreign code and in which line of `file`: "ZeroDivisionError: division by zero, line 4"."""
+    lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == file]
+    return " ".join(f"{type(error).__name__}: {error}".split()) + (f", line {lines[-1]}" if lines else "")
 
 
 def lacks_memory(error: Exception) -> bool:

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from importlib import import_module
 from inspect import isabstract
 from pathlib import Path
-from traceback import extract_tb
 from types import ModuleType
 from typing import Generic, TypeVar
 
-from crkd_cli.errors import UsageError, did_you_mean
+from crkd_cli.errors import UsageError, did_you_mean, within
 
 Base = TypeVar("Base")
 Plugin = TypeVar("Plugin")
@@ -100,9 +99,7 @@ class Registry(Generic[Base]):
         try:
             code()
         except (Exception, SystemExit) as error:
-            lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == where]
-            what = " ".join(f"{type(error).__name__}: {error}".split()) + (f", line {lines[-1]}" if lines else "")
-            raise UsageError(f"{where} cannot be loaded ({what}); correct it, --verbose shows more") from error
+            raise UsageError(f"{where} cannot be loaded ({within(where, error)}); correct it, --verbose shows more") from error
 
     def _only(self, module: str, where: str) -> type[Base]:
         """The plug-in that `module` registers. Raises UsageError if there is not exactly one, or it is none of this kind."""

@@ -3,12 +3,11 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from traceback import extract_tb
 
 from torch import Tensor
 
 from crkd_cli.engine.distributed import is_loss
-from crkd_cli.errors import CrkdError, UsageError, lacks_memory
+from crkd_cli.errors import CrkdError, UsageError, lacks_memory, within
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method
 
@@ -34,10 +33,7 @@ def blamed(kind: type[Method]) -> Iterator[None]:
         if METHODS.built_in(kind) or lacks_memory(error) or is_loss(error) or _one_value(error):
             raise
         file = file_of(kind)
-        lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == file]
-        where = f", line {lines[-1]}" if lines else ""
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(f"{file}{where}: {what}; correct it, --verbose shows more") from error
+        raise UsageError(f"{file}: {within(file, error)}; correct it, --verbose shows more") from error
 
 
 def checked(losses: dict[str, Tensor], kind: type[Method]) -> dict[str, Tensor]:
