@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from crkd_cli.cli.console import command, progress, say, show
+from crkd_cli.cli.console import command, narrow, progress, say, show
 from crkd_cli.cli.options import DataRoot, Device, Json, Quiet, Verbose
 from crkd_cli.errors import UsageError
 
@@ -69,7 +69,7 @@ def compare(
 
         print(dumps(comparison.tree(), indent=2))
     elif not quiet:
-        for table in tables(comparison, classes=4):
+        for table in tables(comparison, classes=0 if narrow() else 4):
             show(table)
     if out:
         say(f"written: {out / 'comparison.md'}, comparison.json, scores.csv, tests.csv")

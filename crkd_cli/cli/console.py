@@ -1,6 +1,7 @@
 """What a person sees: notices, progress, tables, errors. Plain lines when piped, rich in a terminal."""
 
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -32,6 +33,11 @@ def _tell(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
+def narrow() -> bool:
+    """Whether the terminal has fewer than the hundred columns that a table of a few classes takes."""
+    return sys.stdout.isatty() and shutil.get_terminal_size().columns < 100
+
+
 def show(table: "Table") -> None:
     """A table on stdout, the best values bold in a terminal; 160 columns when piped, so that nothing is cut off."""
     from rich.console import Console
@@ -41,7 +47,10 @@ def show(table: "Table") -> None:
     caption = Text("\n".join(table.notes))
     rich = Rich(title=Text(table.title), caption=caption, show_edge=False, title_justify="left", caption_justify="left")
     for i, name in enumerate(table.headings):
-        rich.add_column(Text(name), justify="left" if i < table.words else "right", no_wrap=True)
+        if i < table.words:    # which wrap where there is little room, before a number is cut off
+            rich.add_column(Text(name), overflow="fold", min_width=len(name))
+        else:
+            rich.add_column(Text(name), justify="right", no_wrap=True)
     for section in table.sections:
         above = ""
         for first, *others in section:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -147,6 +148,34 @@ def test_a_hundred_columns_are_enough(cli, write_evaluation, rng):
     result = cli("compare", *folders)
     assert result.exit_code == 0, result.stderr
     assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+@pytest.mark.parametrize("columns", [80, 100])
+def test_a_terminal_with_little_room_shows_numbers_whole(write_evaluation, rng, columns):
+    """Two settings of a method, whose names are long; in 80 columns the classes are left out, which a note says."""
+    cases = {name: name for name in "abcdefgh"}
+    folders = [
+        write_evaluation(f"{name}-seed1", rng.random((8, 3, 2)), cases, ("right ventricle", "myocardium", "left ventricle"),
+                         config={"methods": {"crkd": {"pixel": weight}}})
+        for name, weight in (("with-all-its-terms", 1.0), ("without-the-pixels", 0.0))
+    ]  # fmt: skip
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "crkd_cli", "compare", *map(str, folders)]
+    with subprocess.Popen(command, stdout=theirs, env={**os.environ, "COLUMNS": str(columns)}) as process:
+        os.close(theirs)
+        said = b""
+        try:
+            while part := os.read(ours, 65536):
+                said += part
+        except OSError:    # the other end is closed
+            pass
+        os.close(ours)
+    assert process.returncode == 0
+    text = said.decode()
+    assert "…" not in text
+    assert len(re.findall(r"\[-?\d+\.\d+, -?\d+\.\d+\]", text)) == 2 * 2 + 2    # intervals of the scores and of the differences
+    assert ("The scores of the 3 classes are in the files" in text) == (columns < 100)
 
 
 def test_wrong_usage(cli, runs, write_evaluation, tmp_path, rng):
