@@ -60,7 +60,7 @@ def strong_volume(image: Array, draw: Draw) -> Array:
         image = image * bias_field(image.shape, coefficients)
         image = np.sign(image) * np.abs(image) ** np.exp(draw.uniform(-0.5, 0.5))
     if draw.random() < 0.5:
-        image = gaussian_filter(image, draw.uniform(0.1, 2.0), mode="nearest", truncate=3.0)
+        image = gaussian_filter(image, draw.uniform(0.1, 2.0, 3))
     return np.asarray(image, np.float32)
 
 

@@ -23,7 +23,7 @@ def augmentation(inputs: Inputs) -> Iterator[Row]:
     volumes = [one[0].numpy() for one in x]
     coefficients = draw.uniform(-0.5, 0.5, (count, 4, 4, 4))
     on_device = torch.from_numpy(coefficients).float()
-    sigma = torch.full((count,), SIGMA)
+    sigma = torch.full((count, 3), SIGMA)
     degree = sum(np.indices((4, 4, 4)))
     on_device = on_device * torch.from_numpy(degree <= 3)
     works: dict[str, dict[str, Work]] = {
@@ -32,8 +32,8 @@ def augmentation(inputs: Inputs) -> Iterator[Row]:
             "crkd": lambda: x * bias_field(x, on_device),
         },
         "Gaussian blur": {
-            "published": lambda: [gaussian_filter(v, SIGMA, mode="nearest", truncate=3.0) for v in volumes],
-            "crkd": lambda: blur(x, sigma, 2.0),
+            "published": lambda: [gaussian_filter(v, SIGMA) for v in volumes],
+            "crkd": lambda: blur(x, sigma, 8, truncate=4.0, mirror=True),
         },
     }
     peers = torchio_transforms()

@@ -3,13 +3,14 @@
 Letters: B batch, C channels, *S two or three spatial axes. Parameters are tensors on the images' device.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from crkd_cli.upload import upload
 
 LUMA = (0.299, 0.587, 0.114)    # ITU-R BT.601
-TRUNCATE = 3.0                  # blur kernels end at this many sigmas
 
 
 def per_sample(values: Tensor, x: Tensor) -> Tensor:
@@ -45,10 +46,8 @@ def recolor(x: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
 
 
 def gamma(x: Tensor, exponent: Tensor) -> Tensor:
-    """x raised to exponent [B] on its own range: lowest and highest value stay."""
-    low, high = span(x)
-    width = (high - low).clamp(min=1e-6)
-    return ((x - low) / width).clamp(min=0.0) ** per_sample(exponent, x) * width + low
+    """sign(x) · |x|^exponent [B]: values keep their sign, 0 and ±1 stay (TorchIO's RandomGamma)."""
+    return x.sign() * x.abs() ** per_sample(exponent, x)
 
 
 def noise(x: Tensor, sigma: float) -> Tensor:
@@ -56,28 +55,49 @@ def noise(x: Tensor, sigma: float) -> Tensor:
     return x + (sigma * torch.randn_like(x)).clamp(-2.0 * sigma, 2.0 * sigma)
 
 
-def blur(x: Tensor, sigma: Tensor, longest: float) -> Tensor:
-    """x [B, C, *S] convolved with a Gaussian of sigma [B] pixels (≤ `longest`) on every axis; edges repeat. Sigma 0: unchanged.
+def blur(
+    x: Tensor, sigma: Tensor, radius: int, *, truncate: float = math.inf, mirror: bool = False
+) -> Tensor:
+    """Convolve x [B, C, *S] with a Gaussian that every sample and axis has its own width of.
 
-    One batched product with a banded matrix per axis: every sample has its own kernel without a loop over samples.
+    sigma [B, axes] in pixels; 0 leaves an axis unchanged. The kernel ends after `radius` pixels, and after
+    `truncate` sigmas, rounded to whole pixels. Beyond the border the edge pixel repeats (SciPy's mode
+    "nearest"); with `mirror` the image is reflected, edge pixel included (SciPy's "reflect").
+
+    One batched product with a banded matrix per axis, so no loop over samples is needed.
     """
     for axis in range(2, x.ndim):
-        matrix = _blur_matrix(sigma, x.shape[axis], max(int(TRUNCATE * longest + 0.5), 1))
+        weights = _kernels(sigma[:, axis - 2], x.shape[axis], radius, truncate)
+        matrix = (_mirrored if mirror else _repeated)(weights, radius)
         x = torch.einsum("bc...n,bmn->bc...m", x.movedim(axis, -1), matrix).movedim(-1, axis)
     return x.contiguous()
 
 
-def _blur_matrix(sigma: Tensor, side: int, radius: int) -> Tensor:
-    """[B, side, side]: row m holds the kernel centred on m, its part beyond an edge added to the edge's pixel."""
+def _kernels(sigma: Tensor, side: int, radius: int, truncate: float) -> Tensor:
+    """[B, side, side + 2 radius]: row m holds the kernel centred on pixel m of a padded line."""
+    sigma = sigma.clamp(min=1e-3).view(-1, 1, 1)
     inside = torch.arange(side, device=sigma.device)
     padded = torch.arange(-radius, side + radius, device=sigma.device)
     distance = (inside.unsqueeze(1) - padded).float()
-    weights = torch.exp(-0.5 * (distance / sigma.clamp(min=1e-3).view(-1, 1, 1)) ** 2) * (distance.abs() <= radius)
-    weights = weights / weights.sum(2, keepdim=True)
+    reach = (truncate * sigma + 0.5).floor().clamp(max=radius)
+    weights = torch.exp(-0.5 * (distance / sigma) ** 2) * (distance.abs() <= reach)
+    return weights / weights.sum(2, keepdim=True)
+
+
+def _repeated(weights: Tensor, radius: int) -> Tensor:
+    """Add the weights beyond each edge to the edge's pixel: [B, side, side + 2 radius] → [B, side, side]."""
     matrix = weights[:, :, radius:-radius].clone()
     matrix[:, :, 0] += weights[:, :, :radius].sum(2)
     matrix[:, :, -1] += weights[:, :, -radius:].sum(2)
     return matrix
+
+
+def _mirrored(weights: Tensor, radius: int) -> Tensor:
+    """Add the weights beyond each edge to the pixels they reflect: [B, side, side + 2 radius] → [B, side, side]."""
+    side = weights.shape[1]
+    at = torch.arange(-radius, side + radius, device=weights.device) % (2 * side)
+    source = torch.minimum(at, 2 * side - 1 - at)
+    return torch.zeros_like(weights[:, :, :side]).index_add_(2, source, weights)
 
 
 def bias_field(x: Tensor, coefficients: Tensor) -> Tensor:

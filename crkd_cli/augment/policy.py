@@ -4,7 +4,7 @@
 |---------------|----------------------------------------------------------------|-----------------------------------------------|
 | RGB           | half: flips and 90° turns; a quarter: ±20°; a quarter: nothing | jitter 0.4, hue ±0.1, gray, blur              |
 | gray, MR (2D) | the same                                                       | jitter 0.5, blur                              |
-| volumes       | flips and 90° turns in plane                                   | bias field and gamma e^±0.5, blur             |
+| volumes       | flips and 90° turns in plane                                   | bias field, gamma e^±0.5, blur (as TorchIO)   |
 
 Letters: B batch, C channels, *S two or three spatial axes.
 """
@@ -21,6 +21,7 @@ from crkd_cli.upload import upload
 
 DEGREES = 20.0                  # largest rotation
 SIGMA = (0.1, 2.0)              # blur, pixels
+RADIUS, TRUNCATE = 6, 4.0       # where its kernel ends: in 2D in pixels, in 3D in sigmas
 CHANCE, GRAY, BLUR = 0.8, 0.2, 0.5
 ORDER, COEFFICIENT, GAMMA = 3, 0.5, 0.5    # bias field: degree and largest coefficient; gamma: largest logarithm
 
@@ -63,9 +64,16 @@ class Policy:
         """image [B, C, *S] with intensities changed; geometry stays."""
         count, device = len(image), image.device
         chosen = _uniform(count, 0.0, 1.0, generator) < CHANCE
-        sigma = _uniform(count, *SIGMA, generator) * (_uniform(count, 0.0, 1.0, generator) < BLUR)
-        image = self._scanner(image, chosen, generator) if self.dims == 3 else self._jitter(image, chosen, generator)
-        return blur(image, upload(sigma, device), SIGMA[1])
+        if self.dims == 2:
+            sigma = _uniform(count, *SIGMA, generator)
+            sigma = sigma * (_uniform(count, 0.0, 1.0, generator) < BLUR)
+            image = self._jitter(image, chosen, generator)
+            return blur(image, upload(sigma.unsqueeze(1).expand(-1, 2), device), RADIUS)
+        sigma = _uniform((count, 3), *SIGMA, generator)
+        sigma = sigma * (_uniform((count, 1), 0.0, 1.0, generator) < BLUR)
+        image = self._scanner(image, chosen, generator)
+        radius = int(TRUNCATE * SIGMA[1] + 0.5)
+        return blur(image, upload(sigma, device), radius, truncate=TRUNCATE, mirror=True)
 
     def _jitter(self, image: Tensor, chosen: Tensor, generator: Generator) -> Tensor:
         count, device = len(image), image.device
@@ -81,15 +89,15 @@ class Policy:
         return recolor(image, saturation, hue) if self.modality == "rgb" else image
 
     def _scanner(self, image: Tensor, chosen: Tensor, generator: Generator) -> Tensor:
+        """Multiply the samples that are `chosen` [B] by a random bias field, then apply a random gamma."""
         count, device = len(image), image.device
         powers = ORDER + 1
         degree = sum(torch.meshgrid(*[torch.arange(powers)] * self.dims, indexing="ij"))
         coefficients = _uniform((count, *[powers] * self.dims), -COEFFICIENT, COEFFICIENT, generator) * (degree <= ORDER)
         coefficients = coefficients * chosen.view(-1, *[1] * self.dims)
         exponent = torch.exp(_uniform(count, -GAMMA, GAMMA, generator) * chosen)
-        low, _ = span(image)
-        image = (image - low) * bias_field(image, upload(coefficients, device)) + low
-        return gamma(image, upload(exponent, device))
+        # Both act about 0, which is the mean of a normalised volume, as TorchIO has it.
+        return gamma(image * bias_field(image, upload(coefficients, device)), upload(exponent, device))
 
 
 def _uniform(shape: int | tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:

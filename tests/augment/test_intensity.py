@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-import scipy.ndimage
 import torch
+from scipy.ndimage import gaussian_filter
 
 from crkd_cli.augment.intensity import LUMA, bias_field, blur, gamma, jitter, recolor
 
@@ -11,14 +11,25 @@ ONE = torch.ones(1)
 
 
 def test_blur_against_scipy(dims: int) -> None:
+    """In 2D as pictures are blurred: one width for both axes, edges repeated, a kernel of 6 pixels to each side."""
     torch.manual_seed(0)
     x, sigma = torch.rand(3, 2, *(14, 17, 11)[:dims]), torch.tensor([0.0, 0.8, 2.0])
-    got = blur(x, sigma, 2.0).numpy()
+    got = blur(x, sigma.unsqueeze(1).expand(-1, dims), 6).numpy()
     np.testing.assert_allclose(got[0], x[0].numpy(), atol=1e-6)
     for sample in (1, 2):
         for channel in range(2):
-            expected = scipy.ndimage.gaussian_filter(x[sample, channel].numpy(), float(sigma[sample]), mode="nearest", radius=6)
+            expected = gaussian_filter(x[sample, channel].numpy(), float(sigma[sample]), mode="nearest", radius=6)
             np.testing.assert_allclose(got[sample, channel], expected, atol=1e-5)
+
+
+def test_blur_with_mirrored_edges_against_scipy(dims: int) -> None:
+    """Every axis with a width of its own and a kernel of 4 sigmas, as scipy cuts it; one axis is shorter than the kernel."""
+    torch.manual_seed(0)
+    x, sigma = torch.rand(4, 1, *(14, 5, 11)[:dims]), torch.empty(4, dims).uniform_(0.1, 2.0)
+    got = blur(x, sigma, 8, truncate=4.0, mirror=True).numpy()
+    for sample in range(4):
+        expected = gaussian_filter(x[sample, 0].numpy(), sigma[sample].tolist(), truncate=4.0)
+        np.testing.assert_allclose(got[sample, 0], expected, atol=1e-5)
 
 
 def test_bias_field_is_the_exponential_of_the_polynomial(dims: int) -> None:
@@ -36,10 +47,10 @@ def test_bias_field_is_the_exponential_of_the_polynomial(dims: int) -> None:
         torch.testing.assert_close(bias_field(torch.zeros(2, 1, *space), coefficients)[sample, 0], total.exp())
 
 
-def test_gamma_keeps_the_range_and_applies_the_power() -> None:
-    x = torch.tensor([[[-1.0, 0.0, 1.0]], [[0.0, 5.0, 10.0]]])
-    got = gamma(x, torch.tensor([2.0, 1.0]))
-    torch.testing.assert_close(got, torch.tensor([[[-1.0, -0.5, 1.0]], [[0.0, 5.0, 10.0]]]))
+def test_gamma_acts_on_the_size_and_keeps_the_sign() -> None:
+    x = torch.tensor([[[-2.0, 0.0, 3.0]], [[-2.0, 0.5, 4.0]]])
+    got = gamma(x, torch.tensor([2.0, 0.5]))
+    torch.testing.assert_close(got, torch.tensor([[[-4.0, 0.0, 9.0]], [[-(2.0**0.5), 0.5**0.5, 2.0]]]))
 
 
 def test_jitter_by_hand() -> None:

@@ -1,8 +1,11 @@
 """The policies: one geometry for image and label, intensity only in the strong view, a function of the generator alone."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
+from benchmarks.published_augment import bias_field, strong_volume
 from crkd_cli.augment.policy import Policy
 
 
@@ -58,3 +61,56 @@ def test_same_generator_same_augmentation(dims: int) -> None:
 def test_a_constant_image_stays_finite(dims: int) -> None:
     x = torch.zeros(6, 1, *[16] * dims)
     assert torch.isfinite(policy(dims, bounded=False).strong(x, generator())).all()
+
+
+def scan(size: tuple[int, int, int] = (48, 48, 40)) -> torch.Tensor:
+    """A volume with zero mean and unit variance whose values are skewed like those of an MR scan, [1, *size]."""
+    draw = np.random.default_rng(0)
+    volume = gaussian_filter(draw.standard_normal(size), 3.0)
+    volume = np.exp(volume / volume.std()) + 0.1 * draw.random(size)
+    return torch.from_numpy((volume - volume.mean()) / volume.std()).float().unsqueeze(0)
+
+
+def likeness(weak: torch.Tensor, strong: torch.Tensor) -> list[float]:
+    """[median correlation, median root-mean-square change, spread of the correlation] over views [N, 1, *S]."""
+    pairs = [(a.flatten().double(), b.flatten().double()) for a, b in zip(weak, strong, strict=True)]
+    correlations = torch.tensor([float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in pairs])
+    changes = torch.tensor([float((a - b).square().mean().sqrt()) for a, b in pairs])
+    return [float(correlations.median()), float(changes.median()), float(correlations.std())]
+
+
+def test_the_strong_view_of_volumes_is_as_strong_as_the_published_one() -> None:
+    """Against NumPy and SciPy, sample by sample: what makes up a view is drawn otherwise, so the distributions agree."""
+    weak = scan().expand(300, 1, -1, -1, -1)
+    ours = policy(3, bounded=False).strong(weak, generator())
+    draw = np.random.default_rng(1)
+    theirs = torch.stack([torch.from_numpy(strong_volume(one[0].numpy(), draw)) for one in weak]).unsqueeze(1)
+    correlation, change, spread = likeness(weak, ours)
+    expected, expected_change, expected_spread = likeness(weak, theirs)
+    assert correlation == pytest.approx(expected, abs=0.02)
+    assert change == pytest.approx(expected_change, rel=0.15)
+    assert spread == pytest.approx(expected_spread, rel=0.35)
+    changed = ((weak - ours).flatten(1).abs().amax(1) > 1e-4).float().mean()
+    assert changed == pytest.approx(0.9, abs=0.05)
+
+
+def test_every_sample_of_a_strong_view_follows_the_formulas_of_torchio() -> None:
+    """With the same draws, in NumPy: x·exp(P), then sign(x)|x|^γ, then scipy's Gaussian filter, one sigma an axis."""
+    weak, count = scan((20, 24, 16)).expand(12, 1, -1, -1, -1), 12
+    strong = policy(3, bounded=False).strong(weak, generator(3)).double().numpy()
+    draws = generator(3)
+    chosen = torch.rand(count, generator=draws) < 0.8
+    sigma = 0.1 + 1.9 * torch.rand(count, 3, generator=draws)
+    blurred = torch.rand(count, 1, generator=draws) < 0.5
+    coefficients = torch.rand(count, 4, 4, 4, generator=draws) - 0.5
+    exponent = torch.rand(count, generator=draws) - 0.5
+    assert 0 < int(chosen.sum()) < count
+    assert 0 < int(blurred.sum()) < count
+    for n in range(count):
+        x = weak[n, 0].double().numpy()
+        if chosen[n]:
+            x = x * bias_field(x.shape, coefficients[n].double().numpy())
+            x = np.sign(x) * np.abs(x) ** np.exp(float(exponent[n]))
+        if blurred[n]:
+            x = gaussian_filter(x, sigma[n].tolist())
+        np.testing.assert_allclose(strong[n, 0], x, rtol=1e-3, atol=1e-4)
