@@ -144,15 +144,15 @@ def average(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def fit(z: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """½ (CE + Dice) over the pixels of mask, with one-hot targets."""
+    """½ (CE + Dice over all classes) over the pixels of mask, with one-hot targets."""
     p = z.softmax(1)
     truth = functional.one_hot(target, z.shape[1]).movedim(-1, 1).float()
     dice = torch.zeros((), device=z.device)
-    for k in range(1, z.shape[1]):
+    for k in range(z.shape[1]):
         overlap = (p[:, k] * truth[:, k] * mask).sum()
         sizes = (p[:, k] ** 2 * mask).sum() + (truth[:, k] ** 2 * mask).sum()
         dice = dice + 1.0 - (2.0 * overlap + 1e-5) / (sizes + 1e-5)
-    return 0.5 * (average(error(z, target), mask) + dice / (z.shape[1] - 1))
+    return 0.5 * (average(error(z, target), mask) + dice / z.shape[1])
 
 
 def divergence(z_teacher: Tensor, z_student: Tensor) -> Tensor:

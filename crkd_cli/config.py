@@ -72,11 +72,13 @@ class Model(Strict, frozen=True):
 class Train(Strict, frozen=True):
     steps: Positive
     optimizer: Literal["sgd", "nesterov", "adamw"] = "sgd"
-    lr: Annotated[float, msgspec.Meta(gt=0.0)] = 0.01    # lr·(1 − t/T)^power
+    lr: Annotated[float, msgspec.Meta(gt=0.0)] = 0.01
     momentum: Fraction = 0.9                      # β₁ of AdamW
     weight_decay: NonNegative = 1e-4
+    schedule: Literal["poly", "step", "constant"] = "poly"    # poly: lr·(1 − t/T)^power; step: lr/10 from every milestone on
     power: NonNegative = 0.9
     horizon: Annotated[float, msgspec.Meta(ge=1.0)] = 1.0    # T as a share of the run: above 1 it ends before lr is 0
+    milestones: tuple[Fraction, ...] = ()         # of schedule step, as shares of the run
     eval_every: Positive = 500                    # steps between validations, where the split has validation cases
     log_every: Positive = 50                      # steps between log lines: the only host synchronisation
     save_minutes: NonNegative = 10.0              # minutes between checkpoints
@@ -91,6 +93,10 @@ class Train(Strict, frozen=True):
             raise ValueError("optimizer nesterov needs a momentum above 0")
         if self.optimizer == "adamw" and self.momentum == 1.0:
             raise ValueError("optimizer adamw needs a momentum below 1")
+        if self.schedule == "step" and not self.milestones:
+            raise ValueError("schedule step needs milestones, for example [0.5, 0.75]")
+        if self.schedule != "step" and self.milestones:
+            raise ValueError(f"milestones belong to schedule step, not to {self.schedule}")
 
 
 class Config(Strict, frozen=True):

@@ -1,11 +1,17 @@
 """Functions of the step alone: learning rate and ramps."""
 
 import math
+from collections.abc import Sequence
 
 
 def poly(step: float, steps: float, power: float = 0.9) -> float:
     """(1 − t/T)^power: the factor of the learning rate at step t of T."""
     return math.pow(1.0 - min(step, steps) / steps, power)
+
+
+def multistep(step: int, steps: int, milestones: Sequence[float], factor: float = 0.1) -> float:
+    """`factor` to the number of milestones, as shares of `steps`, that step t has reached (torch's MultiStepLR)."""
+    return math.pow(factor, sum(step >= round(share * steps) for share in milestones))
 
 
 def sigmoid_ramp(step: float, length: float) -> float:

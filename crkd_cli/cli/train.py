@@ -62,6 +62,13 @@ def train(
     out: Annotated[
         Path | None, typer.Option("--out", help="Run folder. Default: runs/DATASET-METHOD-LABELED.", rich_help_panel="Run")
     ] = None,
+    stop_after: Annotated[
+        int | None,
+        typer.Option(
+            "--stop-after", min=1, metavar="STEPS", rich_help_panel="Run",
+            help="Stop after this many steps of the run; its schedules stay those of all steps.",
+        ),
+    ] = None,
     device: Device = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -71,6 +78,8 @@ def train(
     The run folder gets checkpoints, the log and the resolved configuration.
 
     The same command again goes on where a run stopped; a larger --set train.steps= extends a finished one.
+
+    With --stop-after the run ends early, validated and saved; without it, the same command goes on to the end.
 
     With --seeds the same holds for the whole line: finished runs are passed over, the others go on.
 
@@ -86,7 +95,10 @@ def train(
         method = METHODS.add(Path(method))
     sets = [*(sets or []), *([f"train.device={device}"] if device else [])]
     numbers: list[int | None] = [*seeds_of(seeds, sets)] if seeds is not None else [None]
-    requests = [Request(dataset, labeled, method, config, split, out, sets, root(data_root), number) for number in numbers]
+    requests = [
+        Request(dataset, labeled, method, config, split, out, sets, root(data_root), number, stop_after)
+        for number in numbers
+    ]
     for request in requests[1:]:
         plan(request)    # what is wrong with a later run is said before the first one takes its hours
     folders = [_train(plan(request)) for request in requests]
@@ -111,7 +123,10 @@ def _train(planned: "Plan") -> Path:
     if planned.published:
         say(f"as its authors set on {planned.store.spec.name}: {', '.join(planned.published)}")
     if planned.finished:
-        say(f"this run is finished ({steps} steps); --set train.steps={2 * steps} would extend it")
+        if planned.resumed and planned.resumed.step < steps:
+            say(f"this run has done {planned.resumed.step} of {steps} steps; without --stop-after it goes on")
+        else:
+            say(f"this run is finished ({steps} steps); --set train.steps={2 * steps} would extend it")
         if not world.rank():
             _complete(planned)
         return planned.folder
@@ -122,7 +137,7 @@ def _train(planned: "Plan") -> Path:
     done = run.checkpoint.step
     if done:
         say(f"resuming after step {done}")
-    with progress("training", steps, "steps", done) as advance:
+    with progress("training", planned.stop, "steps", done) as advance:
 
         def report(step: int, values: dict[str, float]) -> None:
             nonlocal done
@@ -135,10 +150,11 @@ def _train(planned: "Plan") -> Path:
         if not draw_curves(planned.folder):
             say("curves.png is left out: it needs matplotlib (pip install 'crkd[report]')")
         result = planned.folder / ("best.pth" if run.val else "last.pth")
-        say(f"done: {result}; next: crkd evaluate {result}")
+        done_steps = "done" if planned.stop == steps else f"stopped after {planned.stop} of {steps} steps"
+        say(f"{done_steps}: {result}; next: crkd evaluate {result}")
     if run.signal:
         Agreement().meet()    # process 0 has written before any process ends
-        raise Stopped(run.signal, steps)
+        raise Stopped(run.signal, planned.stop)
     return planned.folder
 
 

@@ -20,7 +20,7 @@ from crkd_cli.engine.evaluation import result
 from crkd_cli.errors import CrkdError
 from crkd_cli.paths import atomic
 
-FORMAT = "crkd checkpoint 3"
+FORMAT = "crkd checkpoint 4"
 
 
 class Own(Strict, frozen=True):
@@ -42,6 +42,7 @@ class Checkpoint:
     weights: dict[str, Tensor]          # the method's state
     training: dict[str, Any] | None     # optimiser state, counters, a finished run's metrics; None in best.pth
     best: dict[str, Any] | None         # step and score of the best validation so far
+    precision: str = "fp32"             # bf16 or fp32: what the run computes in, which resuming keeps
     own: Own | None = None              # None for a method that is installed
     code_version: str = __version__
     path: Path = Path()
@@ -59,6 +60,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "weights": checkpoint.weights,
         "training": checkpoint.training,
         "best": checkpoint.best,
+        "precision": checkpoint.precision,
         "own": msgspec.to_builtins(checkpoint.own),
         "code_version": checkpoint.code_version,
     }
@@ -98,6 +100,7 @@ def load(path: Path) -> Checkpoint:
             weights=content["weights"],
             training=content["training"],
             best=content["best"],
+            precision=content["precision"],
             own=msgspec.convert(content.get("own"), Own | None),
             code_version=content["code_version"],
             path=path,

@@ -3,8 +3,11 @@
 import ctypes
 import os
 import sys
+import time
+from functools import cache
 
 import torch
+from torch.nn import functional
 
 from crkd_cli import world
 from crkd_cli.errors import UsageError, counted
@@ -44,15 +47,44 @@ def _own_gpu(name: str | None) -> str | None:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the hardware computes in it (such GPUs; CPUs with AMX or AVX512-bf16), else float32."""
+    """The precision called `name`; for `auto` bfloat16 where the hardware is faster in it, else float32.
+
+    GPUs are known by their generation. A CPU is measured, because some that have instructions for bfloat16
+    (AVX512-bf16 without AMX) are slower with them.
+    """
     if name != "auto":
         return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
     if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        faster = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
         features = torch.cpu.get_capabilities()
         native = bool(features.get("amx_bf16") or features.get("avx512_bf16"))
-    return torch.bfloat16 if native else torch.float32
+        faster = native and _bf16_is_faster(torch.get_num_threads())
+    return torch.bfloat16 if faster else torch.float32
+
+
+@cache
+def _bf16_is_faster(threads: int) -> bool:
+    """Time a layer of a U-Net and its gradient on this CPU in both precisions, in turn, for about 50 ms.
+
+    The fastest of a few turns counts: other work on the machine can only slow a turn down. Draws no random numbers.
+    """
+    image = torch.ones(4, 16, 64, 64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.ones(16, 16, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def seconds(precision: torch.dtype) -> float:
+        begin = time.perf_counter()
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            features = functional.conv2d(image, weight, padding=1)
+            features = functional.leaky_relu(functional.batch_norm(features, None, None, training=True))
+        torch.autograd.backward(features.float().sum())
+        return time.perf_counter() - begin
+
+    precisions = (torch.bfloat16, torch.float32)
+    for precision in precisions:
+        seconds(precision)    # the first call also chooses kernels
+    turns = [[seconds(precision) for precision in precisions] for _ in range(6)]
+    return min(bf16 for bf16, _ in turns) < min(fp32 for _, fp32 in turns)
 
 
 def describe(device: torch.device, precision: torch.dtype) -> str:
@@ -60,7 +92,12 @@ def describe(device: torch.device, precision: torch.dtype) -> str:
     threads = counted(torch.get_num_threads(), "thread")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({threads})"
     several = f"{world.size()} × " if world.size() > 1 else ""
-    return f"{several}{name}, {'bf16' if precision == torch.bfloat16 else 'fp32'}"
+    return f"{several}{name}, {short_name(precision)}"
+
+
+def short_name(precision: torch.dtype) -> str:
+    """`bf16` or `fp32`, as in the configuration."""
+    return "bf16" if precision == torch.bfloat16 else "fp32"
 
 
 def set_up(*, deterministic: bool) -> None:

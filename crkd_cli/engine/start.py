@@ -20,7 +20,7 @@ from crkd_cli.engine.assemble import build_data, build_method, default_config, l
 from crkd_cli.engine.checkpoint import Checkpoint
 from crkd_cli.engine.distributed import check_same, synchronised
 from crkd_cli.engine.foreign import file_of
-from crkd_cli.engine.hardware import pick_device, pick_precision, set_up
+from crkd_cli.engine.hardware import pick_device, pick_precision, set_up, short_name
 from crkd_cli.engine.optimizer import GuardedOptimizer
 from crkd_cli.engine.train import Run
 from crkd_cli.errors import CrkdError, UsageError
@@ -44,6 +44,7 @@ class Request:
     sets: list[str]
     data_root: Path
     seed: int | None = None    # one of --seeds: the folder's name tells it
+    stop_after: int | None = None    # steps after which to stop, before the run's end
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,12 @@ class Plan:
     source: Path               # the configuration file
     resumed: Checkpoint | None
     published: list[str]       # what the method's authors set otherwise than this file, key=value
+    stop: int                  # the step after which training stops: the last one, or that of --stop-after
 
     @property
     def finished(self) -> bool:
-        return self.resumed is not None and self.resumed.step >= self.config.train.steps
+        """Whether no step is left to do before `stop`."""
+        return self.resumed is not None and self.resumed.step >= self.stop
 
 
 def seeds_of(text: str, sets: list[str]) -> list[int]:
@@ -115,7 +118,10 @@ def plan(request: Request) -> Plan:
     resumed = checkpoints.load(last) if last.exists() else None
     if resumed:
         _same(resumed, config, split, store, folder)
-    return Plan(config, split, store, folder, source, resumed, published)
+    stop = config.train.steps if request.stop_after is None else request.stop_after
+    if stop > config.train.steps:
+        raise UsageError(f"--stop-after {stop} is beyond the run's last step; train.steps = {config.train.steps}")
+    return Plan(config, split, store, folder, source, resumed, published, stop)
 
 
 def start(plan: Plan) -> Run:
@@ -123,7 +129,7 @@ def start(plan: Plan) -> Run:
     config = plan.config
     check_same(plan.resumed.step if plan.resumed else 0, f"run folder {plan.folder}")
     device = pick_device(config.train.device)
-    precision = _precision(config, device)
+    precision = _precision(plan, device)
     set_up(deterministic=config.train.deterministic)
     # With the steps of today: what a method does over a run must go on as if it had been this long from the start.
     method = load_method(replace(plan.resumed, config=config)) if plan.resumed else build_method(config, plan.store.spec)
@@ -154,10 +160,11 @@ def start(plan: Plan) -> Run:
         weights={},
         training=None,
         best=plan.resumed.best if plan.resumed else None,
+        precision=short_name(precision),
         own=of_file,
         path=plan.folder / "last.pth",
     )
-    return Run(checkpoint, method.train(), optimizer, data, plan.store, val, device, precision, held)
+    return Run(checkpoint, method.train(), optimizer, data, plan.store, val, plan.stop, device, precision, held)
 
 
 def hold(folder: Path) -> ExitStack:
@@ -193,13 +200,17 @@ def _published(method: str, dataset: str, sets: list[str]) -> list[str]:
     return [f"{key}={value}" for key, value in settings.items() if key not in own]
 
 
-def _precision(config: Config, device: torch.device) -> torch.dtype:
-    """The precision to train in.
+def _precision(plan: Plan, device: torch.device) -> torch.dtype:
+    """The precision to train in: of a resumed run the one that it began with, unless the user names one.
 
     On a CPU, oneDNN's bfloat16 weight gradient of a 3-wide 3D convolution over a first axis of length 2 reads memory that it
     never wrote (torch 2.13: other values at every call, now and then NaN). A frame of 16 or 32 meets it four halvings down.
     """
-    precision = pick_precision(config.train.precision, device)
+    config = plan.config
+    asked: str = config.train.precision
+    if plan.resumed and asked == "auto":
+        asked = plan.resumed.precision
+    precision = pick_precision(asked, device)
     frame = config.data.frame
     if device.type == "cpu" and precision == torch.bfloat16 and frame.dims == 3 and frame.size[0] in (16, 32):
         if config.train.precision == "bf16":

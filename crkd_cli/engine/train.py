@@ -26,7 +26,7 @@ from crkd_cli.engine.optimizer import GuardedOptimizer
 from crkd_cli.engine.validate import Score, Validator
 from crkd_cli.errors import CrkdError, UsageError, counted
 from crkd_cli.methods.base import Method
-from crkd_cli.schedules import poly
+from crkd_cli.schedules import multistep, poly
 
 LIMIT = 10    # steps in a row with a non-finite loss or gradient that end a run
 
@@ -58,6 +58,7 @@ class Run:
     data: Data
     store: Store
     val: list[str]               # validation cases; none: the last checkpoint is the result
+    stop: int                    # the step to stop after: train.steps, or an earlier one
     device: torch.device
     precision: torch.dtype
     held: ExitStack              # the run folder, for this process alone until the run ends
@@ -65,7 +66,7 @@ class Run:
 
 
 def train(run: Run, report: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
-    """Runs from where the checkpoint stands to the configured number of steps; gives the content of metrics.json.
+    """Runs from where the checkpoint stands to step `run.stop`; gives the content of metrics.json.
 
     `report(step, values)` is told after every step; values is empty but where the run is logged. Raises Stopped on SIGTERM,
     SIGINT and SIGUSR1, but in the last step, after which the run knows of it; and CrkdError after ten non-finite steps in a
@@ -80,14 +81,14 @@ def train(run: Run, report: Callable[[int, dict[str, float]], None]) -> dict[str
         validator = Validator(run.method, run.store, run.val, replace(run.checkpoint, training=None), run.device, run.precision)
     loop = _Loop(run, journal, validator, report)
     agree = Agreement()
-    prefetch = Prefetch(run.data.read, run.checkpoint.step, config.steps)
+    prefetch = Prefetch(run.data.read, run.checkpoint.step, run.stop)
     with run.held, _Signals() as signals:
         try:
-            for step, raws in zip(range(run.checkpoint.step, config.steps), loop.timed(prefetch), strict=True):
+            for step, raws in zip(range(run.checkpoint.step, run.stop), loop.timed(prefetch), strict=True):
                 loop.step(step, raws)
                 stop = agree(signals.received or 0)    # read once: what comes later waits for the next step
                 loop.housekeep(step + 1, stop=stop > 0)
-                if stop and step + 1 < config.steps:
+                if stop and step + 1 < run.stop:
                     agree.meet()    # process 0 has saved before any process ends
                     raise Stopped(stop, step + 1)
             run.signal = max(agree(signals.received or 0), agree.finish())
@@ -159,11 +160,15 @@ class _Loop:
     def rate(self, step: int) -> float:
         """The learning rate of `step`."""
         config = self.config
-        return config.lr * poly(step, config.horizon * config.steps, config.power)
+        if config.schedule == "poly":
+            return config.lr * poly(step, config.horizon * config.steps, config.power)
+        if config.schedule == "step":
+            return config.lr * multistep(step, config.steps, config.milestones)
+        return config.lr
 
     def housekeep(self, done: int, *, stop: bool) -> None:
         """What happens between steps, after `done` of them: log, validate, save."""
-        finished = done == self.config.steps
+        finished = done == self.run.stop
         if done % self.config.log_every == 0 or finished or stop:
             self.log(done)
         else:
@@ -181,7 +186,7 @@ class _Loop:
         if not self.counted:
             return
         optimizer = self.run.optimizer
-        limit = min(LIMIT, self.config.steps)
+        limit = min(LIMIT, self.run.stop)
         if optimizer.worst_streak() >= limit * self.run.method.updates:
             raise CrkdError(self.diverged(limit, done))
         now = time.monotonic()
@@ -222,7 +227,7 @@ class _Loop:
         if self.validator:
             self.note(self.validator.finish())
         training = self.run.optimizer.state_dict()
-        if done == self.config.steps:
+        if done == self.run.stop:
             training["metrics"] = self.summary()    # a run that is killed before it writes metrics.json has them here
         state = replace(
             self.run.checkpoint,
@@ -236,9 +241,9 @@ class _Loop:
 
     def summary(self) -> dict[str, Any]:
         seconds = time.monotonic() - self.begin
-        steps = self.config.steps - self.run.checkpoint.step
+        steps = self.run.stop - self.run.checkpoint.step
         return {
-            "steps": self.config.steps,
+            "steps": self.run.stop,
             "seconds": round(seconds, 1),
             "steps_per_second": round(steps / seconds, 3) if seconds else 0.0,
             "waiting": round(self.waited_total / seconds, 4) if seconds else 0.0,

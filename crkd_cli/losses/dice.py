@@ -1,24 +1,42 @@
-"""Soft Dice loss (Milletari, Navab, Ahmadi, 3DV 2016)."""
+"""Soft Dice loss (Milletari, Navab, Ahmadi, 3DV 2016), in the forms that the released programs use."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from crkd_cli import world
 
+DiceClasses = Literal["all", "foreground"]    # all: the background too
 EPSILON = 1e-5
 
 
-def dice_loss(p: Tensor, target: Tensor, mask: Tensor | None = None, *, squared: bool = True) -> Tensor:
-    """Mean over foreground classes of 1 − (2 Σ p·t + ε) / (Σ p² + Σ t² + ε), or with Σ p + Σ t where not `squared`.
+def dice_loss(
+    p: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    *,
+    classes: DiceClasses = "all",
+    squared: bool = True,
+    pooled: bool = True,
+    epsilon: float = EPSILON,
+) -> Tensor:
+    """Mean over classes of 1 − (2 Σ p·t + ε) / (Σ p² + Σ t² + ε).
 
-    p [B, K, *S] probabilities, target [B, *S] class numbers, mask [B, *S]: sums run over the joint batch and the
-    pixels that count.
+    p [B, K, *S] probabilities, target [B, *S] class numbers, mask [B, *S] boolean: the pixels that count.
+    `squared`: with Σ p² in the denominator, else with Σ p. `pooled`: the sums run over the joint batch, else
+    over each image, and the loss is the mean over images.
     """
-    classes = torch.arange(1, p.shape[1], device=p.device).view(-1, *[1] * (p.ndim - 2))
-    truth = target.unsqueeze(1) == classes    # [B, K − 1, *S]
-    p = p[:, 1:]
+    first = 0 if classes == "all" else 1
+    numbers = torch.arange(first, p.shape[1], device=p.device).view(-1, *[1] * (p.ndim - 2))
+    truth = target.unsqueeze(1) == numbers    # [B, K or K − 1, *S]
+    p = p[:, first:]
     kept = p if mask is None else p * mask.unsqueeze(1)
-    axes = (0, *range(2, p.ndim))
+    axes = (0, *range(2, p.ndim)) if pooled else tuple(range(2, p.ndim))
+    overlap = (kept * truth).sum(axes)
     sizes = (truth if mask is None else truth & mask.unsqueeze(1)).sum(axes)
-    overlap, denominator = world.total((kept * truth).sum(axes), (kept * p if squared else kept).sum(axes) + sizes)
-    return (1.0 - (2.0 * overlap + EPSILON) / (denominator + EPSILON)).mean()
+    denominator = (kept * p if squared else kept).sum(axes) + sizes
+    if pooled:
+        overlap, denominator = world.total(overlap, denominator)
+    loss = (1.0 - (2.0 * overlap + epsilon) / (denominator + epsilon)).mean()
+    return loss if pooled else world.mean(loss)

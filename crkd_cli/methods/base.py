@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from crkd_cli.augment.intensity import noise
 from crkd_cli.config import Fraction, Model, NonNegative, Strict
 from crkd_cli.data.batch import Batch, Unlabeled
-from crkd_cli.losses.dice import dice_loss
+from crkd_cli.losses.dice import EPSILON, DiceClasses, dice_loss
 from crkd_cli.losses.pixel import cross_entropy, log_probabilities, masked_mean, probabilities
 from crkd_cli.models.ema import Ema
 from crkd_cli.models.networks import NETWORKS
@@ -129,6 +129,14 @@ def read_out(network: Network, features: Tensor) -> Tensor:
         return log_probabilities(network.head(features))
 
 
-def fit(log_p: Tensor, label: Tensor, mask: Tensor | None = None) -> Tensor:
+def fit(
+    log_p: Tensor,
+    label: Tensor,
+    mask: Tensor | None = None,
+    *,
+    dice: DiceClasses = "all",
+    epsilon: float = EPSILON,
+) -> Tensor:
     """½ (CE + Dice) from log-probabilities [B, K, *S] against label [B, *S], over the pixels of mask [B, *S]."""
-    return 0.5 * (masked_mean(cross_entropy(log_p, label), mask) + dice_loss(log_p.exp(), label, mask))
+    overlap = dice_loss(log_p.exp(), label, mask, classes=dice, epsilon=epsilon)
+    return 0.5 * (masked_mean(cross_entropy(log_p, label), mask) + overlap)

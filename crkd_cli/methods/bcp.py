@@ -4,8 +4,9 @@ A box of an unlabelled image is pasted into a labelled one and the reverse; labe
 the student's moving average. Before, the student learns from labelled images pasted into each other.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -13,9 +14,10 @@ from crkd_cli.augment.mix import draw_box, mix
 from crkd_cli.config import Fraction, NonNegative, Strict
 from crkd_cli.data.batch import Batch
 from crkd_cli.losses.components import largest_component
-from crkd_cli.losses.pixel import log_probabilities
+from crkd_cli.losses.dice import dice_loss
+from crkd_cli.losses.pixel import cross_entropy, log_probabilities, masked_mean
 from crkd_cli.methods import METHODS
-from crkd_cli.methods.base import Method, Published, Task, fit, given
+from crkd_cli.methods.base import Method, Published, Task, given
 from crkd_cli.models.ema import Ema
 
 SIDE = 2 / 3    # of the box, of the image's
@@ -26,14 +28,23 @@ class Bcp(Method):
     """L = Σ over the two mixed images of the loss on the labelled region + α the loss on the pseudo-labelled one."""
 
     published: ClassVar[Published] = {
-        "acdc": {"train.steps": 40000, "train.power": 0.0},    # 10,000 on labelled images, then 30,000
-        "la": {"train.steps": 17000, "data.labeled": 4, "data.unlabeled": 4, "methods.bcp.warmup": 0.118},    # 2,000, then 15,000
+        "acdc": {"train.steps": 40000, "train.schedule": "constant"},    # 10,000 on labelled images, then 30,000
+        "la": {    # 2,000 on labelled images, then 15,000, in which the learning rate falls every 2,500 steps
+            "train.steps": 17000, "data.labeled": 4, "data.unlabeled": 4,
+            "train.schedule": "step", "train.milestones": [round((2000 + 2500 * n) / 17000, 5) for n in range(1, 6)],
+            "methods.bcp.warmup": 0.118, "methods.bcp.by_region": False, "methods.bcp.squared": False,
+            "methods.bcp.pooled": False, "methods.bcp.epsilon": 1e-5,
+        },
     }
 
     class Params(Strict, frozen=True):
         pseudo: NonNegative = 0.5          # α
         warmup: Fraction = 0.25            # share of the run on labelled images alone
         teacher_decay: Fraction = 0.99     # of the teacher's moving average, which begins as a copy when the warm-up ends
+        by_region: bool = True             # in the warm-up each region counts as much as the other; false: each pixel
+        squared: bool = True               # Dice with Σ p² in the denominator; false: Σ p
+        pooled: bool = True                # Dice of the whole batch; false: the mean over images
+        epsilon: Annotated[float, msgspec.Meta(gt=0.0)] = 1e-10    # ε of the Dice loss
         largest: bool = True               # keep the largest component of every class; false where a class is several objects
 
     params: Params
@@ -58,7 +69,7 @@ class Bcp(Method):
             (~box, box), *(halves(t, count) for t in (images, label, weak, pseudo)), strict=True
         ):
             log_p = log_probabilities(self.student(mix(theirs, mine, region)))
-            by_region.append((fit(log_p, right, region.expand_as(right)), fit(log_p, guess, ~region.expand_as(guess))))
+            by_region.append((self.fit(log_p, right, region), self.fit(log_p, guess, ~region)))
         labeled, taught = (torch.stack(terms).sum() for terms in zip(*by_region, strict=True))
         shares = {f"share_{k}": (pseudo == k).float().mean() for k in range(1, self.task.classes)}
         return {"total": labeled + self.params.pseudo * taught, "labeled": labeled, "pseudo": taught, **shares}
@@ -66,7 +77,18 @@ class Bcp(Method):
     def labeled_alone(self, images: Tensor, label: Tensor, box: Tensor) -> Tensor:
         """The loss on every second labelled image with a box of the next one."""
         (x, x_next), (y, y_next) = (halves(t, -(-len(t) // 2)) for t in (images, label))
-        return fit(log_probabilities(self.student(mix(x, x_next, box))), mix(y, y_next, box))
+        log_p, mixed = log_probabilities(self.student(mix(x, x_next, box))), mix(y, y_next, box)
+        if not self.params.by_region:
+            return self.fit(log_p, mixed, torch.ones_like(box))
+        return self.fit(log_p, mixed, ~box) + self.fit(log_p, mixed, box)
+
+    def fit(self, log_p: Tensor, label: Tensor, region: Tensor) -> Tensor:
+        """½ (CE + Dice) of log_p [B, K, *S] against label [B, *S] inside region [1, *S]."""
+        params, mask = self.params, region.expand_as(label)
+        overlap = dice_loss(
+            log_p.exp(), label, mask, squared=params.squared, pooled=params.pooled, epsilon=params.epsilon
+        )
+        return 0.5 * (masked_mean(cross_entropy(log_p, label), mask) + overlap)
 
     @torch.no_grad()
     def pseudo_label(self, weak: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from crkd_cli.augment.mix import draw_mix, mix
 from crkd_cli.config import Fraction, NonNegative, Strict
 from crkd_cli.data.batch import Batch
-from crkd_cli.losses.dice import dice_loss
+from crkd_cli.losses.dice import DiceClasses, dice_loss
 from crkd_cli.losses.pixel import probabilities
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, Published, fit, given, read_out
@@ -51,7 +51,8 @@ class CrossMatch(Method):
         "la": {
             "train.steps": 14000, "train.horizon": 1.214, "train.optimizer": "adamw", "train.lr": 0.001,    # horizon 17,000
             "methods.crossmatch.confidence": 0.75, "methods.crossmatch.ramp": 1.214, "methods.crossmatch.log2_scaled": True,
-            "methods.crossmatch.distillation": 1.0,
+            "methods.crossmatch.distillation": 1.0, "methods.crossmatch.dice": "foreground",
+            "methods.crossmatch.epsilon": 1e-5,
         },
     }  # fmt: skip
 
@@ -61,12 +62,15 @@ class CrossMatch(Method):
         log2_scaled: bool = False          # τ times ln 2, as released for LA: at first nearly all pixels count
         distillation: NonNegative = 0.5    # λ
         decoder: Fraction = 0.3            # η, the decoder distillation's part of λ
+        dice: DiceClasses = "all"          # classes of the Dice losses
+        epsilon: Annotated[float, msgspec.Meta(gt=0.0)] = 1e-4    # ε of the Dice losses
         drop_weak: Rate = 0.25             # channel dropout of weakly perturbed features, on every level
         drop_strong: Rate = 0.75           # of strongly perturbed ones
 
     params: Params
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        params = self.params
         images, partners = given(batch.unlabeled), given(batch.partners)
         boxes = [draw_mix(images.weak.shape, images.weak.device) for _ in images.strong]
         with torch.no_grad():
@@ -83,17 +87,21 @@ class CrossMatch(Method):
 
         def learn(*pairs: tuple[Tensor, Answer]) -> Tensor:
             """Mean over pairs of the Dice loss of p [B, K, *S] against its target, where that is confident."""
-            return torch.stack([dice_loss(p, a.pseudo, a.confidence >= threshold) for p, a in pairs]).mean()
+            by_pair = [
+                dice_loss(p, a.pseudo, a.confidence >= threshold, classes=params.dice, epsilon=params.epsilon)
+                for p, a in pairs
+            ]
+            return torch.stack(by_pair).mean()
 
         terms = {
-            "labeled": fit(log_l, batch.labeled.label),
+            "labeled": fit(log_l, batch.labeled.label, dice=params.dice, epsilon=params.epsilon),
             "pseudo": learn((log_1.exp(), first), (of_strong[0], second[0])),
             "teacher": learn(*((p, own[0]) for p in of_weak[1:]), *((p, second[0]) for p in of_strong[1:])),
             "decoder": learn(*zip(of_strong[1:], second[1:], strict=True)),
         }
-        share = self.params.decoder
+        share = params.decoder
         distilled = (1.0 - share) * terms["teacher"] + share * terms["decoder"]
-        total = 0.5 * (terms["labeled"] + 0.5 * terms["pseudo"] + self.params.distillation * distilled)
+        total = 0.5 * (terms["labeled"] + 0.5 * terms["pseudo"] + params.distillation * distilled)
         return {"total": total, **terms, "kept": (own[0].confidence >= threshold).float().mean()}
 
     def four(self, a: Tensor, b: Tensor) -> tuple[Tensor, list[Tensor]]:

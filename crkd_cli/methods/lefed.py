@@ -6,6 +6,7 @@ that A's features gate. Stages: the bottom and what a decoder grew, of the shape
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -21,7 +22,9 @@ from crkd_cli.methods.base import Method, Published, Task, given
 from crkd_cli.models.blocks import conv, double
 from crkd_cli.schedules import sigmoid_ramp
 
+overlap = partial(dice_loss, classes="foreground")    # as released
 SCALES = (0.8, 0.6, 0.4, 0.2, 0.1)    # weights of A's answers at the five levels, full resolution first
+STEPS = [round(n / 6, 5) for n in range(1, 6)]    # shares of the run
 NONE = (None,) * 5
 
 Level = Annotated[int, msgspec.Meta(ge=1, le=5)]
@@ -34,7 +37,10 @@ class LeFeD(Method):
     """
 
     updates = 3
-    published: ClassVar[Published] = {"la": {"train.steps": 15000}}    # 45,000 updates
+    published: ClassVar[Published] = {
+        # 45,000 updates; the learning rate falls every 2,500 steps.
+        "la": {"train.steps": 15000, "train.schedule": "step", "train.milestones": STEPS},
+    }
 
     class Params(Strict, frozen=True):
         feedback: NonNegative = 1e-3                   # factor of the difference
@@ -66,12 +72,12 @@ class LeFeD(Method):
 
         count = len(label)
         p_a, p_b = log_a.exp(), log_b.exp()
-        labeled = dice_loss(p_a[:count], label) + dice_loss(p_b[:count], label)
+        labeled = overlap(p_a[:count], label) + overlap(p_b[:count], label)
         if params.cross_entropy:
             by_pixel = cross_entropy(log_a[:count], label) + cross_entropy(log_b[:count], label)
             labeled = labeled + params.cross_entropy * masked_mean(by_pixel, None)
         answers = (side(stage[:count]) for side, stage in zip(self.side, reversed(stages), strict=True))
-        deep = [weight * dice_loss(probabilities(logits), label) for weight, logits in zip(SCALES, answers, strict=True)]
+        deep = [weight * overlap(probabilities(logits), label) for weight, logits in zip(SCALES, answers, strict=True)]
         terms = {
             "labeled": labeled,
             "deep": torch.stack(deep).sum(),

@@ -34,7 +34,7 @@ class Lesson(NamedTuple):
 class Mlrpl(Method):
     """L = λ_s Σ_i Dice(p_i) + λ(t) Σ_ij mean of w_j CE(p_i, ŷ_j) where H(p_i) > H(p_j), i ≠ j. The first decoder predicts."""
 
-    published: ClassVar[Published] = {"la": {"train.steps": 15000, "train.power": 0.0}}
+    published: ClassVar[Published] = {"la": {"train.steps": 15000, "train.schedule": "constant"}}
 
     class Params(Strict, frozen=True):
         labeled: NonNegative = 0.5         # λ_s, of the sum of both decoders' Dice losses: their mean
@@ -59,7 +59,7 @@ class Mlrpl(Method):
             features = decoder(pyramid)
             entering = decoder.drop(features)
             log_p = log_probabilities(decoder.output(entering))
-            labeled.append(dice_loss(log_p[: len(label)].exp(), label, squared=False))
+            labeled.append(dice_loss(log_p[: len(label)].exp(), label, classes="foreground", squared=False))
             answers.append(log_p[first:])
             lessons.append(self.lesson(log_p[first:], (entering if params.dropped else features)[first:]))
         one, two = lessons

@@ -14,6 +14,7 @@ from torch import Tensor
 from crkd_cli.augment.intensity import noise
 from crkd_cli.config import NonNegative
 from crkd_cli.data.batch import Batch
+from crkd_cli.losses.dice import DiceClasses
 from crkd_cli.losses.pixel import entropy, masked_mean, probabilities, squared_difference
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import MeanTeaching, Published, Task, fit, given, together
@@ -27,12 +28,16 @@ START = 0.75       # the entropy threshold at first, as a share of the one at th
 class UaMt(MeanTeaching):
     """L = L_sup + λ(t) · mean (p_student − p_teacher)² over the pixels with U < h(t), U the entropy of the mean of `passes`."""
 
-    published: ClassVar[Published] = {"acdc": {"train.steps": 30000}, "la": {"train.steps": 6000}}
+    published: ClassVar[Published] = {
+        "acdc": {"train.steps": 30000},
+        "la": {"train.steps": 6000, "methods.ua_mt.dice": "foreground"},
+    }
 
     class Params(MeanTeaching.Params, frozen=True):
         consistency: NonNegative = 0.1     # λ at the end of its ramp
         ramp: NonNegative = 1.0            # share of the run over which λ rises
         passes: Annotated[int, msgspec.Meta(ge=2, multiple_of=2)] = 8    # of the teacher, for the uncertainty
+        dice: DiceClasses = "all"          # classes of the Dice loss
         legacy_constants: bool = False     # h and the mean over classes as for two classes, however many: SSL4MIS on ACDC
 
     params: Params
@@ -45,7 +50,7 @@ class UaMt(MeanTeaching):
         weak = given(batch.unlabeled).weak
         log_l, log_u = together(self.student, batch.labeled.image, weak)
         taught, certain = self.teach(weak, step)
-        labeled = fit(log_l, batch.labeled.label)
+        labeled = fit(log_l, batch.labeled.label, dice=self.params.dice)
         by_pixel = squared_difference(log_u.exp(), taught) * (self.task.classes / self.classes)
         consistency = masked_mean(by_pixel, certain)
         weight = self.params.consistency * sigmoid_ramp(step, self.params.ramp * self.task.steps)

@@ -13,7 +13,7 @@ from torch import Tensor
 from crkd_cli.augment.mix import draw_mix, mix
 from crkd_cli.config import Fraction, Strict
 from crkd_cli.data.batch import Batch
-from crkd_cli.losses.dice import dice_loss
+from crkd_cli.losses.dice import DiceClasses, dice_loss
 from crkd_cli.losses.pixel import probabilities
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, Published, evaluating, fit, given, read_out, together
@@ -26,11 +26,15 @@ class UniMatch(Method):
 
     unlabeled_streams = 2
     strong_views = 2
-    published: ClassVar[Published] = {"acdc": {"train.steps": 30000}}    # 300 epochs: 30,900 with 3 labelled patients
+    published: ClassVar[Published] = {
+        "acdc": {"train.steps": 30000},    # 300 epochs: 30,900 with 3 labelled patients
+        "la": {"methods.unimatch.dice": "foreground"},    # as CrossMatch's authors ran it there
+    }
 
     class Params(Strict, frozen=True):
         confidence: Fraction = 0.95        # τ: pixels below do not count
         drop: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.5    # channel dropout of the perturbed features, on every level
+        dice: DiceClasses = "all"              # classes of the Dice losses
 
     params: Params
 
@@ -45,10 +49,12 @@ class UniMatch(Method):
         by_view = []
         for log_p, box in zip(together(self.student, *strong), boxes, strict=True):
             confidence, pseudo = (mix(own, other, box) for own, other in zip(answers, of_partners, strict=True))
-            by_view.append(dice_loss(log_p.exp(), pseudo, confidence >= self.params.confidence))
+            sure = confidence >= self.params.confidence
+            by_view.append(dice_loss(log_p.exp(), pseudo, sure, classes=self.params.dice))
         keep = answers.values >= self.params.confidence
-        labeled, pseudo = fit(log_l, batch.labeled.label), torch.stack(by_view).mean()
-        feature = dice_loss(log_fp.exp(), answers.indices, keep)
+        labeled = fit(log_l, batch.labeled.label, dice=self.params.dice)
+        pseudo = torch.stack(by_view).mean()
+        feature = dice_loss(log_fp.exp(), answers.indices, keep, classes=self.params.dice)
         total = 0.5 * (labeled + 0.5 * pseudo + 0.5 * feature)
         shares = {f"share_{k}": (keep & (answers.indices == k)).float().mean() for k in range(1, self.task.classes)}
         return {"total": total, "labeled": labeled, "pseudo": pseudo, "feature": feature, "kept": keep.float().mean(), **shares}

@@ -107,7 +107,7 @@ def test_published_rows_stand_beside_the_published_setting_only(keep, tmp_path, 
 def test_a_label_says_what_one_run_alone_sets(keep, tmp_path):
     keep("a", overrides={"data.labeled": 8, "methods.crkd.pixel": 0, "methods.crkd.entropy": 0.0, "methods.crkd.warmup": 0.1})
     keep("b", overrides={"data.labeled": 8, "train.lr": 0.1, "methods.fixmatch.x": 1})
-    keep("c", method="bcp", overrides={"data.labeled": 8, "train.power": 0.0})    # as its authors
+    keep("c", method="bcp", overrides={"data.labeled": 8, "train.schedule": "constant"})    # as its authors
     text = page(tmp_path)
     assert cells(text, "a")[0] == "crkd without pixel, entropy; warmup 0.1"
     assert cells(text, "b")[0] == "crkd; train.lr 0.1"

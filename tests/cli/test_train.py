@@ -115,7 +115,7 @@ def test_own_data_without_a_configuration(cli: Callable[..., Result], toy: Path)
         (["--set", "data.frame.resize=[a, 32]"], 2, ["data.frame.resize=[a, 32]: data.frame.resize[0]: expected"]),
         (["--set", "data.frame={patch: [16, 16, 16]}"], 2, ["data.frame has 3 sizes", "2 axes"]),
         (["--set", "data.frame={patch: [32, 16], stride: [16, 17]}"], 2, ["data.frame", "stride [16, 17] is larger"]),
-        (["--method", "supervised", "--set", "methods.supervised.x=1"], 2, ["unknown key", "there is nothing to choose from"]),
+        (["--method", "supervised", "--set", "methods.supervised.x=1"], 2, ["unknown key", "choose from dice"]),
         (["--set", "train.optimizer=adamw", "--set", "train.momentum=1"], 2, ["train", "adamw needs a momentum below 1"]),
         (["--set", "model.name=unett"], 2, ["no network is called 'unett'", "did you mean 'unet'"]),
         (["--set", "methods.crkd.confidence=2"], 2, ["methods.crkd", "confidence", "<= 1"]),

@@ -24,10 +24,11 @@ def tiny(tmp_path: Path, make_store: Callable[..., object], dims: int) -> Planne
     config = tiny_config(dims)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
-    def make(*sets: str, out: str = "run") -> Plan:
+    def make(*sets: str, out: str = "run", stop_after: int | None = None) -> Plan:
         request = Request(
             dataset="toy", labeled=None, method=None, config=tmp_path / "config.yaml", split=tmp_path / "split.yaml",
             out=tmp_path / out, sets=list(sets), data_root=tmp_path / "data",
+            stop_after=stop_after,
         )  # fmt: skip
         return plan(request)
 

@@ -4,6 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from crkd_cli.engine.hardware import pick_precision
 
 PROGRAM = """
 import resource, torch
@@ -31,3 +34,14 @@ def test_freed_memory_is_used_again() -> None:
 
     assert faults(reuse=False) > 5000
     assert faults(reuse=True) < 500
+
+
+def test_auto_chooses_one_precision_and_keeps_it() -> None:
+    """What it chooses depends on the machine; the measurement draws no random numbers and is made once."""
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    chosen = {pick_precision("auto", torch.device("cpu")) for _ in range(3)}
+    assert len(chosen) == 1
+    assert chosen <= {torch.bfloat16, torch.float32}
+    assert torch.equal(torch.rand(3), expected)

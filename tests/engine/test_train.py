@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from crkd_cli.data.splits import made_file, write
-from crkd_cli.engine import checkpoint as checkpoints
 from crkd_cli.engine.assemble import build_data, build_method, step_seed
+from crkd_cli.engine.checkpoint import load, save
 from crkd_cli.engine.journal import Journal
 from crkd_cli.engine.start import Plan, Request, plan, start
 from crkd_cli.engine.train import Stopped, train
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.methods import METHODS
-from crkd_cli.schedules import poly
+from crkd_cli.schedules import multistep, poly
 
 Planner = Callable[..., Plan]
 
@@ -31,7 +31,7 @@ def quiet(step: int, values: dict[str, float]) -> None:
 
 
 def weights(folder: Path, name: str = "last.pth") -> dict[str, Tensor]:
-    return checkpoints.load(folder / name).weights
+    return load(folder / name).weights
 
 
 def assert_equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
@@ -66,7 +66,7 @@ def test_parity_with_a_plain_loop(tiny: Planner, monkeypatch: pytest.MonkeyPatch
             plain.losses(batch, step)["total"].backward()
             sgd.step()
         plain.after_step(step)
-    assert checkpoints.load(planned.folder / "last.pth").step == 20
+    assert load(planned.folder / "last.pth").step == 20
     trained = weights(planned.folder)
     assert_equal(plain.state_dict(), trained)
     moved = [name for name, value in first.items() if not torch.equal(value, trained[name])]
@@ -78,15 +78,31 @@ def test_poly_by_hand() -> None:
     assert poly(50, 100, power=2.0) == 0.25
 
 
+def test_multistep_equals_torch() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [20, 50, 75])
+    for step in range(100):
+        assert multistep(step, 100, (0.2, 0.5, 0.75)) == pytest.approx(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+
+
 @pytest.mark.parametrize("dims", [2], indirect=True)
-def test_the_learning_rate_may_end_above_0(tiny: Planner) -> None:
-    """With a horizon of 1.25 runs, lr·(1 − t/25) at step t of 20."""
-    run = start(tiny("train.horizon=1.25", "train.power=1", "train.lr=0.5"))
+@pytest.mark.parametrize(
+    ("sets", "expected"),
+    [
+        (("train.horizon=1.25", "train.power=1"), [0.5 * (1 - step / 25) for step in range(20)]),
+        (("train.schedule=constant",), [0.5] * 20),
+        (("train.schedule=step", "train.milestones=[0.25, 0.5]"), [0.5] * 5 + [0.05] * 5 + [0.005] * 10),
+    ],
+)
+def test_the_learning_rate_follows_its_schedule(tiny: Planner, sets: tuple[str, ...], expected: list[float]) -> None:
+    run = start(tiny("train.lr=0.5", *sets))
     rates: list[float] = []
     inner = run.optimizer.step
     run.optimizer.step = lambda loss, lr: rates.append(lr) or inner(loss, lr)    # type: ignore[method-assign, func-returns-value]
     train(replace(run, val=[]), quiet)
-    assert rates == pytest.approx([0.5 * (1 - step / 25) for step in range(20)])
+    assert rates == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +141,7 @@ def test_extending_a_finished_run(tiny: Planner) -> None:
     run = start(longer)
     assert run.method.task.steps == 8    # what ramps go by, stopped again and resumed or not
     train(run, quiet)
-    assert checkpoints.load(longer.folder / "last.pth").step == 8
+    assert load(longer.folder / "last.pth").step == 8
     with pytest.raises(UsageError, match=r"8 steps done, now train\.steps = 5"):
         tiny("train.steps=5")
 
@@ -208,7 +224,7 @@ def test_run_folder(tiny: Planner) -> None:
     assert [line["step"] for line in lines if "total" in line] == [5, 10, 15, 20]
     assert [line["step"] for line in lines if "val/dice" in line] == [10, 20]
     best = max((line for line in lines if "val/dice" in line), key=lambda line: line["val/dice"])
-    saved = checkpoints.load(planned.folder / "best.pth")
+    saved = load(planned.folder / "best.pth")
     assert saved.step == best["step"]
     assert metrics["best"]["step"] == saved.step
     assert saved.training is None
@@ -244,3 +260,37 @@ def test_a_step_never_makes_the_host_wait_for_the_gpu(tiny: Planner, method: str
             step(number)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_stopped_early_and_continued_is_bit_equal_to_a_run_in_one_go(tiny: Planner) -> None:
+    """The schedules of a run that stops early are those of the whole run."""
+    whole = tiny("train.eval_every=20", out="whole")
+    train(start(whole), quiet)
+    early = tiny("train.eval_every=20", stop_after=7)
+    metrics = train(start(early), quiet)
+    assert metrics["steps"] == load(early.folder / "last.pth").step == 7
+    assert metrics["best"]["step"] == 7    # validated where it stopped
+    assert tiny("train.eval_every=20", stop_after=7).finished
+    later = tiny("train.eval_every=20")
+    assert not later.finished
+    train(start(later), quiet)
+    assert_equal(weights(whole.folder), weights(later.folder))
+
+
+@pytest.mark.parametrize("dims", [2], indirect=True)
+def test_a_run_cannot_stop_after_its_end(tiny: Planner) -> None:
+    with pytest.raises(UsageError, match=r"^--stop-after 21 is beyond the run's last step; train\.steps = 20$"):
+        tiny(stop_after=21)
+
+
+@pytest.mark.parametrize("dims", [2], indirect=True)
+def test_resuming_keeps_the_precision_that_was_measured(tiny: Planner) -> None:
+    """Whatever this machine would choose today; but what the user names goes before it."""
+    planned = tiny("train.precision=auto", stop_after=2)
+    train(start(planned), quiet)
+    last = planned.folder / "last.pth"
+    for kept, precision in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        save(replace(load(last), precision=kept), last)
+        run = start(tiny("train.precision=auto"))
+        assert run.precision == precision
+        run.held.close()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crkd_cli.losses.dice import dice_loss
+from crkd_cli.losses.dice import DiceClasses, dice_loss
 from crkd_cli.losses.distill import feature_distillation, low_entropy_consistency, pixel_distillation, reliability
 from crkd_cli.losses.pixel import cross_entropy, divergence, entropy, log_probabilities, masked_mean, probabilities
 
@@ -48,7 +48,7 @@ def test_dice_is_0_when_right_and_1_when_wrong(dims: int) -> None:
     assert dice_loss(right, target).item() == pytest.approx(0.0, abs=1e-6)
     assert dice_loss(right.flip(1), target).item() == pytest.approx(1.0, abs=1e-5)
     half = torch.full_like(right, 0.5)
-    n = target.numel()    # Σp·t = n/4, Σp² = n/4, Σt² = n/2
+    n = target.numel()    # Σp·t = n/4, Σp² = n/4, Σt² = n/2 for either class
     assert dice_loss(half, target).item() == pytest.approx(1 - (n / 2) / (n / 4 + n / 2), abs=1e-5)
 
 
@@ -59,14 +59,26 @@ def test_dice_with_a_mask_is_dice_of_the_pixels_inside(space: tuple[int, ...]) -
     torch.testing.assert_close(dice_loss(p, target, mask), dice_loss(inside, target[mask].unsqueeze(0)))
 
 
-def test_dice_sums_over_the_batch(space: tuple[int, ...]) -> None:
+def slow_dice(p: Tensor, target: Tensor, k: int, epsilon: float, power: int) -> float:
+    """1 − (2 Σ p·t + ε) / (Σ p^power + Σ t + ε) of class k, pixel by pixel."""
+    rows = [(row[k], float(t == k)) for row, t in zip(pixels(p), target.flatten().tolist(), strict=True)]
+    overlap = sum(a * b for a, b in rows)
+    return 1 - (2 * overlap + epsilon) / (sum(a**power + b for a, b in rows) + epsilon)
+
+
+@pytest.mark.parametrize(("classes", "first"), [("all", 0), ("foreground", 1)])
+@pytest.mark.parametrize(("squared", "power"), [(True, 2), (False, 1)])
+@pytest.mark.parametrize("epsilon", [1e-5, 0.1])
+def test_the_forms_of_the_dice_loss(
+    space: tuple[int, ...], classes: DiceClasses, first: int, squared: bool, power: int, epsilon: float
+) -> None:
+    """Sums over the whole batch, or the mean over images, each with a Dice of its own."""
     p, target = logits(space).softmax(1), torch.randint(K, (B, *space))
-    by_class = []
-    for k in range(1, K):
-        rows = [(row[k], float(t == k)) for row, t in zip(pixels(p), target.flatten().tolist(), strict=True)]
-        overlap = sum(a * b for a, b in rows)
-        by_class.append(1 - (2 * overlap + 1e-5) / (sum(a * a for a, _ in rows) + sum(b * b for _, b in rows) + 1e-5))
-    assert dice_loss(p, target).item() == pytest.approx(mean(by_class), abs=1e-6)
+    pooled = mean([slow_dice(p, target, k, epsilon, power) for k in range(first, K)])
+    by_image = [slow_dice(p[[n]], target[[n]], k, epsilon, power) for n in range(B) for k in range(first, K)]
+    for is_pooled, expected in ((True, pooled), (False, mean(by_image))):
+        loss = dice_loss(p, target, classes=classes, squared=squared, pooled=is_pooled, epsilon=epsilon)
+        assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_pixel_terms_equal_torch(space: tuple[int, ...]) -> None:
