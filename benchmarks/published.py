@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from crkd_cli.models.networks.base import Network
 
-LAMBDAS = {"labeled": 1.0, "pseudo": 1.0, "pixel": 1.0, "feature": 0.1, "semantic": 0.1, "entropy": 0.1}
+LAMBDAS = {"labeled": 1.0, "pseudo": 1.0, "pixel": 0.1, "feature": 0.1, "semantic": 0.1, "entropy": 0.1}
 WIDTH = 256       # P
 STREAMS = 3       # projected in a step: labelled, strong, perturbed
 MAPS = 6          # P-channel maps that autograd keeps per stream: three layers, two norms, the unit-length result
@@ -79,9 +79,10 @@ class Published(nn.Module):
         nearer = error(z_s.detach(), pseudo) < error(z_fp.detach(), pseudo)
         by_s, by_fp = nearer.float() * keep, (1.0 - nearer.float()) * keep
         terms = {
-            "labeled": fit(z_l, label, torch.ones_like(label)),
-            "pseudo": 0.5 * (fit(z_s, pseudo, keep) + fit(z_fp, pseudo, keep)),
-            "pixel": average(divergence(z_s.detach(), z_fp), by_s) + average(divergence(z_fp.detach(), z_s), by_fp),
+            "labeled": 0.5 * (error(z_l, label).mean() + dice(z_l, label, torch.ones_like(label))),
+            "pseudo": 0.5 * (dice(z_s, pseudo, keep) + dice(z_fp, pseudo, keep)),
+            "pixel": (average(divergence(z_s.detach(), z_fp), by_s) + average(divergence(z_fp.detach(), z_s), by_fp))
+            / self.classes,
             "feature": average(1.0 - functional.cosine_similarity(features_s.detach(), features_fp), by_s)
             + average(1.0 - functional.cosine_similarity(features_s, features_fp.detach()), by_fp),
             "semantic": self.semantic([features_l, features_s, features_fp], z_l, label, confidence, pseudo),
@@ -143,16 +144,16 @@ def average(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
-def fit(z: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """½ (CE + Dice over all classes) over the pixels of mask, with one-hot targets."""
+def dice(z: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Dice loss over all classes and the pixels of mask, with one-hot targets."""
     p = z.softmax(1)
     truth = functional.one_hot(target, z.shape[1]).movedim(-1, 1).float()
-    dice = torch.zeros((), device=z.device)
+    loss = torch.zeros((), device=z.device)
     for k in range(z.shape[1]):
         overlap = (p[:, k] * truth[:, k] * mask).sum()
         sizes = (p[:, k] ** 2 * mask).sum() + (truth[:, k] ** 2 * mask).sum()
-        dice = dice + 1.0 - (2.0 * overlap + 1e-5) / (sizes + 1e-5)
-    return 0.5 * (average(error(z, target), mask) + dice / z.shape[1])
+        loss = loss + 1.0 - (2.0 * overlap + 1e-5) / (sizes + 1e-5)
+    return loss / z.shape[1]
 
 
 def divergence(z_teacher: Tensor, z_student: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from crkd_cli.paths import packaged
 Synthetic = tuple[NDArray[Any], NDArray[np.uint8]]
 CASES, LABELED, TEST = 6, 2, 1    # of a synthetic store
 # Every term on, at full weight from the first step.
-ALL_TERMS = "methods.crkd={confidence: %g, start: 0, ramp: 0, warmup: 0, pseudo_ramp: 0}"
+ALL_TERMS = "methods.crkd={confidence: %g, ramp: 0}"
 CONFIDENCE = {"acdc": 0.8, "la": 0.75}
 
 

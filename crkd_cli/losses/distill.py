@@ -22,8 +22,13 @@ def reliability(log_s: Tensor, log_fp: Tensor, pseudo: Tensor, keep: Tensor) -> 
 
 
 def pixel_distillation(log_s: Tensor, log_fp: Tensor, by_s: Tensor, by_fp: Tensor) -> Tensor:
-    """CPKD: KL(sg p_s ‖ p_fp) averaged over by_s plus KL(sg p_fp ‖ p_s) averaged over by_fp."""
-    return masked_mean(divergence(log_s.detach(), log_fp), by_s) + masked_mean(divergence(log_fp.detach(), log_s), by_fp)
+    """CPKD: KL(sg p_s ‖ p_fp) averaged over by_s plus KL(sg p_fp ‖ p_s) averaged over by_fp, both over K.
+
+    The released program takes the mean over classes where the divergence is a sum.
+    """
+    to_fp = masked_mean(divergence(log_s.detach(), log_fp), by_s)
+    to_s = masked_mean(divergence(log_fp.detach(), log_s), by_fp)
+    return (to_fp + to_s) / log_s.shape[1]
 
 
 def feature_distillation(features_s: Tensor, features_fp: Tensor, by_s: Tensor, by_fp: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class MeanTeaching(Method):
 
     def __init__(self, task: Task, params: Params) -> None:
         super().__init__(task, params)
-        self.teacher = Ema(self.student, params.teacher_decay, stochastic=True)
+        self.teacher = Ema(self.student, params.teacher_decay, dropout=True)
 
     @torch.no_grad()
     def answer(self, weak: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class Bcp(Method):
 
     def __init__(self, task: Task, params: Params) -> None:
         super().__init__(task, params)
-        self.teacher = Ema(self.student, params.teacher_decay, stochastic=True)
+        self.teacher = Ema(self.student, params.teacher_decay, dropout=True)
         self.begin = round(params.warmup * task.steps)
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:

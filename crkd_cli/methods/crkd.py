@@ -1,77 +1,76 @@
 """CRKD: semi-supervised segmentation by cross reliable knowledge distillation.
 
-An unlabelled image is seen three ways: weakly augmented by the teacher (pseudo-label ŷ and confidence c), strongly augmented
-(student stream s), and weakly augmented with perturbed features (student stream fp). Both streams learn the pseudo-label, and
-at every pixel the stream nearer to it teaches the other.
+An unlabelled image is seen three ways: weakly augmented by the teacher (pseudo-label ŷ and confidence c), strongly
+augmented (student stream s), and weakly augmented with perturbed features (student stream fp). Both streams learn
+the pseudo-label, and at every pixel the stream nearer to it teaches the other.
 
 Letters: B batch, K classes, F features, *S two or three spatial axes; L labelled, U unlabelled images in a batch.
 """
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crkd_cli.augment.mix import draw_swap, swap
 from crkd_cli.config import Fraction, NonNegative, Strict
 from crkd_cli.data.batch import Batch
-from crkd_cli.losses.align import Shares, align
 from crkd_cli.losses.contrast import class_means, contrast, sample
-from crkd_cli.losses.distill import feature_distillation, low_entropy_consistency, pixel_distillation, reliability
+from crkd_cli.losses.dice import DiceClasses, dice_loss
+from crkd_cli.losses.distill import (
+    feature_distillation,
+    low_entropy_consistency,
+    pixel_distillation,
+    reliability,
+)
 from crkd_cli.losses.pixel import log_probabilities, probabilities
 from crkd_cli.methods import METHODS
-from crkd_cli.methods.base import Method, Task, fit, given
+from crkd_cli.methods.base import Method, Published, Task, fit, given
 from crkd_cli.models.blocks import drop_channels
 from crkd_cli.models.ema import Ema
 from crkd_cli.models.projection import Projection
 from crkd_cli.schedules import sigmoid_ramp
 
-UNLABELED = ("pseudo", "pixel", "feature", "semantic", "entropy")    # terms that need the unlabelled images
-
 
 @METHODS.register
 class Crkd(Method):
-    """L = L_sup + λ_ps L_ps + r(t) [λ_p CPKD + λ_f CFKD + λ_c CSD + λ_e LEC]. A weight of 0 switches its term off."""
+    """L = L_sup + λ_ps L_ps + r(t) [λ_p CPKD + λ_f CFKD + λ_c CSD + λ_e LEC]. A weight of 0 switches its term off.
+
+    L_ps is the Dice loss on confident pixels, the mean of both streams.
+    """
 
     strong_views = 1
+    published: ClassVar[Published] = {"la": {"methods.crkd.dice": "foreground"}}
 
     class Params(Strict, frozen=True):
-        confidence: Fraction = 0.8             # τ: pixels below do not count
-        alignment: bool = True                 # of the pseudo-labels' class shares with the labels': else they starve or flood
-        pseudo: NonNegative = 1.0              # λ_ps, of ½ (cross entropy + Dice) on the pseudo-label
-        warmup: Fraction = 0.2                 # share of the run on labelled images alone, before the teacher is worth hearing
-        pseudo_ramp: Fraction = 0.2            # share of the run over which λ_ps rises after that
-        pixel: NonNegative = 1.0               # λ_p, CPKD
-        feature: NonNegative = 0.1             # λ_f, CFKD
-        semantic: NonNegative = 0.1            # λ_c, CSD
-        entropy: NonNegative = 0.1             # λ_e, LEC
-        start: Fraction = 0.4                  # share of the run before r(t) starts; r is 0 until then
-        ramp: Fraction = 0.3                   # T_r as a share of the run
-        teacher_decay: Fraction = 0.99         # of the teacher's moving average; 0: the student itself teaches
-        drop: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.5    # channel dropout of stream fp, on every encoder level
+        confidence: Fraction = 0.8         # τ: pixels below do not count
+        dice: DiceClasses = "all"          # classes of the Dice losses
+        pseudo: NonNegative = 1.0          # λ_ps
+        pixel: NonNegative = 0.1           # λ_p, CPKD
+        feature: NonNegative = 0.1         # λ_f, CFKD
+        semantic: NonNegative = 0.1        # λ_c, CSD
+        entropy: NonNegative = 0.1         # λ_e, LEC
+        ramp: NonNegative = 1.0            # share of the run over which r(t) rises to 1
+        teacher_decay: Fraction = 0.99     # of the teacher's moving average; 0: the student's weights as they are
+        drop: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.5    # channel dropout of stream fp, on every level
         temperature: Annotated[float, msgspec.Meta(gt=0.0)] = 1.0     # T of CSD
         samples: Annotated[int, msgspec.Meta(ge=1)] = 256             # CSD samples per stream and batch
-        true_positives: bool = True            # CSD anchors must be predicted right
+        true_positives: bool = True        # CSD anchors must be predicted right
 
     params: Params
 
     def __init__(self, task: Task, params: Params) -> None:
         super().__init__(task, params)
-        self.teacher = Ema(self.student, params.teacher_decay)
+        # Without dropout: its pseudo-labels are those of the network that will predict.
+        self.teacher = Ema(self.student, params.teacher_decay, dropout=False)
         self.projection = Projection(self.student.features)
-        self.labeled, self.guessed = Shares(task.classes), Shares(task.classes)
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        params, weights = self.params, self.weights(step)
-        if params.alignment:
-            self.labeled.follow(self._members(batch.labeled.label))
-        if not any(weights[name] for name in UNLABELED):
-            labeled = fit(log_probabilities(self.student(batch.labeled.image)), batch.labeled.label)
-            return {"total": labeled, "labeled": labeled}
-        unlabeled = given(batch.unlabeled)
+        params, unlabeled = self.params, given(batch.unlabeled)
         label, weak, strong = batch.labeled.label, unlabeled.weak, unlabeled.strong[0]
         confidence, pseudo = self.pseudo_label(weak)
+        shares = {f"share_{k}": (pseudo == k).float().mean() for k in range(1, self.task.classes)}
         partner, box = draw_swap(weak.shape, weak.device)
         weak, strong, confidence, pseudo = (swap(t, partner, box) for t in (weak, strong, confidence, pseudo))
         keep = confidence >= params.confidence
@@ -85,30 +84,31 @@ class Crkd(Method):
         features_l, features_s, features_fp = torch.split(features, sizes)
         log_l, log_s, log_fp = torch.split(log_probabilities(self.student.head(features)), sizes)
 
+        by_stream = [dice_loss(log_p.exp(), pseudo, keep, classes=params.dice) for log_p in (log_s, log_fp)]
         terms = {
-            "labeled": fit(log_l, label),
-            "pseudo": 0.5 * (fit(log_s, pseudo, keep) + fit(log_fp, pseudo, keep)),
+            "labeled": fit(log_l, label, dice=params.dice),
+            "pseudo": torch.stack(by_stream).mean(),
         }
         by_s, by_fp = reliability(log_s, log_fp, pseudo, keep)
-        if weights["pixel"]:
+        if params.pixel:
             terms["pixel"] = pixel_distillation(log_s, log_fp, by_s, by_fp)
-        if weights["feature"]:
+        if params.feature:
             terms["feature"] = feature_distillation(features_s, features_fp, by_s, by_fp)
-        if weights["semantic"]:
+        if params.semantic:
             terms["semantic"] = self.semantic((features_l, features_s, features_fp), log_l, label, confidence, pseudo)
-        if weights["entropy"]:
+        if params.entropy:
             terms["entropy"] = low_entropy_consistency(log_s, log_fp)
+        weights = self.weights(step)
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        return {"total": total, **terms, "kept": keep.float().mean(), **self._shares(pseudo)}
+        return {"total": total, **terms, "kept": keep.float().mean(), **shares}
 
     @torch.no_grad()
     def pseudo_label(self, weak: Tensor) -> tuple[Tensor, Tensor]:
-        """weak [U, C, *S] → confidence [U, *S] float32 and pseudo-label [U, *S] int64 of the teacher, in evaluation mode."""
-        p = probabilities(self.teacher.network(weak))
-        if self.params.alignment:
-            self.guessed.follow(p)
-            p = align(p, self.labeled.mean, self.guessed.mean)
-        confidence, pseudo = p.max(1)
+        """Label weakly augmented images with the teacher, which normalises them by their own statistics.
+
+        weak [U, C, *S] → confidence [U, *S] float32 and pseudo-label [U, *S] int64.
+        """
+        confidence, pseudo = probabilities(self.teacher.network(weak)).max(1)
         return confidence, pseudo
 
     def semantic(
@@ -133,26 +133,20 @@ class Crkd(Method):
         return contrast(projected[0], torch.cat(projected[1:]), anchors, others, self.params.temperature)
 
     def weights(self, step: int) -> dict[str, float]:
-        """The factor of every term at `step`. Terms of weight 0 are not computed."""
+        """The factor of every term at `step`."""
         params = self.params
-        r = self._ramp(step, params.start, params.ramp)
-        pseudo = params.pseudo * self._ramp(step, params.warmup, params.pseudo_ramp)
-        distilled = {"pixel": params.pixel, "feature": params.feature, "semantic": params.semantic, "entropy": params.entropy}
-        return {"labeled": 1.0, "pseudo": pseudo, **{name: r * weight for name, weight in distilled.items()}}
+        r = sigmoid_ramp(step, params.ramp * self.task.steps)
+        distilled = {
+            "pixel": params.pixel,
+            "feature": params.feature,
+            "semantic": params.semantic,
+            "entropy": params.entropy,
+        }
+        return {"labeled": 1.0, "pseudo": params.pseudo, **{name: r * weight for name, weight in distilled.items()}}
 
     def after_step(self, step: int) -> None:
         self.teacher.update(self.student, step)
 
-    def _ramp(self, step: int, start: float, length: float) -> float:
-        """0 before `start`, then up to 1 over `length`, both shares of the run."""
-        since = step - start * self.task.steps
-        return sigmoid_ramp(since, length * self.task.steps) if since >= 0 else 0.0
-
-    def _members(self, label: Tensor) -> Tensor:
-        """label [B, *S] → [B, K, *S], 1 where the pixel is of the class."""
-        classes = torch.arange(self.task.classes, device=label.device).view(-1, *[1] * (label.ndim - 1))
-        return label.unsqueeze(1) == classes
-
-    def _shares(self, pseudo: Tensor) -> dict[str, Tensor]:
-        """Share of every foreground class in the pseudo-label: a collapse of the foreground shows here first."""
-        return {f"share_{k}": (pseudo == k).float().mean() for k in range(1, self.task.classes)}
+    @property
+    def predictor(self) -> nn.Module:
+        return self.teacher.network

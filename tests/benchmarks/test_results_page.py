@@ -105,11 +105,11 @@ def test_published_rows_stand_beside_the_published_setting_only(keep, tmp_path, 
 
 
 def test_a_label_says_what_one_run_alone_sets(keep, tmp_path):
-    keep("a", overrides={"data.labeled": 8, "methods.crkd.pixel": 0, "methods.crkd.entropy": 0.0, "methods.crkd.warmup": 0.1})
+    keep("a", overrides={"data.labeled": 8, "methods.crkd.pixel": 0, "methods.crkd.entropy": 0.0, "methods.crkd.ramp": 0.1})
     keep("b", overrides={"data.labeled": 8, "train.lr": 0.1, "methods.fixmatch.x": 1})
     keep("c", method="bcp", overrides={"data.labeled": 8, "train.schedule": "constant"})    # as its authors
     text = page(tmp_path)
-    assert cells(text, "a")[0] == "crkd without pixel, entropy; warmup 0.1"
+    assert cells(text, "a")[0] == "crkd without pixel, entropy; ramp 0.1"
     assert cells(text, "b")[0] == "crkd; train.lr 0.1"
     assert cells(text, "c")[0] == "bcp"
     assert "Set apart from `configs/acdc.yaml`: data.labeled 8." in text

@@ -119,7 +119,7 @@ def test_trains_to_the_end_and_goes_on_with_another_number_of_processes(
     tiny: Planner, tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
     tiny()
-    always = ("methods.crkd.warmup=0.2", "train.log_every=1", "train.eval_every=5")
+    always = ("train.log_every=1", "train.eval_every=5")
     for steps in (6, 12, 18):
         arguments = training(tmp_path, *always, f"train.steps={steps}")
         if steps == 12:

@@ -29,7 +29,7 @@ INIT = """
         super().__init__(task, params)
 """
 TEACHER = f"""{INIT}
-        self.teacher = Ema(self.student, 0.9)
+        self.teacher = Ema(self.student, 0.9, dropout=False)
 
     def after_step(self, step):
         self.teacher.update(self.student, step)

@@ -47,8 +47,7 @@ def test_parity_with_a_plain_loop(tiny: Planner, monkeypatch: pytest.MonkeyPatch
     A step is a batch, on which a method may ask for several updates.
     """
     monkeypatch.setattr(METHODS[method], "updates", updates)
-    # Every term from the first step on: torch's fused SGD does not take parameters that get their first gradient later.
-    planned = tiny(f"method={method}", "methods.crkd.warmup=0", "methods.crkd.start=0")
+    planned = tiny(f"method={method}")
     train(start(planned), quiet)
     config, device = planned.config, torch.device("cpu")
     plain = build_method(config, planned.store.spec)
@@ -242,7 +241,7 @@ def test_training_learns(tiny: Planner) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", ["crkd", "supervised"])
 def test_a_step_never_makes_the_host_wait_for_the_gpu(tiny: Planner, method: str) -> None:
-    run = start(tiny(f"method={method}", "train.device=cuda", "methods.crkd.warmup=0", "methods.crkd.start=0"))
+    run = start(tiny(f"method={method}", "train.device=cuda"))
     raws = [run.data.read(step) for step in range(4)]
 
     def step(number: int) -> None:

@@ -162,47 +162,55 @@ def test_double_keeps_corners_and_is_linear_between() -> None:
     torch.testing.assert_close(double(2, "linear")(x), expected)
 
 
-def test_ema_first_copies_then_averages_parameters_and_buffers() -> None:
-    network = torch.nn.BatchNorm1d(1)
-    ema = Ema(network, 0.75)
-    for step, (weight, mean) in enumerate([(4.0, 2.0), (8.0, 6.0), (8.0, 6.0)]):
+def test_ema_first_copies_then_averages_weights() -> None:
+    network = torch.nn.Linear(1, 1)
+    ema = Ema(network, 0.75, dropout=False)
+    for step, weight in enumerate([4.0, 8.0, 8.0]):
         with torch.no_grad():
             network.weight.fill_(weight)
-            network.running_mean.fill_(mean)
-            network.num_batches_tracked.fill_(step + 1)
         ema.update(network, step)
     # Shares of the new value: 1, then 1/2, then 1/3 (min(1 − 1/(t + 1), 0.75) = 0, 1/2, 2/3).
     assert ema.network.weight.item() == pytest.approx((4 + 8) / 2 * 2 / 3 + 8 / 3)
-    assert ema.network.running_mean.item() == pytest.approx((2 + 6) / 2 * 2 / 3 + 6 / 3)
-    assert ema.network.num_batches_tracked.item() == 3
-    assert not ema.train().network.training
     assert not any(p.requires_grad for p in ema.parameters())
 
 
-def norm(value: float) -> torch.nn.Module:
-    network = torch.nn.BatchNorm1d(1)
+@pytest.mark.parametrize("dropout", [True, False])
+def test_ema_normalises_by_the_batch_in_training_and_keeps_its_own_statistics(dropout: bool) -> None:
+    network = torch.nn.Sequential(torch.nn.BatchNorm1d(1), Dropout(0.5))
+    ema = Ema(network, 0.75, dropout=dropout)
+    with torch.no_grad():
+        network[0].running_mean.fill_(7.0)
+    ema.update(network, 0)
+    assert ema.network[0].running_mean.item() == 0.0
+    x = torch.tensor([[1.0], [3.0]] * 100)
+    y = ema.train().network(x)
+    assert ema.network[0].running_mean.item() == pytest.approx(0.1 * 2.0)
+    assert (y == 0.0).any().item() == dropout
+    if not dropout:
+        torch.testing.assert_close(y, x - 2.0, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(ema.eval().network(x), (x - 0.2) / ema.network[0].running_var.sqrt(), rtol=1e-4, atol=1e-4)
+
+
+def constant(value: float) -> torch.nn.Module:
+    network = torch.nn.Linear(1, 1)
     with torch.no_grad():
         network.weight.fill_(value)
-        network.running_mean.fill_(value)
     return network
 
 
 def test_ema_follows_the_network_that_it_is_given() -> None:
     """Whichever it is, whatever was moved or copied since the last update."""
-    one, two = norm(2.0), norm(6.0)
-    ema = Ema(one, 1.0)
-
-    def state(of: Ema) -> tuple[float, float]:
-        return of.network.weight.item(), of.network.running_mean.item()
-
+    one, two = constant(2.0), constant(6.0)
+    ema = Ema(one, 1.0, dropout=False)
     ema.update(one, 1)
     ema.update(two, 1)    # halfway
-    assert state(ema) == (4.0, 4.0)
+    assert ema.network.weight.item() == 4.0
     ema.double()
     two.double()
     ema.update(two, 1)
-    assert state(ema) == (5.0, 5.0)
+    assert ema.network.weight.item() == 5.0
     copied = copy.deepcopy(ema)
     copied.update(two, 0)
-    assert state(copied) == (6.0, 6.0)
-    assert state(ema) == (5.0, 5.0)
+    assert copied.network.weight.item() == 6.0
+    assert ema.network.weight.item() == 5.0

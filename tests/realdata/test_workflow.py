@@ -12,7 +12,7 @@ pytestmark = pytest.mark.realdata
 
 SMALL = [
     "train.steps=24", "train.eval_every=12", "train.log_every=8", "model.widths=[8, 8, 16, 16, 32]", "methods.crkd.samples=32",
-    "methods.crkd.warmup=0", "methods.crkd.start=0", "data.labeled=2", "data.unlabeled=2",
+    "data.labeled=2", "data.unlabeled=2",
 ]  # fmt: skip
 # name, raw files, --labeled, frame, an image to predict
 CASES = {
