@@ -26,6 +26,11 @@ def say(line: str) -> None:
         _tell(line)
 
 
+def warn(line: str) -> None:
+    """One plain line on stderr, with --quiet too; of several processes the first one speaks."""
+    _tell(line)
+
+
 def _tell(line: str) -> None:
     try:
         print(line, file=sys.stderr, flush=True)

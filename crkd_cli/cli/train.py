@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from crkd_cli.cli.console import command, progress, say
+from crkd_cli.cli.console import command, progress, say, warn
 from crkd_cli.cli.options import DataRoot, Device, Quiet, Sets, Verbose
 from crkd_cli.methods import METHODS
 
@@ -144,7 +144,7 @@ def _train(planned: "Plan") -> Path:
             advance(step - done, _line(values) if values else None)
             done = step
 
-        metrics = run_loop(run, report)
+        metrics = run_loop(run, report, warn)
     if not world.rank():
         write_metrics(planned.folder, metrics)
         if not draw_curves(planned.folder):
@@ -173,5 +173,5 @@ def _line(values: dict[str, float]) -> str:
     """The terms that a person watches, in one line."""
     from crkd_cli.engine.journal import RATES
 
-    shown = [f"{name} {value:.3g}" for name, value in values.items() if name not in RATES and "/dice/" not in name]
+    shown = [f"{name} {value:.3g}" for name, value in values.items() if name not in RATES and "/dice/" not in name and not name.startswith("label_share")]
     return "  ".join(shown + ([f"skipped {values['skipped']:.0f}"] if values["skipped"] else []))

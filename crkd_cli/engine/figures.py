@@ -22,16 +22,25 @@ def curves(comparison: Comparison) -> list[tuple[str, str]]:
     """Title and SVG of every learning curve that the runs logged, one line per run."""
     logs = [(i, read_log(run.run)) for i, entry in enumerate(comparison.entries) for run in entry.runs]
     drawn = []
-    for name, title in _CURVES.items():
+    shares = {f"share_{k}": f"{c}, share of the pseudo-labels" for k, c in enumerate(comparison.one.classes, start=1)}
+    for name, title in {**_CURVES, **shares}.items():
         lines = [(i, [(line["step"], line[name]) for line in log if name in line]) for i, log in logs]
         lines = [(i, points) for i, points in lines if points]
         if lines:
             methods = ", ".join(dict.fromkeys(comparison.entries[i].name for i, _ in lines))
-            drawn.append((title, _curve(name, lines, f"{title} over training steps: {methods}")))
+            of_labels = [line[f"label_{name}"] for _, log in logs for line in log if f"label_{name}" in line]
+            truth = of_labels[0] if of_labels else None
+            text = f"{title} over training steps: {methods}"
+            if truth is not None:
+                title = f"{title} (dotted: of the labels)"
+                text = f"{text}; dotted: {100 * truth:.2g} % of the labels"
+            drawn.append((title, _curve(name, lines, text, truth)))
     return drawn
 
 
-def _curve(name: str, lines: Sequence[tuple[int, list[tuple[int, float]]]], text: str) -> str:
+def _curve(
+    name: str, lines: Sequence[tuple[int, list[tuple[int, float]]]], text: str, truth: float | None
+) -> str:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure, axes = _axes(2.7)
@@ -41,6 +50,8 @@ def _curve(name: str, lines: Sequence[tuple[int, list[tuple[int, float]]]], text
         percent = [100 * value for value in values] if name == "val/dice" else values
         style = ("-", "--")[i // COLOURS % 2]
         axes.plot(steps, percent, style, color=_ink(i), linewidth=1.4, marker=marker, markersize=3)
+    if truth is not None:
+        axes.axhline(truth, color=_INK, linewidth=1.2, linestyle=":")
     if name == "total":
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -68,7 +68,8 @@ def draw_curves(folder: Path) -> bool:
         "validation Dice": [n for n in names if n.startswith("val")],
         "share of pseudo-labels": [n for n in names if n == "kept" or n.startswith("share_")],
     }
-    others = {*RATES, *(name for members in panels.values() for name in members)}
+    truth = {name: line[name] for line in lines for name in line if name.startswith("label_share_")}
+    others = {*RATES, *truth, *(name for members in panels.values() for name in members)}
     panels = {"loss": [n for n in names if n not in others], **panels}
     panels = {title: members for title, members in panels.items() if members}
     figure = Figure(figsize=(5.0 * max(len(panels), 1), 3.6), layout="constrained")
@@ -76,7 +77,9 @@ def draw_curves(folder: Path) -> bool:
         for name in members:
             points = [(line["step"], line[name]) for line in lines if name in line]
             marker = "o" if len(points) < 20 else None
-            axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2, marker=marker, markersize=3)
+            (curve,) = axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2, marker=marker, markersize=3)
+            if f"label_{name}" in truth:    # dotted: the same class's share of the labels
+                axes.axhline(truth[f"label_{name}"], color=curve.get_color(), linestyle=":", linewidth=1.0)
         axes.set(xlabel="step", title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False)

@@ -21,11 +21,13 @@ from crkd_cli.engine.checkpoint import Checkpoint, load, save
 from crkd_cli.engine.distributed import Agreement, is_loss, wrapped
 from crkd_cli.engine.foreign import blamed, checked
 from crkd_cli.engine.hardware import describe
-from crkd_cli.engine.journal import Journal
+from crkd_cli.engine.journal import Journal, read_log
 from crkd_cli.engine.optimizer import GuardedOptimizer
 from crkd_cli.engine.validate import Score, Validator
+from crkd_cli.engine.watch import Watch, label_shares
 from crkd_cli.errors import CrkdError, UsageError, counted
 from crkd_cli.methods.base import Method
+from crkd_cli.notices import Say
 from crkd_cli.schedules import multistep, poly
 
 LIMIT = 10    # steps in a row with a non-finite loss or gradient that end a run
@@ -65,10 +67,14 @@ class Run:
     signal: int = 0              # one that came in the last step: the run is whole, but nothing may follow
 
 
-def train(run: Run, report: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
+Report = Callable[[int, dict[str, float]], None]
+
+
+def train(run: Run, report: Report, warn: Say | None = None) -> dict[str, Any]:
     """Runs from where the checkpoint stands to step `run.stop`; gives the content of metrics.json.
 
-    `report(step, values)` is told after every step; values is empty but where the run is logged. Raises Stopped on SIGTERM,
+    `report(step, values)` is told after every step; values is empty but where the run is logged. `warn(line)` is told of signs
+    that the run goes wrong, each once. Raises Stopped on SIGTERM,
     SIGINT and SIGUSR1, but in the last step, after which the run knows of it; and CrkdError after ten non-finite steps in a
     row; the last good checkpoint is on disk in either case. Of several processes, which stop together, the first one alone
     validates and writes. Raises Lost if another one ended.
@@ -79,7 +85,7 @@ def train(run: Run, report: Callable[[int, dict[str, float]], None]) -> dict[str
     validator = None
     if run.val and journal:
         validator = Validator(run.method, run.store, run.val, replace(run.checkpoint, training=None), run.device, run.precision)
-    loop = _Loop(run, journal, validator, report)
+    loop = _Loop(run, journal, validator, report, warn)
     agree = Agreement()
     prefetch = Prefetch(run.data.read, run.checkpoint.step, run.stop)
     with run.held, _Signals() as signals:
@@ -114,9 +120,9 @@ def train(run: Run, report: Callable[[int, dict[str, float]], None]) -> dict[str
 
 class _Loop:
     def __init__(
-        self, run: Run, journal: Journal | None, validator: Validator | None, report: Callable[[int, dict[str, float]], None]
+        self, run: Run, journal: Journal | None, validator: Validator | None, report: Report, warn: Say | None
     ) -> None:
-        self.run, self.journal, self.validator, self.report = run, journal, validator, report
+        self.run, self.journal, self.validator, self.report, self.warn = run, journal, validator, report, warn
         self.config = run.checkpoint.config.train
         self.losses = wrapped(run.method)
         self.seen: dict[str, list[Tensor]] = {}    # scalars of the steps since the last log line, on the device
@@ -125,6 +131,10 @@ class _Loop:
         self.waited = self.waited_total = 0.0
         self.last: dict[str, float] = {}
         self.dice: dict[str, float] = {}
+        checkpoint = run.checkpoint
+        # What pseudo-labels are held against; no method with unlabelled images, nothing to hold.
+        self.truth = label_shares(run.store, checkpoint.split) if run.method.unlabeled_streams and journal else {}
+        self.watch = Watch(checkpoint.spec.classes, self.config.steps, read_log(checkpoint.path.parent) if journal else ())
 
     def timed(self, prefetch: Prefetch[Any]) -> Any:
         """The prefetched items, with the time spent waiting for them counted."""
@@ -195,7 +205,8 @@ class _Loop:
         seconds = max(now - self.logged, 1e-9)
         rates = {"steps_per_second": self.counted / seconds, "waiting": self.waited / seconds}
         values = {**self.last, **rates, "skipped": float(optimizer.skipped())}
-        self.write(done, values)
+        truth = {name: share for name, share in self.truth.items() if name.removeprefix("label_") in values}
+        self.write(done, {**values, **truth})
         self.report(done, {**values, **self.dice})
         self.waited_total += self.waited
         self.seen, self.counted, self.logged, self.waited = {}, 0, now, 0.0
@@ -219,6 +230,9 @@ class _Loop:
     def write(self, step: int, values: dict[str, float]) -> None:
         if self.journal:
             self.journal.write(step, values)
+            for warning in self.watch(step, values):
+                if self.warn:
+                    self.warn(warning)
 
     def save(self, done: int) -> None:
         """last.pth, by process 0; a running validation ends first, so that the checkpoint knows the best one."""

@@ -52,7 +52,8 @@ def runs(request, cli, make_store, make_checkpoint, tmp_path):
     for seed in (1, 2):
         test = tuple(f"p{number:02d}" for number in range(7))
         file = make_checkpoint(store.spec, frame, f"runs/toy-{seed}/last.pth", ("p07",), test=test, seed=seed)
-        log = [{"step": step, "total": 1 / step, "val/dice": step / 10} for step in (1, 2, 3)]
+        shares = {"share_1": 0.2, "label_share_1": 0.1}
+        log = [{"step": step, "total": 1 / step, "val/dice": step / 10, **shares} for step in (1, 2, 3)]
         (file.parent / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
         assert cli("evaluate", file, "--data-root", tmp_path / "data", "--quiet").exit_code == 0
         folders.append(file.parent)
@@ -85,7 +86,11 @@ def test_the_page_is_whole(report, runs):
     assert len(ids) == len(set(ids))
     assert all(image["alt"] for image in page.all("img"))
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
-    assert len(page.all("svg")) == 4    # two curves, two kinds of dots
+    said = [svg["aria-label"] for svg in page.all("svg")]
+    assert len(said) == 5    # three curves, two kinds of dots
+    assert said[2] == (
+        "disc, share of the pseudo-labels over training steps: supervised; dotted: 10 % of the labels"
+    )
     sections = {text for level, text in page.headings if level == "h2"}
     assert {"Scores", "Learning curves", "Scores of every case", "Runs"} <= sections
     assert [level for level, _ in page.headings].count("h1") == 1

@@ -87,7 +87,7 @@ def test_the_teacher_labels_with_the_statistics_of_its_batch_and_keeps_their_ave
     images = data.unlabeled.weak
     norm = next(m for m in method.teacher.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm))
     convolution = method.teacher.network.down[0][0]
-    confidence, pseudo = method.pseudo_label(images)
+    confidence, _ = method.pseudo_label(images)
     again, _ = method.pseudo_label(images)
     assert torch.equal(confidence, again)    # nothing is dropped
     means = convolution(images).mean((0, *range(2, images.ndim)))

@@ -1,0 +1,87 @@
+"""Runs that go wrong say so once: pseudo-labels whose class shares leave those of the labels, and a fall on validation."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from crkd_cli.engine.start import Plan, start
+from crkd_cli.engine.train import train
+from crkd_cli.engine.watch import Watch, label_shares
+
+Planner = Callable[..., Plan]
+CLASSES = ("background", "lumen", "wall")
+
+
+def told(lines: dict[int, dict[str, float | None]], watch: Watch | None = None) -> dict[int, list[str]]:
+    """The warnings after every one of `lines`, {step: values}, of a run of 1,000 steps; steps without one are left out."""
+    watch = watch or Watch(CLASSES, 1000)
+    warnings = {step: watch(step, values) for step, values in lines.items()}
+    return {step: texts for step, texts in warnings.items() if texts}
+
+
+def shares(lumen: float | None, wall: float = 0.02) -> dict[str, float | None]:
+    return {"share_1": lumen, "share_2": wall, "label_share_1": 0.01, "label_share_2": 0.02}
+
+
+def test_a_class_that_starves_is_told_after_a_tenth_of_the_run() -> None:
+    lines = {step: shares(0.0019 if step >= 300 else 0.0021) for step in range(50, 1001, 50)}
+    warnings = told(lines)
+    assert list(warnings) == [400]
+    (text,) = warnings[400]
+    assert text.startswith("warning: lumen has been 0.19 % of the pseudo-labels since step 300, but is 1 % of the labels; ")
+    assert "lower the method's confidence" in text
+
+
+def test_a_class_that_floods_is_told_in_the_other_direction() -> None:
+    (text,) = told({step: shares(0.01, wall=0.11) for step in (100, 150, 200)})[200]
+    assert text.startswith("warning: wall has been 11 % of the pseudo-labels since step 100, but is 2 % of the labels; ")
+    assert "raise the method's confidence" in text
+
+
+def test_a_share_that_comes_back_in_time_and_the_first_tenth_are_not_told() -> None:
+    back = {step: shares(0.0 if step % 150 else 0.01) for step in range(50, 1001, 50)}
+    assert told(back) == {}
+    assert told({50: shares(0.0), 100: shares(0.0), 150: shares(0.0), 199: shares(0.0)}) == {}
+    assert told({step: shares(None) for step in (100, 200, 300)}) == {}    # not finite: told elsewhere
+    assert told({step: {"share_agreed": 0.0, "total": 1.0} for step in (100, 200, 300)}) == {}
+
+
+def test_a_fall_below_half_of_the_best_dice_is_told_once() -> None:
+    dice = {100: 0.5, 200: 0.62, 300: 0.32, 400: 0.3, 500: 0.7, 600: 0.1}
+    warnings = told({step: {"val/dice": value} for step, value in dice.items()})
+    assert list(warnings) == [400]
+    (text,) = warnings[400]
+    assert text.startswith("warning: validation Dice fell to 30.0 % at step 400, from 62.0 % at step 200, which best.pth keeps")
+
+
+def test_a_resumed_run_goes_on_counting_and_does_not_repeat() -> None:
+    lines = {step: shares(0.0) for step in range(100, 301, 50)}
+    early = [{"step": step, **values} for step, values in lines.items() if step <= 150]
+    assert list(told({200: shares(0.0)}, Watch(CLASSES, 1000, early))) == [200]
+    late = [{"step": step, **values} for step, values in lines.items()]
+    assert told({350: shares(0.0)}, Watch(CLASSES, 1000, late)) == {}
+
+
+def test_label_shares_by_hand(tiny: Planner) -> None:
+    planned = tiny()
+    labels = np.concatenate([planned.store.label(case).ravel() for case in ("p00", "p01")])
+    assert label_shares(planned.store, planned.split) == {"label_share_1": pytest.approx((labels == 1).mean())}
+
+
+@pytest.mark.parametrize("dims", [2], indirect=True)
+def test_a_run_whose_teacher_sees_no_organ_says_so(tiny: Planner) -> None:
+    run = start(tiny("train.log_every=1"))
+    with torch.no_grad():
+        run.method.teacher.network.decoder.output.bias[0] += 1000.0
+    run.method.after_step = lambda step: None    # type: ignore[method-assign]    # the teacher stays as it is
+    warnings: list[str] = []
+    train(replace(run, val=[]), lambda step, values: None, warnings.append)
+    assert len(warnings) == 1
+    assert warnings[0].startswith("warning: disc has been 0 % of the pseudo-labels since step 2, but is ")
+    log = [json.loads(line) for line in (run.checkpoint.path.parent / "log.jsonl").read_text().splitlines()]
+    truth = label_shares(run.store, run.checkpoint.split)["label_share_1"]
+    assert [line["label_share_1"] for line in log] == pytest.approx([truth] * 20, rel=1e-4)
