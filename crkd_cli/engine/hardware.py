@@ -67,18 +67,19 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 def _bf16_is_faster(threads: int) -> bool:
     """Time a layer of a U-Net and its gradient on this CPU in both precisions, in turn, for about 50 ms.
 
-    The fastest of a few turns counts: other work on the machine can only slow a turn down. Draws no random numbers.
+    The processor time of the fastest of a few turns counts, which other work on the machine changes little. Draws
+    no random numbers.
     """
-    image = torch.ones(4, 16, 64, 64).contiguous(memory_format=torch.channels_last).requires_grad_()
-    weight = torch.ones(16, 16, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
+    image = torch.ones(4, 64, 32, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.ones(64, 64, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
 
     def seconds(precision: torch.dtype) -> float:
-        begin = time.perf_counter()
+        begin = time.process_time()
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
             features = functional.conv2d(image, weight, padding=1)
             features = functional.leaky_relu(functional.batch_norm(features, None, None, training=True))
         torch.autograd.backward(features.float().sum())
-        return time.perf_counter() - begin
+        return time.process_time() - begin
 
     precisions = (torch.bfloat16, torch.float32)
     for precision in precisions:
