@@ -40,6 +40,7 @@ def main() -> None:
             **circumstances(given.command, given.commit, config, trained.get("device")),
             "seconds": seconds(trained),
             "steps_per_second": trained.get("steps_per_second"),
+            "steps": trained.get("steps", config.train.steps),    # fewer than train.steps where the run was stopped early
             "note": given.note,
             **scores(run / given.evaluation if given.evaluation else folder_of(given.checkpoint, "strict", "test")),
         },

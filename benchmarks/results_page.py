@@ -3,7 +3,7 @@
 python benchmarks/results_page.py
 
 A line `<!-- results: acdc 3 96x96 2500 -->` of about.md becomes the tables of that data set, number of labelled cases, frame
-and number of steps; `<!-- results: others -->` becomes a section for every other group. Files speed-*, labels-*,
+and number of steps done; `<!-- results: others -->` becomes a section for every other group. Files speed-*, labels-*,
 methods-* and smoke-* are other pages'.
 """
 
@@ -80,7 +80,8 @@ def read(folder: Path) -> dict[Group, list[Record]]:
         config = record["config"]
         frame = config["data"]["frame"]
         sides = "x".join(map(str, frame["resize"] or frame["patch"]))
-        groups[Group(config["data"]["name"], record["summary"]["labeled"], sides, config["train"]["steps"])].append(record)
+        steps = record.get("steps", config["train"]["steps"])
+        groups[Group(config["data"]["name"], record["summary"]["labeled"], sides, steps)].append(record)
     for records in groups.values():
         shared = common(records)
         for record in records:
@@ -111,6 +112,9 @@ def label(record: Record, shared: dict[str, Any]) -> str:
         if key.startswith(f"methods.{method}.") or not (key in TOLD or key in shared or key.startswith("methods."))
         if key not in authors or authors[key] != value
     }
+    planned = record["config"]["train"]["steps"]
+    if record.get("steps", planned) < planned:
+        own["schedule of"] = f"{planned:,} steps"
     off = ", ".join(key for key, value in own.items() if value == 0)
     return "; ".join([f"{method} without {off}" if off else method, *(f"{key} {value}" for key, value in own.items() if value)])
 

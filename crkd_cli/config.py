@@ -85,6 +85,7 @@ class Train(Strict, frozen=True):
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] = 1337
     device: str = "auto"                          # auto, cpu, cuda, cuda:1 …
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    predictor: Literal["renewed", "trained"] = "renewed"    # batch norm's statistics: of unlabelled images, or as trained
     deterministic: bool = False                   # on a GPU: bit-exact resume, slower kernels
     tensorboard: bool = False                     # event files in the run folder (extra `tensorboard`)
 

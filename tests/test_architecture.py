@@ -83,9 +83,9 @@ def test_medical_libraries_are_imported_where_they_are_used():
         assert not found & {"SimpleITK", "medpy", "matplotlib"}, file
 
 
-def test_no_file_is_longer_than_300_lines():
+def test_no_file_is_longer_than_400_lines():
     files = [*MODULES, *(CHECKOUT / "tests").rglob("*.py"), *(CHECKOUT / "benchmarks").rglob("*.py")]
-    long = {str(file.relative_to(CHECKOUT)): count for file in files if (count := lines(file)) > 300}
+    long = {str(file.relative_to(CHECKOUT)): count for file in files if (count := lines(file)) > 400}
     assert not long
 
 

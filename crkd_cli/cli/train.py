@@ -173,5 +173,9 @@ def _line(values: dict[str, float]) -> str:
     """The terms that a person watches, in one line."""
     from crkd_cli.engine.journal import RATES
 
-    shown = [f"{name} {value:.3g}" for name, value in values.items() if name not in RATES and "/dice/" not in name and not name.startswith("label_share")]
+    shown = [
+        f"{name} {value:.3g}"
+        for name, value in values.items()
+        if name not in RATES and "/dice/" not in name and not name.startswith("label_share")
+    ]
     return "  ".join(shown + ([f"skipped {values['skipped']:.0f}"] if values["skipped"] else []))

@@ -52,6 +52,10 @@ class Data:
             raise ValueError("the labelled stream has no labels")
         return Batch(Labeled(self._dense(image), label.long()), *[self._views(raw, generator) for raw in raws[1:]])
 
+    def plain(self, raw: Raw) -> Tensor:
+        """The images [B, C, *S] of `raw` on the device, not augmented."""
+        return self._dense(self._upload(raw)[0])
+
     def _views(self, raw: Raw, generator: torch.Generator) -> Unlabeled:
         weak, _ = self.policy.weak(self._upload(raw)[0], None, generator)
         strong = tuple(self._dense(self.policy.strong(weak, generator)) for _ in range(self.strong_views))
@@ -106,13 +110,22 @@ def load_method(checkpoint: Checkpoint) -> Method:
 def load_predictor(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     """image [B, C, *S] float (8-bit images divided by 255) → logits [B, K, *S], in evaluation mode on `device`."""
     if checkpoint.own is None:
-        return load_method(checkpoint).predictor.to(device).eval()
+        network = load_method(checkpoint).predictor
+        _renew(network, checkpoint)
+        return network.to(device).eval()
     prefix = f"{checkpoint.own.predictor}."
     weights = {name.removeprefix(prefix): value for name, value in checkpoint.weights.items() if name.startswith(prefix)}
     task = _task(checkpoint.config, checkpoint.spec)
     network = task.network().to(memory_format=channels_last(task.dims))    # type: ignore[call-overload]
     _restore(network, weights, checkpoint.path)
+    _renew(network, checkpoint)
     return network.to(device).eval()    # type: ignore[no-any-return]
+
+
+def _renew(network: nn.Module, checkpoint: Checkpoint) -> None:
+    """Give the predictor the statistics that the checkpoint keeps for it."""
+    if checkpoint.statistics is not None:
+        _restore(network, {**network.state_dict(), **checkpoint.statistics}, checkpoint.path)
 
 
 def own(name: str, method: Method) -> Own | None:

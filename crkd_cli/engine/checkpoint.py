@@ -42,6 +42,7 @@ class Checkpoint:
     weights: dict[str, Tensor]          # the method's state
     training: dict[str, Any] | None     # optimiser state, counters, a finished run's metrics; None in best.pth
     best: dict[str, Any] | None         # step and score of the best validation so far
+    statistics: dict[str, Tensor] | None = None    # renewed ones of the predictor; None: those in weights are to be used
     precision: str = "fp32"             # bf16 or fp32: what the run computes in, which resuming keeps
     own: Own | None = None              # None for a method that is installed
     code_version: str = __version__
@@ -60,6 +61,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "weights": checkpoint.weights,
         "training": checkpoint.training,
         "best": checkpoint.best,
+        "statistics": checkpoint.statistics,
         "precision": checkpoint.precision,
         "own": msgspec.to_builtins(checkpoint.own),
         "code_version": checkpoint.code_version,
@@ -100,6 +102,7 @@ def load(path: Path) -> Checkpoint:
             weights=content["weights"],
             training=content["training"],
             best=content["best"],
+            statistics=content["statistics"],
             precision=content["precision"],
             own=msgspec.convert(content.get("own"), Own | None),
             code_version=content["code_version"],

@@ -28,7 +28,10 @@ from crkd_cli.methods import METHODS
 from crkd_cli.paths import atomic, packaged
 
 # What may differ between the command that started a run and the one that goes on with it.
-FREE = ("train.steps", "train.device", "train.log_every", "train.eval_every", "train.save_minutes", "train.tensorboard")
+FREE = (
+    "train.steps", "train.device", "train.log_every", "train.eval_every", "train.save_minutes", "train.tensorboard",
+    "train.predictor",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

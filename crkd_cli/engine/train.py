@@ -23,6 +23,7 @@ from crkd_cli.engine.foreign import blamed, checked
 from crkd_cli.engine.hardware import describe
 from crkd_cli.engine.journal import Journal, read_log
 from crkd_cli.engine.optimizer import GuardedOptimizer
+from crkd_cli.engine.renew import Renewal
 from crkd_cli.engine.validate import Score, Validator
 from crkd_cli.engine.watch import Watch, label_shares
 from crkd_cli.errors import CrkdError, UsageError, counted
@@ -82,10 +83,12 @@ def train(run: Run, report: Report, warn: Say | None = None) -> dict[str, Any]:
     config = run.checkpoint.config.train
     folder = run.checkpoint.path.parent
     journal = Journal(folder, run.checkpoint.step, tensorboard=config.tensorboard) if world.rank() == 0 else None
+    renewal = Renewal(run.data, run.precision) if run.data.unlabeled and config.predictor == "renewed" else None
     validator = None
     if run.val and journal:
-        validator = Validator(run.method, run.store, run.val, replace(run.checkpoint, training=None), run.device, run.precision)
-    loop = _Loop(run, journal, validator, report, warn)
+        blank = replace(run.checkpoint, training=None)
+        validator = Validator(run.method, run.store, run.val, blank, run.device, run.precision, renewal)
+    loop = _Loop(run, journal, validator, renewal, report, warn)
     agree = Agreement()
     prefetch = Prefetch(run.data.read, run.checkpoint.step, run.stop)
     with run.held, _Signals() as signals:
@@ -120,9 +123,16 @@ def train(run: Run, report: Report, warn: Say | None = None) -> dict[str, Any]:
 
 class _Loop:
     def __init__(
-        self, run: Run, journal: Journal | None, validator: Validator | None, report: Report, warn: Say | None
+        self,
+        run: Run,
+        journal: Journal | None,
+        validator: Validator | None,
+        renewal: Renewal | None,
+        report: Report,
+        warn: Say | None,
     ) -> None:
-        self.run, self.journal, self.validator, self.report, self.warn = run, journal, validator, report, warn
+        self.run, self.journal, self.validator, self.renewal = run, journal, validator, renewal
+        self.report, self.warn = report, warn
         self.config = run.checkpoint.config.train
         self.losses = wrapped(run.method)
         self.seen: dict[str, list[Tensor]] = {}    # scalars of the steps since the last log line, on the device
@@ -249,6 +259,7 @@ class _Loop:
             weights=self.run.method.state_dict(),
             training=training,
             best=self.validator.best if self.validator else None,
+            statistics=self.renewal.statistics(self.run.method.predictor) if self.renewal else None,
         )
         save(state, state.path)
         self.saved = time.monotonic()

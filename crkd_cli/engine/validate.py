@@ -13,6 +13,7 @@ from crkd_cli.data.case import Store
 from crkd_cli.engine.checkpoint import Checkpoint, save
 from crkd_cli.engine.evaluate import validate
 from crkd_cli.engine.infer import Inferer
+from crkd_cli.engine.renew import Renewal
 from crkd_cli.methods.base import Method
 
 
@@ -26,11 +27,19 @@ class Validator:
     """Scores snapshots on the validation cases, one at a time, and keeps the best as best.pth (the earliest of equals)."""
 
     def __init__(
-        self, method: Method, store: Store, cases: Sequence[str], blank: Checkpoint, device: torch.device, precision: torch.dtype
+        self,
+        method: Method,
+        store: Store,
+        cases: Sequence[str],
+        blank: Checkpoint,
+        device: torch.device,
+        precision: torch.dtype,
+        renewal: Renewal | None,
     ) -> None:
+        """`renewal`: None where the statistics of batch norm stay as they were trained."""
         self._copy = copy.deepcopy(method).requires_grad_(False).eval()
         self._inferer = Inferer(self._copy.predictor, blank.config.data.frame, blank.spec, device, precision)
-        self._store, self._cases, self._blank = store, cases, blank
+        self._store, self._cases, self._blank, self._renewal = store, cases, blank, renewal
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="validate")
         self._running: Future[Score] | None = None
         self.best: dict[str, Any] | None = blank.best
@@ -39,6 +48,8 @@ class Validator:
     def start(self, method: Method, step: int) -> None:
         """Takes a snapshot of `method` after `step` steps and scores it in the background. Call `finish` before."""
         self._copy.load_state_dict(method.state_dict())
+        if self._renewal:
+            self._renewal(self._copy.predictor)
         self._running = self._pool.submit(self._score, step)
 
     def ready(self) -> bool:

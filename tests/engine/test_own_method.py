@@ -112,6 +112,8 @@ def test_stopped_and_resumed_is_bit_equal_and_predicts_without_the_file(
     )
     x = torch.rand(1, 1, *[16] * whole.config.data.frame.dims)
     model = load_method(whole).eval().predictor
+    assert whole.statistics is not None
+    model.load_state_dict(whole.statistics, strict=False)
     assert torch.equal(load_predictor(whole, torch.device("cpu"))(x), model(x))
     best = checkpoints.load(whole.path.with_name("best.pth"))
     assert best.own == whole.own
