@@ -16,6 +16,7 @@ import yaml
 from crkd_cli.config import Config, dump, load, parse
 from crkd_cli.engine.evaluation import folder_of
 from crkd_cli.engine.hardware import describe, pick_device, pick_precision
+from crkd_cli.engine.journal import read_log
 from crkd_cli.engine.start import flat
 from crkd_cli.paths import atomic, packaged
 
@@ -41,6 +42,7 @@ def main() -> None:
             "seconds": seconds(trained),
             "steps_per_second": trained.get("steps_per_second"),
             "steps": trained.get("steps", config.train.steps),    # fewer than train.steps where the run was stopped early
+            "validation": validation(run),
             "note": given.note,
             **scores(run / given.evaluation if given.evaluation else folder_of(given.checkpoint, "strict", "test")),
         },
@@ -67,6 +69,12 @@ def seconds(trained: dict[str, Any]) -> float | None:
     """Wall time of the training that metrics.json tells of; None for a resumed run, whose last part alone it knows."""
     whole = trained and trained["seconds"] * trained["steps_per_second"] > 0.98 * trained["steps"]
     return trained["seconds"] if whole else None
+
+
+def validation(run: Path) -> dict[str, float]:
+    """Dice % on the validation cases by step, from the run's log."""
+    lines = read_log(run)
+    return {str(line["step"]): round(100 * line["val/dice"], 1) for line in lines if "val/dice" in line}
 
 
 def overrides(config: Config) -> dict[str, Any]:

@@ -130,6 +130,7 @@ def section(group: Group, records: list[Record]) -> str:
         parts.append(scores([r for r in good if (r["summary"]["protocol"], r["summary"]["part"]) == (protocol, part)]))
     if all(key in USUAL or key.startswith("methods.") for record in records for key in record["overrides"]):
         parts.append(beside(group))
+    parts.append(curves(good))
     parts.append(circumstances(records))
     failed = [f"- {r['label']}, seed {r['seed']}: {r['failure']} ([{r['file']}]({link(r)}))" for r in records if "failure" in r]
     if failed:
@@ -166,6 +167,19 @@ def scores(records: list[Record]) -> str:
     title = f"**{summary['protocol']} protocol, {summary['part']}: {summary['cases']} cases** ({summary['interval']})"
     head = ["method", "seed", "checkpoint", "step", "Dice %", "95 % CI", *classes, "Jaccard %", *heads, "file"]
     return f"{title}\n\n{table(head, rows)}"
+
+
+def curves(records: list[Record]) -> str:
+    """Dice on the validation cases over training: one row a run, at most ten of its steps."""
+    runs = {(record["label"], record["seed"]): record["validation"] for record in records if record.get("validation")}
+    if not runs:
+        return ""
+    shared = [step for step in next(iter(runs.values())) if all(step in run for run in runs.values())]
+    stride = -(-len(shared) // 10)
+    steps = shared[::-1][::stride][::-1]    # the last one among them
+    rows = [[name, str(seed), *(f"{run[step]:.1f}" for step in steps)] for (name, seed), run in runs.items()]
+    title = "Dice % on the validation cases by step:"
+    return f"{title}\n\n{table(['run', 'seed', *(f'{int(step):,}' for step in steps)], rows)}"
 
 
 def beside(group: Group) -> str:

@@ -163,3 +163,22 @@ def test_the_seconds_of_a_resumed_run_are_not_those_of_its_last_part():
     assert seconds({"steps": 1000, "seconds": 50.0, "steps_per_second": 20.0}) == 50.0
     assert seconds({"steps": 1000, "seconds": 10.0, "steps_per_second": 20.0}) is None
     assert seconds({}) is None
+
+
+def test_validation_over_training_is_shown_at_ten_steps_at_most(keep, tmp_path):
+    keep("a", validation={str(step): step / 10 for step in range(125, 2501, 125)})
+    keep("b", method="supervised", validation={str(step): step / 20 for step in range(250, 2501, 250)})
+    text = page(tmp_path)
+    assert "| run | seed | 250 | 500 | 750 | 1,000 | 1,250 | 1,500 | 1,750 | 2,000 | 2,250 | 2,500 |" in text
+    assert "| crkd | 1 | 25.0 | 50.0 | 75.0 |" in text
+    assert "| supervised | 1 | 12.5 | 25.0 |" in text
+
+
+def test_a_run_that_was_stopped_early_stands_with_those_of_as_many_steps(keep, tmp_path):
+    """Its label tells for how long it was planned, if the packaged configuration does not."""
+    keep("a", overrides={"train.steps": 30000}, steps=1030, method="unimatch")
+    keep("b", overrides={}, steps=1030)
+    text = page(tmp_path)
+    assert "## acdc, 3 labelled, 256 × 256, 1,030 steps" in text
+    assert cells(text, "a")[0] == "unimatch; schedule of 30,000 steps"
+    assert cells(text, "b")[0] == "crkd; schedule of 20,000 steps"
