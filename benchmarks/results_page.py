@@ -4,7 +4,7 @@ python benchmarks/results_page.py
 
 A line `<!-- results: acdc 3 96x96 2500 -->` of about.md becomes the tables of that data set, number of labelled cases, frame
 and number of steps done; `<!-- results: others -->` becomes a section for every other group. Files speed-*, labels-*,
-methods-* and smoke-* are other pages'.
+methods-* and smoke-* are other pages'; about.md quotes statistics-*.
 """
 
 import json
@@ -25,7 +25,8 @@ RESULTS = CHECKOUT / "benchmarks" / "results"
 PAGE = CHECKOUT / "docs" / "results.md"
 PLACE = re.compile(r"^<!-- results: (.+) -->$", flags=re.MULTILINE)
 USUAL = {*FREE, "train.seed", "method"} - {"train.steps"}    # a run of a published setting may set these, and its method's own
-TOLD = {*USUAL, "train.steps", "data.frame.resize", "data.frame.patch", "data.frame.stride"}    # elsewhere on the page
+TOLD = {*USUAL, "train.steps", "train.precision", "data.frame.resize", "data.frame.patch", "data.frame.stride"}    # elsewhere on the page
+OTHERS = ("speed-", "labels-", "methods-", "smoke-", "statistics-")    # files that hold no run's scores
 CHECKPOINTS = {"best.pth": "best on val", "last.pth": "last"}
 Record = dict[str, Any]
 
@@ -72,7 +73,7 @@ def read(folder: Path) -> dict[Group, list[Record]]:
     """The records by group, sorted by method, seed and checkpoint."""
     groups: dict[Group, list[Record]] = defaultdict(list)
     for file in sorted(folder.glob("*.json")):
-        if file.name.startswith(("speed-", "labels-", "methods-", "smoke-")):
+        if file.name.startswith(OTHERS):
             continue
         record = {**json.loads(file.read_text(encoding="utf-8")), "file": file.name}
         if "config" not in record:
