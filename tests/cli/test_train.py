@@ -74,6 +74,20 @@ def test_the_written_configuration_is_one(train: Callable[..., Result], toy: Pat
     assert train("--out", "b", "--config", "a/config.yaml").exit_code == 0
 
 
+def test_a_run_that_stops_early_says_so_and_goes_on(train: Callable[..., Result], toy: Path) -> None:
+    run = toy / "runs" / "toy-crkd-2"
+    early = train("--stop-after", "3")
+    assert early.exit_code == 0, early.stderr
+    assert "stopped after 3 of 4 steps: runs/toy-crkd-2/best.pth; next: crkd evaluate runs/toy-crkd-2/best.pth" in early.stderr
+    assert json.loads((run / "metrics.json").read_text())["steps"] == 3
+    again = train("--stop-after", "3")
+    assert "this run has done 3 of 4 steps; without --stop-after it goes on" in again.stderr
+    whole = train()
+    assert "resuming after step 3" in whole.stderr
+    assert "done: runs/toy-crkd-2/best.pth" in whole.stderr
+    assert json.loads((run / "metrics.json").read_text())["steps"] == 4
+
+
 def test_what_a_finished_run_lacks_is_written(train: Callable[..., Result], toy: Path) -> None:
     """As after a kill at its very end; with a line of the log whose steps were all skipped."""
     pytest.importorskip("matplotlib")
@@ -125,6 +139,9 @@ def test_own_data_without_a_configuration(cli: Callable[..., Result], toy: Path)
         (["--method", "./absent.py"], 2, ["cannot read absent.py", "No such file"]),
         (["--method", "elsewhere/crkd.py"], 2, ["elsewhere/crkd.py", "crkd is taken"]),
         (["--method", "split.yaml"], 2, ["no method is called 'split.yaml'"]),
+        (["--stop-after", "5"], 2, ["--stop-after 5 is beyond the run's last step; train.steps = 4"]),
+        (["--set", "train.schedule=step"], 2, ["train", "schedule step needs milestones"]),
+        (["--set", "train.milestones=[0.5]"], 2, ["train", "milestones belong to schedule step, not to poly"]),
         (["--device", "cuda:99"], 2, ["cuda:99", "not there"]),
         (["--device", "toaster"], 2, ["toaster"]),
         (["--config", "absent.yaml"], 2, ["absent.yaml"]),
