@@ -198,8 +198,10 @@ class _Loop:
         if self.validator and (done % self.config.eval_every == 0 or finished):
             self.note(self.validator.finish())
             self.validator.start(self.run.method, done)
+        if stop and not finished:
+            self.save(done, renew=False)    # first what resuming needs: whoever sent the signal may not wait long
         if finished or stop or time.monotonic() - self.saved >= 60.0 * self.config.save_minutes:
-            self.save(done)
+            self.save(done, renew=True)
 
     def log(self, done: int) -> None:
         """Reads the means from the device, writes one line, and looks at the count of non-finite steps."""
@@ -244,8 +246,11 @@ class _Loop:
                 if self.warn:
                     self.warn(warning)
 
-    def save(self, done: int) -> None:
-        """last.pth, by process 0; a running validation ends first, so that the checkpoint knows the best one."""
+    def save(self, done: int, *, renew: bool) -> None:
+        """last.pth, by process 0; a running validation ends first, so that the checkpoint knows the best one.
+
+        `renew`: with the statistics that the predictor is to use, which take some forward passes.
+        """
         if world.rank():
             return
         if self.validator:
@@ -259,7 +264,7 @@ class _Loop:
             weights=self.run.method.state_dict(),
             training=training,
             best=self.validator.best if self.validator else None,
-            statistics=self.renewal.statistics(self.run.method.predictor) if self.renewal else None,
+            statistics=self.renewal.statistics(self.run.method.predictor) if self.renewal and renew else None,
         )
         save(state, state.path)
         self.saved = time.monotonic()
