@@ -25,7 +25,8 @@ RESULTS = CHECKOUT / "benchmarks" / "results"
 PAGE = CHECKOUT / "docs" / "results.md"
 PLACE = re.compile(r"^<!-- results: (.+) -->$", flags=re.MULTILINE)
 USUAL = {*FREE, "train.seed", "method"} - {"train.steps"}    # a run of a published setting may set these, and its method's own
-TOLD = {*USUAL, "train.steps", "train.precision", "data.frame.resize", "data.frame.patch", "data.frame.stride"}    # elsewhere on the page
+# Told elsewhere on the page.
+TOLD = {*USUAL, "train.steps", "train.precision", "data.frame.resize", "data.frame.patch", "data.frame.stride"}
 OTHERS = ("speed-", "labels-", "methods-", "smoke-", "statistics-")    # files that hold no run's scores
 CHECKPOINTS = {"best.pth": "best on val", "last.pth": "last"}
 Record = dict[str, Any]
