@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,8 @@ class Newcomer:
         if "train" in words and (steps := own_length(words)):
             self._begin_near_the_end(line, words, steps)
         begin = time.time()
-        self._shell(line)
+        with self._planned_for(words, steps=20000) if "--stop-after" in words else nullcontext():
+            self._shell(line)
         for product in products(words, self.folder):
             assert product.is_file(), f"{line}\nleft no {product}"
             assert product.stat().st_mtime >= begin - 1, f"{line}\ndid not write {product}"
@@ -139,10 +141,21 @@ class Newcomer:
             patch.chdir(self.folder)
             patch.delenv("CRKD_DATA", raising=False)
             patch.setattr(paths, "__file__", str(self.program / "crkd_cli" / "paths.py"))    # configs/ and splits/ are beside it
-            begun = CliRunner().invoke(app, [*words[1:], "--set", "train.steps=2"])
+            begun = CliRunner().invoke(app, [*without(words[1:], "--stop-after"), "--set", "train.steps=2"])
         assert begun.exit_code == 0, f"{line}\n{begun.output}"
         last = run_folder(words, self.folder) / "last.pth"
         checkpoints.save(replace(checkpoints.load(last), step=steps - 2), last)
+
+    @contextmanager
+    def _planned_for(self, words: list[str], steps: int) -> Iterator[None]:
+        """Inside, the data set's configuration has so many steps, as the package's has: a line stops long before."""
+        file = self.program / "configs" / f"{option(words, '--dataset')}.yaml"
+        short = file.read_text()
+        tree = yaml.safe_load(short)
+        tree["train"]["steps"] = steps
+        file.write_text(yaml.safe_dump(tree))
+        yield
+        file.write_text(short)
 
     def _shell(self, line: str) -> None:
         path = f"{self.program / 'bin'}:{os.environ['PATH']}"
@@ -179,6 +192,12 @@ def products(words: list[str], folder: Path) -> Iterable[Path]:
     return [*(masks / files.label_name(image) for image in images), *overlays]
 
 
+def without(words: list[str], name: str) -> list[str]:
+    """`words` without the option `name` and its value."""
+    at = words.index(name) if name in words else len(words)
+    return [*words[:at], *words[at + 2 :]]
+
+
 def option(words: list[str], name: str, default: str = "") -> str:
     return words[words.index(name) + 1] if name in words else default
 
@@ -196,6 +215,8 @@ def run_folders(words: list[str], folder: Path) -> list[Path]:
 
 def own_length(words: list[str]) -> int:
     """The steps that a line asks for itself, or its method's authors set; 0 if they are left to the configuration."""
+    if "--stop-after" in words:
+        return int(option(words, "--stop-after"))
     method = option(words, "--method", "crkd")
     published = METHODS[method].published.get(option(words, "--dataset"), {}) if method in METHODS.names() else {}
     own = (int(word.partition("=")[2]) for word in words if word.startswith("train.steps="))
