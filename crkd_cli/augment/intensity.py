@@ -58,7 +58,7 @@ def noise(x: Tensor, sigma: float) -> Tensor:
 def blur(
     x: Tensor, sigma: Tensor, radius: int, *, truncate: float = math.inf, mirror: bool = False
 ) -> Tensor:
-    """Convolve x [B, C, *S] with a Gaussian that every sample and axis has its own width of.
+    """Convolve x [B, C, *S] with a Gaussian whose width differs by sample and axis.
 
     sigma [B, axes] in pixels; 0 leaves an axis unchanged. The kernel ends after `radius` pixels, and after
     `truncate` sigmas, rounded to whole pixels. Beyond the border the edge pixel repeats (SciPy's mode

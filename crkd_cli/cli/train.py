@@ -66,7 +66,7 @@ def train(
         int | None,
         typer.Option(
             "--stop-after", min=1, metavar="STEPS", rich_help_panel="Run",
-            help="Stop after this many steps of the run; its schedules stay those of all steps.",
+            help="Stop early, after STEPS steps; the schedules remain those of the full run.",
         ),
     ] = None,
     device: Device = None,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -142,9 +143,12 @@ class _Loop:
         self.last: dict[str, float] = {}
         self.dice: dict[str, float] = {}
         checkpoint = run.checkpoint
-        # What pseudo-labels are held against; no method with unlabelled images, nothing to hold.
-        self.truth = label_shares(run.store, checkpoint.split) if run.method.unlabeled_streams and journal else {}
         self.watch = Watch(checkpoint.spec.classes, self.config.steps, read_log(checkpoint.path.parent) if journal else ())
+
+    @cached_property
+    def truth(self) -> dict[str, float]:
+        """The classes' shares of the labels, with which those of the pseudo-labels are compared."""
+        return label_shares(self.run.store, self.run.checkpoint.split)
 
     def timed(self, prefetch: Prefetch[Any]) -> Any:
         """The prefetched items, with the time spent waiting for them counted."""
@@ -217,7 +221,7 @@ class _Loop:
         seconds = max(now - self.logged, 1e-9)
         rates = {"steps_per_second": self.counted / seconds, "waiting": self.waited / seconds}
         values = {**self.last, **rates, "skipped": float(optimizer.skipped())}
-        truth = {name: share for name, share in self.truth.items() if name.removeprefix("label_") in values}
+        truth = self.truth if self.journal and "share_1" in values else {}
         self.write(done, {**values, **truth})
         self.report(done, {**values, **self.dice})
         self.waited_total += self.waited

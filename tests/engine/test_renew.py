@@ -14,6 +14,7 @@ from crkd_cli.engine.checkpoint import load
 from crkd_cli.engine.renew import BATCHES, ORDER, Renewal
 from crkd_cli.engine.start import Plan, start
 from crkd_cli.engine.train import train
+from crkd_cli.errors import CrkdError
 from crkd_cli.models.blocks import Dropout
 
 Planner = Callable[..., Plan]
@@ -80,5 +81,5 @@ def test_statistics_of_another_network_are_damage(tiny: Planner) -> None:
     planned = tiny("train.steps=2")
     train(start(planned), lambda step, values: None)
     last = load(planned.folder / "last.pth")
-    with pytest.raises(Exception, match="does not fit its own configuration"):
+    with pytest.raises(CrkdError, match="does not fit its own configuration"):
         load_predictor(replace(last, statistics={"down.0.1.running_mean": torch.zeros(3)}), CPU)
