@@ -8,7 +8,6 @@ from torch import Tensor
 from crkd_cli import world
 
 DiceClasses = Literal["all", "foreground"]    # all: the background too
-EPSILON = 1e-5
 
 
 def dice_loss(
@@ -19,7 +18,7 @@ def dice_loss(
     classes: DiceClasses = "all",
     squared: bool = True,
     pooled: bool = True,
-    epsilon: float = EPSILON,
+    epsilon: float = 1e-5,
 ) -> Tensor:
     """Mean over classes of 1 − (2 Σ p·t + ε) / (Σ p² + Σ t² + ε).
 

@@ -1,7 +1,7 @@
 """The contract of a method: it turns a batch into losses. No files, no devices, no loop."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from crkd_cli.augment.intensity import noise
 from crkd_cli.config import Fraction, Model, NonNegative, Strict
 from crkd_cli.data.batch import Batch, Unlabeled
-from crkd_cli.losses.dice import EPSILON, DiceClasses, dice_loss
+from crkd_cli.losses.dice import dice_loss
 from crkd_cli.losses.pixel import cross_entropy, log_probabilities, masked_mean, probabilities
 from crkd_cli.models.ema import Ema
 from crkd_cli.models.networks import NETWORKS
@@ -134,9 +134,10 @@ def fit(
     label: Tensor,
     mask: Tensor | None = None,
     *,
-    dice: DiceClasses = "all",
-    epsilon: float = EPSILON,
+    dice: Callable[[Tensor, Tensor, Tensor | None], Tensor] = dice_loss,
 ) -> Tensor:
-    """½ (CE + Dice) from log-probabilities [B, K, *S] against label [B, *S], over the pixels of mask [B, *S]."""
-    overlap = dice_loss(log_p.exp(), label, mask, classes=dice, epsilon=epsilon)
-    return 0.5 * (masked_mean(cross_entropy(log_p, label), mask) + overlap)
+    """½ (CE + Dice) from log-probabilities [B, K, *S] against label [B, *S], over the pixels of mask [B, *S].
+
+    `dice`: `dice_loss` in the form that the method's authors use.
+    """
+    return 0.5 * (masked_mean(cross_entropy(log_p, label), mask) + dice(log_p.exp(), label, mask))

@@ -4,6 +4,7 @@ A box of an unlabelled image is pasted into a labelled one and the reverse; labe
 the student's moving average. Before, the student learns from labelled images pasted into each other.
 """
 
+from functools import partial
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -15,9 +16,9 @@ from crkd_cli.config import Fraction, NonNegative, Strict
 from crkd_cli.data.batch import Batch
 from crkd_cli.losses.components import largest_component
 from crkd_cli.losses.dice import dice_loss
-from crkd_cli.losses.pixel import cross_entropy, log_probabilities, masked_mean
+from crkd_cli.losses.pixel import log_probabilities
 from crkd_cli.methods import METHODS
-from crkd_cli.methods.base import Method, Published, Task, given
+from crkd_cli.methods.base import Method, Published, Task, fit, given
 from crkd_cli.models.ema import Ema
 
 SIDE = 2 / 3    # of the box, of the image's
@@ -84,11 +85,9 @@ class Bcp(Method):
 
     def fit(self, log_p: Tensor, label: Tensor, region: Tensor) -> Tensor:
         """½ (CE + Dice) of log_p [B, K, *S] against label [B, *S] inside region [1, *S]."""
-        params, mask = self.params, region.expand_as(label)
-        overlap = dice_loss(
-            log_p.exp(), label, mask, squared=params.squared, pooled=params.pooled, epsilon=params.epsilon
-        )
-        return 0.5 * (masked_mean(cross_entropy(log_p, label), mask) + overlap)
+        params = self.params
+        dice = partial(dice_loss, squared=params.squared, pooled=params.pooled, epsilon=params.epsilon)
+        return fit(log_p, label, region.expand_as(label), dice=dice)
 
     @torch.no_grad()
     def pseudo_label(self, weak: Tensor) -> Tensor:

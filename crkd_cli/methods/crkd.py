@@ -7,6 +7,7 @@ the pseudo-label, and at every pixel the stream nearer to it teaches the other.
 Letters: B batch, K classes, F features, *S two or three spatial axes; L labelled, U unlabelled images in a batch.
 """
 
+from functools import partial
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -74,6 +75,7 @@ class Crkd(Method):
         partner, box = draw_swap(weak.shape, weak.device)
         weak, strong, confidence, pseudo = (swap(t, partner, box) for t in (weak, strong, confidence, pseudo))
         keep = confidence >= params.confidence
+        dice = partial(dice_loss, classes=params.dice)
 
         # One pass for the three streams; the perturbed one leaves the others after the encoder.
         sizes = [len(label), len(strong), len(weak)]
@@ -84,9 +86,9 @@ class Crkd(Method):
         features_l, features_s, features_fp = torch.split(features, sizes)
         log_l, log_s, log_fp = torch.split(log_probabilities(self.student.head(features)), sizes)
 
-        by_stream = [dice_loss(log_p.exp(), pseudo, keep, classes=params.dice) for log_p in (log_s, log_fp)]
+        by_stream = [dice(log_p.exp(), pseudo, keep) for log_p in (log_s, log_fp)]
         terms = {
-            "labeled": fit(log_l, label, dice=params.dice),
+            "labeled": fit(log_l, label, dice=dice),
             "pseudo": torch.stack(by_stream).mean(),
         }
         by_s, by_fp = reliability(log_s, log_fp, pseudo, keep)

@@ -7,6 +7,7 @@ the ones of the same perturbation on the weak view (decoder distillation). One n
 """
 
 import math
+from functools import partial
 from typing import Annotated, ClassVar, NamedTuple
 
 import msgspec
@@ -84,17 +85,14 @@ class CrossMatch(Method):
         first = own[0].mixed(of_partners[0], boxes[0])
         second = [mine.mixed(theirs, boxes[1]) for mine, theirs in zip(own, of_partners, strict=True)]
         threshold = self.threshold(step)
+        dice = partial(dice_loss, classes=params.dice, epsilon=params.epsilon)
 
         def learn(*pairs: tuple[Tensor, Answer]) -> Tensor:
             """Mean over pairs of the Dice loss of p [B, K, *S] against its target, where that is confident."""
-            by_pair = [
-                dice_loss(p, a.pseudo, a.confidence >= threshold, classes=params.dice, epsilon=params.epsilon)
-                for p, a in pairs
-            ]
-            return torch.stack(by_pair).mean()
+            return torch.stack([dice(p, a.pseudo, a.confidence >= threshold) for p, a in pairs]).mean()
 
         terms = {
-            "labeled": fit(log_l, batch.labeled.label, dice=params.dice, epsilon=params.epsilon),
+            "labeled": fit(log_l, batch.labeled.label, dice=dice),
             "pseudo": learn((log_1.exp(), first), (of_strong[0], second[0])),
             "teacher": learn(*((p, own[0]) for p in of_weak[1:]), *((p, second[0]) for p in of_strong[1:])),
             "decoder": learn(*zip(of_strong[1:], second[1:], strict=True)),

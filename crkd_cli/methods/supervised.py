@@ -1,12 +1,13 @@
 """The lower bound: the network trained on the labelled cases alone."""
 
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
 
 from crkd_cli.config import Strict
 from crkd_cli.data.batch import Batch
-from crkd_cli.losses.dice import DiceClasses
+from crkd_cli.losses.dice import DiceClasses, dice_loss
 from crkd_cli.losses.pixel import log_probabilities
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, Published, fit
@@ -26,4 +27,4 @@ class Supervised(Method):
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         logits = self.student(batch.labeled.image)
-        return {"total": fit(log_probabilities(logits), batch.labeled.label, dice=self.params.dice)}
+        return {"total": fit(log_probabilities(logits), batch.labeled.label, dice=partial(dice_loss, classes=self.params.dice))}

@@ -5,6 +5,7 @@ Certain means: the mean answer of several passes with other noise and other drop
 """
 
 import math
+from functools import partial
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -14,7 +15,7 @@ from torch import Tensor
 from crkd_cli.augment.intensity import noise
 from crkd_cli.config import NonNegative
 from crkd_cli.data.batch import Batch
-from crkd_cli.losses.dice import DiceClasses
+from crkd_cli.losses.dice import DiceClasses, dice_loss
 from crkd_cli.losses.pixel import entropy, masked_mean, probabilities, squared_difference
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import MeanTeaching, Published, Task, fit, given, together
@@ -50,7 +51,7 @@ class UaMt(MeanTeaching):
         weak = given(batch.unlabeled).weak
         log_l, log_u = together(self.student, batch.labeled.image, weak)
         taught, certain = self.teach(weak, step)
-        labeled = fit(log_l, batch.labeled.label, dice=self.params.dice)
+        labeled = fit(log_l, batch.labeled.label, dice=partial(dice_loss, classes=self.params.dice))
         by_pixel = squared_difference(log_u.exp(), taught) * (self.task.classes / self.classes)
         consistency = masked_mean(by_pixel, certain)
         weight = self.params.consistency * sigmoid_ramp(step, self.params.ramp * self.task.steps)

@@ -4,6 +4,7 @@ CVPR 2023), as its authors apply it to ACDC: the confident answer to a weak view
 Perturbed are two strong views, each with a box of a mixing partner (CutMix), and the features of the weak view.
 """
 
+from functools import partial
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -46,15 +47,16 @@ class UniMatch(Method):
         strong = [mix(own, other, box) for own, other, box in zip(images.strong, partners.strong, boxes, strict=True)]
         log_l, log_w, log_fp = self.perturbed(batch.labeled.image, images.weak)
         answers = log_w.detach().exp().max(1)
+        dice = partial(dice_loss, classes=self.params.dice)
         by_view = []
         for log_p, box in zip(together(self.student, *strong), boxes, strict=True):
             confidence, pseudo = (mix(own, other, box) for own, other in zip(answers, of_partners, strict=True))
             sure = confidence >= self.params.confidence
-            by_view.append(dice_loss(log_p.exp(), pseudo, sure, classes=self.params.dice))
+            by_view.append(dice(log_p.exp(), pseudo, sure))
         keep = answers.values >= self.params.confidence
-        labeled = fit(log_l, batch.labeled.label, dice=self.params.dice)
+        labeled = fit(log_l, batch.labeled.label, dice=dice)
         pseudo = torch.stack(by_view).mean()
-        feature = dice_loss(log_fp.exp(), answers.indices, keep, classes=self.params.dice)
+        feature = dice(log_fp.exp(), answers.indices, keep)
         total = 0.5 * (labeled + 0.5 * pseudo + 0.5 * feature)
         shares = {f"share_{k}": (keep & (answers.indices == k)).float().mean() for k in range(1, self.task.classes)}
         return {"total": total, "labeled": labeled, "pseudo": pseudo, "feature": feature, "kept": keep.float().mean(), **shares}

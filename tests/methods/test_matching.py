@@ -1,6 +1,7 @@
 """UniMatch and CrossMatch: every term from its definition, which answer teaches which, and how the streams are made."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from crkd_cli.augment.mix import draw_mix
 from crkd_cli.data.batch import Batch
+from crkd_cli.losses.dice import dice_loss
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, fit, given, together
 from tests.methods.test_contract import batch, calm, task
@@ -114,7 +116,7 @@ def test_crossmatch_terms_by_hand(dims: int) -> None:
         return dice(p, *answer, epsilon)
 
     terms = {
-        "labeled": fit(log_l, data.labeled.label, epsilon=epsilon).item(),
+        "labeled": fit(log_l, data.labeled.label, dice=partial(dice_loss, epsilon=epsilon)).item(),
         "pseudo": (dice_of(log_1.exp(), target(weak[0], plain, box_1)) + dice_of(strong[0], second[0])) / 2,
         "teacher": sum([dice_of(p, own) for p in weak[1:]] + [dice_of(p, second[0]) for p in strong[1:]]) / 4,
         "decoder": sum(dice_of(p, t) for p, t in zip(strong[1:], second[1:], strict=True)) / 2,
