@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from crkd_cli.errors import CrkdError, UsageError
@@ -56,6 +58,12 @@ def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def label_shares(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The classes' shares of the labels, as means over a run's log lines: {"share_1": …}, named as the pseudo-labels' are."""
+    names = sorted({name for line in lines for name in line if name.startswith("label_share_")})
+    return {name.removeprefix("label_"): fmean(line[name] for line in lines if name in line) for name in names}
+
+
 def draw_curves(folder: Path) -> bool:
     """curves.png from log.jsonl: losses, validation Dice, pseudo-labels. False if matplotlib (extra `report`) is missing."""
     try:
@@ -68,8 +76,8 @@ def draw_curves(folder: Path) -> bool:
         "validation Dice": [n for n in names if n.startswith("val")],
         "share of pseudo-labels": [n for n in names if n == "kept" or n.startswith("share_")],
     }
-    truth = {name: line[name] for line in lines for name in line if name.startswith("label_share_")}
-    others = {*RATES, *truth, *(name for members in panels.values() for name in members)}
+    truth = label_shares(lines)
+    others = {*RATES, *(f"label_{name}" for name in truth), *(name for members in panels.values() for name in members)}
     panels = {"loss": [n for n in names if n not in others], **panels}
     panels = {title: members for title, members in panels.items() if members}
     figure = Figure(figsize=(5.0 * max(len(panels), 1), 3.6), layout="constrained")
@@ -78,8 +86,8 @@ def draw_curves(folder: Path) -> bool:
             points = [(line["step"], line[name]) for line in lines if name in line]
             marker = "o" if len(points) < 20 else None
             (curve,) = axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2, marker=marker, markersize=3)
-            if f"label_{name}" in truth:    # dotted: the same class's share of the labels
-                axes.axhline(truth[f"label_{name}"], color=curve.get_color(), linestyle=":", linewidth=1.0)
+            if name in truth:    # dotted: the same class's share of the labels
+                axes.axhline(truth[name], color=curve.get_color(), linestyle=":", linewidth=1.0)
         axes.set(xlabel="step", title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -143,12 +142,8 @@ class _Loop:
         self.last: dict[str, float] = {}
         self.dice: dict[str, float] = {}
         checkpoint = run.checkpoint
+        self.classes = len(checkpoint.spec.classes)
         self.watch = Watch(checkpoint.spec.classes, self.config.steps, read_log(checkpoint.path.parent) if journal else ())
-
-    @cached_property
-    def truth(self) -> dict[str, float]:
-        """The classes' shares of the labels, with which those of the pseudo-labels are compared."""
-        return label_shares(self.run.store, self.run.checkpoint.split)
 
     def timed(self, prefetch: Prefetch[Any]) -> Any:
         """The prefetched items, with the time spent waiting for them counted."""
@@ -175,7 +170,8 @@ class _Loop:
                 losses = checked(self.losses(batch, step), type(run.method))
             torch.autograd.backward(losses["total"])
             norm = run.optimizer.step(losses["total"], self.rate(step))
-            for name, value in {**losses, "grad_norm": norm}.items():
+            truth = label_shares(batch.labeled.label, self.classes) if "share_1" in losses else {}
+            for name, value in {**losses, **truth, "grad_norm": norm}.items():
                 self.seen.setdefault(name, []).append(value.detach())
         with blamed(type(run.method)):
             run.method.after_step(step)
@@ -221,8 +217,7 @@ class _Loop:
         seconds = max(now - self.logged, 1e-9)
         rates = {"steps_per_second": self.counted / seconds, "waiting": self.waited / seconds}
         values = {**self.last, **rates, "skipped": float(optimizer.skipped())}
-        truth = self.truth if self.journal and "share_1" in values else {}
-        self.write(done, {**values, **truth})
+        self.write(done, values)
         self.report(done, {**values, **self.dice})
         self.waited_total += self.waited
         self.seen, self.counted, self.logged, self.waited = {}, 0, now, 0.0

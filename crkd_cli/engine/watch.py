@@ -1,12 +1,11 @@
 """Signs in the log that a training run goes wrong, each told once, in one line."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-import numpy as np
-
-from crkd_cli.data.case import Store
-from crkd_cli.data.splits import Split
+from torch import Tensor
 
 FACTOR = 5.0      # pseudo-labels with a share of a class beyond this many times that in the labels, or below its part
 PATIENCE = 0.1    # share of the run for which they must be so, and in which nothing is judged yet
@@ -15,13 +14,12 @@ FALL = 0.5        # of the best validation Dice
 Values = Mapping[str, float | None]
 
 
-def label_shares(store: Store, split: Split) -> dict[str, float]:
-    """The share of every foreground class among the pixels of the labelled cases: "label_share_1" …"""
-    classes = len(store.spec.classes)
-    counts = np.zeros(classes, np.int64)
-    for case in split.cases(store, "labeled"):
-        counts += np.bincount(np.asarray(store.label(case)).ravel(), minlength=classes)
-    return {f"label_share_{k}": float(counts[k] / counts.sum()) for k in range(1, classes)}
+def label_shares(label: Tensor, classes: int) -> dict[str, Tensor]:
+    """The share of every foreground class among the pixels of a batch's label [L, *S]: "label_share_1" …
+
+    Of the batch, not of the whole cases: a random crop holds more of what lies in the middle.
+    """
+    return {f"label_share_{k}": (label == k).float().mean() for k in range(1, classes)}
 
 
 class Watch:
@@ -30,6 +28,7 @@ class Watch:
     def __init__(self, classes: Sequence[str], steps: int, lines: Iterable[Mapping[str, Any]] = ()) -> None:
         """classes: with the background; steps: length of the run; lines: those of its log so far."""
         self._classes, self._steps = classes, steps
+        self._labels: dict[int, list[float]] = defaultdict(list)    # a class's shares of the labels so far
         self._since: dict[int, int] = {}    # step from which on a class's share is wrong
         self._told: set[str] = set()
         self._best = (0.0, 0)               # validation Dice and its step
@@ -38,13 +37,17 @@ class Watch:
 
     def __call__(self, step: int, values: Values) -> list[str]:
         """Warnings that the log line of `step` gives rise to."""
+        for k in range(1, len(self._classes)):
+            share = values.get(f"label_share_{k}")
+            if share is not None:
+                self._labels[k].append(share)
         if step < PATIENCE * self._steps:
             return []
         warnings = [self._share(step, k, values) for k in range(1, len(self._classes))]
         return [warning for warning in [*warnings, self._fall(step, values)] if warning]
 
     def _share(self, step: int, k: int, values: Values) -> str | None:
-        found, wanted = values.get(f"share_{k}"), values.get(f"label_share_{k}")
+        found, wanted = values.get(f"share_{k}"), fmean(self._labels[k] or [0.0])
         if found is None or not wanted:
             return None
         if wanted / FACTOR <= found <= wanted * FACTOR:

@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
+from crkd_cli.engine import journal
 from crkd_cli.engine.start import Plan, start
 from crkd_cli.engine.train import train
 from crkd_cli.engine.watch import Watch, label_shares
@@ -66,10 +66,16 @@ def test_a_resumed_run_goes_on_counting_and_does_not_repeat() -> None:
     assert told({350: shares(0.0)}, Watch(CLASSES, 1000, late)) == {}
 
 
-def test_label_shares_by_hand(tiny: Planner) -> None:
-    planned = tiny()
-    labels = np.concatenate([planned.store.label(case).ravel() for case in ("p00", "p01")])
-    assert label_shares(planned.store, planned.split) == {"label_share_1": pytest.approx((labels == 1).mean())}
+def test_the_labels_share_is_the_mean_of_all_lines_so_far() -> None:
+    lines = {step: {"share_1": 0.3, "label_share_1": share} for step, share in ((100, 0.02), (150, 0.0), (200, 0.07))}
+    (text,) = told(lines)[200]    # 0.03: the last line alone would allow 0.35
+    assert text.startswith("warning: lumen has been 30 % of the pseudo-labels since step 100, but is 3 % of the labels; ")
+    assert journal.label_shares([{"step": 1, **line} for line in lines.values()]) == {"share_1": pytest.approx(0.03)}
+
+
+def test_label_shares_by_hand() -> None:
+    label = torch.tensor([[[0, 1], [2, 2]], [[0, 0], [2, 0]]])
+    assert label_shares(label, 4) == {"label_share_1": 0.125, "label_share_2": 0.375, "label_share_3": 0.0}
 
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
@@ -83,5 +89,5 @@ def test_a_run_whose_teacher_sees_no_organ_says_so(tiny: Planner) -> None:
     assert len(warnings) == 1
     assert warnings[0].startswith("warning: disc has been 0 % of the pseudo-labels since step 2, but is ")
     log = [json.loads(line) for line in (run.checkpoint.path.parent / "log.jsonl").read_text().splitlines()]
-    truth = label_shares(run.store, run.checkpoint.split)["label_share_1"]
-    assert [line["label_share_1"] for line in log] == pytest.approx([truth] * 20, rel=1e-4)
+    drawn = [run.data.batch(run.data.read(step), step).labeled.label for step in range(20)]
+    assert [line["label_share_1"] for line in log] == pytest.approx([(y == 1).float().mean().item() for y in drawn], rel=1e-4)
