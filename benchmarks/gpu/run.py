@@ -34,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", help=", ".join(steps))
     parser.add_argument("--steps", type=int, help="length of every run, to try the step out")
+    parser.add_argument("--stop-after", type=int, help="step at which every run stops, on the schedule of its full length")
     parser.add_argument("--set", dest="sets", action="append", default=[], help="KEY=VALUE for every run, to try the step out")
     parser.add_argument("--only", help="the runs of this method alone, so that two can share the GPU")
     parser.add_argument("--synthetic", action="store_true", help="speed on made-up cases of the same size: nothing is carried")
@@ -51,7 +52,7 @@ def main() -> None:
         elif given.step == "speed":
             answer |= speed(given.out, given.synthetic)
         elif given.step != "unpack":
-            answer |= train(given.step, given.only, Worker(KIT, begin + given.budget, given.steps, given.sets))
+            answer |= train(given.step, given.only, Worker(KIT, begin + given.budget, given.steps, given.stop_after, given.sets))
     except CrkdError as error:
         answer["error"] = str(error)
         code = error.exit_code

@@ -30,15 +30,20 @@ class TimeUp(Exception):
 
 
 class Worker:
-    """`steps` and `sets` change every run, to try things out; `deadline` is a time.monotonic()."""
+    """`steps` and `sets` change every run, to try things out; `deadline` is a time.monotonic().
 
-    def __init__(self, kit: Path, deadline: float, steps: int | None, sets: list[str]) -> None:
+    `stop_after`: the step at which every run stops, on the schedule of its full length; None: the last one.
+    """
+
+    def __init__(self, kit: Path, deadline: float, steps: int | None, stop_after: int | None, sets: list[str]) -> None:
         self.data, self.work = kit / "data", kit / "work"
-        self.deadline, self.steps = deadline, steps
+        self.deadline, self.steps, self.stop_after = deadline, steps, stop_after
         self.sets = [*sets, *([] if steps is None else [f"train.steps={steps}"])]
 
     def name(self, trial: Trial) -> str:
-        return trial.name if self.steps is None else f"{trial.name}-{self.steps}steps"
+        length = [] if self.steps is None else [f"{self.steps}steps"]
+        stop = [] if self.stop_after is None else [f"to{self.stop_after}"]
+        return "-".join([trial.name, *length, *stop])
 
     def run(self, trial: Trial) -> None:
         """Trains and scores what is not there yet. A run that fails is recorded, and not tried again. Raises TimeUp."""
@@ -46,6 +51,7 @@ class Worker:
             return
         words = ["--dataset", trial.dataset, "--labeled", trial.labeled, "--method", trial.method]
         words = ["train", *words, *(word for one in [*trial.sets, *self.sets] for word in ("--set", one))]
+        words += [] if self.stop_after is None else ["--stop-after", str(self.stop_after)]
         try:
             self._train(trial, words)
             for score in trial.scores:
@@ -126,6 +132,8 @@ class Worker:
             **record.circumstances(f"crkd {shlex.join(words)}", commit(), config, trained.get("device")),
             "seconds": round(sum(parts), 1),
             "steps_per_second": trained.get("steps_per_second"),
+            "steps": trained.get("steps", config.train.steps),
+            "validation": record.validation(folder),
             "note": f"trained in {len(parts)} parts, resumed in between" if len(parts) > 1 else "",
         }
 

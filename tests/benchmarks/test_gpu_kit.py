@@ -164,11 +164,12 @@ def test_a_step_runs_from_what_was_carried_and_goes_on_where_it_stopped(store, t
     toy = [word for one in (*sets, "train.precision=fp32") for word in ("--set", one)]
     code, said = step(tree, out, "acdc-3", "--steps", "3", *toy, "--budget", "0")
     assert (code, said["done"], said["unpacked"]) == (0, False, ["acdc-1of1.tar"])
-    assert said["left"] == ["acdc-3-crkd-1337-3steps", "acdc-3-supervised-1337-3steps"]
+    methods = ("crkd", "unimatch", "supervised")
+    assert said["left"] == [f"acdc-3-{method}-1337-3steps" for method in methods]
 
     code, said = step(tree, out, "acdc-3", "--steps", "3", *toy)
     assert (code, said["done"], said["left"], said["failed"]) == (0, True, [], {})
-    assert len(said["dice"]) == 2 * 6
+    assert len(said["dice"]) == 3 * 6
     with tarfile.open(out / "results.tar.gz") as tar:
         records = {Path(name).stem: json.load(tar.extractfile(name)) for name in tar.getnames() if name.endswith(".json")}
     assert set(records) == set(said["dice"])
@@ -180,8 +181,15 @@ def test_a_step_runs_from_what_was_carried_and_goes_on_where_it_stopped(store, t
     assert len(record["cases"]) == 2 * 3
     assert str(tmp_path) not in json.dumps(records)
 
+    code, said = step(tree, out, "acdc-3", "--steps", "3", "--stop-after", "2", "--only", "supervised", *toy)
+    assert (code, said["done"], said["left"], said["failed"]) == (0, True, [], {})
+    with tarfile.open(out / "results.tar.gz") as tar:
+        early = json.load(tar.extractfile("records/acdc-3-supervised-1337-3steps-to2-last-strict-test.json"))
+    assert (early["steps"], early["summary"]["step"], early["config"]["train"]["steps"]) == (2, 2, 3)
+    assert early["command"].endswith(" --stop-after 2")
+
     code, said = step(tree, out, "acdc-3", "--steps", "2", "--set", "model.name=none")
-    assert (code, said["done"], list(said["failed"])) == (0, True, ["acdc-3-crkd-1337-2steps", "acdc-3-supervised-1337-2steps"])
+    assert (code, said["done"], list(said["failed"])) == (0, True, [f"acdc-3-{method}-1337-2steps" for method in methods])
     assert "no network is called 'none'" in said["failed"]["acdc-3-crkd-1337-2steps"]
 
 
