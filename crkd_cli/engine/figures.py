@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from crkd_cli.engine.compare import Comparison, over_runs
-from crkd_cli.engine.journal import label_shares, read_log
+from crkd_cli.engine.journal import mean_label_shares, read_log
 from crkd_cli.metrics.names import heading, higher_is_better
 from crkd_cli.metrics.summary import means
 
@@ -28,7 +28,7 @@ def curves(comparison: Comparison) -> list[tuple[str, str]]:
         lines = [(i, points) for i, points in lines if points]
         if lines:
             methods = ", ".join(dict.fromkeys(comparison.entries[i].name for i, _ in lines))
-            truth = label_shares([line for _, log in logs for line in log]).get(name)
+            truth = mean_label_shares([line for _, log in logs for line in log]).get(name)
             text = f"{title} over training steps: {methods}"
             if truth is not None:
                 title = f"{title} (dotted: of the labels)"

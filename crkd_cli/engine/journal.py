@@ -58,7 +58,7 @@ def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def label_shares(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def mean_label_shares(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The classes' shares of the labels, as means over a run's log lines: {"share_1": …}, named as the pseudo-labels' are."""
     names = sorted({name for line in lines for name in line if name.startswith("label_share_")})
     return {name.removeprefix("label_"): fmean(line[name] for line in lines if name in line) for name in names}
@@ -76,7 +76,7 @@ def draw_curves(folder: Path) -> bool:
         "validation Dice": [n for n in names if n.startswith("val")],
         "share of pseudo-labels": [n for n in names if n == "kept" or n.startswith("share_")],
     }
-    truth = label_shares(lines)
+    truth = mean_label_shares(lines)
     others = {*RATES, *(f"label_{name}" for name in truth), *(name for members in panels.values() for name in members)}
     panels = {"loss": [n for n in names if n not in others], **panels}
     panels = {title: members for title, members in panels.items() if members}
