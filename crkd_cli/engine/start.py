@@ -199,6 +199,8 @@ def hold(folder: Path) -> ExitStack:
 def _published(method: str, dataset: str, sets: list[str]) -> list[str]:
     """The settings of the method's authors on this data set that the user does not override, as key=value."""
     own = {one.partition("=")[0] for one in sets}
+    if "train.schedule" in own:
+        own.add("train.milestones")    # they belong to the authors' schedule
     settings = METHODS[method].published.get(dataset, {})
     return [f"{key}={value}" for key, value in settings.items() if key not in own]
 

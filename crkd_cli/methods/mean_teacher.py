@@ -3,12 +3,14 @@
 On unlabelled images the student agrees with its moving average, which sees them with noise and drops features of its own.
 """
 
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
 
 from crkd_cli.config import Fraction, NonNegative
 from crkd_cli.data.batch import Batch
+from crkd_cli.losses.dice import DiceClasses, dice_loss
 from crkd_cli.losses.pixel import masked_mean, squared_difference
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import MeanTeaching, Published, fit, given, together
@@ -21,13 +23,17 @@ class MeanTeacher(MeanTeaching):
 
     published: ClassVar[Published] = {
         "acdc": {"train.steps": 30000},
-        "la": {"train.steps": 6000, "methods.mean_teacher.delay": 0.0},
-    }
+        "la": {    # as in UA-MT's program: the learning rate falls every 2,500 steps
+            "train.steps": 6000, "train.schedule": "step", "train.milestones": [0.41667, 0.83333],
+            "methods.mean_teacher.delay": 0.0, "methods.mean_teacher.dice": "foreground",
+        },
+    }  # fmt: skip
 
     class Params(MeanTeaching.Params, frozen=True):
         consistency: NonNegative = 0.1     # λ at the end of its ramp
         ramp: NonNegative = 1.0            # share of the run over which λ rises
         delay: Fraction = 1 / 30           # share of the run during which λ is 0
+        dice: DiceClasses = "all"          # classes of the Dice loss
 
     params: Params
 
@@ -35,7 +41,7 @@ class MeanTeacher(MeanTeaching):
         weak = given(batch.unlabeled).weak
         log_l, log_u = together(self.student, batch.labeled.image, weak)
         taught = self.answer(weak)
-        labeled = fit(log_l, batch.labeled.label)
+        labeled = fit(log_l, batch.labeled.label, dice=partial(dice_loss, classes=self.params.dice))
         consistency = masked_mean(squared_difference(log_u.exp(), taught), None)
         return {"total": labeled + self.weight(step) * consistency, "labeled": labeled, "consistency": consistency}
 

@@ -31,8 +31,11 @@ class UaMt(MeanTeaching):
 
     published: ClassVar[Published] = {
         "acdc": {"train.steps": 30000},
-        "la": {"train.steps": 6000, "methods.ua_mt.dice": "foreground"},
-    }
+        "la": {    # the learning rate falls every 2,500 steps
+            "train.steps": 6000, "train.schedule": "step", "train.milestones": [0.41667, 0.83333],
+            "methods.ua_mt.dice": "foreground",
+        },
+    }  # fmt: skip
 
     class Params(MeanTeaching.Params, frozen=True):
         consistency: NonNegative = 0.1     # λ at the end of its ramp

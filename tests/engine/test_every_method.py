@@ -11,6 +11,7 @@ import torch
 import yaml
 from typer.testing import Result
 
+from crkd_cli.config import Train
 from crkd_cli.data.batch import Batch
 from crkd_cli.data.case import Spec, Store
 from crkd_cli.data.splits import Split, write
@@ -124,6 +125,45 @@ def test_published_settings_give_way_to_the_user(acdc: Callable[..., Result], tm
     assert (resolved["train"]["optimizer"], resolved["train"]["steps"]) == ("nesterov", 2)
     assert acdc("--method", "crossmatch", "--set", "train.steps=3").exit_code == 0    # goes on
     assert "nesterov, now sgd" in acdc("--method", "crossmatch", "--set", "train.optimizer=sgd", "--set", "train.steps=3").stderr
+
+
+@pytest.fixture
+def la(tmp_path: Path, make_store: Callable[..., Store]) -> Callable[..., Train]:
+    """la("bcp", "train.lr=1"): the training settings that a run on volumes that pass for LA would have."""
+    spec = Spec(name="la", source="la", classes=("background", "atrium"), channels=1, dims=3, modality="mr", intensity="zscore")
+    make_store("la", dims=3, groups=4, shape=(16, 32, 32), spec=spec)
+    ids = tuple(f"p{number:02d}" for number in range(4))
+    write(Split(dataset="la", name="mine", train=ids[:3], labeled=ids[:1], test=ids[3:]), tmp_path / "split.yaml")
+
+    def settings(method: str, *sets: str) -> Train:
+        request = Request(
+            dataset="la", labeled=None, method=method, config=None, split=tmp_path / "split.yaml", out=tmp_path / "run",
+            sets=list(sets), data_root=tmp_path / "data",
+        )  # fmt: skip
+        return plan(request).config.train
+
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("method", "falls"),
+    [
+        ("mean_teacher", [2500, 5000]),    # as in UA-MT's program: a tenth every 2,500 steps
+        ("ua_mt", [2500, 5000]),
+        ("lefed", [2500, 5000, 7500, 10000, 12500]),
+        ("bcp", [4500, 7000, 9500, 12000, 14500]),    # after 2,000 steps on labelled images
+    ],
+)
+def test_the_learning_rate_falls_in_the_authors_steps(la: Callable[..., Train], method: str, falls: list[int]) -> None:
+    settings = la(method)
+    assert settings.schedule == "step"
+    assert [round(share * settings.steps) for share in settings.milestones] == falls
+
+
+@pytest.mark.parametrize("schedule", ["poly", "constant"])
+def test_the_authors_milestones_go_with_their_schedule(la: Callable[..., Train], schedule: str) -> None:
+    settings = la("lefed", f"train.schedule={schedule}")
+    assert (settings.schedule, settings.milestones, settings.steps) == (schedule, (), 15000)
 
 
 def test_a_copied_store_keeps_its_own_name(acdc: Callable[..., Result], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from crkd_cli.methods.base import Method, fit, given, together
 from tests.methods.test_contract import batch, calm, task
 
 
-def build(name: str, dims: int = 2, **params: float) -> Method:
+def build(name: str, dims: int = 2, **params: float | str) -> Method:
     torch.manual_seed(0)
     kind = METHODS[name]
     method = kind(task(dims), kind.Params(**params))
@@ -58,6 +58,20 @@ def test_terms_by_hand(name: str, dims: int) -> None:
     if name != "mean_teacher":
         assert 0.1 < losses["kept"].item() < 0.999
         assert losses["kept"].item() == pytest.approx(kept / len(pixels(taught)), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mean_teacher", "ua_mt"])
+def test_labelled_loss_with_dice_over_the_foreground(name: str) -> None:
+    """As in UA-MT's program on LA: Dice is the mean of 1 − (2 Σ p t + ε) / (Σ p² + Σ t² + ε) over the foreground classes."""
+    method, data = build(name, 3, noise=0.0, dice="foreground"), batch(3)
+    losses = method.losses(data, 0)
+    with torch.no_grad():
+        log_l, _ = together(method.student, data.labeled.image, given(data.unlabeled).weak)
+    p, target = log_l.exp().double(), torch.eye(3, dtype=torch.float64)[data.labeled.label].movedim(-1, 1)
+    p_k, t_k = (x[:, 1:].transpose(0, 1).flatten(1) for x in (p, target))    # [K − 1, voxels of the batch]
+    dice = 1 - (2 * (p_k * t_k).sum(1) + 1e-5) / (p_k.square().sum(1) + t_k.sum(1) + 1e-5)
+    cross_entropy = -(target * p.log()).sum(1).mean()
+    assert losses["labeled"].item() == pytest.approx((0.5 * (cross_entropy + dice.mean())).item(), rel=1e-4)
 
 
 def test_mean_teacher_weight_by_hand() -> None:
