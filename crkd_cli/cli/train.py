@@ -144,12 +144,12 @@ def _train(planned: "Plan") -> Path:
             advance(step - done, _line(values) if values else None)
             done = step
 
-        metrics = run_loop(run, report, warn)
+        metrics = run_loop(run, report, warn, say)
     if not world.rank():
         write_metrics(planned.folder, metrics)
         if not draw_curves(planned.folder):
             say("curves.png is left out: it needs matplotlib (pip install 'crkd[report]')")
-        result = planned.folder / ("best.pth" if run.val else "last.pth")
+        result = planned.folder / ("best.pth" if metrics["best"] else "last.pth")
         done_steps = "done" if planned.stop == steps else f"stopped after {planned.stop} of {steps} steps"
         say(f"{done_steps}: {result}; next: crkd evaluate {result}")
     if run.signal:

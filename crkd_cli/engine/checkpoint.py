@@ -40,7 +40,8 @@ class Checkpoint:
     split: Split
     data: str                           # the store's digest when the run began
     weights: dict[str, Tensor]          # the method's state
-    training: dict[str, Any] | None     # optimiser state, counters, a finished run's metrics; None in best.pth
+    # Optimiser state, counters, a finished run's metrics; None in best.pth but where the method restores it.
+    training: dict[str, Any] | None
     best: dict[str, Any] | None         # step and score of the best validation so far
     statistics: dict[str, Tensor] | None = None    # renewed ones of the predictor; None: those in weights are to be used
     precision: str = "fp32"             # bf16 or fp32: what the run computes in, which resuming keeps

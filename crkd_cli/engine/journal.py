@@ -10,7 +10,8 @@ from typing import Any
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.paths import atomic
 
-RATES = ("grad_norm", "steps_per_second", "waiting", "skipped")    # what the loop logs besides a method's losses
+# What the loop logs besides a method's losses.
+RATES = ("grad_norm", "steps_per_second", "waiting", "skipped", "restored_step")
 
 
 class Journal:

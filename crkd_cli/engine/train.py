@@ -71,14 +71,14 @@ class Run:
 Report = Callable[[int, dict[str, float]], None]
 
 
-def train(run: Run, report: Report, warn: Say | None = None) -> dict[str, Any]:
+def train(run: Run, report: Report, warn: Say | None = None, say: Say | None = None) -> dict[str, Any]:
     """Runs from where the checkpoint stands to step `run.stop`; gives the content of metrics.json.
 
     `report(step, values)` is told after every step; values is empty but where the run is logged. `warn(line)` is told of signs
-    that the run goes wrong, each once. Raises Stopped on SIGTERM,
-    SIGINT and SIGUSR1, but in the last step, after which the run knows of it; and CrkdError after ten non-finite steps in a
-    row; the last good checkpoint is on disk in either case. Of several processes, which stop together, the first one alone
-    validates and writes. Raises Lost if another one ended.
+    that the run goes wrong, each once; `say(line)` of the rest. Raises Stopped on SIGTERM, SIGINT and SIGUSR1, but in the last
+    step, after which the run knows of it; and CrkdError after ten non-finite steps in a row; the last good checkpoint is on disk
+    in either case. Of several processes, which stop together, the first one alone validates and writes. Raises Lost if another
+    one ended.
     """
     config = run.checkpoint.config.train
     folder = run.checkpoint.path.parent
@@ -88,7 +88,7 @@ def train(run: Run, report: Report, warn: Say | None = None) -> dict[str, Any]:
     if run.val and journal:
         blank = replace(run.checkpoint, training=None)
         validator = Validator(run.method, run.store, run.val, blank, run.device, run.precision, renewal)
-    loop = _Loop(run, journal, validator, renewal, report, warn)
+    loop = _Loop(run, journal, validator, renewal, report, warn, say)
     agree = Agreement()
     prefetch = Prefetch(run.data.read, run.checkpoint.step, run.stop)
     with run.held, _Signals() as signals:
@@ -130,10 +130,13 @@ class _Loop:
         renewal: Renewal | None,
         report: Report,
         warn: Say | None,
+        say: Say | None,
     ) -> None:
         self.run, self.journal, self.validator, self.renewal = run, journal, validator, renewal
-        self.report, self.warn = report, warn
+        self.report, self.warn, self.say = report, warn, say
         self.config = run.checkpoint.config.train
+        at = run.method.restore_best_after
+        self.restore_after = at if at < self.config.steps else 0    # at the very end nothing would follow
         self.losses = wrapped(run.method)
         self.seen: dict[str, list[Tensor]] = {}    # scalars of the steps since the last log line, on the device
         self.counted = 0
@@ -195,12 +198,18 @@ class _Loop:
             self.report(done, {})
         if self.validator and self.validator.ready():
             self.note(self.validator.finish())
-        if self.validator and (done % self.config.eval_every == 0 or finished):
+        # A score where a run stops early must not decide what is restored when it goes on: without the stop there is none.
+        due = done % self.config.eval_every == 0 or (finished and done > self.restore_after)
+        if self.validator and due:
             self.note(self.validator.finish())
-            self.validator.start(self.run.method, done)
+            self.validator.start(self.run.method, done, self.run.optimizer.state_dict() if self.restore_after else None)
+        restore = done == self.restore_after
+        if restore:
+            self.restore_best(done)
         if stop and not finished:
             self.save(done, renew=False)    # first what resuming needs: whoever sent the signal may not wait long
-        if finished or stop or time.monotonic() - self.saved >= 60.0 * self.config.save_minutes:
+        # What was restored is saved at once: best.pth may soon be of a later step.
+        if finished or stop or restore or time.monotonic() - self.saved >= 60.0 * self.config.save_minutes:
             self.save(done, renew=True)
 
     def log(self, done: int) -> None:
@@ -244,6 +253,22 @@ class _Loop:
             for warning in self.watch(step, values):
                 if self.warn:
                     self.warn(warning)
+
+    def restore_best(self, done: int) -> None:
+        """Goes on from best.pth, if a state was validated. Several processes read it from the disk that they share."""
+        if self.validator:
+            self.note(self.validator.finish())
+        known = self.validator.best if self.validator else None
+        if not world.first(torch.tensor(int(known is not None))):    # process 0 alone validates
+            return
+        best = load(self.run.checkpoint.path.with_name("best.pth"))
+        if best.training is None:
+            raise CrkdError(f"{best.path} lacks the optimiser's state: it is of an older version; give another folder with --out")
+        self.run.method.load_state_dict(best.weights)
+        self.run.optimizer.load_state_dict(best.training)
+        self.write(done, {"restored_step": float(best.step)})
+        if self.say:
+            self.say(f"step {done}: goes on from step {best.step}, the best so far on the validation cases")
 
     def save(self, done: int, *, renew: bool) -> None:
         """last.pth, by process 0; a running validation ends first, so that the checkpoint knows the best one.

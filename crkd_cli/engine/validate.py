@@ -45,12 +45,19 @@ class Validator:
         self.best: dict[str, Any] | None = blank.best
         self.file: Path = blank.path.with_name("best.pth")
 
-    def start(self, method: Method, step: int) -> None:
-        """Takes a snapshot of `method` after `step` steps and scores it in the background. Call `finish` before."""
-        self._copy.load_state_dict(method.state_dict())
+    def start(self, method: Method, step: int, training: dict[str, Any] | None = None) -> None:
+        """Takes a snapshot of `method` after `step` steps and scores it in the background. Call `finish` before.
+
+        `training`: what the checkpoint of a best score is to hold for training to go on from it.
+        """
+        weights = copy.deepcopy(method.state_dict())
+        self._copy.load_state_dict(weights)
+        statistics = None
         if self._renewal:
             self._renewal(self._copy.predictor)
-        self._running = self._pool.submit(self._score, step)
+            statistics = dict(self._copy.predictor.named_buffers())
+        snapshot = replace(self._blank, step=step, weights=weights, training=copy.deepcopy(training), statistics=statistics)
+        self._running = self._pool.submit(self._score, snapshot)
 
     def ready(self) -> bool:
         """Whether a score waits to be fetched."""
@@ -64,10 +71,10 @@ class Validator:
     def close(self) -> None:
         self._pool.shutdown()
 
-    def _score(self, step: int) -> Score:
+    def _score(self, snapshot: Checkpoint) -> Score:
         self._inferer.refresh()
-        score = Score(step, validate(self._inferer, self._store, self._cases))
+        score = Score(snapshot.step, validate(self._inferer, self._store, self._cases))
         if self.best is None or score.dice["dice"] > self.best["dice"]:
-            self.best = {"step": step, "dice": score.dice["dice"]}
-            save(replace(self._blank, step=step, weights=self._copy.state_dict(), best=self.best), self.file)
+            self.best = {"step": snapshot.step, "dice": score.dice["dice"]}
+            save(replace(snapshot, best=self.best), self.file)
         return score

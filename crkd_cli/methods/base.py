@@ -73,6 +73,13 @@ class Method(nn.Module, ABC):
         """Called after the last of a batch's updates, for moving averages and the like."""
 
     @property
+    def restore_best_after(self) -> int:
+        """After so many steps training goes on from the state, the optimiser's included, that scored best on the validation cases
+        so far; 0: never. Without validation cases it goes on from where it is.
+        """
+        return 0
+
+    @property
     def predictor(self) -> nn.Module:
         """image [B, C, *S] → logits [B, K, *S]: what is evaluated and what predicts."""
         return self.student

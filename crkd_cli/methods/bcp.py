@@ -41,11 +41,12 @@ class Bcp(Method):
     class Params(Strict, frozen=True):
         pseudo: NonNegative = 0.5          # α
         warmup: Fraction = 0.25            # share of the run on labelled images alone
-        teacher_decay: Fraction = 0.99     # of the teacher's moving average, which begins as a copy when the warm-up ends
+        teacher_decay: Fraction = 0.99     # of the teacher's moving average; in the warm-up it is a copy
         by_region: bool = True             # in the warm-up each region counts as much as the other; false: each pixel
         squared: bool = True               # Dice with Σ p² in the denominator; false: Σ p
         pooled: bool = True                # Dice of the whole batch; false: the mean over images
         epsilon: Annotated[float, msgspec.Meta(gt=0.0)] = 1e-10    # ε of the Dice loss
+        restore_best: bool = True          # the warm-up ends with its best weights on validation; false: the last ones
         largest: bool = True               # keep the largest component of every class; false where a class is several objects
 
     params: Params
@@ -101,9 +102,12 @@ class Bcp(Method):
         return torch.where(kept, pseudo, 0)
 
     def after_step(self, step: int) -> None:
-        if step >= self.begin - 1:
-            # Step 0 of an average copies; from 100 on the published average has no warm-up.
-            self.teacher.update(self.student, 0 if step < self.begin else step)
+        # Step 0 of an average copies; from 100 on the published average has no warm-up.
+        self.teacher.update(self.student, 0 if step < self.begin else step)
+
+    @property
+    def restore_best_after(self) -> int:
+        return self.begin if self.params.restore_best else 0
 
 
 def halves(x: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -95,7 +95,7 @@ def test_pseudo_label_keeps_the_largest_component_of_every_class(dims: int) -> N
             assert len(np.unique(labels[after == k])) == (sizes.max() > 0)
 
 
-def test_teacher_begins_as_a_copy_when_the_warm_up_ends() -> None:
+def test_teacher_is_a_copy_until_the_warm_up_ends() -> None:
     method = build(2, warmup=0.5, teacher_decay=0.75)
     before = {name: value.clone() for name, value in method.teacher.network.named_parameters()}
     for step in range(7):
@@ -104,8 +104,8 @@ def test_teacher_begins_as_a_copy_when_the_warm_up_ends() -> None:
                 parameter += 1.0
         method.after_step(step)
         moved = method.teacher.network.decoder.output.bias - before["decoder.output.bias"]
-        # Steps 0–3 nothing; 4 the copy; then a quarter of the way to the student at each.
-        expected = 0.0 if step < 4 else {4: 5.0, 5: 5.25, 6: 5.6875}[step]
+        # A copy at steps 0–4; then a quarter of the way to the student at each.
+        expected = {5: 5.25, 6: 5.6875}.get(step, step + 1.0)
         torch.testing.assert_close(moved, torch.full_like(moved, expected))
 
 
