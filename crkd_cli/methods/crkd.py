@@ -48,10 +48,12 @@ class Crkd(Method):
         confidence: Fraction = 0.8         # τ: pixels below do not count
         dice: DiceClasses = "all"          # classes of the Dice losses
         pseudo: NonNegative = 1.0          # λ_ps
-        pixel: NonNegative = 0.1           # λ_p, CPKD
-        feature: NonNegative = 0.1         # λ_f, CFKD
-        semantic: NonNegative = 0.1        # λ_c, CSD
-        entropy: NonNegative = 0.1         # λ_e, LEC
+        # Chosen by their gradients: CPKD's and LEC's are small and point down the loss on validation patients, those of CFKD
+        # and CSD are ten times as large and do not (docs/results.md).
+        pixel: NonNegative = 1.0           # λ_p, CPKD
+        feature: NonNegative = 0.01        # λ_f, CFKD
+        semantic: NonNegative = 0.01       # λ_c, CSD
+        entropy: NonNegative = 1.0         # λ_e, LEC
         ramp: NonNegative = 1.0            # share of the run over which r(t) rises to 1
         teacher_decay: Fraction = 0.99     # of the teacher's moving average; 0: the student's weights as they are
         drop: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.5    # channel dropout of stream fp, on every level
