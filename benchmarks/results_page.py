@@ -105,7 +105,10 @@ def common(records: list[Record]) -> dict[str, Any]:
 
 
 def label(record: Record, shared: dict[str, Any]) -> str:
-    """The method and what this run alone sets, its authors' settings apart: `crkd without pixel, entropy; warmup 0.1`."""
+    """The method and what this run alone sets, its authors' settings apart: `crkd without pixel, entropy; warmup 0.1`.
+
+    Settings of equal values stand together: `crkd; pixel, entropy 0.1`.
+    """
     method = record["config"]["method"]
     authors = METHODS[method].published.get(record["config"]["data"]["name"], {})
     own = {
@@ -117,8 +120,11 @@ def label(record: Record, shared: dict[str, Any]) -> str:
     planned = record["config"]["train"]["steps"]
     if record.get("steps", planned) < planned:
         own["schedule of"] = f"{planned:,} steps"
-    off = ", ".join(key for key, value in own.items() if value == 0)
-    return "; ".join([f"{method} without {off}" if off else method, *(f"{key} {value}" for key, value in own.items() if value)])
+    keys: dict[str, list[str]] = defaultdict(list)    # by what they are set to
+    for key, value in own.items():
+        keys[str(value or 0)].append(key)
+    off = ", ".join(keys.pop("0", []))
+    return "; ".join([f"{method} without {off}" if off else method, *(f"{', '.join(them)} {one}" for one, them in keys.items())])
 
 
 def section(group: Group, records: list[Record]) -> str:

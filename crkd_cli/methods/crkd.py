@@ -48,8 +48,8 @@ class Crkd(Method):
         confidence: Fraction = 0.8         # τ: pixels below do not count
         dice: DiceClasses = "all"          # classes of the Dice losses
         pseudo: NonNegative = 1.0          # λ_ps
-        # Chosen by their gradients: CPKD's and LEC's are small and point down the loss on validation patients, those of CFKD
-        # and CSD are ten times as large and do not (docs/results.md).
+        # By their gradients: those of CPKD and LEC are short and point down the loss on validation patients, those of CFKD and
+        # CSD are several times as long and do not (docs/results.md).
         pixel: NonNegative = 1.0           # λ_p, CPKD
         feature: NonNegative = 0.01        # λ_f, CFKD
         semantic: NonNegative = 0.01       # λ_c, CSD

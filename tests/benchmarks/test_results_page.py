@@ -115,6 +115,13 @@ def test_a_label_says_what_one_run_alone_sets(keep, tmp_path):
     assert "Set apart from `configs/acdc.yaml`: data.labeled 8." in text
 
 
+def test_a_label_names_settings_of_one_value_together(keep, tmp_path):
+    pixel, others = {"methods.crkd.pixel": 0.1}, {"train.lr": 0.2, "methods.crkd.entropy": 0.1, "methods.crkd.feature": 0}
+    keep("a", overrides=pixel | others)
+    keep("b", overrides={})
+    assert cells(page(tmp_path), "a")[0] == "crkd without feature; pixel, entropy 0.1; train.lr 0.2"
+
+
 def test_all_that_the_runs_of_a_group_set_apart_is_told(keep, tmp_path):
     """Of the published setting length and validation differ; seed and method stand in the tables."""
     apart = {"data.frame.resize": [96, 96], "train.steps": 2500, "train.eval_every": 250, "methods.crkd.pixel": 0}
