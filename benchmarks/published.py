@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from crkd_cli.models.networks.base import Network
 
-LAMBDAS = {"labeled": 1.0, "pseudo": 1.0, "pixel": 0.1, "feature": 0.1, "semantic": 0.1, "entropy": 0.1}
+LAMBDAS = {"labeled": 1.0, "pseudo": 1.0, "pixel": 1.0, "feature": 0.01, "semantic": 0.01, "entropy": 1.0}
 WIDTH = 256       # P
 STREAMS = 3       # projected in a step: labelled, strong, perturbed
 MAPS = 6          # P-channel maps that autograd keeps per stream: three layers, two norms, the unit-length result

@@ -18,7 +18,8 @@ BOTH = ("crkd", "supervised")
 TERMS = ("pixel", "feature", "semantic", "entropy")    # CPKD, CFKD, CSD, LEC
 # CRKD's weights that were never published: other values, each tried alone.
 FREE = (
-    "pseudo=0.5", "pseudo=2", "pixel=1", "feature=1", "semantic=1", "entropy=1", "temperature=0.07", "ramp=0.1", "ramp=0.6",
+    "pseudo=0.5", "pseudo=2", "pixel=0.1", "feature=0.1", "semantic=0.1", "entropy=0.1", "temperature=0.07", "ramp=0.1",
+    "ramp=0.6",
 )  # fmt: skip
 
 
