@@ -21,7 +21,7 @@ from crkd_cli.data.case import Store
 from crkd_cli.engine.assemble import build_data, load_method
 from crkd_cli.engine.checkpoint import load
 from crkd_cli.losses.dice import dice_loss
-from crkd_cli.methods.base import fit, together
+from crkd_cli.methods.base import fit, given, together
 from crkd_cli.models.blocks import Dropout
 
 CPU = torch.device("cpu")
@@ -48,9 +48,8 @@ def main() -> None:
         module.p = 0.0
     down: list[Tensor] = []
     for number in range(BATCHES):
-        labeled, weak = val.batch(val.read(number), number).labeled, data.batch(data.read(number), number).unlabeled
-        assert weak is not None
-        log_p, _ = together(method.student, labeled.image, weak.weak)    # normalised with unlabelled images, as in training
+        labeled, weak = val.batch(val.read(number), number).labeled, given(data.batch(data.read(number), number).unlabeled).weak
+        log_p, _ = together(method.student, labeled.image, weak)    # normalised with unlabelled images, as in training
         down.append(gradient(fit(log_p, labeled.label, dice=partial(dice_loss, classes="all"))))
     target = torch.stack(down).mean(0)
     for module, p in dropouts.items():
