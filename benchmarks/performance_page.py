@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.row import Row, duration, read
-from crkd_cli.paths import atomic
+from crkd_cli.paths import atomic_write
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md"
@@ -18,7 +18,7 @@ PARTS = {
     "backward": "backward pass",
     "losses": "losses, CutMix, sampling",
     "data": "upload and augmentation",
-    "optimiser": "optimiser, teacher's average",
+    "optimizer": "optimizer, teacher's average",
 }
 GROWTH = {
     "grow-batch": ("CRKD step, ACDC, images in a batch", "images"),
@@ -50,21 +50,30 @@ with AMX, which gains more from bfloat16. Peak memory is that of the whole proce
 - **Memory is used again.** By default the C library takes large blocks from the system anew each time, and every feature map is
   fresh pages that the kernel must clear: half of a step's time on a CPU. `crkd` keeps them; the baseline runs with the default.
 - **No waiting.** Stores are memory-mapped, and a thread reads the next batches while a step runs. For a GPU resized slices stay
-  in memory, up to 1 GB of the labelled and of the unlabelled ones.
+  in memory, up to 1 GB of the labeled and of the unlabeled ones.
 """
 
 
 def main() -> None:
-    with atomic(PAGE) as temporary:
+    with atomic_write(PAGE) as temporary:
         temporary.write_text(page(RESULTS), encoding="utf-8")
 
 
 def page(results: Path) -> str:
     """The whole page, from every speed-*.json in `results`, CPUs first."""
-    records = [json.loads(file.read_text(encoding="utf-8")) | {"file": file.name} for file in results.glob("speed-*.json")]
+    records = [
+        json.loads(file.read_text(encoding="utf-8")) | {"file": file.name}
+        for file in results.glob("speed-*.json")
+    ]
     records.sort(key=lambda record: (record["device"] != "cpu", record["file"]))
-    answers = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("labels-*.json"))]
-    looks = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("smoke-*.json"))]
+    answers = [
+        json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(results.glob("labels-*.json"))
+    ]
+    looks = [
+        json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(results.glob("smoke-*.json"))
+    ]
     sections = (part for record in records for part in section(record))
     return "\n".join([INTRO, *sections, *map(memory, looks), *map(same_answer, answers)])
 
@@ -74,12 +83,18 @@ def section(record: dict[str, Any]) -> list[str]:
     rows = [read(tree) for tree in record["rows"]]
     parts = [f"## {record['machine']}\n", facts(record)]
     for title, text in (
-        ("Against the published way", table([row for row in rows if row.group in ("target", "other")])),
+        (
+            "Against the published way",
+            table([row for row in rows if row.group in ("target", "other")]),
+        ),
         ("Where a step's time goes", anatomy(rows)),
         ("What limits it", limits(rows, record)),
         ("How it grows", growth(rows)),
         ("Beside other libraries", table([row for row in rows if row.group == "peer"], "peer")),
-        ("With torch.compile", table([row for row in rows if row.group == "compile"], "as it stands", "compiled")),
+        (
+            "With torch.compile",
+            table([row for row in rows if row.group == "compile"], "as it stands", "compiled"),
+        ),
     ):
         if text:
             parts += [f"### {title}\n", text]
@@ -98,7 +113,11 @@ def memory(record: dict[str, Any]) -> str:
         cells = []
         for data, _ in works:
             one = found.get((data, name))
-            cells += [f"{one['peak_gib'] * 2**30 / 1e9:.1f}", f"{100 * one['difference']:.2g} %"] if one else ["", ""]
+            cells += (
+                [f"{one['peak_gib'] * 2**30 / 1e9:.1f}", f"{100 * one['difference']:.2g} %"]
+                if one
+                else ["", ""]
+            )
         body.append([name, *cells])
     note = f"\n{record['note']}\n" if record["note"] else ""
     return (
@@ -112,9 +131,11 @@ def memory(record: dict[str, Any]) -> str:
 def same_answer(record: dict[str, Any]) -> str:
     """What benchmarks/labels.py found: whether the faster way gives other labels, or worse ones."""
     columns = {
-        "plain_dice": "published way", "same_dice": "crkd, published windows", "default_dice": "crkd, default windows",
+        "plain_dice": "published way",
+        "same_dice": "crkd, published windows",
+        "default_dice": "crkd, default windows",
         "same": "Dice of the first two with one another",
-    }  # fmt: skip
+    }
     cases = sorted(record["cases"], key=lambda case: -case["plain_dice"])
     rows = [(case["case"], case) for case in cases] + [("**mean**", record["mean"])]
     body = [[name, *(f"{100 * values[key]:.2f}" for key in columns)] for name, values in rows]
@@ -130,7 +151,9 @@ def same_answer(record: dict[str, Any]) -> str:
 
 
 def facts(record: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
+    versions = ", ".join(
+        f"{name} {version}" for name, version in record["versions"].items() if version
+    )
     flags = f" ({', '.join(record['flags'])})" if record.get("flags") else ""
     lines = [
         f"{record['device']}{flags}, {record['threads']} threads; `crkd` in {record['precision']}, the baseline in fp32; "
@@ -147,7 +170,10 @@ def table(rows: list[Row], other: str = "baseline", ours: str = "crkd") -> str:
     """Markdown of times, ratios and targets, the notes below."""
     if not rows:
         return ""
-    lines = [f"| work | {other} | {ours} | ratio | target | met | peak memory: {other}, {ours} |", "|---" * 7 + "|"]
+    lines = [
+        f"| work | {other} | {ours} | ratio | target | met | peak memory: {other}, {ours} |",
+        "|---" * 7 + "|",
+    ]
     notes: list[str] = []
     for row in rows:
         if row.note and row.note not in notes:
@@ -155,7 +181,19 @@ def table(rows: list[Row], other: str = "baseline", ours: str = "crkd") -> str:
         mark = f" [{notes.index(row.note) + 1}]" if row.note else ""
         memory = ", ".join(f"{value:.1f} GB" for value in (row.baseline_gb, row.crkd_gb) if value)
         lines.append(f"| {row.work}{mark} | {' | '.join(row.cells())} | {memory} |")
-    return "\n".join([*lines, "", *(f"[{number}] {note[0].upper()}{note[1:]}.\\" for number, note in enumerate(notes, 1))]) + "\n"
+    return (
+        "\n".join(
+            [
+                *lines,
+                "",
+                *(
+                    f"[{number}] {note[0].upper()}{note[1:]}.\\"
+                    for number, note in enumerate(notes, 1)
+                ),
+            ]
+        )
+        + "\n"
+    )
 
 
 def anatomy(rows: list[Row]) -> str:
@@ -163,7 +201,10 @@ def anatomy(rows: list[Row]) -> str:
     steps = [row for row in rows if "shares" in row.detail]
     if not steps:
         return ""
-    body = [[words, *(f"{100 * row.detail['shares'][part]:.0f} %" for row in steps)] for part, words in PARTS.items()]
+    body = [
+        [words, *(f"{100 * row.detail['shares'][part]:.0f} %" for row in steps)]
+        for part, words in PARTS.items()
+    ]
     return _markdown(["part of a step", *(row.work for row in steps)], body)
 
 
@@ -172,26 +213,39 @@ def limits(rows: list[Row], record: dict[str, Any]) -> str:
     if not record["bound"]:
         return ""
     rates = [[one["what"], _rate(one)] for one in record["bound"]]
-    lines = [f"What the machine does when it does nothing else, in {record['precision']}, measured in the same run:\n"]
+    lines = [
+        f"What the machine does when it does nothing else, in {record['precision']}, measured in the same run:\n"
+    ]
     lines.append(_markdown(["work", "rate"], rates))
     best = max(one["gflops_per_s"] for one in record["bound"] if "gflops_per_s" in one)
     body = [
-        [row.work, f"{row.detail['flops'] / 1e9:,.0f} GFLOP", f"{row.gflops_per_s:,.0f} GFLOP/s",
-         f"{100 * row.gflops_per_s / best:.0f} %", f"{1e9 * best * row.baseline_s / row.detail['flops']:.1f}×"]
+        [
+            row.work,
+            f"{row.detail['flops'] / 1e9:,.0f} GFLOP",
+            f"{row.gflops_per_s:,.0f} GFLOP/s",
+            f"{100 * row.gflops_per_s / best:.0f} %",
+            f"{1e9 * best * row.baseline_s / row.detail['flops']:.1f}×",
+        ]
         for row in rows
         if row.gflops_per_s and row.baseline_s
-    ]  # fmt: skip
+    ]
     if body:
         lines.append(
             "Convolutions and products alone, over all of the time that `crkd` takes, beside the fastest rate of these; and the "
             "ratio that `crkd` would have at that rate if nothing else took any time:\n"
         )
-        lines.append(_markdown(["work", "arithmetic", "rate", "of the fastest", "largest ratio"], body))
+        lines.append(
+            _markdown(["work", "arithmetic", "rate", "of the fastest", "largest ratio"], body)
+        )
     return "\n".join(lines)
 
 
 def _rate(bound: dict[str, Any]) -> str:
-    return f"{bound['gb_per_s']:,.0f} GB/s" if "gb_per_s" in bound else f"{bound['gflops_per_s']:,.0f} GFLOP/s"
+    return (
+        f"{bound['gb_per_s']:,.0f} GB/s"
+        if "gb_per_s" in bound
+        else f"{bound['gflops_per_s']:,.0f} GFLOP/s"
+    )
 
 
 def growth(rows: list[Row]) -> str:
@@ -217,15 +271,22 @@ def _series(title: str, what: str, series: list[Row]) -> str:
         ("ratio", lambda row: f"{row.ratio:.1f}×" if row.ratio else ""),
         ("peak memory of crkd", lambda row: f"{row.crkd_gb:.1f} GB" if row.crkd_gb else ""),
     ]
-    return f"{title}:\n\n" + _markdown([name for name, _ in cells], [[cell(row) for _, cell in cells] for row in series])
+    return f"{title}:\n\n" + _markdown(
+        [name for name, _ in cells], [[cell(row) for _, cell in cells] for row in series]
+    )
 
 
 def _cases(rows: list[Row]) -> str:
     sizes = sorted({row.size for row in rows if row.size is not None})
     names = list(dict.fromkeys(row.name for row in rows))
     times = {(row.name, row.size): _time(row.crkd_s) for row in rows}
-    body = [[name.removeprefix("grow-cases: "), *(times.get((name, size), "") for size in sizes)] for name in names]
-    return "What depends on the number of cases:\n\n" + _markdown(["cases", *(f"{size:g}" for size in sizes)], body)
+    body = [
+        [name.removeprefix("grow-cases: "), *(times.get((name, size), "") for size in sizes)]
+        for name in names
+    ]
+    return "What depends on the number of cases:\n\n" + _markdown(
+        ["cases", *(f"{size:g}" for size in sizes)], body
+    )
 
 
 def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

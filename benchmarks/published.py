@@ -18,10 +18,17 @@ from torch.nn import functional
 
 from crkd_cli.models.networks.base import Network
 
-LAMBDAS = {"labeled": 1.0, "pseudo": 1.0, "pixel": 1.0, "feature": 0.01, "semantic": 0.01, "entropy": 1.0}
-WIDTH = 256       # P
-STREAMS = 3       # projected in a step: labelled, strong, perturbed
-MAPS = 6          # P-channel maps that autograd keeps per stream: three layers, two norms, the unit-length result
+LAMBDAS = {
+    "labeled": 1.0,
+    "pseudo": 1.0,
+    "pixel": 1.0,
+    "feature": 0.01,
+    "semantic": 0.01,
+    "entropy": 1.0,
+}
+WIDTH = 256  # P
+STREAMS = 3  # projected in a step: labeled, strong, perturbed
+MAPS = 6  # P-channel maps that autograd keeps per stream: three layers, two norms, the unit-length result
 
 
 def dense_bytes(images: int, size: Sequence[int]) -> int:
@@ -36,9 +43,15 @@ class Published(nn.Module):
     """CRKD's training step. `dense`: project every pixel, then draw, as published; else draw first, which takes less memory."""
 
     def __init__(
-        self, student: Network, dims: int, classes: int, threshold: float, drop: float = 0.5, samples: int = 256,
+        self,
+        student: Network,
+        dims: int,
+        classes: int,
+        threshold: float,
+        drop: float = 0.5,
+        samples: int = 256,
         dense: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.student, self.dims, self.classes, self.threshold = student, dims, classes, threshold
         self.drop, self.samples, self.dense = drop, samples, dense
@@ -46,13 +59,19 @@ class Published(nn.Module):
         conv = (nn.Conv2d, nn.Conv3d)[dims - 2]
         norm = (nn.BatchNorm2d, nn.BatchNorm3d)[dims - 2]
         self.projection = nn.Sequential(
-            conv(student.features, WIDTH, 1), norm(WIDTH), nn.ReLU(inplace=True),
-            conv(WIDTH, WIDTH, 1), norm(WIDTH), nn.ReLU(inplace=True),
+            conv(student.features, WIDTH, 1),
+            norm(WIDTH),
+            nn.ReLU(inplace=True),
             conv(WIDTH, WIDTH, 1),
-        )  # fmt: skip
+            norm(WIDTH),
+            nn.ReLU(inplace=True),
+            conv(WIDTH, WIDTH, 1),
+        )
 
-    def losses(self, image: Tensor, label: Tensor, weak: Tensor, strong: Tensor) -> dict[str, Tensor]:
-        """Scalars by name of a labelled batch and two views of an unlabelled one; "total" is back-propagated."""
+    def losses(
+        self, image: Tensor, label: Tensor, weak: Tensor, strong: Tensor
+    ) -> dict[str, Tensor]:
+        """Scalars by name of a labeled batch and two views of an unlabeled one; "total" is back-propagated."""
         confidence, pseudo = self.teach(weak)
         weak, strong, confidence, pseudo = cutmix([weak, strong, confidence, pseudo], self.random)
         return self.student_losses(image, label, weak, strong, confidence, pseudo)
@@ -67,13 +86,23 @@ class Published(nn.Module):
         return confidence, pseudo
 
     def student_losses(
-        self, image: Tensor, label: Tensor, weak: Tensor, strong: Tensor, confidence: Tensor, pseudo: Tensor
+        self,
+        image: Tensor,
+        label: Tensor,
+        weak: Tensor,
+        strong: Tensor,
+        confidence: Tensor,
+        pseudo: Tensor,
     ) -> dict[str, Tensor]:
         features_l = self.student.decode(self.student.encode(image))
         features_s = self.student.decode(self.student.encode(strong))
         dropout = (functional.dropout2d, functional.dropout3d)[self.dims - 2]
-        features_fp = self.student.decode([dropout(level, self.drop) for level in self.student.encode(weak)])
-        z_l, z_s, z_fp = (self.student.head(features) for features in (features_l, features_s, features_fp))
+        features_fp = self.student.decode(
+            [dropout(level, self.drop) for level in self.student.encode(weak)]
+        )
+        z_l, z_s, z_fp = (
+            self.student.head(features) for features in (features_l, features_s, features_fp)
+        )
 
         keep = (confidence >= self.threshold).float()
         nearer = error(z_s.detach(), pseudo) < error(z_fp.detach(), pseudo)
@@ -81,17 +110,26 @@ class Published(nn.Module):
         terms = {
             "labeled": 0.5 * (error(z_l, label).mean() + dice(z_l, label, torch.ones_like(label))),
             "pseudo": 0.5 * (dice(z_s, pseudo, keep) + dice(z_fp, pseudo, keep)),
-            "pixel": (average(divergence(z_s.detach(), z_fp), by_s) + average(divergence(z_fp.detach(), z_s), by_fp))
+            "pixel": (
+                average(divergence(z_s.detach(), z_fp), by_s)
+                + average(divergence(z_fp.detach(), z_s), by_fp)
+            )
             / self.classes,
-            "feature": average(1.0 - functional.cosine_similarity(features_s.detach(), features_fp), by_s)
+            "feature": average(
+                1.0 - functional.cosine_similarity(features_s.detach(), features_fp), by_s
+            )
             + average(1.0 - functional.cosine_similarity(features_s, features_fp.detach()), by_fp),
-            "semantic": self.semantic([features_l, features_s, features_fp], z_l, label, confidence, pseudo),
+            "semantic": self.semantic(
+                [features_l, features_s, features_fp], z_l, label, confidence, pseudo
+            ),
             "entropy": low_entropy(z_s, z_fp),
         }
         total = torch.stack([LAMBDAS[name] * term for name, term in terms.items()]).sum()
         return {"total": total, **terms}
 
-    def semantic(self, features: list[Tensor], z_l: Tensor, label: Tensor, confidence: Tensor, pseudo: Tensor) -> Tensor:
+    def semantic(
+        self, features: list[Tensor], z_l: Tensor, label: Tensor, confidence: Tensor, pseudo: Tensor
+    ) -> Tensor:
         """CSD. The class mean is taken of projected pixels where all are projected, else of features."""
         if self.dense:
             features = [functional.normalize(self.projection(one), dim=1) for one in features]
@@ -117,7 +155,9 @@ class Published(nn.Module):
         rows = features.movedim(1, -1).flatten(0, -2)
         drawn, numbers = [rows[:0]], [classes.flatten()[:0]]
         for k in range(self.classes):
-            share = self.samples // self.classes + (self.samples % self.classes if k == self.classes - 1 else 0)
+            share = self.samples // self.classes + (
+                self.samples % self.classes if k == self.classes - 1 else 0
+            )
             members = rows[((classes == k) & eligible).flatten()]
             if not len(members):
                 continue
@@ -158,14 +198,18 @@ def dice(z: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 def divergence(z_teacher: Tensor, z_student: Tensor) -> Tensor:
     """KL(teacher ‖ student) [B, *S] of two logits [B, K, *S]."""
-    return functional.kl_div(z_student.log_softmax(1), z_teacher.softmax(1), reduction="none").sum(1)
+    return functional.kl_div(z_student.log_softmax(1), z_teacher.softmax(1), reduction="none").sum(
+        1
+    )
 
 
 def low_entropy(z_s: Tensor, z_fp: Tensor) -> Tensor:
     """LEC: both streams towards their mean, weighted at every pixel by how sure each is."""
     p = [z_s.softmax(1), z_fp.softmax(1)]
     log_p = [z_s.log_softmax(1), z_fp.log_softmax(1)]
-    weights = [torch.exp((q * log_q).sum(1)) * q.max(1).values for q, log_q in zip(p, log_p, strict=True)]
+    weights = [
+        torch.exp((q * log_q).sum(1)) * q.max(1).values for q, log_q in zip(p, log_p, strict=True)
+    ]
     shares = [weight / (weights[0] + weights[1]) for weight in weights]
     mixed = shares[0].unsqueeze(1) * p[0] + shares[1].unsqueeze(1) * p[1]
     log_mixed = mixed.clamp(min=1e-12).log()
@@ -184,10 +228,16 @@ def cutmix(tensors: list[Tensor], draw: np.random.Generator) -> list[Tensor]:
         sides = np.full(len(shape), 2.0)
         while (sides > 1.0).any():
             fraction, aspect = draw.uniform(0.02, 0.4), draw.uniform(0.3, 1 / 0.3)
-            sides = (fraction * np.array([1 / aspect, aspect, 1.0][: len(shape)])) ** (1 / len(shape))
+            sides = (fraction * np.array([1 / aspect, aspect, 1.0][: len(shape)])) ** (
+                1 / len(shape)
+            )
         lengths = (sides * shape).astype(int)
-        starts = [draw.integers(0, side - length + 1) for side, length in zip(shape, lengths, strict=True)]
-        box = tuple(slice(start, start + length) for start, length in zip(starts, lengths, strict=True))
+        starts = [
+            draw.integers(0, side - length + 1) for side, length in zip(shape, lengths, strict=True)
+        ]
+        box = tuple(
+            slice(start, start + length) for start, length in zip(starts, lengths, strict=True)
+        )
         for tensor in tensors:
             kept = tensor[first][(..., *box)].clone()
             tensor[first][(..., *box)] = tensor[second][(..., *box)]
@@ -197,7 +247,11 @@ def cutmix(tensors: list[Tensor], draw: np.random.Generator) -> list[Tensor]:
 
 @torch.no_grad()
 def window_probabilities(
-    network: nn.Module, image: NDArray[np.float32], patch: Sequence[int], stride: Sequence[int], classes: int
+    network: nn.Module,
+    image: NDArray[np.float32],
+    patch: Sequence[int],
+    stride: Sequence[int],
+    classes: int,
 ) -> NDArray[np.float32]:
     """Probabilities [K, *S] of image [*S]: window by window, every one copied to the host, added up and averaged there."""
     lacks = [max(p - s, 0) for s, p in zip(image.shape, patch, strict=True)]
@@ -207,16 +261,23 @@ def window_probabilities(
     device = next(network.parameters()).device
     steps = [-(-(s - p) // d) + 1 for s, p, d in zip(padded.shape, patch, stride, strict=True)]
     for corner in product(*(range(n) for n in steps)):
-        starts = [min(n * d, s - p) for n, d, s, p in zip(corner, stride, padded.shape, patch, strict=True)]
+        starts = [
+            min(n * d, s - p)
+            for n, d, s, p in zip(corner, stride, padded.shape, patch, strict=True)
+        ]
         window = tuple(slice(start, start + p) for start, p in zip(starts, patch, strict=True))
         x = torch.from_numpy(np.ascontiguousarray(padded[window]))[None, None].to(device)
         total[(slice(None), *window)] += network(x).softmax(1).cpu().numpy()[0]
         count[window] += 1
-    back = tuple(slice(lack // 2, lack // 2 + side) for lack, side in zip(lacks, image.shape, strict=True))
+    back = tuple(
+        slice(lack // 2, lack // 2 + side) for lack, side in zip(lacks, image.shape, strict=True)
+    )
     return (total / count)[(slice(None), *back)]
 
 
-def scores(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[float, float, float, float]:
+def scores(
+    prediction: NDArray[np.bool_], truth: NDArray[np.bool_]
+) -> tuple[float, float, float, float]:
     """Dice, Jaccard, HD95 and ASD of two non-empty masks in voxels, each by a medpy call of its own."""
     from medpy.metric import binary
 

@@ -19,7 +19,9 @@ Array = NDArray[np.float32]
 Label = NDArray[np.uint8]
 
 
-def weak_slice(image: Array, label: Label | None, size: Sequence[int], draw: Draw) -> tuple[Array, Label | None]:
+def weak_slice(
+    image: Array, label: Label | None, size: Sequence[int], draw: Draw
+) -> tuple[Array, Label | None]:
     """image and label [H, W] under one random geometry, at `size`."""
     both = [image] if label is None else [image, label]
     if draw.random() < 0.5:
@@ -27,7 +29,10 @@ def weak_slice(image: Array, label: Label | None, size: Sequence[int], draw: Dra
     elif draw.random() < 0.5:
         angle = draw.uniform(-20.0, 20.0)
         both = [rotate(one, angle, order=0, reshape=False) for one in both]
-    both = [zoom(one, [new / old for new, old in zip(size, one.shape, strict=True)], order=0) for one in both]
+    both = [
+        zoom(one, [new / old for new, old in zip(size, one.shape, strict=True)], order=0)
+        for one in both
+    ]
     return both[0], None if label is None else both[1]
 
 
@@ -42,7 +47,9 @@ def strong_slice(image: Array, draw: Draw) -> Array:
     return np.asarray(picture, np.float32) / 255.0
 
 
-def weak_volume(image: Array, label: Label | None, size: Sequence[int], draw: Draw) -> tuple[Array, Label | None]:
+def weak_volume(
+    image: Array, label: Label | None, size: Sequence[int], draw: Draw
+) -> tuple[Array, Label | None]:
     """A random crop of `size` from image and label [X, Y, Z], turned in the first two axes and flipped."""
     lacks = [max(new - old, 0) for new, old in zip(size, image.shape, strict=True)]
     pads = [(lack // 2, lack - lack // 2) for lack in lacks]

@@ -17,20 +17,24 @@ class UsageError(CrkdError):
     exit_code = 2
 
 
-def within(file: str, error: BaseException) -> str:
+def describe_exception(file: str, error: BaseException) -> str:
     """What went wrong in foreign code and in which line of `file`: "ZeroDivisionError: division by zero, line 4"."""
     lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == file]
-    return " ".join(f"{type(error).__name__}: {error}".split()) + (f", line {lines[-1]}" if lines else "")
-
-
-def lacks_memory(error: Exception) -> bool:
-    """Whether memory ran out: PyTorch says so by a RuntimeError, on a GPU one of its own, which is not imported for that."""
-    return (
-        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return " ".join(f"{type(error).__name__}: {error}".split()) + (
+        f", line {lines[-1]}" if lines else ""
     )
 
 
-def counted(count: int, noun: str) -> str:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: PyTorch says so by a RuntimeError, on a GPU one of its own, which is not imported for that."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
+def pluralize(count: int, noun: str) -> str:
     """1 case, 2 cases."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from crkd_cli.errors import CrkdError
 
 
-def packaged(folder: str) -> Path:
+def packaged_folder(folder: str) -> Path:
     """`configs` or `splits`: inside an installed wheel, else beside the package in a checkout."""
     package = Path(__file__).parent
     installed = package / folder
@@ -23,7 +23,7 @@ def data_root(given: Path | None = None) -> Path:
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that replaces it when the block ends well and vanishes when it does not.
 
     The content is synced before the rename, so a crash leaves the old file or the new one, never half of either.
@@ -33,7 +33,9 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The suffix stays last: writers choose the format by it, some by lower case only.
-        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix="-" + path.name.lower(), dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=".tmp-", suffix="-" + path.name.lower(), dir=path.parent
+        )
         temporary = Path(name)
         os.close(handle)
         yield temporary
@@ -59,15 +61,20 @@ def temporary_folder(target: Path) -> Iterator[Path]:
         raise CrkdError(f"{blocked} is a file; give a folder to --data-root")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if (old := _old(target)).exists() and not target.exists():    # killed while it was put
+        if (old := _old(target)).exists() and not target.exists():  # killed while it was put
             old.rename(target)
-        for left in (old, *target.parent.glob(f".tmp-{target.name}-{'?' * 8}")):    # eight: no other data set's
+        for left in (
+            old,
+            *target.parent.glob(f".tmp-{target.name}-{'?' * 8}"),
+        ):  # eight: no other data set's
             shutil.rmtree(left, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
         yield folder
     except OSError as error:
         reason = error.strerror or error
-        raise CrkdError(f"cannot write {target}: {reason}; free some space or give another --data-root") from None
+        raise CrkdError(
+            f"cannot write {target}: {reason}; free some space or give another --data-root"
+        ) from None
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -92,12 +99,14 @@ def _old(target: Path) -> Path:
     return target.with_name(f".tmp-{target.name}-old")
 
 
-def make_folder(folder: Path, option: str) -> None:
+def create_output_folder(folder: Path, option: str) -> None:
     """Creates the output `folder` before the work, so that nothing is lost for want of a place. Raises CrkdError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CrkdError(f"cannot write to {folder}: {error.strerror or error}; give another with {option}") from None
+        raise CrkdError(
+            f"cannot write to {folder}: {error.strerror or error}; give another with {option}"
+        ) from None
 
 
 def _umask() -> int:

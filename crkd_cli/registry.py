@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Generic, TypeVar
 
-from crkd_cli.errors import UsageError, did_you_mean, within
+from crkd_cli.errors import UsageError, describe_exception, did_you_mean
 
 Base = TypeVar("Base")
 Plugin = TypeVar("Plugin")
@@ -25,25 +25,27 @@ class Registry(Generic[Base]):
         self._folder = Path(folder)
         self._kind = kind
         self._group = group
-        self._plugins: dict[str, list[type[Base]]] = {}    # by module
-        self._files: dict[str, bytes] = {}                 # source of those that were added, by name
+        self._plugins: dict[str, list[type[Base]]] = {}  # by module
+        self._files: dict[str, bytes] = {}  # source of those that were added, by name
 
     def names(self) -> list[str]:
         """The names of all plug-ins that are installed, sorted."""
-        return sorted({*self.own(), *self._installed()})
+        return sorted({*self.builtin_names(), *self._installed()})
 
-    def own(self) -> list[str]:
+    def builtin_names(self) -> list[str]:
         """The names of the package's own plug-ins, sorted."""
-        return sorted(file.stem for file in self._folder.glob("*.py") if file.stem not in ("__init__", "base"))
+        return sorted(
+            file.stem for file in self._folder.glob("*.py") if file.stem not in ("__init__", "base")
+        )
 
-    def built_in(self, plugin: type[Base]) -> bool:
+    def is_builtin(self, plugin: type[Base]) -> bool:
         """Whether a plug-in is one of the package's own."""
         package, _, name = plugin.__module__.rpartition(".")
-        return package == self._package and name in self.own()
+        return package == self._package and name in self.builtin_names()
 
     def register(self, plugin: type[Plugin]) -> type[Plugin]:
         """Class decorator: the plug-in's name is its file's name, or that of the entry point which names its module."""
-        self._plugins.setdefault(plugin.__module__, []).append(plugin)    # type: ignore[arg-type]
+        self._plugins.setdefault(plugin.__module__, []).append(plugin)  # type: ignore[arg-type]
         return plugin
 
     def add(self, file: Path) -> str:
@@ -53,14 +55,20 @@ class Registry(Generic[Base]):
         """
         name, module = file.stem, f"{self._package}.{file.stem}"
         if not name.isidentifier():
-            raise UsageError(f"{file}: rename the file; {name!r} can be no {self._kind}'s name (letters, digits and _)")
+            raise UsageError(
+                f"{file}: rename the file; {name!r} can be no {self._kind}'s name (letters, digits and _)"
+            )
         if (self._folder / f"{name}.py").exists() or name in self._installed():
-            raise UsageError(f"{file}: rename the file; the name {name} is taken by a {self._kind} that is installed")
+            raise UsageError(
+                f"{file}: rename the file; the name {name} is taken by a {self._kind} that is installed"
+            )
         try:
             source = file.read_bytes()
         except OSError as error:
-            raise UsageError(f"cannot read {file}: {error.strerror}; give the file of your {self._kind}") from error
-        there = sys.modules[module] = ModuleType(module)    # typing looks names up there
+            raise UsageError(
+                f"cannot read {file}: {error.strerror}; give the file of your {self._kind}"
+            ) from error
+        there = sys.modules[module] = ModuleType(module)  # typing looks names up there
         there.__file__ = str(file)
         self._plugins.pop(module, None)
         self._run(str(file), lambda: exec(compile(source, str(file), "exec"), vars(there)))
@@ -75,12 +83,14 @@ class Registry(Generic[Base]):
     def __getitem__(self, name: str) -> type[Base]:
         """The plug-in called `name`. Raises UsageError, naming the nearest, if there is none or another package's is broken."""
         module = where = f"{self._package}.{name}"
-        if name in self.own():
+        if name in self.builtin_names():
             import_module(module)
         elif name not in self._files:
             installed = self._installed()
             if name not in installed:
-                raise UsageError(f"no {self._kind} is called {name!r}; {did_you_mean(name, [*self.names(), *self._files])}")
+                raise UsageError(
+                    f"no {self._kind} is called {name!r}; {did_you_mean(name, [*self.names(), *self._files])}"
+                )
             module = installed[name]
             where = f"{self._kind} {name} (module {module} of another package)"
             self._run(where, lambda: import_module(module))
@@ -99,7 +109,9 @@ class Registry(Generic[Base]):
         try:
             code()
         except (Exception, SystemExit) as error:
-            raise UsageError(f"{where} cannot be loaded ({within(where, error)}); correct it, --verbose shows more") from error
+            raise UsageError(
+                f"{where} cannot be loaded ({describe_exception(where, error)}); correct it, --verbose shows more"
+            ) from error
 
     def _only(self, module: str, where: str) -> type[Base]:
         """The plug-in that `module` registers. Raises UsageError if there is not exactly one, or it is none of this kind."""
@@ -107,10 +119,16 @@ class Registry(Generic[Base]):
         if len(plugins) != 1:
             names = f" ({', '.join(plugin.__name__ for plugin in plugins)})" if plugins else ""
             mark = f"@{self._kind.split()[-1].upper()}S.register"
-            raise UsageError(f"{where} registers {len(plugins)} classes{names}; put {mark} above one, the {self._kind}")
+            raise UsageError(
+                f"{where} registers {len(plugins)} classes{names}; put {mark} above one, the {self._kind}"
+            )
         (plugin,) = plugins
         if not any(parent.__module__ == f"{self._package}.base" for parent in plugin.__mro__):
-            raise UsageError(f"{where}: class {plugin.__name__} is no {self._kind}; derive it from that of {self._package}.base")
+            raise UsageError(
+                f"{where}: class {plugin.__name__} is no {self._kind}; derive it from that of {self._package}.base"
+            )
         if isabstract(plugin):
-            raise UsageError(f"{where}: class {plugin.__name__} lacks what {self._package}.base declares abstract; write it")
+            raise UsageError(
+                f"{where}: class {plugin.__name__} lacks what {self._package}.base declares abstract; write it"
+            )
         return plugin

@@ -26,7 +26,7 @@ def rank() -> int:
     return dist.get_rank() if size() > 1 else 0
 
 
-def part(joint: S) -> S:
+def shard(joint: S) -> S:
     """This process's part of what there is for the joint batch, cut along the first axis."""
     if size() == 1:
         return joint
@@ -34,41 +34,41 @@ def part(joint: S) -> S:
     return joint[own * rank() : own * (rank() + 1)]
 
 
-def gather(x: Tensor) -> Tensor:
+def all_gather(x: Tensor) -> Tensor:
     """x [B, …] of every process, of equal shapes → [N·B, …], in their order. Differentiable (see above)."""
     if size() == 1:
         return x
-    joint: Tensor = _Gather.apply(x)    # type: ignore[no-untyped-call]
+    joint: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
     return joint
 
 
-def total(*xs: Tensor) -> tuple[Tensor, ...]:
+def all_sum(*xs: Tensor) -> tuple[Tensor, ...]:
     """Each of xs summed over the processes, in float32 and in one exchange. Differentiable (see above)."""
     if size() == 1:
         return xs
     flat = torch.cat([x.float().flatten() for x in xs])
-    sums = torch.split(gather(flat.unsqueeze(0)).sum(0), [x.numel() for x in xs])
+    sums = torch.split(all_gather(flat.unsqueeze(0)).sum(0), [x.numel() for x in xs])
     return tuple(one.view(x.shape) for one, x in zip(sums, xs, strict=True))
 
 
-def mean(x: Tensor) -> Tensor:
+def all_mean(x: Tensor) -> Tensor:
     """Mean of the processes' x, all of which count alike. Differentiable (see above)."""
-    return x if size() == 1 else total(x)[0] / size()
+    return x if size() == 1 else all_sum(x)[0] / size()
 
 
-def first(x: Tensor) -> Tensor:
+def broadcast(x: Tensor) -> Tensor:
     """Process 0's x, on every process. Shapes must be equal."""
     if size() > 1:
         dist.broadcast(x, 0)
     return x
 
 
-def share(cases: Sequence[T]) -> Sequence[T]:
+def strided_shard(cases: Sequence[T]) -> Sequence[T]:
     """This process's share of cases that need not divide evenly: every N-th one."""
     return cases[rank() :: size()]
 
 
-def collect(results: list[T]) -> list[T]:
+def gather_results(results: list[T]) -> list[T]:
     """The results of all shares in the order of the cases, on every process."""
     if size() == 1:
         return results
@@ -90,4 +90,4 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return part(gradient) * size()
+        return shard(gradient) * size()

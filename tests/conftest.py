@@ -9,9 +9,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
-from crkd_cli.data.case import RECIPE, CaseInfo, Index, Spec, Store
+from crkd_cli.data.splits import Split, write_split
+from crkd_cli.data.store import RECIPE, CaseInfo, DatasetSpec, Index, Store
 
 CHECKOUT = Path(__file__).parents[1]
 SHARED = CHECKOUT.parent / "shared"
@@ -19,7 +21,9 @@ SHARED = CHECKOUT.parent / "shared"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest test, of the documented lines, first: then the others run beside it (pytest-xdist, --no-loadscope-reorder)."""
-    items.sort(key=lambda item: "realdata" not in item.keywords or item.path.name != "test_readme.py")
+    items.sort(
+        key=lambda item: "realdata" not in item.keywords or item.path.name != "test_readme.py"
+    )
 
 
 @pytest.fixture
@@ -82,7 +86,7 @@ def make_store(tmp_path: Path) -> StoreMaker:
         groups: dict[str, int] | int = 8,
         unlabeled: set[str] | None = None,
         shape: tuple[int, ...] | None = None,
-        spec: Spec | None = None,
+        spec: DatasetSpec | None = None,
     ) -> Store:
         if isinstance(groups, int):
             groups = {f"p{number:02d}": 1 for number in range(groups)}
@@ -96,10 +100,15 @@ def make_store(tmp_path: Path) -> StoreMaker:
                 case = group if count == 1 else f"{group}_{number}"
                 labeled = group not in (unlabeled or set())
                 cases.append(_disc(root, case, group, shape or (32,) * dims, labeled, generator))
-        spec = spec or Spec(
-            name=name, source="folder", classes=("background", "disc"), channels=1, dims=2 if dims == 2 else 3,
-            modality="gray" if dims == 2 else "mr", intensity="minmax",
-        )  # fmt: skip
+        spec = spec or DatasetSpec(
+            name=name,
+            source="folder",
+            classes=("background", "disc"),
+            channels=1,
+            dims=2 if dims == 2 else 3,
+            modality="gray" if dims == 2 else "mr",
+            intensity="minmax",
+        )
         index = Index(recipe=RECIPE, spec=spec, cases=tuple(cases))
         (root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)), encoding="utf-8")
         return Store(root)
@@ -108,22 +117,34 @@ def make_store(tmp_path: Path) -> StoreMaker:
 
 
 def _disc(
-    root: Path, case: str, group: str, shape: tuple[int, ...], labeled: bool, generator: np.random.Generator
+    root: Path,
+    case: str,
+    group: str,
+    shape: tuple[int, ...],
+    labeled: bool,
+    generator: np.random.Generator,
 ) -> CaseInfo:
     axes = np.indices(shape, dtype=np.float32)
-    centre = [side * generator.uniform(0.35, 0.65) for side in shape]
+    center = [side * generator.uniform(0.35, 0.65) for side in shape]
     radius = min(shape) * generator.uniform(0.15, 0.3)
-    distance = np.sqrt(sum((axis - middle) ** 2 for axis, middle in zip(axes, centre, strict=True)))
+    distance = np.sqrt(sum((axis - middle) ** 2 for axis, middle in zip(axes, center, strict=True)))
     label = (distance <= radius).astype(np.uint8)
-    image = np.clip(0.3 + 0.4 * label + 0.05 * generator.standard_normal(shape), 0, 1).astype(np.float32)
+    image = np.clip(0.3 + 0.4 * label + 0.05 * generator.standard_normal(shape), 0, 1).astype(
+        np.float32
+    )
     np.save(root / "images" / f"{case}.npy", image[None])
     if labeled:
         np.save(root / "labels" / f"{case}.npy", label)
     return CaseInfo(
-        id=case, group=group, shape=shape, spacing_mm=(1.0,) * len(shape), source=f"{case}.png", sha256="0" * 64,
+        id=case,
+        group=group,
+        shape=shape,
+        spacing_mm=(1.0,) * len(shape),
+        source=f"{case}.png",
+        sha256="0" * 64,
         label_sha256=hashlib.sha256(label).hexdigest() if labeled else None,
         intensity={"min": 0.0, "max": 1.0, "mean": 0.4, "std": 0.2},
-    )  # fmt: skip
+    )
 
 
 CheckpointMaker = Callable[..., Path]
@@ -137,28 +158,44 @@ def make_checkpoint(tmp_path: Path) -> CheckpointMaker:
     """
     import torch
 
-    from crkd_cli.config import Config, Data, Frame, Model, Train
+    from crkd_cli.config import Config, DataConfig, Frame, ModelConfig, TrainConfig
     from crkd_cli.data.splits import Split
-    from crkd_cli.engine.assemble import build_method
-    from crkd_cli.engine.checkpoint import Checkpoint, save
+    from crkd_cli.runtime.build import build_method
+    from crkd_cli.runtime.checkpoint import Checkpoint, save_checkpoint
 
     def make(
-        spec: Spec, frame: Frame, path: str = "runs/toy/last.pth", labeled: tuple[str, ...] = ("x",),
-        val: tuple[str, ...] = (), test: tuple[str, ...] = (), best: dict[str, object] | None = None, seed: int = 5,
-    ) -> Path:  # fmt: skip
+        spec: DatasetSpec,
+        frame: Frame,
+        path: str = "runs/toy/last.pth",
+        labeled: tuple[str, ...] = ("x",),
+        val: tuple[str, ...] = (),
+        test: tuple[str, ...] = (),
+        best: dict[str, object] | None = None,
+        seed: int = 5,
+    ) -> Path:
         config = Config(
-            data=Data(name=spec.name, frame=frame, labeled=1, unlabeled=1), model=Model(name="unet", widths=(4,) * 5),
-            train=Train(steps=10, precision="fp32", seed=seed), method="supervised",
-        )  # fmt: skip
+            data=DataConfig(
+                name=spec.name, frame=frame, labeled_batch_size=1, unlabeled_batch_size=1
+            ),
+            model=ModelConfig(name="unet", widths=(4,) * 5),
+            train=TrainConfig(steps=10, precision="fp32", seed=seed),
+            method="supervised",
+        )
         method = build_method(config, spec).eval()
         with torch.no_grad():
             x = torch.rand(4, spec.channels, *frame.size)
-            *_, convolution = (layer for layer in method.predictor.modules() if hasattr(layer, "bias"))
+            *_, convolution = (
+                layer for layer in method.predictor.modules() if hasattr(layer, "bias")
+            )
             logits = method.predictor(x)
             convolution.bias -= logits.transpose(0, 1).flatten(1).median(1).values
-        split = Split(dataset=spec.name, name="made-up", train=labeled, labeled=labeled, val=val, test=test)
+        split = Split(
+            dataset=spec.name, name="made-up", train=labeled, labeled=labeled, val=val, test=test
+        )
         file = tmp_path / path
-        save(Checkpoint(10, config, spec, split, "0" * 64, method.state_dict(), None, best), file)
+        save_checkpoint(
+            Checkpoint(10, config, spec, split, "0" * 64, method.state_dict(), None, best), file
+        )
         return file
 
     return make
@@ -175,18 +212,40 @@ def write_evaluation(tmp_path: Path) -> EvaluationWriter:
     """
 
     def write(
-        run: str, scores: np.ndarray, cases: dict[str, str], classes: tuple[str, ...] = ("rv", "myo"),
-        metrics: tuple[str, ...] = ("dice", "hd95_mm"), config: dict[str, object] | None = None, **facts: object,
-    ) -> Path:  # fmt: skip
+        run: str,
+        scores: np.ndarray,
+        cases: dict[str, str],
+        classes: tuple[str, ...] = ("rv", "myo"),
+        metrics: tuple[str, ...] = ("dice", "hd95_mm"),
+        config: dict[str, object] | None = None,
+        **facts: object,
+    ) -> Path:
         usual = {
-            "protocol": "strict", "dataset": "acdc", "part": "test", "method": "crkd", "labeled": 3, "split": "official-3",
-            "seed": 1, "checkpoint": f"runs/{run}/best.pth", "step": 10, "truth": "0" * 64,
-        }  # fmt: skip
-        tree = {"train": {"seed": facts.get("seed", 1), "steps": 10}, "method": facts.get("method", "crkd"), "methods": {}}
-        names: dict[str, object] = {"classes": dict.fromkeys(classes), "mean": dict.fromkeys(metrics)}
+            "protocol": "strict",
+            "dataset": "acdc",
+            "part": "test",
+            "method": "crkd",
+            "labeled": 3,
+            "split": "official-3",
+            "seed": 1,
+            "checkpoint": f"runs/{run}/best.pth",
+            "step": 10,
+            "truth": "0" * 64,
+        }
+        tree = {
+            "train": {"seed": facts.get("seed", 1), "steps": 10},
+            "method": facts.get("method", "crkd"),
+            "methods": {},
+        }
+        names: dict[str, object] = {
+            "classes": dict.fromkeys(classes),
+            "mean": dict.fromkeys(metrics),
+        }
         folder = tmp_path / "runs" / run / "evaluation-strict-test"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "summary.json").write_text(json.dumps({**usual, **facts, "config": {**tree, **(config or {})}, **names}))
+        (folder / "summary.json").write_text(
+            json.dumps({**usual, **facts, "config": {**tree, **(config or {})}, **names})
+        )
         lines = [",".join(("protocol", "case", "group", "class", *metrics))]
         for (case, group), by_class in zip(cases.items(), scores, strict=True):
             for name, values in zip(classes, by_class, strict=True):
@@ -196,3 +255,61 @@ def write_evaluation(tmp_path: Path) -> EvaluationWriter:
         return folder
 
     return write
+
+
+Planner = Callable[..., object]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, make_store: Callable[..., object], dims: int) -> Planner:
+    """tiny("method=crkd", "train.steps=5", out="a"): a plan over a store of its own, the same store at every call."""
+    make_store(groups=10, dims=dims)
+    ids = [f"p{number:02d}" for number in range(10)]
+    write_split(
+        Split(
+            dataset="toy",
+            name="tiny",
+            train=tuple(ids[:7]),
+            labeled=tuple(ids[:2]),
+            val=(ids[7],),
+            test=tuple(ids[8:]),
+        ),
+        tmp_path / "split.yaml",
+    )
+    config = tiny_config(dims)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+    from crkd_cli.training.plan import Request, plan
+
+    def make(*sets: str, out: str = "run", stop_after: int | None = None) -> object:
+        request = Request(
+            dataset="toy",
+            labeled=None,
+            method=None,
+            config=tmp_path / "config.yaml",
+            split=tmp_path / "split.yaml",
+            out=tmp_path / out,
+            sets=list(sets),
+            data_root=tmp_path / "data",
+            stop_after=stop_after,
+        )
+        return plan(request)
+
+    return make
+
+
+def tiny_config(dims: int) -> dict[str, object]:
+    frame = {"resize": [32, 32]} if dims == 2 else {"patch": [16, 32, 16]}
+    return {
+        "data": {"name": "toy", "frame": frame, "labeled_batch_size": 2, "unlabeled_batch_size": 2},
+        "model": {"name": "unet" if dims == 2 else "vnet", "widths": [4, 4, 8, 8, 8]},
+        "train": {
+            "steps": 20,
+            "log_every": 5,
+            "eval_every": 10,
+            "precision": "fp32",
+            "device": "cpu",
+        },
+        "method": "crkd",
+        "methods": {"crkd": {"confidence": 0.5, "contrast_samples": 16}},
+    }

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 import yaml
 
-from crkd_cli.config import Config, Strict, load
+from crkd_cli.config import Config, Strict, load_config
 from crkd_cli.data import splits
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.folder import ENDINGS, IMAGES, LABELS, PATIENTS, Folder
-from crkd_cli.paths import packaged
+from crkd_cli.paths import packaged_folder
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -25,7 +25,9 @@ def page(name: str) -> str:
 def test_the_settings_are_those_of_the_configuration():
     """Every key of it, in its order, with its default; – where there is none."""
     rows = re.findall(r"^\| `([\w.]+)` \| (.+?) \|", page("docs/settings.md"), flags=re.MULTILINE)
-    assert [(key, None if shown == "–" else [yaml.safe_load(shown)]) for key, shown in rows] == list(settings(Config))
+    assert [
+        (key, None if shown == "–" else [yaml.safe_load(shown)]) for key, shown in rows
+    ] == list(settings(Config))
 
 
 def settings(kind: type, prefix: str = "") -> Iterable[tuple[str, list[Any] | None]]:
@@ -36,7 +38,11 @@ def settings(kind: type, prefix: str = "") -> Iterable[tuple[str, list[Any] | No
         elif field.required:
             yield prefix + field.name, None
         else:
-            default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+            default = (
+                field.default
+                if field.default_factory is msgspec.NODEFAULT
+                else field.default_factory()
+            )
             yield prefix + field.name, [msgspec.json.decode(msgspec.json.encode(default))]
 
 
@@ -45,12 +51,16 @@ def test_own_data_is_found_as_its_page_says(tmp_path):
     for word in (*IMAGES, *LABELS, *ENDINGS):
         assert f"`{word}" in text
     file = tmp_path / "polyps.yaml"
-    file.write_text(*re.findall(r"^```yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL), encoding="utf-8")
-    assert splits.read(file).unlabeled == ("ben", "carl")
+    file.write_text(
+        *re.findall(r"^```yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL), encoding="utf-8"
+    )
+    assert splits.read_split(file).unlabeled == ("ben", "carl")
 
 
 def test_the_table_of_patients_on_the_page_is_read(tmp_path):
-    (table,) = re.findall(r"^```\n(image,.*?)^```", page("docs/own-data.md"), flags=re.MULTILINE | re.DOTALL)
+    (table,) = re.findall(
+        r"^```\n(image,.*?)^```", page("docs/own-data.md"), flags=re.MULTILINE | re.DOTALL
+    )
     (tmp_path / PATIENTS).write_text(table, encoding="utf-8")
     for name in ("images/polyp-001", "images/polyp-002", "images/polyp-003", "labels/polyp-001"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -67,8 +77,14 @@ def test_the_help_names_every_data_set(command, cli):
 
 @pytest.mark.parametrize("name", ["ACDC", "LA"])
 def test_the_hours_on_a_cpu_follow_from_the_measured_step(name):
-    ((hours, steps, seconds),) = re.findall(rf"(\d+) for {name} \(([\d,]+) steps\s+of ([\d.]+) s\)", page("README.md"))
-    length = load(packaged("configs") / f"{name.lower()}.yaml").train.steps
+    ((hours, steps, seconds),) = re.findall(
+        rf"(\d+) for {name} \(([\d,]+) steps\s+of ([\d.]+) s\)", page("README.md")
+    )
+    length = load_config(packaged_folder("configs") / f"{name.lower()}.yaml").train.steps
     assert int(steps.replace(",", "")) == length
     assert int(hours) == round(length * float(seconds) / 3600)
-    assert re.search(rf"^\| CRKD step, {name} .+ \| {seconds} s \|", page("docs/performance.md"), flags=re.MULTILINE)
+    assert re.search(
+        rf"^\| CRKD step, {name} .+ \| {seconds} s \|",
+        page("docs/performance.md"),
+        flags=re.MULTILINE,
+    )

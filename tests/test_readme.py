@@ -25,19 +25,27 @@ from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
 from crkd_cli import paths
-from crkd_cli.data import files
-from crkd_cli.engine import checkpoint as checkpoints
+from crkd_cli.data.raw import files
 from crkd_cli.methods import METHODS
+from crkd_cli.runtime import checkpoint as checkpoints
 
 CHECKOUT = Path(__file__).parents[1]
-PAGES = [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *sorted((CHECKOUT / "docs").glob("**/*.md"))]
+PAGES = [
+    CHECKOUT / "README.md",
+    CHECKOUT / "CONTRIBUTING.md",
+    *sorted((CHECKOUT / "docs").glob("**/*.md")),
+]
 FENCE = re.compile(r"^```.*?\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 
 
 def command_lines(*pages: Path) -> list[str]:
     """Lines of code blocks that run crkd, in order, without comments and prompts, continued lines joined."""
     blocks = [block for page in pages for block in FENCE.findall(page.read_text(encoding="utf-8"))]
-    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines = [
+        line.strip().removeprefix("$ ")
+        for block in blocks
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
     return [line for line in lines if re.match(r"(for .*; do )?crkd ", line)]
 
 
@@ -57,9 +65,11 @@ def test_a_documented_command_line_is_understood(line):
         assert CliRunner().invoke(app, ["--help"]).exit_code == 0
         return
     group = typer.main.get_command(app)
-    command = group.commands[words[0]]    # KeyError: no such command
+    command = group.commands[words[0]]  # KeyError: no such command
     if not {"--help", "-h"} & set(words):
-        command.make_context(words[0], words[1:])    # parses, runs nothing; raises where an option is unknown
+        command.make_context(
+            words[0], words[1:]
+        )  # parses, runs nothing; raises where an option is unknown
 
 
 def test_every_command_and_method_is_documented():
@@ -82,12 +92,18 @@ def test_links_to_files_of_the_project_exist():
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-FRAMES: dict[int, dict[str, Any]] = {2: {"resize": [64, 64]}, 3: {"patch": [48, 48, 32], "stride": [32, 32, 16]}}
+FRAMES: dict[int, dict[str, Any]] = {
+    2: {"resize": [64, 64]},
+    3: {"patch": [48, 48, 32], "stride": [32, 32, 16]},
+}
 STEPS = 6
 # The lines that the project promises, whatever the pages say.
 PROMISED = [
-    "crkd prepare-data isic2018", "crkd train --dataset la --labeled 4", "crkd evaluate checkpoint.pth", "crkd predict folder",
-]  # fmt: skip
+    "crkd prepare-data isic2018",
+    "crkd train --dataset la --labeled 4",
+    "crkd evaluate checkpoint.pth",
+    "crkd predict folder",
+]
 
 
 @pytest.mark.realdata
@@ -100,11 +116,15 @@ def test_every_documented_line_runs(shared_data: Path, tmp_path: Path, my_method
     assert set(PROMISED[:2]) <= set(lines)
     for line in lines:
         newcomer.run(line)
-    shutil.copy(newcomer.folder / "runs" / "acdc-crkd-3" / "best.pth", newcomer.folder / "checkpoint.pth")
+    shutil.copy(
+        newcomer.folder / "runs" / "acdc-crkd-3" / "best.pth", newcomer.folder / "checkpoint.pth"
+    )
     shutil.copytree(newcomer.folder / "new-images", newcomer.folder / "folder")
     for line in PROMISED[2:]:
         newcomer.run(line)
-    for page in sorted((CHECKOUT / "docs").glob("**/*.md")):    # a page's runs may have a README run's name and other settings
+    for page in sorted(
+        (CHECKOUT / "docs").glob("**/*.md")
+    ):  # a page's runs may have a README run's name and other settings
         reader = replace(newcomer, folder=tmp_path / page.stem)
         reader.folder.mkdir()
         (reader.folder / "data").symlink_to(newcomer.folder / "data")
@@ -136,15 +156,23 @@ class Newcomer:
         """Here and not in a process of its own: loading PyTorch takes longer than two steps."""
         from crkd_cli.cli import app
 
-        shutil.rmtree(run_folder(words, self.folder), ignore_errors=True)    # of a line before, with other settings
+        shutil.rmtree(
+            run_folder(words, self.folder), ignore_errors=True
+        )  # of a line before, with other settings
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
             patch.delenv("CRKD_DATA", raising=False)
-            patch.setattr(paths, "__file__", str(self.program / "crkd_cli" / "paths.py"))    # configs/ and splits/ are beside it
-            begun = CliRunner().invoke(app, [*without(words[1:], "--stop-after"), "--set", "train.steps=2"])
+            patch.setattr(
+                paths, "__file__", str(self.program / "crkd_cli" / "paths.py")
+            )  # configs/ and splits/ are beside it
+            begun = CliRunner().invoke(
+                app, [*without(words[1:], "--stop-after"), "--set", "train.steps=2"]
+            )
         assert begun.exit_code == 0, f"{line}\n{begun.output}"
         last = run_folder(words, self.folder) / "last.pth"
-        checkpoints.save(replace(checkpoints.load(last), step=steps - 2), last)
+        checkpoints.save_checkpoint(
+            replace(checkpoints.load_checkpoint(last), step=steps - 2), last
+        )
 
     @contextmanager
     def _planned_for(self, words: list[str], steps: int) -> Iterator[None]:
@@ -159,12 +187,24 @@ class Newcomer:
 
     def _shell(self, line: str) -> None:
         path = f"{self.program / 'bin'}:{os.environ['PATH']}"
-        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(self.program), "HOME": str(self.folder)}
+        environment = {
+            **os.environ,
+            "PATH": path,
+            "PYTHONPATH": str(self.program),
+            "HOME": str(self.folder),
+        }
         for name in ("CRKD_DATA", "NO_COLOR", "COLUMNS"):
             environment.pop(name, None)
-        done = subprocess.run(["bash", "-c", line], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == 0, f"$ {line}\n{done.stdout}{done.stderr}"
-        assert "\x1b" not in done.stdout + done.stderr    # plain where it is piped
+        assert "\x1b" not in done.stdout + done.stderr  # plain where it is piped
 
 
 def products(words: list[str], folder: Path) -> Iterable[Path]:
@@ -173,14 +213,22 @@ def products(words: list[str], folder: Path) -> Iterable[Path]:
     if command == "prepare-data":
         return [folder / "data" / "prepared" / name / "index.json"]
     if command == "make-splits":
-        return [folder / "data" / "prepared" / name / "splits" / f"{option(words, '--labeled')}.yaml"]
+        return [
+            folder / "data" / "prepared" / name / "splits" / f"{option(words, '--labeled')}.yaml"
+        ]
     if command == "train":
         names = ("config.yaml", "log.jsonl", "metrics.json", "last.pth")
         return [run / file for run in run_folders(words, folder) for file in names]
     if command == "compare":
         out, page = (folder / option(words, name) for name in ("--out", "--report"))
-        return [out / "comparison.md", out / "comparison.json", out / "scores.csv", out / "tests.csv", page / "index.html"]
-    if command == "evaluate" and "$" in name:    # a loop: compare needs what it makes
+        return [
+            out / "comparison.md",
+            out / "comparison.json",
+            out / "scores.csv",
+            out / "tests.csv",
+            page / "index.html",
+        ]
+    if command == "evaluate" and "$" in name:  # a loop: compare needs what it makes
         return []
     if command == "evaluate":
         found = (folder / name).parent.glob(f"evaluation-{option(words, '--protocol', 'strict')}-*")
@@ -188,7 +236,11 @@ def products(words: list[str], folder: Path) -> Iterable[Path]:
         return [results / "summary.json", results / "cases.csv"]
     masks = folder / f"{name.rstrip('/')}-masks"
     images = [image for image in (folder / name).iterdir() if image.is_file()]
-    overlays = [masks / "overlays" / f"{files.stem(image)}.png" for image in images] if "--overlay" in words else []
+    overlays = (
+        [masks / "overlays" / f"{files.stem(image)}.png" for image in images]
+        if "--overlay" in words
+        else []
+    )
     return [*(masks / files.label_name(image) for image in images), *overlays]
 
 
@@ -210,7 +262,9 @@ def run_folder(words: list[str], folder: Path) -> Path:
 
 def run_folders(words: list[str], folder: Path) -> list[Path]:
     run, seeds = run_folder(words, folder), option(words, "--seeds")
-    return [run.with_name(f"{run.name}-seed{seed}") for seed in seeds.split(",")] if seeds else [run]
+    return (
+        [run.with_name(f"{run.name}-seed{seed}") for seed in seeds.split(",")] if seeds else [run]
+    )
 
 
 def own_length(words: list[str]) -> int:
@@ -218,7 +272,11 @@ def own_length(words: list[str]) -> int:
     if "--stop-after" in words:
         return int(option(words, "--stop-after"))
     method = option(words, "--method", "crkd")
-    published = METHODS[method].published.get(option(words, "--dataset"), {}) if method in METHODS.names() else {}
+    published = (
+        METHODS[method].published.get(option(words, "--dataset"), {})
+        if method in METHODS.names()
+        else {}
+    )
     own = (int(word.partition("=")[2]) for word in words if word.startswith("train.steps="))
     return next(own, int(published.get("train.steps", 0)))
 
@@ -234,33 +292,49 @@ def program(folder: Path, data: Path) -> Path:
     command.chmod(0o755)
     for file in (CHECKOUT / "configs").glob("*.yaml"):
         tree = yaml.safe_load(file.read_text())
-        tree["data"] |= {"frame": FRAMES[len(next(iter(tree["data"]["frame"].values())))], "labeled": 2, "unlabeled": 2}
+        tree["data"] |= {
+            "frame": FRAMES[len(next(iter(tree["data"]["frame"].values())))],
+            "labeled_batch_size": 2,
+            "unlabeled_batch_size": 2,
+        }
         tree["model"]["widths"] = [4, 4, 8, 8, 8]
         tree["train"] |= {"steps": STEPS, "eval_every": STEPS // 2, "log_every": 1}
         (folder / "configs" / file.name).write_text(yaml.safe_dump(tree))
-    here = {files.stem(path) for path in data.rglob("*.*")} | {path.name for path in data.glob("la/*/*")}
+    here = {files.stem(path) for path in data.rglob("*.*")} | {
+        path.name for path in data.glob("la/*/*")
+    }
     here |= {stem.partition("_")[0] for stem in here if stem.startswith("patient")}
     for file in (CHECKOUT / "splits").glob("*.yaml"):
-        (folder / "splits" / file.name).write_text(yaml.safe_dump(_present(yaml.safe_load(file.read_text()), here)))
+        (folder / "splits" / file.name).write_text(
+            yaml.safe_dump(_present(yaml.safe_load(file.read_text()), here))
+        )
     return folder
 
 
 def _present(tree: dict[Any, Any], here: set[str]) -> dict[Any, Any]:
     """A split, or its label counts, without the groups that are not `here`."""
-    kept = {key: _present(part, here) if isinstance(part, dict) else [g for g in part if g in here] for key, part in tree.items()}
+    kept = {
+        key: _present(part, here) if isinstance(part, dict) else [g for g in part if g in here]
+        for key, part in tree.items()
+    }
     return {key: part for key, part in kept.items() if part}
 
 
 def raw_files(folder: Path, data: Path) -> None:
     """What the README takes to be in the current folder: raw sets, archives, own data, images without masks."""
     folder.mkdir()
-    shutil.copytree(data / "acdc" / "data", folder / "ACDC", ignore=shutil.ignore_patterns("slices"))
+    shutil.copytree(
+        data / "acdc" / "data", folder / "ACDC", ignore=shutil.ignore_patterns("slices")
+    )
     (folder / "2018LA_Seg_Training Set").symlink_to(data / "la" / "2018LA_Seg_Training Set")
     for part in (data / "isic2018").iterdir():
         _zip(folder / f"{part.name}.zip", part)
     _zip(folder / "kvasir-seg.zip", data / "kvasir" / "Kvasir-SEG")
     (folder / "scans").mkdir()
-    shutil.copy(data / "acdc_nifti" / "training" / "patient011" / "patient011_frame01.nii.gz", folder / "scans")
+    shutil.copy(
+        data / "acdc_nifti" / "training" / "patient011" / "patient011_frame01.nii.gz",
+        folder / "scans",
+    )
     photos = sorted((data / "kvasir" / "Kvasir-SEG" / "images").iterdir())
     for part in ("my-polyps/images", "my-polyps/labels", "new-images"):
         (folder / part).mkdir(parents=True)

@@ -23,7 +23,7 @@ def test_a_file_is_a_plugin(tmp_path: Path) -> None:
     assert METHODS.source("flow") == file.read_bytes()
     assert METHODS.source("crkd") is None
     first = METHODS["flow"]
-    file.write_text(GOOD.replace("class A", "class B"))    # edited while this process runs
+    file.write_text(GOOD.replace("class A", "class B"))  # edited while this process runs
     assert METHODS["flow"] is first
     METHODS.add(file)
     assert METHODS["flow"].__name__ == "B"
@@ -39,13 +39,29 @@ def test_a_file_is_a_plugin(tmp_path: Path) -> None:
         ("base.py", GOOD, ["rename the file", "base is taken"]),
         ("broken.py", HEAD + "class A(Method:\n", ["SyntaxError", "line 3"]),
         ("broken.py", "\0", ["cannot be loaded", "null bytes"]),
-        ("lost.py", "import nowhere_to_be_found\n", ["ModuleNotFoundError", "nowhere_to_be_found", "line 1"]),
-        ("raises.py", HEAD + "def f():\n    raise ValueError('two\\nlines')\nf()\n", ["ValueError: two lines", "line 4"]),
+        (
+            "lost.py",
+            "import nowhere_to_be_found\n",
+            ["ModuleNotFoundError", "nowhere_to_be_found", "line 1"],
+        ),
+        (
+            "raises.py",
+            HEAD + "def f():\n    raise ValueError('two\\nlines')\nf()\n",
+            ["ValueError: two lines", "line 4"],
+        ),
         ("leaves.py", "raise SystemExit(0)\n", ["SystemExit: 0"]),
         ("none.py", HEAD + "class A(Method): pass\n", ["registers 0 classes", ".register"]),
         ("two.py", GOOD + "@METHODS.register\nclass B(A): pass\n", ["registers 2 classes (A, B)"]),
-        ("other.py", HEAD + "@METHODS.register\nclass A: pass\n", ["class A is no method", "crkd_cli.methods.base"]),
-        ("abstract.py", HEAD + "@METHODS.register\nclass A(Method): pass\n", ["class A lacks what crkd_cli.methods.base"]),
+        (
+            "other.py",
+            HEAD + "@METHODS.register\nclass A: pass\n",
+            ["class A is no method", "crkd_cli.methods.base"],
+        ),
+        (
+            "abstract.py",
+            HEAD + "@METHODS.register\nclass A(Method): pass\n",
+            ["class A lacks what crkd_cli.methods.base"],
+        ),
     ],
 )
 def test_mistakes_in_a_file(tmp_path: Path, name: str, text: str | None, words: list[str]) -> None:
@@ -70,7 +86,12 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     information = folder / "outside-1.0.dist-info"
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
-    entries = ["tide = outside.a_method", "bad = outside.bad", "gone = not a module!", "crkd = outside.a_method"]
+    entries = [
+        "tide = outside.a_method",
+        "bad = outside.bad",
+        "gone = not a module!",
+        "crkd = outside.a_method",
+    ]
     (information / "entry_points.txt").write_text("\n".join(["[crkd.methods]", *entries]))
     monkeypatch.syspath_prepend(folder)
     return folder

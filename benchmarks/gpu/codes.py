@@ -1,7 +1,7 @@
-"""Arrays of a prepared store as bytes that travel: the scanner's grey levels as integers, compressed without loss.
+"""Arrays of a prepared store as bytes that travel: the scanner's gray levels as integers, compressed without loss.
 
-A normalised scan is a line through integer grey levels, x = low + step · code, where `step` is the smallest difference
-between two of its values. The codes are written as differences to their neighbours along the last two axes, which are small.
+A normalized scan is a line through integer gray levels, x = low + step · code, where `step` is the smallest difference
+between two of its values. The codes are written as differences to their neighbors along the last two axes, which are small.
 """
 
 import json
@@ -13,20 +13,22 @@ from numpy.typing import NDArray
 
 from crkd_cli.errors import CrkdError
 
-LIMIT = 0.5    # of a grey level: the largest error that a restored image may have
+LIMIT = 0.5  # of a gray level: the largest error that a restored image may have
 
 
 def encode(array: NDArray[Any]) -> tuple[bytes, float]:
-    """uint8 or float32 `array` [*S], *S two axes or more → bytes, and the largest error after `decode`, in grey levels.
+    """uint8 or float32 `array` [*S], *S two axes or more → bytes, and the largest error after `decode`, in gray levels.
 
-    uint8 arrays are kept exactly. Raises CrkdError if the error is not below half a grey level: the values lie on no grid.
+    uint8 arrays are kept exactly. Raises CrkdError if the error is not below half a gray level: the values lie on no grid.
     """
     if array.dtype == np.uint8:
         return _pack(array, {"dtype": "uint8"}), 0.0
     codes, low, step = _grid(array)
     error = float(np.abs(_line(codes, low, step).astype(np.float64) - array).max()) / step
     if not error < LIMIT:
-        raise CrkdError(f"the values are no integer grey levels: codes would be off by {error:.2g} of the smallest difference")
+        raise CrkdError(
+            f"the values are no integer gray levels: codes would be off by {error:.2g} of the smallest difference"
+        )
     return _pack(codes, {"dtype": "float32", "low": low, "step": step}), error
 
 
@@ -39,7 +41,7 @@ def decode(data: bytes) -> NDArray[Any]:
     codes = planes[0] if facts["bytes"] == 1 else (planes[0].astype(kind) << 8) | planes[1]
     codes = (codes >> 1) ^ -(codes & 1)
     for axis in (-1, -2):
-        codes = np.cumsum(codes, axis=axis, dtype=kind)    # wraps round, as the differences did
+        codes = np.cumsum(codes, axis=axis, dtype=kind)  # wraps round, as the differences did
     return codes if facts["dtype"] == "uint8" else _line(codes, facts["low"], facts["step"])
 
 
@@ -51,7 +53,9 @@ def _grid(array: NDArray[Any]) -> tuple[NDArray[Any], float, float]:
     # The mean of the single steps, because each carries float32's rounding, which over thousands of levels adds up.
     levels = round(span / float(gaps[gaps < 1.5 * gaps.min()].mean())) if len(gaps) else 0
     if levels > np.iinfo(np.uint16).max:
-        raise CrkdError(f"the values are no integer grey levels: {levels} levels between the least and the greatest")
+        raise CrkdError(
+            f"the values are no integer gray levels: {levels} levels between the least and the greatest"
+        )
     step = span / levels if levels else 1.0
     codes = np.rint((array.astype(np.float64) - low) / step)
     return codes.astype(np.uint8 if levels < 256 else np.uint16), low, step
@@ -65,8 +69,12 @@ def _pack(codes: NDArray[Any], facts: dict[str, Any]) -> bytes:
     for axis in (-2, -1):
         codes = np.diff(codes, axis=axis, prepend=codes.dtype.type(0))
     signed = codes.view(f"i{codes.itemsize}")
-    codes = ((signed << 1) ^ (signed >> 8 * codes.itemsize - 1)).view(codes.dtype)    # 0, -1, 1, -2 … → 0, 1, 2, 3 …
+    codes = ((signed << 1) ^ (signed >> 8 * codes.itemsize - 1)).view(
+        codes.dtype
+    )  # 0, -1, 1, -2 … → 0, 1, 2, 3 …
     high = [] if codes.dtype == np.uint8 else [(codes >> 8).astype(np.uint8)]
-    planes = np.stack([*high, codes.astype(np.uint8)])    # apart, because the high bytes are nearly constant
+    planes = np.stack(
+        [*high, codes.astype(np.uint8)]
+    )  # apart, because the high bytes are nearly constant
     header = json.dumps({**facts, "shape": codes.shape, "bytes": len(planes)}).encode()
     return lzma.compress(header + b"\n" + planes.tobytes(), preset=6)

@@ -24,22 +24,52 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.gpu.codes import encode
-from crkd_cli.data.case import Store
+from crkd_cli.data.store import Store
 from crkd_cli.errors import CrkdError
-from crkd_cli.paths import atomic
+from crkd_cli.paths import atomic_write
 
 CHECKOUT = Path(__file__).parents[2]
-TREE = ("crkd_cli", "configs", "splits", "benchmarks", "tests", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md")
-PIECE = 40 * 2**20    # bytes of a piece, at most
-WHEELS = ("msgspec",)    # of the running environment's versions
+TREE = (
+    "crkd_cli",
+    "configs",
+    "splits",
+    "benchmarks",
+    "tests",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+)
+PIECE = 40 * 2**20  # bytes of a piece, at most
+WHEELS = ("msgspec",)  # of the running environment's versions
 # Compiled for the machine: CPython 3.12 on x86-64 Linux. pip matches the platform's number exactly.
-TARGET = ["--python-version", "3.12", "--implementation", "cp", "--only-binary", ":all:", "--no-deps"]
-PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_5_x86_64")
-PURE = ("medpy/__init__.py", "medpy/core/", "medpy/metric/", ".dist-info/")    # of medpy: what imports numpy and scipy alone
+TARGET = [
+    "--python-version",
+    "3.12",
+    "--implementation",
+    "cp",
+    "--only-binary",
+    ":all:",
+    "--no-deps",
+]
+PLATFORMS = (
+    "manylinux_2_28_x86_64",
+    "manylinux_2_17_x86_64",
+    "manylinux2014_x86_64",
+    "manylinux_2_5_x86_64",
+)
+PURE = (
+    "medpy/__init__.py",
+    "medpy/core/",
+    "medpy/metric/",
+    ".dist-info/",
+)  # of medpy: what imports numpy and scipy alone
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stores", nargs="*", help="prepared data sets")
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=CHECKOUT / "build" / "gpu")
@@ -52,7 +82,10 @@ def main() -> None:
         for name in given.stores:
             pieces, error = pack_store(Store(given.data_root / "prepared" / name), given.out)
             sizes = " + ".join(f"{piece.stat().st_size / 2**20:.1f}" for piece in pieces)
-            print(f"{name}: {len(pieces)} pieces, {sizes} MiB; largest error {error:.2g} grey levels", flush=True)
+            print(
+                f"{name}: {len(pieces)} pieces, {sizes} MiB; largest error {error:.2g} gray levels",
+                flush=True,
+            )
     except CrkdError as error:
         sys.exit(f"error: {error}")
 
@@ -61,12 +94,16 @@ def pack_tree(out: Path) -> None:
     """The project's files as tree.tar.gz, and the commit they are of ("-dirty": with changes)."""
 
     def wanted(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        return None if "__pycache__" in member.name or member.name.startswith("crkd/benchmarks/results") else member
+        return (
+            None
+            if "__pycache__" in member.name or member.name.startswith("crkd/benchmarks/results")
+            else member
+        )
 
-    with atomic(out / "tree.tar.gz") as temporary, tarfile.open(temporary, "w:gz") as tar:
+    with atomic_write(out / "tree.tar.gz") as temporary, tarfile.open(temporary, "w:gz") as tar:
         for name in TREE:
             tar.add(CHECKOUT / name, f"crkd/{name}", filter=wanted)
-    with atomic(out / "kit" / "commit") as temporary:
+    with atomic_write(out / "kit" / "commit") as temporary:
         temporary.write_text(checked_out() + "\n", encoding="utf-8")
 
 
@@ -79,7 +116,11 @@ def commit() -> str:
 def checked_out() -> str:
     """The checkout's commit ("-dirty": with changes), or `unknown`."""
     git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude", "*"], cwd=CHECKOUT, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty", "--exclude", "*"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return git.stdout.strip() if git.returncode == 0 else "unknown"
 
@@ -90,9 +131,22 @@ def pack_vendor(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as wheels:
         platforms = [word for name in PLATFORMS for word in ("--platform", name)]
         names = [f"{name}=={version(name)}" for name in WHEELS]
-        command = [sys.executable, "-m", "pip", "download", "--quiet", *TARGET, *platforms, "--dest", wheels, *names]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            *TARGET,
+            *platforms,
+            "--dest",
+            wheels,
+            *names,
+        ]
         if subprocess.run(command, check=False).returncode:
-            raise CrkdError(f"pip could not download {' and '.join(names)}; look at its message, or give --no-vendor")
+            raise CrkdError(
+                f"pip could not download {' and '.join(names)}; look at its message, or give --no-vendor"
+            )
         for wheel in Path(wheels).glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(folder / wheel.name.partition("-")[0])
@@ -104,24 +158,27 @@ def pack_vendor(folder: Path) -> None:
 
 
 def pack_store(store: Store, out: Path) -> tuple[list[Path], float]:
-    """The store as pieces under `out`, and the largest error of its images in grey levels.
+    """The store as pieces under `out`, and the largest error of its images in gray levels.
 
-    Raises CrkdError that names the case if an image cannot be restored to within half a grey level.
+    Raises CrkdError that names the case if an image cannot be restored to within half a gray level.
     """
     for old in out.glob(f"{store.root.name}-*of*.tar"):
         old.unlink()
     pieces: list[list[tuple[str, bytes]]] = [[]]
     room, worst = PIECE, 0.0
     for name, data, error in _members(store):
-        size = len(data) + 2 * tarfile.BLOCKSIZE    # a header, and padding to a whole block
+        size = len(data) + 2 * tarfile.BLOCKSIZE  # a header, and padding to a whole block
         if size > room and pieces[-1]:
             pieces.append([])
             room = PIECE
         pieces[-1].append((name, data))
         room, worst = room - size, max(worst, error)
-    files = [out / f"{store.root.name}-{number}of{len(pieces)}.tar" for number in range(1, len(pieces) + 1)]
+    files = [
+        out / f"{store.root.name}-{number}of{len(pieces)}.tar"
+        for number in range(1, len(pieces) + 1)
+    ]
     for file, members in zip(files, pieces, strict=True):
-        with atomic(file) as temporary, tarfile.open(temporary, "w") as tar:
+        with atomic_write(file) as temporary, tarfile.open(temporary, "w") as tar:
             for name, data in members:
                 info = tarfile.TarInfo(f"{store.root.name}/{name}")
                 info.size = len(data)
@@ -131,10 +188,14 @@ def pack_store(store: Store, out: Path) -> tuple[list[Path], float]:
 
 def _members(store: Store) -> Iterator[tuple[str, bytes, float]]:
     """Name, content and error of every file of the store; arrays as encode gives them, the rest as it is."""
-    for file in [store.root / "index.json", *sorted(store.root.glob("splits/*.yaml")), *sorted(store.root.glob("native/*.png"))]:
+    for file in [
+        store.root / "index.json",
+        *sorted(store.root.glob("splits/*.yaml")),
+        *sorted(store.root.glob("native/*.png")),
+    ]:
         yield file.relative_to(store.root).as_posix(), file.read_bytes(), 0.0
     arrays = sorted([*store.root.glob("images/*.npy"), *store.root.glob("labels/*.npy")])
-    with ThreadPoolExecutor() as pool:    # the compressor lets other threads run
+    with ThreadPoolExecutor() as pool:  # the compressor lets other threads run
         yield from pool.map(lambda file: _array(store, file), arrays)
 
 

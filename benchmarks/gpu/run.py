@@ -22,24 +22,49 @@ from benchmarks.gpu.plan import trials
 from benchmarks.gpu.trial import TimeUp, Worker
 from benchmarks.gpu.unpack import check, unpack
 from crkd_cli.errors import CrkdError, UsageError, did_you_mean
-from crkd_cli.paths import atomic
+from crkd_cli.paths import atomic_write
 
 KIT = CHECKOUT / "build" / "gpu"
-BUDGET = 490.0    # seconds; with what a started step or score needs to end, a call stays below 9 minutes
+BUDGET = (
+    490.0  # seconds; with what a started step or score needs to end, a call stays below 9 minutes
+)
 
 
 def main() -> None:
     begin = time.monotonic()
     steps = ["unpack", "smoke", "speed", *trials()]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("step", help=", ".join(steps))
     parser.add_argument("--steps", type=int, help="length of every run, to try the step out")
-    parser.add_argument("--stop-after", type=int, help="step at which every run stops, on the schedule of its full length")
-    parser.add_argument("--set", dest="sets", action="append", default=[], help="KEY=VALUE for every run, to try the step out")
-    parser.add_argument("--only", help="the runs of this method alone, so that two can share the GPU")
-    parser.add_argument("--synthetic", action="store_true", help="speed on made-up cases of the same size: nothing is carried")
+    parser.add_argument(
+        "--stop-after",
+        type=int,
+        help="step at which every run stops, on the schedule of its full length",
+    )
+    parser.add_argument(
+        "--set",
+        dest="sets",
+        action="append",
+        default=[],
+        help="KEY=VALUE for every run, to try the step out",
+    )
+    parser.add_argument(
+        "--only", help="the runs of this method alone, so that two can share the GPU"
+    )
+    parser.add_argument(
+        "--synthetic",
+        action="store_true",
+        help="speed on made-up cases of the same size: nothing is carried",
+    )
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds")
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "out")), help="default: $OUT, else out")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(os.environ.get("OUT", "out")),
+        help="default: $OUT, else out",
+    )
     given = parser.parse_args()
     answer: dict[str, Any] = {"step": given.step}
     code = 0
@@ -52,7 +77,11 @@ def main() -> None:
         elif given.step == "speed":
             answer |= speed(given.out, given.synthetic)
         elif given.step != "unpack":
-            answer |= train(given.step, given.only, Worker(KIT, begin + given.budget, given.steps, given.stop_after, given.sets))
+            answer |= train(
+                given.step,
+                given.only,
+                Worker(KIT, begin + given.budget, given.steps, given.stop_after, given.sets),
+            )
     except CrkdError as error:
         answer["error"] = str(error)
         code = error.exit_code
@@ -78,7 +107,12 @@ def train(step: str, only: str | None, worker: Worker) -> dict[str, Any]:
 
 def look(out: Path) -> dict[str, Any]:
     """Writes smoke-DEVICE.json: the tests' last line, losses and peak memory of every method's step."""
-    facts = {"commit": commit(), "date": time.strftime("%Y-%m-%d", time.gmtime()), "torch": version("torch"), "note": ""}
+    facts = {
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "torch": version("torch"),
+        "note": "",
+    }
     seen = {"command": "benchmarks/gpu/run.sh smoke", **facts, **smoke.run()}
     record.write(seen, out / f"smoke-{_file_name(seen['device'])}.json")
     return seen
@@ -96,10 +130,14 @@ def speed(out: Path, made_up: bool) -> dict[str, Any]:
         if not made_up:
             for dataset in ("acdc", "la"):
                 check(KIT / "data" / "prepared" / dataset)
-        for speeds in measure(synthetic(scratch) if made_up else Inputs(KIT / "data", scratch, real=True), command):
+        for speeds in measure(
+            synthetic(scratch) if made_up else Inputs(KIT / "data", scratch, real=True), command
+        ):
             record.write(speeds, out / f"speed-{_file_name(speeds['machine'])}.json")
             print(json.dumps(speeds["rows"][-1]), file=sys.stderr)
-    rows = {row["name"]: {key: row[key] for key in ("ratio", "value", "met")} for row in speeds["rows"]}
+    rows = {
+        row["name"]: {key: row[key] for key in ("ratio", "value", "met")} for row in speeds["rows"]
+    }
     return {"done": True, "machine": speeds["machine"], "rows": rows}
 
 
@@ -113,7 +151,10 @@ def collect(out: Path) -> None:
     work = KIT / "work"
     files = sorted([*work.glob("records/*.json"), *work.glob("runs/*/log.jsonl")])
     if files:
-        with atomic(out / "results.tar.gz") as temporary, tarfile.open(temporary, "w:gz") as tar:
+        with (
+            atomic_write(out / "results.tar.gz") as temporary,
+            tarfile.open(temporary, "w:gz") as tar,
+        ):
             for file in files:
                 tar.add(file, file.relative_to(work).as_posix())
 

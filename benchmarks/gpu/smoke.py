@@ -10,23 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crkd_cli.config import Config, load
+from crkd_cli.config import Config, load_config
 from crkd_cli.data.batch import Batch, Labeled, Unlabeled
-from crkd_cli.data.case import Spec
-from crkd_cli.engine.assemble import build_method, channels_last
-from crkd_cli.engine.hardware import describe, pick_device, pick_precision
-from crkd_cli.engine.optimizer import GuardedOptimizer
+from crkd_cli.data.store import DatasetSpec
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method
 from crkd_cli.models.blocks import Dropout
 from crkd_cli.models.networks.base import Decoder
-from crkd_cli.paths import packaged
+from crkd_cli.paths import packaged_folder
+from crkd_cli.runtime.build import build_method
+from crkd_cli.runtime.device import channels_last, describe, pick_device, pick_precision
+from crkd_cli.training.optimizer import GuardedOptimizer
 
 CHECKOUT = Path(__file__).parents[2]
-DATA = {"acdc": ("background", "RV", "Myo", "LV"), "la": ("background", "LA")}    # a 2D and a 3D setting
-SMALL = {"acdc": "data.frame={resize: [64, 64]}", "la": "data.frame={patch: [48, 16, 16]}"}    # where there is no GPU
-NEAR = 0.02    # how far apart the two losses may be, as a share
-SURE = 10.0    # untrained logits grow by this: as they are, a few pixels pass a method's threshold, and rounding says which
+DATA = {
+    "acdc": ("background", "RV", "Myo", "LV"),
+    "la": ("background", "LA"),
+}  # a 2D and a 3D setting
+SMALL = {
+    "acdc": "data.frame={resize: [64, 64]}",
+    "la": "data.frame={patch: [48, 16, 16]}",
+}  # where there is no GPU
+NEAR = 0.02  # how far apart the two losses may be, as a share
+SURE = 10.0  # untrained logits grow by this: as they are, a few pixels pass a method's threshold, and rounding says which
 
 
 def run() -> dict[str, Any]:
@@ -37,18 +43,24 @@ def run() -> dict[str, Any]:
     for dataset, name in product(DATA, METHODS.names()):
         try:
             rows.append(row(dataset, name, device))
-        except RuntimeError as error:    # short of memory, or an operation that the device lacks: the others are worth having
+        except RuntimeError as error:  # short of memory, or an operation that the device lacks: the others are worth having
             rows.append({"data": dataset, "method": name, "failed": str(error).partition("\n")[0]})
         print(json.dumps(rows[-1]), file=sys.stderr)
     return {
-        "device": describe(device, pick_precision("auto", device)), "tests": said, "rows": rows,
+        "device": describe(device, pick_precision("auto", device)),
+        "tests": said,
+        "rows": rows,
         "done": passed and all(one.get("difference", 1.0) <= NEAR for one in rows),
-    }  # fmt: skip
+    }
 
 
 def gpu_tests() -> tuple[bool, str]:
     """Whether the tests marked gpu pass, and pytest's last line. Only their files are read: others need more packages."""
-    files = [str(file) for file in (CHECKOUT / "tests").rglob("test_*.py") if "mark.gpu" in file.read_text(encoding="utf-8")]
+    files = [
+        str(file)
+        for file in (CHECKOUT / "tests").rglob("test_*.py")
+        if "mark.gpu" in file.read_text(encoding="utf-8")
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files]
     pytest = subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, check=False)
     print(pytest.stdout, file=sys.stderr)
@@ -58,27 +70,43 @@ def gpu_tests() -> tuple[bool, str]:
 def row(dataset: str, name: str, device: torch.device) -> dict[str, Any]:
     """One update of method `name`, sure of itself and without dropout, of the published size, late in a run: all terms count."""
     sets = [f"method={name}", *([] if device.type == "cuda" else [SMALL[dataset]])]
-    config = load(packaged("configs") / f"{dataset}.yaml", sets)
-    losses = {precision: step(config, dataset, device, precision) for precision in (torch.float32, torch.bfloat16)}
+    config = load_config(packaged_folder("configs") / f"{dataset}.yaml", sets)
+    losses = {
+        precision: step(config, dataset, device, precision)
+        for precision in (torch.float32, torch.bfloat16)
+    }
     exact, short = (losses[precision][0] for precision in (torch.float32, torch.bfloat16))
     difference = abs(short - exact) / abs(exact)
     return {
-        "data": dataset, "frame": list(config.data.frame.size), "method": name, "fp32": round(exact, 5), "bf16": round(short, 5),
-        "difference": round(difference, 5), "peak_gib": losses[torch.bfloat16][1],
-    }  # fmt: skip
+        "data": dataset,
+        "frame": list(config.data.frame.size),
+        "method": name,
+        "fp32": round(exact, 5),
+        "bf16": round(short, 5),
+        "difference": round(difference, 5),
+        "peak_gib": losses[torch.bfloat16][1],
+    }
 
 
-def step(config: Config, dataset: str, device: torch.device, precision: torch.dtype) -> tuple[float, float | None]:
+def step(
+    config: Config, dataset: str, device: torch.device, precision: torch.dtype
+) -> tuple[float, float | None]:
     """The total loss of one update from the seed's weights, and the GPU's peak memory in GiB."""
-    spec = Spec(
-        name=dataset, source=dataset, classes=DATA[dataset], channels=1, modality="mr", dims=3, intensity="minmax"
-    )  # fmt: skip
+    spec = DatasetSpec(
+        name=dataset,
+        source=dataset,
+        classes=DATA[dataset],
+        channels=1,
+        modality="mr",
+        dims=3,
+        intensity="minmax",
+    )
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     method = build_method(config, spec).to(device).train()
     with torch.no_grad():
         for layer in method.modules():
-            if isinstance(layer, Dropout):    # the GPU draws other elements in another precision
+            if isinstance(layer, Dropout):  # the GPU draws other elements in another precision
                 layer.p = 0.0
             if isinstance(layer, Decoder):
                 for parameter in layer.output.parameters():
@@ -92,11 +120,13 @@ def step(config: Config, dataset: str, device: torch.device, precision: torch.dt
     torch.autograd.backward(losses["total"])
     optimizer.step(losses["total"], config.train.lr)
     method.after_step(late)
-    return float(losses["total"].detach()), torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+    return float(losses["total"].detach()), torch.cuda.max_memory_allocated(
+        device
+    ) / 2**30 if device.type == "cuda" else None
 
 
 def draw(config: Config, classes: int, kind: type[Method], device: torch.device) -> Batch:
-    """Noise with a bright box that is labelled, for a method of `kind`: the same for the same configuration."""
+    """Noise with a bright box that is labeled, for a method of `kind`: the same for the same configuration."""
     generator = torch.Generator().manual_seed(config.train.seed)
     size = config.data.frame.size
 
@@ -104,12 +134,20 @@ def draw(config: Config, classes: int, kind: type[Method], device: torch.device)
         label = torch.zeros(number, *size, dtype=torch.long)
         for k in range(1, classes):
             label[(slice(None), *(slice(k * side // 8, (k + 4) * side // 8) for side in size))] = k
-        image = (label.unsqueeze(1) / classes + 0.1 * torch.rand(number, 1, *size, generator=generator)).to(device)
+        image = (
+            label.unsqueeze(1) / classes + 0.1 * torch.rand(number, 1, *size, generator=generator)
+        ).to(device)
         return image.contiguous(memory_format=channels_last(len(size))), label.to(device)
 
     def views() -> Unlabeled:
-        weak = images(config.data.unlabeled)[0]
-        noise = (0.1 * torch.rand(weak.shape, generator=generator).to(device) for _ in range(kind.strong_views))
+        weak = images(config.data.unlabeled_batch_size)[0]
+        noise = (
+            0.1 * torch.rand(weak.shape, generator=generator).to(device)
+            for _ in range(kind.strong_views)
+        )
         return Unlabeled(weak, tuple(weak + one for one in noise))
 
-    return Batch(Labeled(*images(config.data.labeled)), *[views() for _ in range(kind.unlabeled_streams)])
+    return Batch(
+        Labeled(*images(config.data.labeled_batch_size)),
+        *[views() for _ in range(kind.unlabeled_streams)],
+    )

@@ -15,14 +15,14 @@ from typing import Any
 from benchmarks import record
 from benchmarks.gpu.pack import CHECKOUT, commit
 from benchmarks.gpu.plan import Score, Trial
-from crkd_cli.cli.console import progress, say
-from crkd_cli.config import Config, load
-from crkd_cli.engine.evaluate import evaluate
+from crkd_cli.cli.console import info, progress
+from crkd_cli.config import Config, load_config
 from crkd_cli.errors import CrkdError
-from crkd_cli.paths import atomic, packaged
+from crkd_cli.evaluation.evaluate import evaluate
+from crkd_cli.paths import atomic_write, packaged_folder
 
-STOPPED = 128 + signal.SIGTERM    # `crkd train`, ended by the signal with everything saved
-GRACE = 45.0    # seconds that it may take for that
+STOPPED = 128 + signal.SIGTERM  # `crkd train`, ended by the signal with everything saved
+GRACE = 45.0  # seconds that it may take for that
 
 
 class TimeUp(Exception):
@@ -35,7 +35,9 @@ class Worker:
     `stop_after`: the step at which every run stops, on the schedule of its full length; None: the last one.
     """
 
-    def __init__(self, kit: Path, deadline: float, steps: int | None, stop_after: int | None, sets: list[str]) -> None:
+    def __init__(
+        self, kit: Path, deadline: float, steps: int | None, stop_after: int | None, sets: list[str]
+    ) -> None:
         self.data, self.work = kit / "data", kit / "work"
         self.deadline, self.steps, self.stop_after = deadline, steps, stop_after
         self.sets = [*sets, *([] if steps is None else [f"train.steps={steps}"])]
@@ -50,16 +52,27 @@ class Worker:
         if self._failure(trial).is_file():
             return
         words = ["--dataset", trial.dataset, "--labeled", trial.labeled, "--method", trial.method]
-        words = ["train", *words, *(word for one in [*trial.sets, *self.sets] for word in ("--set", one))]
+        words = [
+            "train",
+            *words,
+            *(word for one in [*trial.sets, *self.sets] for word in ("--set", one)),
+        ]
         words += [] if self.stop_after is None else ["--stop-after", str(self.stop_after)]
         try:
             self._train(trial, words)
             for score in trial.scores:
                 self._score(trial, score, words)
         except CrkdError as error:
-            facts = {"dataset": trial.dataset, "method": trial.method, "labeled": int(trial.labeled.rstrip("%"))}
+            facts = {
+                "dataset": trial.dataset,
+                "method": trial.method,
+                "labeled": int(trial.labeled.rstrip("%")),
+            }
             what = str(error).replace(f"{CHECKOUT}/", "")
-            record.write({**self._facts(trial, words), "failure": what, "summary": facts}, self._failure(trial))
+            record.write(
+                {**self._facts(trial, words), "failure": what, "summary": facts},
+                self._failure(trial),
+            )
 
     def results(self, trials: list[Trial]) -> dict[str, Any]:
         """Mean Dice in percent by record, and what failed."""
@@ -81,15 +94,28 @@ class Worker:
 
     def _record(self, trial: Trial, score: Score) -> Path:
         checkpoint, protocol, part = score
-        return self.work / "records" / f"{self.name(trial)}-{checkpoint}-{protocol}-{part or 'published'}.json"
+        return (
+            self.work
+            / "records"
+            / f"{self.name(trial)}-{checkpoint}-{protocol}-{part or 'published'}.json"
+        )
 
     def _train(self, trial: Trial, words: list[str]) -> None:
         """Runs `crkd train` until it ends or the time is up. Raises CrkdError with its last words if it fails."""
         folder = self._folder(trial)
-        if (folder / "metrics.json").is_file():    # written when the run has ended
+        if (folder / "metrics.json").is_file():  # written when the run has ended
             return
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "crkd_cli", *words, "--data-root", str(self.data), "--out", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "crkd_cli",
+            *words,
+            "--data-root",
+            str(self.data),
+            "--out",
+            str(folder),
+        ]
         begin = time.monotonic()
         with (folder / "train.log").open("a", encoding="utf-8") as log:
             child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -99,11 +125,13 @@ class Worker:
                 child.terminate()
                 code = child.wait(GRACE)
             finally:
-                child.kill()    # nothing is left to kill, but where waiting was cut short
+                child.kill()  # nothing is left to kill, but where waiting was cut short
         parts = [*_parts(folder), round(time.monotonic() - begin, 1)]
-        with atomic(folder / "parts.json") as temporary:
+        with atomic_write(folder / "parts.json") as temporary:
             temporary.write_text(json.dumps(parts), encoding="utf-8")
-        if code == STOPPED or child.returncode == -signal.SIGTERM:    # the latter: before its loop began
+        if (
+            code == STOPPED or child.returncode == -signal.SIGTERM
+        ):  # the latter: before its loop began
             raise TimeUp
         if code:
             lines = (folder / "train.log").read_text(encoding="utf-8").splitlines() or [""]
@@ -117,19 +145,21 @@ class Worker:
         folder = self._folder(trial)
         out = folder / file.stem
         with self._alarm():
-            evaluate(folder / f"{checkpoint}.pth", self.data, say, progress, part, protocol, out)
+            evaluate(folder / f"{checkpoint}.pth", self.data, info, progress, part, protocol, out)
         record.write({**self._facts(trial, words), **record.scores(out)}, file)
 
     def _facts(self, trial: Trial, words: list[str]) -> dict[str, Any]:
         """What the records of a run have in common."""
         folder = self._folder(trial)
-        usual = packaged("configs") / f"{trial.dataset}.yaml"
-        config: Config = load(usual, [*trial.sets, *self.sets, f"method={trial.method}"])
+        usual = packaged_folder("configs") / f"{trial.dataset}.yaml"
+        config: Config = load_config(usual, [*trial.sets, *self.sets, f"method={trial.method}"])
         metrics = folder / "metrics.json"
         trained = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {}
         parts = _parts(folder)
         return {
-            **record.circumstances(f"crkd {shlex.join(words)}", commit(), config, trained.get("device")),
+            **record.circumstances(
+                f"crkd {shlex.join(words)}", commit(), config, trained.get("device")
+            ),
             "seconds": round(sum(parts), 1),
             "steps_per_second": trained.get("steps_per_second"),
             "steps": trained.get("steps", config.train.steps),

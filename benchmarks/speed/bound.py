@@ -10,7 +10,7 @@ from torch.nn import functional
 from benchmarks.speed.inputs import Sizes
 from benchmarks.speed.timing import Patience, in_turn
 
-PASSES = 3    # forward, gradient of the input, gradient of the weights
+PASSES = 3  # forward, gradient of the input, gradient of the weights
 
 
 def bounds(sizes: Sizes, precision: torch.dtype, device: torch.device) -> list[dict[str, Any]]:
@@ -18,13 +18,20 @@ def bounds(sizes: Sizes, precision: torch.dtype, device: torch.device) -> list[d
     found = [_product(1536, precision, device)]
     for size, batch in ((sizes.image, 3 * sizes.images), (sizes.patch, 3 * sizes.patches)):
         for channels, shrink in ((16, 1), (128, 8)):
-            found.append(_convolution([max(side // shrink, 1) for side in size], batch, channels, precision, device))
+            found.append(
+                _convolution(
+                    [max(side // shrink, 1) for side in size], batch, channels, precision, device
+                )
+            )
     return [*found, _copy(device)]
 
 
 def _product(side: int, precision: torch.dtype, device: torch.device) -> dict[str, Any]:
     a, b = (torch.rand(side, side, device=device, dtype=precision) for _ in range(2))
-    return {"what": f"matrix product {side}²", "gflops_per_s": _rate(lambda: a @ b, 2 * side**3, device)}
+    return {
+        "what": f"matrix product {side}²",
+        "gflops_per_s": _rate(lambda: a @ b, 2 * side**3, device),
+    }
 
 
 def _convolution(
@@ -33,8 +40,12 @@ def _convolution(
     dims = len(size)
     layout = (torch.channels_last, torch.channels_last_3d)[dims - 2]
     conv = (functional.conv2d, functional.conv3d)[dims - 2]
-    x = torch.rand(batch, channels, *size, device=device, dtype=precision).contiguous(memory_format=layout)
-    weight = torch.rand(channels, channels, *[3] * dims, device=device, dtype=precision).contiguous(memory_format=layout)
+    x = torch.rand(batch, channels, *size, device=device, dtype=precision).contiguous(
+        memory_format=layout
+    )
+    weight = torch.rand(channels, channels, *[3] * dims, device=device, dtype=precision).contiguous(
+        memory_format=layout
+    )
     gradient = torch.rand_like(x)
     x.requires_grad_()
     weight.requires_grad_()
@@ -48,7 +59,7 @@ def _convolution(
 
 
 def _copy(device: torch.device) -> dict[str, Any]:
-    source = torch.zeros(2**28, dtype=torch.uint8, device=device)    # larger than a cache
+    source = torch.zeros(2**28, dtype=torch.uint8, device=device)  # larger than a cache
     target = torch.ones_like(source)
     rate = _rate(lambda: target.copy_(source), 2 * source.numel(), device)
     return {"what": "copy of 268 MB, read and written", "gb_per_s": rate}

@@ -14,7 +14,7 @@ def compiled(inputs: Inputs) -> Iterator[Row]:
     """The supervised step's passes: the method's other work is the same in both ways."""
     for name, what in (("acdc", "U-Net"), ("la", "V-Net")):
         run = inputs.run(name, method="supervised")
-        batch = run.data.batch(run.data.read(0), 0)
+        batch = run.loader.batch(run.loader.read(0), 0)
         options: dict[str, dict[str, bool]] = {"torch.compile": {}}
         if run.device.type == "cuda":
             options["torch.compile with CUDA graphs"] = {"triton.cudagraphs": True}
@@ -22,12 +22,18 @@ def compiled(inputs: Inputs) -> Iterator[Row]:
         size = "×".join(map(str, batch.labeled.image.shape[2:]))
         for way, chosen in options.items():
             torch.compiler.reset()
-            row = Row(f"compile-{name}", "compile", f"{what}, {len(batch.labeled.image)} images {size}: {way}")
+            row = Row(
+                f"compile-{name}",
+                "compile",
+                f"{what}, {len(batch.labeled.image)} images {size}: {way}",
+            )
             fast = torch.compile(network, backend=inputs.sizes.compiler, options=chosen or None)
             work = _passes(fast, batch, run.device, run.precision)
             try:
                 row.note = f"the first call took {clock(work):.0f} s"
-            except Exception as error:    # compilers fail in their own ways, and the other rows are worth having
+            except (
+                Exception
+            ) as error:  # compilers fail in their own ways, and the other rows are worth having
                 row.note = f"{way} failed: {str(error).strip().partition(chr(10))[0] or type(error).__name__}"
                 yield row
                 continue
@@ -36,14 +42,16 @@ def compiled(inputs: Inputs) -> Iterator[Row]:
             yield timed(row, taken["eager"], taken["crkd"])
 
 
-def _passes(network: torch.nn.Module, batch: Batch, device: torch.device, precision: torch.dtype) -> Work:
-    """Forward and backward of the labelled images."""
+def _passes(
+    network: torch.nn.Module, batch: Batch, device: torch.device, precision: torch.dtype
+) -> Work:
+    """Forward and backward of the labeled images."""
 
     def work() -> None:
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             total = network(batch.labeled.image).float().square().mean()
         total.backward()
         network.zero_grad(set_to_none=False)
-        total.item()    # all is done
+        total.item()  # all is done
 
     return work

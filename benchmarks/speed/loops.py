@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.published import Published
 from benchmarks.published_augment import strong_slice, strong_volume, weak_slice, weak_volume
 from benchmarks.speed.timing import Patience, Sample, clock, forget_peak, peak_bytes, take_memory
-from crkd_cli.engine.train import Run, train
+from crkd_cli.training.loop import Run, train
 
 
 class PublishedLoop:
@@ -24,11 +24,17 @@ class PublishedLoop:
         config, split, store = run.checkpoint.config, run.checkpoint.split, run.store
         task = run.method.task
         self.store, self.size, self.dims = store, config.data.frame.size, task.dims
-        self.counts = config.data.labeled, config.data.unlabeled
+        self.counts = config.data.labeled_batch_size, config.data.unlabeled_batch_size
         self.parts = [self._items(split.cases(store, part)) for part in ("labeled", "unlabeled")]
         threshold = config.methods["crkd"]["confidence"]
-        self.method = Published(task.network(), task.dims, task.classes, threshold, dense=dense).to(run.device).train()
-        self.optimizer = torch.optim.SGD(self.method.parameters(), config.train.lr, momentum=0.9, weight_decay=1e-4)
+        self.method = (
+            Published(task.network(), task.dims, task.classes, threshold, dense=dense)
+            .to(run.device)
+            .train()
+        )
+        self.optimizer = torch.optim.SGD(
+            self.method.parameters(), config.train.lr, momentum=0.9, weight_decay=1e-4
+        )
         self.device, self.draw = run.device, np.random.default_rng(0)
 
     def __call__(self) -> float:
@@ -36,7 +42,9 @@ class PublishedLoop:
         weak = [self._sample(*self._pick(1), labeled=False)[0] for _ in range(self.counts[1])]
         strong = [(strong_slice, strong_volume)[self.dims - 2](image, self.draw) for image in weak]
         label = torch.from_numpy(np.stack([label for _, label in labeled])).long().to(self.device)
-        image, *views = (self._tensor(images) for images in ([image for image, _ in labeled], weak, strong))
+        image, *views = (
+            self._tensor(images) for images in ([image for image, _ in labeled], weak, strong)
+        )
         total = self.method.losses(image, label, *views)["total"]
         self.optimizer.zero_grad()
         total.backward()
@@ -45,7 +53,11 @@ class PublishedLoop:
 
     def _items(self, cases: list[str]) -> list[tuple[str, int | None]]:
         sliced = self.store.spec.dims > self.dims
-        return [(case, z) for case in cases for z in (range(self.store.cases[case].shape[0]) if sliced else [None])]
+        return [
+            (case, z)
+            for case in cases
+            for z in (range(self.store.cases[case].shape[0]) if sliced else [None])
+        ]
 
     def _pick(self, part: int) -> tuple[str, int | None]:
         return self.parts[part][self.draw.integers(len(self.parts[part]))]
@@ -88,7 +100,7 @@ def steps_in_turn(run: Run, loop: PublishedLoop, patience: Patience) -> tuple[Sa
     def between(seconds: float) -> bool:
         nonlocal warm, steps
         steps += 1
-        if steps % 2:    # fills the heap again that the baseline's turn has emptied
+        if steps % 2:  # fills the heap again that the baseline's turn has emptied
             return True
         if not warm:
             crkd.peak = peak_bytes()
@@ -112,9 +124,11 @@ def steps_in_turn(run: Run, loop: PublishedLoop, patience: Patience) -> tuple[Sa
 class Anatomy:
     """What one step is made of."""
 
-    flops: int                  # of its convolutions and products
-    shares: dict[str, float]    # of its time: data (upload, augmentation), forward, losses, backward, optimiser
-    waiting: float              # share of the loop's time that it waits for data
+    flops: int  # of its convolutions and products
+    shares: dict[
+        str, float
+    ]  # of its time: data (upload, augmentation), forward, losses, backward, optimizer
+    waiting: float  # share of the loop's time that it waits for data
 
 
 def dissect(run: Run, steps: int = 2) -> Anatomy:
@@ -122,28 +136,28 @@ def dissect(run: Run, steps: int = 2) -> Anatomy:
 
     A first step is not counted, but for its operations; the second is left out too: its data were ready before it began.
     """
-    spent = dict.fromkeys(("data", "forward", "losses", "optimiser"), 0.0)
+    spent = dict.fromkeys(("data", "forward", "losses", "optimizer"), 0.0)
     seconds: list[float] = []
     waited: list[float] = []
     method, student = run.method, run.method.student
 
     def timed(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any, **named: Any) -> Any:
+        def data_parallel(*args: Any, **named: Any) -> Any:
             begin = time.perf_counter()
             try:
                 return call(*args, **named)
             finally:
                 spent[part] += time.perf_counter() - begin
 
-        return wrapped
+        return data_parallel
 
     for name in ("encode", "decode", "head"):
         setattr(student, name, timed("forward", getattr(student, name)))
-    method.pseudo_label = timed("forward", method.pseudo_label)    # type: ignore[method-assign]
-    method.losses = timed("losses", method.losses)    # type: ignore[method-assign]
-    method.after_step = timed("optimiser", method.after_step)    # type: ignore[method-assign]
-    run.optimizer.step = timed("optimiser", run.optimizer.step)    # type: ignore[method-assign]
-    run.data = _Watched(run.data, timed)    # type: ignore[assignment]
+    method.pseudo_label = timed("forward", method.pseudo_label)  # type: ignore[method-assign]
+    method.losses = timed("losses", method.losses)  # type: ignore[method-assign]
+    method.after_step = timed("optimizer", method.after_step)  # type: ignore[method-assign]
+    run.optimizer.step = timed("optimizer", run.optimizer.step)  # type: ignore[method-assign]
+    run.loader = _Watched(run.loader, timed)  # type: ignore[assignment]
     counter = FlopCounterMode(display=False)
     begin = time.perf_counter()
 
@@ -163,7 +177,7 @@ def dissect(run: Run, steps: int = 2) -> Anatomy:
     counter.__enter__()
     with suppress(_Enough):
         train(run, report)
-    spent["losses"] -= spent["forward"]    # runs inside it
+    spent["losses"] -= spent["forward"]  # runs inside it
     shares = {part: value / sum(seconds) for part, value in spent.items()}
     shares["backward"] = 1.0 - sum(shares.values())
     return Anatomy(int(counter.get_total_flops()), shares, sum(waited) / sum(seconds))
@@ -172,7 +186,9 @@ def dissect(run: Run, steps: int = 2) -> Anatomy:
 class _Watched:
     """`Data` whose `batch` is timed."""
 
-    def __init__(self, data: Any, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+    def __init__(
+        self, data: Any, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]
+    ) -> None:
         self._data = data
         self.batch = timed("data", data.batch)
 

@@ -28,7 +28,9 @@ def augmentation(inputs: Inputs) -> Iterator[Row]:
     on_device = on_device * torch.from_numpy(degree <= 3)
     works: dict[str, dict[str, Work]] = {
         "bias field": {
-            "published": lambda: [v * published_field(v.shape, c) for v, c in zip(volumes, coefficients, strict=True)],
+            "published": lambda: [
+                v * published_field(v.shape, c) for v, c in zip(volumes, coefficients, strict=True)
+            ],
             "crkd": lambda: x * bias_field(x, on_device),
         },
         "Gaussian blur": {

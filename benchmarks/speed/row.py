@@ -25,20 +25,22 @@ from benchmarks.speed.timing import Sample
 
 @dataclass
 class Row:
-    name: str                                    # rows of a growth series share it
+    name: str  # rows of a growth series share it
     group: Literal["target", "growth", "peer", "compile", "other"]
-    work: str                                    # in words, with sizes
-    baseline_s: float | None = None              # median seconds the published way, or a peer's
+    work: str  # in words, with sizes
+    baseline_s: float | None = None  # median seconds the published way, or a peer's
     crkd_s: float | None = None
-    value: float | None = None                   # what is not a pair of times: a share, seconds of a start
-    unit: str = ""                               # of value: %, s
-    target: float | None = None                  # least ratio, or largest value
+    value: float | None = None  # what is not a pair of times: a share, seconds of a start
+    unit: str = ""  # of value: %, s
+    target: float | None = None  # least ratio, or largest value
     repeats: int = 0
     note: str = ""
-    size: float | None = None                    # growth: what grows
-    baseline_gb: float | None = None             # peak resident memory
+    size: float | None = None  # growth: what grows
+    baseline_gb: float | None = None  # peak resident memory
     crkd_gb: float | None = None
-    detail: dict[str, Any] = field(default_factory=dict)    # flops (crkd's), shares {part: of a step}, dice, all times
+    detail: dict[str, Any] = field(
+        default_factory=dict
+    )  # flops (crkd's), shares {part: of a step}, dice, all times
 
     @property
     def ratio(self) -> float | None:
@@ -66,10 +68,14 @@ class Row:
 
     def cells(self) -> list[str]:
         """Baseline, crkd, ratio, target, met, as text."""
-        seconds = ["" if value is None else duration(value) for value in (self.baseline_s, self.crkd_s)]
+        seconds = [
+            "" if value is None else duration(value) for value in (self.baseline_s, self.crkd_s)
+        ]
         sign, unit = "≥", "×"
         if self.value is not None:
-            seconds[1] = duration(self.value) if self.unit == "s" else f"{self.value:.2g} {self.unit}"
+            seconds[1] = (
+                duration(self.value) if self.unit == "s" else f"{self.value:.2g} {self.unit}"
+            )
             sign, unit = "≤", f" {self.unit}"
         ratio = "" if self.ratio is None else f"{self.ratio:.1f}×"
         target = "" if self.target is None else f"{sign} {self.target:g}{unit}"

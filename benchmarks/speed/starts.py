@@ -11,9 +11,9 @@ import numpy as np
 from benchmarks.speed.inputs import Inputs, case_info, write_index
 from benchmarks.speed.row import Row, alone
 from benchmarks.speed.timing import Patience, clock, in_turn
-from crkd_cli.data.case import Store
-from crkd_cli.data.divide import divide
-from crkd_cli.metrics.summary import summarise
+from crkd_cli.data.make_splits import make_split
+from crkd_cli.data.store import Store
+from crkd_cli.metrics.summary import summarize
 
 CRKD = [sys.executable, "-m", "crkd_cli"]
 
@@ -30,7 +30,10 @@ def help_text(inputs: Inputs) -> Iterator[Row]:
 
 def first_step(inputs: Inputs) -> Iterator[Row]:
     """From the command to the first line of the run's log; the step itself is of two small patches and takes part of a second."""
-    times = [clock(lambda number=number: _train(inputs, inputs.scratch / f"start-{number}")) for number in range(3)]
+    times = [
+        clock(lambda number=number: _train(inputs, inputs.scratch / f"start-{number}"))
+        for number in range(3)
+    ]
     work = "crkd train on prepared LA, from the command to its first step"
     row = Row("start-train", "target", work, unit="s", target=8.0)
     row.value, row.repeats = float(np.median(times)), len(times)
@@ -39,8 +42,23 @@ def first_step(inputs: Inputs) -> Iterator[Row]:
 
 def _train(inputs: Inputs, out: Path) -> None:
     """Returns once the first step is logged; the run then ends by itself."""
-    small = ["data.frame={patch: [48, 48, 48]}", "data.labeled=1", "data.unlabeled=1", "train.log_every=1", "train.steps=1"]
-    command = [*CRKD, "train", "--dataset", "la", "--labeled", inputs.labeled("la"), "--data-root", str(inputs.data_root)]
+    small = [
+        "data.frame={patch: [48, 48, 48]}",
+        "data.labeled_batch_size=1",
+        "data.unlabeled_batch_size=1",
+        "train.log_every=1",
+        "train.steps=1",
+    ]
+    command = [
+        *CRKD,
+        "train",
+        "--dataset",
+        "la",
+        "--labeled",
+        inputs.labeled("la"),
+        "--data-root",
+        str(inputs.data_root),
+    ]
     command += ["--out", str(out), *(part for one in small for part in ("--set", one))]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         log = out / "log.jsonl"
@@ -51,19 +69,25 @@ def _train(inputs: Inputs, out: Path) -> None:
 
 
 def grow_cases(inputs: Inputs) -> Iterator[Row]:
-    """Opening a store, dividing it and summarising the scores of all its cases."""
+    """Opening a store, dividing it and summarizing the scores of all its cases."""
     spec = inputs.store("la").spec
     for count in inputs.sizes.cases:
         folder = inputs.scratch / "many" / f"many{count}"
         folder.mkdir(parents=True)
-        write_index(folder, spec, [case_info(f"case{number:04d}", (148, 141, 88)) for number in range(count)])
+        write_index(
+            folder,
+            spec,
+            [case_info(f"case{number:04d}", (148, 141, 88)) for number in range(count)],
+        )
         store = Store(folder)
         values = np.random.default_rng(0).random((count, 3))
         works = {
             "opening a store": lambda folder=folder: Store(folder),
-            "summarising 3 classes' scores": lambda values=values: summarise(values),
+            "summarizing 3 classes' scores": lambda values=values: summarize(values),
         }
-        if count >= 10:    # fewer cannot be divided into train, val and test
-            works["making a split"] = lambda store=store: divide(store, "4", None, None, 0)
+        if count >= 10:  # fewer cannot be divided into train, val and test
+            works["making a split"] = lambda store=store: make_split(store, "4", None, None, 0)
         for what, sample in in_turn(works, Patience(0.0, least=3)).items():
-            yield alone(Row(f"grow-cases: {what}", "growth", f"{what}, {count} cases", size=count), sample)
+            yield alone(
+                Row(f"grow-cases: {what}", "growth", f"{what}, {count} cases", size=count), sample
+            )

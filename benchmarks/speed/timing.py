@@ -10,9 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crkd_cli.engine.hardware import reuse_memory
+from crkd_cli.runtime.device import keep_freed_memory
 
-OURS = ("crkd", "strict", "paper", "eager")    # ways that take memory as crkd does; the others as the C library does
+OURS = (
+    "crkd",
+    "strict",
+    "paper",
+    "eager",
+)  # ways that take memory as crkd does; the others as the C library does
 Work = Callable[[], object]
 
 
@@ -60,7 +65,7 @@ def in_turn(works: dict[str, Work], patience: Patience, warm_up: bool = True) ->
             if sample.peak is None:
                 forget_peak()
             elif name in OURS and len(works) > 1:
-                work()    # fills the heap again that the others' turn has emptied
+                work()  # fills the heap again that the others' turn has emptied
             seconds = clock(work)
             sample.peak = sample.peak or peak_bytes()
             if rounds >= 0:
@@ -75,9 +80,9 @@ def take_memory(ours: bool) -> None:
     The second starts from an empty heap and is what glibc adapts to in a process that frees large blocks: those above 32 MiB
     are fresh pages each time (malloc(3), M_MMAP_THRESHOLD), smaller ones come from the heap.
     """
-    reuse_memory()
+    keep_freed_memory()
     if not ours and sys.platform.startswith("linux"):
-        mmap_threshold, mmap_max = -3, -4    # malloc.h
+        mmap_threshold, mmap_max = -3, -4  # malloc.h
         library = ctypes.CDLL(None)
         library.malloc_trim(0)
         library.mallopt(mmap_max, 65536)

@@ -12,15 +12,20 @@ from benchmarks.speed.timing import Patience
 NAMES = {"acdc": "ACDC", "la": "LA"}
 DENSE = "the baseline projects every pixel to 256 channels, as published"
 DRAWN = (
-    "the baseline draws its 256 samples before it projects them, which favours it: projecting every pixel, as published, "
+    "the baseline draws its 256 samples before it projects them, which favors it: projecting every pixel, as published, "
     "would keep {:.1f} GB for the backward pass"
 )
 
 
 def step(
-    inputs: Inputs, row: Row, name: str, size: Sequence[int] | None = None, batch: int | None = None, dense: bool = False,
+    inputs: Inputs,
+    row: Row,
+    name: str,
+    size: Sequence[int] | None = None,
+    batch: int | None = None,
+    dense: bool = False,
     patience: Patience | None = None,
-) -> Row:  # fmt: skip
+) -> Row:
     """`row` with a CRKD step of data set `name`, at its published frame and batch or others."""
     run = inputs.run(name, size, batch)
     data = run.checkpoint.config.data
@@ -28,20 +33,38 @@ def step(
     shape = "×".join(map(str, data.frame.size))
     row.work = f"CRKD step, {NAMES[name]} {shape}, {data.labeled} + {data.unlabeled}"
     row.note = DENSE if dense else DRAWN.format(kept / 1e9)
-    return timed(row, *steps_in_turn(run, PublishedLoop(run, dense), patience or Patience(0.0, least=2)))
+    return timed(
+        row, *steps_in_turn(run, PublishedLoop(run, dense), patience or Patience(0.0, least=2))
+    )
 
 
 def step_acdc(inputs: Inputs) -> Iterator[Row]:
     row = Row("step-acdc", "target", "", target=5.0, size=2 * inputs.sizes.images)
     yield from _step(inputs, row, "acdc")
     once = Patience(0.0, least=1)
-    yield step(inputs, Row("step-acdc-dense", "other", ""), "acdc", batch=inputs.sizes.few_images, dense=True, patience=once)
+    yield step(
+        inputs,
+        Row("step-acdc-dense", "other", ""),
+        "acdc",
+        batch=inputs.sizes.few_images,
+        dense=True,
+        patience=once,
+    )
 
 
 def step_la(inputs: Inputs) -> Iterator[Row]:
-    yield from _step(inputs, Row("step-la", "target", "", target=6.0, size=prod(inputs.sizes.patch)), "la")
+    yield from _step(
+        inputs, Row("step-la", "target", "", target=6.0, size=prod(inputs.sizes.patch)), "la"
+    )
     once = Patience(0.0, least=1)
-    yield step(inputs, Row("step-la-dense", "other", ""), "la", inputs.sizes.small_patch, dense=True, patience=once)
+    yield step(
+        inputs,
+        Row("step-la-dense", "other", ""),
+        "la",
+        inputs.sizes.small_patch,
+        dense=True,
+        patience=once,
+    )
 
 
 def step_published(inputs: Inputs) -> Iterator[Row]:
@@ -58,9 +81,15 @@ def _step(inputs: Inputs, row: Row, name: str) -> Iterator[Row]:
     row.detail |= {"flops": anatomy.flops, "shares": anatomy.shares}
     yield row
     yield Row(
-        f"waiting-{name}", "target", f"{NAMES[name]} step waiting for data", value=100.0 * anatomy.waiting, unit="%", target=2.0,
-        repeats=2, note="share of the loop's time",
-    )  # fmt: skip
+        f"waiting-{name}",
+        "target",
+        f"{NAMES[name]} step waiting for data",
+        value=100.0 * anatomy.waiting,
+        unit="%",
+        target=2.0,
+        repeats=2,
+        note="share of the loop's time",
+    )
 
 
 def grow_batch(inputs: Inputs) -> Iterator[Row]:

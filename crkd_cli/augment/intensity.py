@@ -8,9 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-from crkd_cli.upload import upload
+from crkd_cli.transfer import to_device
 
-LUMA = (0.299, 0.587, 0.114)    # ITU-R BT.601
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def per_sample(values: Tensor, x: Tensor) -> Tensor:
@@ -33,11 +33,13 @@ def jitter(x: Tensor, brightness: Tensor, contrast: Tensor, low: Tensor, high: T
 
 def recolor(x: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
     """RGB x [B, 3, *S] in [0, 1] with chroma scaled by saturation [B] and turned by hue [B] (of a full turn), luma kept."""
-    luma = upload(torch.tensor(LUMA), x.device)
+    luma = to_device(torch.tensor(LUMA), x.device)
     gray = torch.einsum("bc...,c->b...", x, luma).unsqueeze(1)
     # A turn about the gray axis (Rodrigues), applied to the chroma x − gray, whose luma is then removed again.
     angle = hue * (2.0 * torch.pi)
-    cross = upload(torch.tensor(((0.0, -1.0, 1.0), (1.0, 0.0, -1.0), (-1.0, 1.0, 0.0))) / 3.0**0.5, x.device)
+    cross = to_device(
+        torch.tensor(((0.0, -1.0, 1.0), (1.0, 0.0, -1.0), (-1.0, 1.0, 0.0))) / 3.0**0.5, x.device
+    )
     eye, third = torch.eye(3, device=x.device), torch.full((3, 3), 1.0 / 3.0, device=x.device)
     cos, sin = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
     matrix = (cos * eye + sin * cross + (1.0 - cos) * third) * saturation.view(-1, 1, 1)
@@ -74,7 +76,7 @@ def blur(
 
 
 def _kernels(sigma: Tensor, side: int, radius: int, truncate: float) -> Tensor:
-    """[B, side, side + 2 radius]: row m holds the kernel centred on pixel m of a padded line."""
+    """[B, side, side + 2 radius]: row m holds the kernel centerd on pixel m of a padded line."""
     sigma = sigma.clamp(min=1e-3).view(-1, 1, 1)
     inside = torch.arange(side, device=sigma.device)
     padded = torch.arange(-radius, side + radius, device=sigma.device)
@@ -108,6 +110,6 @@ def bias_field(x: Tensor, coefficients: Tensor) -> Tensor:
     powers = torch.arange(coefficients.shape[1], device=x.device)
     field = coefficients
     for side in x.shape[2:]:
-        basis = torch.linspace(-1.0, 1.0, side, device=x.device).unsqueeze(1) ** powers   # [side, n]
-        field = torch.tensordot(field, basis, dims=([1], [1]))                              # that power axis → last
+        basis = torch.linspace(-1.0, 1.0, side, device=x.device).unsqueeze(1) ** powers  # [side, n]
+        field = torch.tensordot(field, basis, dims=([1], [1]))  # that power axis → last
     return field.exp().unsqueeze(1)

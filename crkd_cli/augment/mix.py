@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from crkd_cli import world
-from crkd_cli.upload import upload
+from crkd_cli.transfer import to_device
 
-AREA = (0.02, 0.4)       # of the image (2D) or volume (3D)
+AREA = (0.02, 0.4)  # of the image (2D) or volume (3D)
 ASPECT = (0.3, 1 / 0.3)
 
 
@@ -35,7 +35,9 @@ def draw_boxes(count: int, dims: int) -> tuple[Tensor, Tensor]:
     return low, low + sides
 
 
-def draw_swap(shape: torch.Size, device: torch.device, probability: float = 0.5) -> tuple[Tensor, Tensor]:
+def draw_swap(
+    shape: torch.Size, device: torch.device, probability: float = 0.5
+) -> tuple[Tensor, Tensor]:
     """(partner [B], box [B, *S] boolean), on `device`, for a batch of `shape` [B, C, *S]; drawn from torch's CPU generator.
 
     Samples are paired at random; with `probability` a pair swaps one box, the same in both. An odd sample stays as it is. Of
@@ -47,11 +49,13 @@ def draw_swap(shape: torch.Size, device: torch.device, probability: float = 0.5)
     partner = torch.arange(batch)
     first, second = order[:pairs], order[pairs : 2 * pairs]
     partner[first], partner[second] = second, first
-    corners = torch.zeros(2, batch, len(spatial))    # a box from 0 to 0 is empty
+    corners = torch.zeros(2, batch, len(spatial))  # a box from 0 to 0 is empty
     drawn = torch.stack(draw_boxes(pairs, len(spatial))) * (torch.rand(pairs, 1) < probability)
     corners[:, first] = corners[:, second] = drawn
     # Only corners go to the device: copying whole boxes there would make the host wait.
-    partner, low, high = (world.part(world.first(upload(t, device))) for t in (partner, *corners))
+    partner, low, high = (
+        world.shard(world.broadcast(to_device(t, device))) for t in (partner, *corners)
+    )
     return partner, fill(low, high, spatial)
 
 
@@ -62,7 +66,7 @@ def draw_mix(shape: torch.Size, device: torch.device, probability: float = 0.5) 
     """
     count, spatial = shape[0] * world.size(), shape[2:]
     corners = torch.stack(draw_boxes(count, len(spatial))) * (torch.rand(count, 1) < probability)
-    low, high = (world.part(world.first(upload(t, device))) for t in corners)
+    low, high = (world.shard(world.broadcast(to_device(t, device))) for t in corners)
     return fill(low, high, spatial)
 
 
@@ -71,16 +75,16 @@ def draw_box(spatial: torch.Size, device: torch.device, side: float) -> Tensor:
     whole = torch.tensor([spatial])
     sides = (side * whole).floor()
     corner = (torch.rand(1, len(spatial)) * (whole - sides)).floor()
-    low, high = (world.first(upload(t / whole, device)) for t in (corner, corner + sides))
+    low, high = (world.broadcast(to_device(t / whole, device)) for t in (corner, corner + sides))
     return fill(low, high, spatial)
 
 
 def fill(low: Tensor, high: Tensor, spatial: Sequence[int]) -> Tensor:
-    """The boxes with corners low and high [B, axes], fractions in [0, 1], as boolean [B, *S]: pixels whose centres lie inside."""
+    """The boxes with corners low and high [B, axes], fractions in [0, 1], as boolean [B, *S]: pixels whose centers lie inside."""
     box = torch.ones(len(low), *spatial, dtype=torch.bool, device=low.device)
     for axis, side in enumerate(spatial):
-        centres = (torch.arange(side, device=low.device) + 0.5) / side
-        within = (centres >= low[:, axis : axis + 1]) & (centres < high[:, axis : axis + 1])
+        centers = (torch.arange(side, device=low.device) + 0.5) / side
+        within = (centers >= low[:, axis : axis + 1]) & (centers < high[:, axis : axis + 1])
         box &= within.view(-1, *[side if a == axis else 1 for a in range(len(spatial))])
     return box
 
@@ -92,4 +96,4 @@ def mix(x: Tensor, other: Tensor, box: Tensor) -> Tensor:
 
 def swap(x: Tensor, partner: Tensor, box: Tensor) -> Tensor:
     """x [B, C, *S] or [B, *S] with every sample's box [B, *S] taken from its partner [B], a number in the joint batch."""
-    return mix(x, world.gather(x)[partner], box)
+    return mix(x, world.all_gather(x)[partner], box)

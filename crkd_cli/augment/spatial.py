@@ -41,7 +41,7 @@ def turn(x: Tensor, moves: Tensor, axes: tuple[int, int]) -> Tensor:
 
 
 def rotate(x: Tensor, degrees: Tensor, axes: tuple[int, int], mode: str) -> Tensor:
-    """x [B, C, *S] turned by degrees [B] in the plane of `axes` about the centre; zeros come in from outside.
+    """x [B, C, *S] turned by degrees [B] in the plane of `axes` about the center; zeros come in from outside.
 
     Angles turn axes[0] towards axes[1]; pixels are square: a plane of unequal sides is not sheared. `mode`: bilinear or nearest.
     """

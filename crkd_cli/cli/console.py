@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, NoReturn, ParamSpec
 
 import typer
 
-from crkd_cli.errors import CrkdError, lacks_memory
+from crkd_cli.errors import CrkdError, is_out_of_memory
 
 if TYPE_CHECKING:
-    from crkd_cli.engine.tables import Table
+    from crkd_cli.reporting.tables import Table
 
 P = ParamSpec("P")
 _quiet = False
 
 
-def say(line: str) -> None:
+def info(line: str) -> None:
     """One plain line on stderr, unless --quiet: results go to stdout, what we chose or did goes to stderr."""
     if not _quiet:
         _tell(line)
@@ -34,7 +34,7 @@ def warn(line: str) -> None:
 def _tell(line: str) -> None:
     try:
         print(line, file=sys.stderr, flush=True)
-    except BrokenPipeError:    # nobody reads any more: that is no reason to lose the work
+    except BrokenPipeError:  # nobody reads any more: that is no reason to lose the work
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
@@ -50,9 +50,15 @@ def show(table: "Table") -> None:
     from rich.text import Text
 
     caption = Text("\n".join(table.notes))
-    rich = Rich(title=Text(table.title), caption=caption, show_edge=False, title_justify="left", caption_justify="left")
+    rich = Rich(
+        title=Text(table.title),
+        caption=caption,
+        show_edge=False,
+        title_justify="left",
+        caption_justify="left",
+    )
     for i, name in enumerate(table.headings):
-        if i < table.words:    # which wrap where there is little room, before a number is cut off
+        if i < table.words:  # which wrap where there is little room, before a number is cut off
             rich.add_column(Text(name), overflow="fold", min_width=len(name))
         else:
             rich.add_column(Text(name), justify="right", no_wrap=True)
@@ -88,7 +94,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             _end("interrupted", 130, several)
         except (MemoryError, RuntimeError) as error:
-            if not lacks_memory(error):
+            if not is_out_of_memory(error):
                 raise
             why = "error: not enough memory; free some, or train with a smaller data.frame or batch (--set)"
             _end(why, 1, several, bool(kwargs.get("verbose")))
@@ -100,11 +106,11 @@ def _together(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) ->
     """Runs `function` in this process of several, and ends the process."""
     # torch's own warnings would come from every process: that all parameters are in use, say, although some may not be.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from crkd_cli.engine.distributed import joined, leave
+    from crkd_cli.runtime.distributed import exit_process, process_group
 
-    with joined():
+    with process_group():
         function(*args, **kwargs)
-    leave(0)
+    exit_process(0)
 
 
 def _end(line: str, code: int, several: bool, trace: bool = False) -> NoReturn:
@@ -113,15 +119,17 @@ def _end(line: str, code: int, several: bool, trace: bool = False) -> NoReturn:
     if not several:
         _tell(lines)
         raise typer.Exit(code) from None
-    from crkd_cli.engine.distributed import is_first_to_tell, leave
+    from crkd_cli.runtime.distributed import claim_error_report, exit_process
 
-    if is_first_to_tell():
+    if claim_error_report():
         _tell(lines)
-    leave(code)
+    exit_process(code)
 
 
 @contextmanager
-def progress(title: str, total: int | None, unit: str = "it", done: int = 0) -> Iterator[Callable[..., None]]:
+def progress(
+    title: str, total: int | None, unit: str = "it", done: int = 0
+) -> Iterator[Callable[..., None]]:
     """A progress bar with rate and ETA in a terminal, a plain line about every ten seconds when piped.
 
     `done` of `total` are done already. Yields advance(amount=1, note=None); `note` stands beside the bar (loss terms, the case).
@@ -150,14 +158,18 @@ def _bar(title: str, total: int | None, unit: str, done: int) -> Iterator[Callab
         return Column(min_width=width, no_wrap=True)
 
     columns = (
-        TextColumn("{task.description}", table_column=fixed(len(title))), BarColumn(bar_width=20),
+        TextColumn("{task.description}", table_column=fixed(len(title))),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(table_column=fixed(2 * len(str(total)) + 1)),
         TextColumn("{task.fields[rate]}", table_column=fixed(12)),
-        TimeElapsedColumn(table_column=fixed(7)), TextColumn("ETA", table_column=fixed(3)),
+        TimeElapsedColumn(table_column=fixed(7)),
+        TextColumn("ETA", table_column=fixed(3)),
         TimeRemainingColumn(table_column=fixed(7)),
         # The note takes what is left of the line.
-        TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
-    )  # fmt: skip
+        TextColumn(
+            "{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        ),
+    )
     with Progress(*columns, console=Console(stderr=True), expand=True) as bar:
         task = bar.add_task(title, total=total, completed=done, rate="", note="")
 
@@ -188,6 +200,8 @@ def _lines(title: str, total: int | None, unit: str, done: int) -> Iterator[Call
         rate = (done - first) / max(now - begin, 1e-9)
         left = f", {(total - done) / rate:.0f} s left" if total and rate else ""
         of = f"/{total}" if total else ""
-        say(f"{title} {done:.0f}{of} {unit}, {rate:.1f} {unit}/s{left}{'  ' + shown if shown else ''}")
+        info(
+            f"{title} {done:.0f}{of} {unit}, {rate:.1f} {unit}/s{left}{'  ' + shown if shown else ''}"
+        )
 
     yield advance

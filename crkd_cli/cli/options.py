@@ -7,16 +7,38 @@ import typer
 
 DataRoot = Annotated[
     Path | None,
-    typer.Option("--data-root", help="Holds raw/ and prepared/. Default: $CRKD_DATA, else ./data.", rich_help_panel="Data"),
+    typer.Option(
+        "--data-root",
+        help="Holds raw/ and prepared/. Default: $CRKD_DATA, else ./data.",
+        rich_help_panel="Data",
+    ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.", rich_help_panel="Output")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel="Output")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show a traceback on errors.", rich_help_panel="Output")]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="Print nothing but warnings and errors.", rich_help_panel="Output"
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel="Output"),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Show a traceback on errors.", rich_help_panel="Output"),
+]
 Device = Annotated[
     str | None,
-    typer.Option("--device", help="auto, cpu, cuda or cuda:N. Default: auto.", rich_help_panel="Hardware"),
+    typer.Option(
+        "--device", help="auto, cpu, cuda or cuda:N. Default: auto.", rich_help_panel="Hardware"
+    ),
 ]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one key: --set train.steps=2000.", rich_help_panel="Run"),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one key: --set train.steps=2000.",
+        rich_help_panel="Run",
+    ),
 ]

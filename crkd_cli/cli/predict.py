@@ -5,33 +5,60 @@ from typing import Annotated
 
 import typer
 
-from crkd_cli.cli.console import command, progress, say
+from crkd_cli.cli.console import command, info, progress
 from crkd_cli.cli.options import Device, Quiet, Verbose
 
 
 @command
 def predict(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="An image, or a folder of images.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="An image, or a folder of images.")
+    ],
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--checkpoint", help="Default: the newest best.pth or last.pth under runs/.", rich_help_panel="Model"),
+        typer.Option(
+            "--checkpoint",
+            help="Default: the newest best.pth or last.pth under runs/.",
+            rich_help_panel="Model",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Default: FOLDER-masks beside the images' folder.", rich_help_panel="Output"),
+        typer.Option(
+            "--out",
+            help="Default: FOLDER-masks beside the images' folder.",
+            rich_help_panel="Output",
+        ),
     ] = None,
     overlay: Annotated[
-        bool, typer.Option("--overlay", help="Also a picture of every case with its contours.", rich_help_panel="Output")
+        bool,
+        typer.Option(
+            "--overlay",
+            help="Also a picture of every case with its contours.",
+            rich_help_panel="Output",
+        ),
     ] = False,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Also class probabilities, [K, ...] in .npy.", rich_help_panel="Output")
+        bool,
+        typer.Option(
+            "--probabilities",
+            help="Also class probabilities, [K, ...] in .npy.",
+            rich_help_panel="Output",
+        ),
     ] = False,
     largest_component: Annotated[
         bool,
-        typer.Option("--largest-component", help="Keep the largest part of every class.", rich_help_panel="Output"),
+        typer.Option(
+            "--largest-component",
+            help="Keep the largest part of every class.",
+            rich_help_panel="Output",
+        ),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Also redo images whose mask is there.", rich_help_panel="Output")
+        bool,
+        typer.Option(
+            "--overwrite", help="Also redo images whose mask is there.", rich_help_panel="Output"
+        ),
     ] = False,
     device: Device = None,
     quiet: Quiet = False,
@@ -43,16 +70,21 @@ def predict(
 
     Example: crkd predict scans/ --checkpoint runs/la-crkd-4/last.pth --overlay
     """
-    from crkd_cli.engine.checkpoint import newest
-    from crkd_cli.engine.predict import Wanted
-    from crkd_cli.engine.predict import predict as run
-    from crkd_cli.errors import CrkdError, counted
+    from crkd_cli.errors import CrkdError, pluralize
+    from crkd_cli.inference.predict import PredictOptions
+    from crkd_cli.inference.predict import predict as run
+    from crkd_cli.runtime.run_folder import newest_checkpoint
 
-    file = checkpoint or newest(Path("runs"))
-    say(f"checkpoint: {file}")
-    wanted = Wanted(overlay, probabilities, largest_component, overwrite)
-    outcome = run(source, file, say, progress, out, device, wanted)
+    file = checkpoint or newest_checkpoint(Path("runs"))
+    info(f"checkpoint: {file}")
+    wanted = PredictOptions(overlay, probabilities, largest_component, overwrite)
+    outcome = run(source, file, info, progress, out, device, wanted)
     there, how = outcome.skipped, "kept whichever checkpoint made them (--overwrite: redo)"
-    say(f"{counted(outcome.written, 'mask')} written to {outcome.folder}" + (f"; {there} there already, {how}" if there else ""))
+    info(
+        f"{pluralize(outcome.written, 'mask')} written to {outcome.folder}"
+        + (f"; {there} there already, {how}" if there else "")
+    )
     if outcome.failures:
-        raise CrkdError("\n  ".join([f"{counted(len(outcome.failures), 'image')} failed:", *outcome.failures]))
+        raise CrkdError(
+            "\n  ".join([f"{pluralize(len(outcome.failures), 'image')} failed:", *outcome.failures])
+        )

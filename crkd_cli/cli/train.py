@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from crkd_cli.cli.console import command, progress, say, warn
+from crkd_cli.cli.console import command, info, progress, warn
 from crkd_cli.cli.options import DataRoot, Device, Quiet, Sets, Verbose
 from crkd_cli.methods import METHODS
 
 if TYPE_CHECKING:
-    from crkd_cli.engine.start import Plan
+    from crkd_cli.training.plan import Plan
 
 
 class WithMethods(typer.core.TyperCommand):
@@ -29,26 +29,42 @@ def train(
     dataset: Annotated[
         str | None,
         typer.Option(
-            "--dataset", help="isic2018, kvasir, acdc, la, phantom, phantom3d, or a set of your own.", rich_help_panel="Data"
+            "--dataset",
+            help="isic2018, kvasir, acdc, la, phantom, phantom3d, or a set of your own.",
+            rich_help_panel="Data",
         ),
     ] = None,
     labeled: Annotated[
-        str | None, typer.Option("--labeled", help="Labelled patients: 4, a share such as 5%, or all.", rich_help_panel="Data")
+        str | None,
+        typer.Option(
+            "--labeled",
+            help="Labeled patients: 4, a share such as 5%, or all.",
+            rich_help_panel="Data",
+        ),
     ] = None,
     split: Annotated[
-        Path | None, typer.Option("--split", help="A split file instead of the one for --labeled.", rich_help_panel="Data")
+        Path | None,
+        typer.Option(
+            "--split", help="A split file instead of the one for --labeled.", rich_help_panel="Data"
+        ),
     ] = None,
     data_root: DataRoot = None,
     method: Annotated[
         str | None,
         typer.Option(
-            "--method", help="One of the methods below, or a file of your own: ./my_method.py.", metavar="NAME|FILE",
+            "--method",
+            help="One of the methods below, or a file of your own: ./my_method.py.",
+            metavar="NAME|FILE",
             rich_help_panel="Run",
         ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="Configuration file. Default: the data set's packaged one.", rich_help_panel="Run"),
+        typer.Option(
+            "--config",
+            help="Configuration file. Default: the data set's packaged one.",
+            rich_help_panel="Run",
+        ),
     ] = None,
     sets: Sets = None,
     seeds: Annotated[
@@ -56,16 +72,23 @@ def train(
         typer.Option(
             "--seeds",
             help="Several runs, one after the other, each in a folder that ends in -seedN: 1337,1338,1339.",
-            metavar="N,N,…", rich_help_panel="Run",
+            metavar="N,N,…",
+            rich_help_panel="Run",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Run folder. Default: runs/DATASET-METHOD-LABELED.", rich_help_panel="Run")
+        Path | None,
+        typer.Option(
+            "--out", help="Run folder. Default: runs/DATASET-METHOD-LABELED.", rich_help_panel="Run"
+        ),
     ] = None,
     stop_after: Annotated[
         int | None,
         typer.Option(
-            "--stop-after", min=1, metavar="STEPS", rich_help_panel="Run",
+            "--stop-after",
+            min=1,
+            metavar="STEPS",
+            rich_help_panel="Run",
             help="Stop early, after STEPS steps; the schedules remain those of the full run.",
         ),
     ] = None,
@@ -73,7 +96,7 @@ def train(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train a segmentation model on a few labelled and many unlabelled cases.
+    """Train a segmentation model on a few labeled and many unlabeled cases.
 
     The run folder gets checkpoints, the log and the resolved configuration.
 
@@ -87,56 +110,67 @@ def train(
 
     Example: crkd train --dataset la --labeled 4
     """
-    say("loading PyTorch")
-    from crkd_cli.engine.start import Request, plan, seeds_of
+    info("loading PyTorch")
     from crkd_cli.paths import data_root as root
+    from crkd_cli.training.plan import Request, parse_seeds, plan
 
     if method and method.endswith(".py"):
         method = METHODS.add(Path(method))
     sets = [*(sets or []), *([f"train.device={device}"] if device else [])]
-    numbers: list[int | None] = [*seeds_of(seeds, sets)] if seeds is not None else [None]
+    numbers: list[int | None] = [*parse_seeds(seeds, sets)] if seeds is not None else [None]
     requests = [
-        Request(dataset, labeled, method, config, split, out, sets, root(data_root), number, stop_after)
+        Request(
+            dataset, labeled, method, config, split, out, sets, root(data_root), number, stop_after
+        )
         for number in numbers
     ]
     for request in requests[1:]:
-        plan(request)    # what is wrong with a later run is said before the first one takes its hours
+        plan(request)  # what is wrong with a later run is said before the first one takes its hours
     folders = [_train(plan(request)) for request in requests]
     if seeds is not None:
-        say(f"all {len(folders)} runs are done: {' '.join(map(str, folders))}")
+        info(f"all {len(folders)} runs are done: {' '.join(map(str, folders))}")
 
 
 def _train(planned: "Plan") -> Path:
     """One run, from where it stands to its end; gives its folder."""
     from crkd_cli import world
-    from crkd_cli.engine.distributed import Agreement
-    from crkd_cli.engine.hardware import describe
-    from crkd_cli.engine.journal import draw_curves, write_metrics
-    from crkd_cli.engine.start import start
-    from crkd_cli.engine.train import Stopped
-    from crkd_cli.engine.train import train as run_loop
+    from crkd_cli.reporting.curves import draw_curves
+    from crkd_cli.runtime.device import describe
+    from crkd_cli.runtime.distributed import Agreement
+    from crkd_cli.runtime.metrics_log import write_metrics
+    from crkd_cli.training.loop import Stopped
+    from crkd_cli.training.loop import train as run_loop
+    from crkd_cli.training.start import start
 
     parts, store, steps = planned.split, planned.store, planned.config.train.steps
-    say(f"data: {store.root}, split {parts.name}: {len(parts.labeled)} labelled, {len(parts.unlabeled)} unlabelled, "
-        f"{len(parts.val)} validation, {len(parts.test)} test")  # fmt: skip
-    say(f"run: {planned.folder}, method {planned.config.method}, configuration {planned.source}")
-    if planned.published:
-        say(f"as its authors set on {planned.store.spec.name}: {', '.join(planned.published)}")
+    info(
+        f"data: {store.root}, split {parts.name}: {len(parts.labeled)} labeled, {len(parts.unlabeled)} unlabeled, "
+        f"{len(parts.val)} validation, {len(parts.test)} test"
+    )
+    info(f"run: {planned.folder}, method {planned.config.method}, configuration {planned.source}")
+    if planned.author_settings:
+        info(
+            f"as its authors set on {planned.store.spec.name}: {', '.join(planned.author_settings)}"
+        )
     if planned.finished:
         if planned.resumed and planned.resumed.step < steps:
-            say(f"this run has done {planned.resumed.step} of {steps} steps; without --stop-after it goes on")
+            info(
+                f"this run has done {planned.resumed.step} of {steps} steps; without --stop-after it goes on"
+            )
         else:
-            say(f"this run is finished ({steps} steps); --set train.steps={2 * steps} would extend it")
+            info(
+                f"this run is finished ({steps} steps); --set train.steps={2 * steps} would extend it"
+            )
         if not world.rank():
             _complete(planned)
         return planned.folder
     run = start(planned)
-    say(f"device: {describe(run.device, run.precision)}")
+    info(f"device: {describe(run.device, run.precision)}")
     if not run.val:
-        say("the split has no validation cases: the last checkpoint is the result")
+        info("the split has no validation cases: the last checkpoint is the result")
     done = run.checkpoint.step
     if done:
-        say(f"resuming after step {done}")
+        info(f"resuming after step {done}")
     with progress("training", planned.stop, "steps", done) as advance:
 
         def report(step: int, values: dict[str, float]) -> None:
@@ -144,25 +178,30 @@ def _train(planned: "Plan") -> Path:
             advance(step - done, _line(values) if values else None)
             done = step
 
-        metrics = run_loop(run, report, warn, say)
+        metrics = run_loop(run, report, warn, info)
     if not world.rank():
         write_metrics(planned.folder, metrics)
         if not draw_curves(planned.folder):
-            say("curves.png is left out: it needs matplotlib (pip install 'crkd[report]')")
+            info("curves.png is left out: it needs matplotlib (pip install 'crkd[report]')")
         result = planned.folder / ("best.pth" if metrics["best"] else "last.pth")
-        done_steps = "done" if planned.stop == steps else f"stopped after {planned.stop} of {steps} steps"
-        say(f"{done_steps}: {result}; next: crkd evaluate {result}")
+        done_steps = (
+            "done" if planned.stop == steps else f"stopped after {planned.stop} of {steps} steps"
+        )
+        info(f"{done_steps}: {result}; next: crkd evaluate {result}")
     if run.signal:
-        Agreement().meet()    # process 0 has written before any process ends
+        Agreement().barrier()  # process 0 has written before any process ends
         raise Stopped(run.signal, planned.stop)
     return planned.folder
 
 
 def _complete(planned: "Plan") -> None:
     """Writes what a finished run lacks: it was killed at its very end, or had no matplotlib."""
-    from crkd_cli.engine.journal import draw_curves, write_metrics
+    from crkd_cli.reporting.curves import draw_curves
+    from crkd_cli.runtime.metrics_log import write_metrics
 
-    metrics = planned.resumed and planned.resumed.training and planned.resumed.training.get("metrics")
+    metrics = (
+        planned.resumed and planned.resumed.training and planned.resumed.training.get("metrics")
+    )
     if metrics and not (planned.folder / "metrics.json").is_file():
         write_metrics(planned.folder, metrics)
     if not (planned.folder / "curves.png").is_file():
@@ -171,7 +210,7 @@ def _complete(planned: "Plan") -> None:
 
 def _line(values: dict[str, float]) -> str:
     """The terms that a person watches, in one line."""
-    from crkd_cli.engine.journal import RATES
+    from crkd_cli.runtime.metrics_log import RATES
 
     shown = [
         f"{name} {value:.3g}"

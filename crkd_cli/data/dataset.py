@@ -13,46 +13,59 @@ from torch.nn import functional
 
 from crkd_cli.augment.spatial import resize_image, resize_label
 from crkd_cli.config import Frame
-from crkd_cli.data.case import Store
+from crkd_cli.data.store import Store
 from crkd_cli.errors import UsageError
-from crkd_cli.nd import padding
+from crkd_cli.windows import padding
 
 
 class Item(NamedTuple):
-    image: Tensor           # [C, *S] as stored: uint8 or float32
-    label: Tensor | None    # [*S] uint8
+    image: Tensor  # [C, *S] as stored: uint8 or float32
+    label: Tensor | None  # [*S] uint8
 
 
 class Dataset:
     """Items cut from the store's memory maps to the frame's size. Labels are opened only if `labeled`.
 
-    Resized items stay in memory as far as they find room in `keep` bytes.
+    Resized items stay in memory as far as they find room in `cache_bytes` bytes.
     """
 
-    def __init__(self, store: Store, cases: Sequence[str], frame: Frame, *, labeled: bool, keep: int = 0) -> None:
+    def __init__(
+        self,
+        store: Store,
+        cases: Sequence[str],
+        frame: Frame,
+        *,
+        labeled: bool,
+        cache_bytes: int = 0,
+    ) -> None:
         self.store, self.frame, self.labeled = store, frame, labeled
         if store.spec.dims - frame.dims not in (0, 1):
             raise UsageError(
                 f"data.frame has {frame.dims} sizes, the cases of {store.spec.name} have {store.spec.dims} axes; "
-                f"give {store.spec.dims} sizes" + (", or 2 to train on slices" if store.spec.dims == 3 else "")
+                f"give {store.spec.dims} sizes"
+                + (", or 2 to train on slices" if store.spec.dims == 3 else "")
             )
         sliced = store.spec.dims > frame.dims
-        self._kept: dict[int, Item] = {}
-        self._room = keep
-        self.items = [(case, z) for case in cases for z in (range(store.cases[case].shape[0]) if sliced else [None])]
+        self._cached: dict[int, Item] = {}
+        self._free_bytes = cache_bytes
+        self.items = [
+            (case, z)
+            for case in cases
+            for z in (range(store.cases[case].shape[0]) if sliced else [None])
+        ]
 
     def __len__(self) -> int:
         return len(self.items)
 
     def item(self, number: int, rng: np.random.Generator) -> Item:
         """Item `number`, resized or cropped at random to the frame."""
-        if number in self._kept:
-            return self._kept[number]
+        if number in self._cached:
+            return self._cached[number]
         item = self._cut(number, rng)
         size = sum(t.nbytes for t in item if t is not None)
-        if self.frame.resize and size <= self._room:    # always the same
-            self._kept[number] = item
-            self._room -= size
+        if self.frame.resize and size <= self._free_bytes:  # always the same
+            self._cached[number] = item
+            self._free_bytes -= size
         return item
 
     def _cut(self, number: int, rng: np.random.Generator) -> Item:
@@ -62,18 +75,26 @@ class Dataset:
         if z is not None:
             image, label = image[:, z], None if label is None else label[z]
         if self.frame.patch:
-            starts = [int(rng.integers(max(s - p, 0) + 1)) for s, p in zip(image.shape[1:], self.frame.patch, strict=True)]
+            starts = [
+                int(rng.integers(max(s - p, 0) + 1))
+                for s, p in zip(image.shape[1:], self.frame.patch, strict=True)
+            ]
             crop = tuple(slice(a, a + p) for a, p in zip(starts, self.frame.patch, strict=True))
             image, label = image[(slice(None), *crop)], None if label is None else label[crop]
         # Copied out of the memory map, so that reading happens here and not in the step.
-        return Item(self._fit(torch.from_numpy(np.array(image))), None if label is None else self._fit_label(np.array(label)))
+        return Item(
+            self._fit(torch.from_numpy(np.array(image))),
+            None if label is None else self._fit_label(np.array(label)),
+        )
 
     def _fit(self, image: Tensor) -> Tensor:
         if self.frame.patch:
             return functional.pad(image, self._pad(image.shape[1:]))
         if image.shape[1:] == self.frame.size:
             return image
-        resized = resize_image(image.unsqueeze(0).float(), self.frame.size, self.store.spec.modality).squeeze(0)
+        resized = resize_image(
+            image.unsqueeze(0).float(), self.frame.size, self.store.spec.modality
+        ).squeeze(0)
         return resized.round().to(torch.uint8) if image.dtype == torch.uint8 else resized
 
     def _fit_label(self, array: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> Tensor:

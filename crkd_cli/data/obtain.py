@@ -3,17 +3,19 @@
 import re
 from pathlib import Path
 
-from crkd_cli.data import files
-from crkd_cli.data.archives import BadArchive, extract
-from crkd_cli.data.download import fetch
+from crkd_cli.data.raw import files
+from crkd_cli.data.raw.archives import BadArchive, extract
+from crkd_cli.data.raw.download import fetch
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
 from crkd_cli.errors import CrkdError, UsageError, did_you_mean
-from crkd_cli.notices import Progress, Say
 from crkd_cli.paths import put, temporary_folder
+from crkd_cli.progress import Notify, Progress
 
 
-def source_of(name: str, given: Path | None, root: Path, spacing: str | None, published_crop: bool) -> Source:
+def source_of(
+    name: str, given: Path | None, root: Path, spacing: str | None, published_crop: bool
+) -> Source:
     """The source that reads the data set `name`: its own, or `folder` for a name that is no built-in set.
 
     Raises UsageError: a name that is no folder's name, or of nothing, or options that do not fit.
@@ -23,14 +25,22 @@ def source_of(name: str, given: Path | None, root: Path, spacing: str | None, pu
     builtin = [known for known in SOURCES.names() if known != "folder"]
     if name not in builtin and given is None and not (root / "raw" / name).is_dir():
         hint = did_you_mean(name, builtin)
-        raise UsageError(f"no data set is called {name!r}; {hint} Own data: crkd prepare-data {name} --source FOLDER")
+        raise UsageError(
+            f"no data set is called {name!r}; {hint} Own data: crkd prepare-data {name} --source FOLDER"
+        )
     if published_crop and name != "la":
         raise UsageError("--published-crop is for la only: other sets are never cropped by a label")
     return SOURCES[name if name in builtin else "folder"](_spacing(spacing), published_crop)
 
 
 def obtain(
-    name: str, source: Source, given: Path | None, root: Path, download: bool, progress: Progress, say: Say
+    name: str,
+    source: Source,
+    given: Path | None,
+    root: Path,
+    download: bool,
+    progress: Progress,
+    notify: Notify,
 ) -> Path:
     """The folder with the raw files of `name`; unpacks, downloads or generates them into raw/NAME where needed.
 
@@ -44,11 +54,11 @@ def obtain(
     if home.is_dir() and any(home.iterdir()):
         return home
     if archives := _archives_in(Path(), source):
-        say(f"found {', '.join(map(str, archives))} here")
+        notify(f"found {', '.join(map(str, archives))} here")
         extract(archives, home, progress)
         return home
     if source.remote and download:
-        return _download(source, home, progress, say)
+        return _download(source, home, progress, notify)
     raise CrkdError(
         f"no raw files of {name}: {source.where}; then run: crkd prepare-data {name} --source PATH "
         f"(a folder or an archive), or put the files into {home} and leave out --source"
@@ -57,18 +67,24 @@ def obtain(
 
 def _from_given(name: str, source: Source, given: Path, home: Path, progress: Progress) -> Path:
     if not given.exists():
-        raise CrkdError(f"{given} does not exist; give the folder or archive with the raw files to --source")
+        raise CrkdError(
+            f"{given} does not exist; give the folder or archive with the raw files to --source"
+        )
     if given.is_dir():
         archives = _archives_in(given, source)
         if not archives or _understood(source, given):
             return given
     elif files.suffix(given):
-        raise CrkdError(f"{given} is one image; give the folder that holds images/ and labels/, or an archive")
+        raise CrkdError(
+            f"{given} is one image; give the folder that holds images/ and labels/, or an archive"
+        )
     else:
         parts = [given.with_name(remote.name) for remote in source.remote]
         archives = [part for part in parts if part.is_file()] if given in parts else [given]
     if home.is_dir() and any(home.iterdir()):
-        raise CrkdError(f"{home} already holds raw files; use them (crkd prepare-data {name}), or remove them first")
+        raise CrkdError(
+            f"{home} already holds raw files; use them (crkd prepare-data {name}), or remove them first"
+        )
     extract(archives, home, progress)
     return home
 
@@ -78,7 +94,9 @@ def _archives_in(folder: Path, source: Source) -> list[Path]:
     parts = [folder / remote.name for remote in source.remote]
     if parts and all(part.is_file() for part in parts):
         return parts
-    return sorted(path for pattern in source.archives for path in folder.glob(pattern) if path.is_file())
+    return sorted(
+        path for pattern in source.archives for path in folder.glob(pattern) if path.is_file()
+    )
 
 
 def _understood(source: Source, folder: Path) -> bool:
@@ -88,17 +106,17 @@ def _understood(source: Source, folder: Path) -> bool:
         return False
 
 
-def _download(source: Source, home: Path, progress: Progress, say: Say) -> Path:
+def _download(source: Source, home: Path, progress: Progress, notify: Notify) -> Path:
     """Every part that is not in the current folder; what was downloaded is removed once it is unpacked, or is of no use."""
     folder = home.parent / ".downloads"
     here = [Path(remote.name) for remote in source.remote]
     archives = [
-        path if path.is_file() else fetch(remote, folder, progress, say)
+        path if path.is_file() else fetch(remote, folder, progress, notify)
         for path, remote in zip(here, source.remote, strict=True)
     ]
     try:
         extract(archives, home, progress)
-    except BadArchive as error:    # it would be taken for a good one next time
+    except BadArchive as error:  # it would be taken for a good one next time
         if error.archive.parent == folder:
             error.archive.unlink()
         raise
@@ -123,5 +141,7 @@ def _spacing(text: str | None) -> tuple[float, ...] | None:
     except ValueError:
         spacing = ()
     if len(spacing) not in (1, 2, 3) or not all(0 < value < 1e4 for value in spacing):
-        raise UsageError(f"--spacing {text!r}: expected mm above 0, one number or one per axis, for example 10,1.5,1.5")
+        raise UsageError(
+            f"--spacing {text!r}: expected mm above 0, one number or one per axis, for example 10,1.5,1.5"
+        )
     return spacing

@@ -14,14 +14,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli.data import files
-from crkd_cli.data.case import RECIPE, CaseInfo, Index, Spec
-from crkd_cli.data.files import Volume
-from crkd_cli.data.sources.base import Raw, Source, resized
-from crkd_cli.data.splits import official, some
+from crkd_cli.data.raw import files
+from crkd_cli.data.raw.files import Volume
+from crkd_cli.data.sources.base import RawCase, Source, resized
+from crkd_cli.data.splits import official_splits, preview
+from crkd_cli.data.store import RECIPE, CaseInfo, DatasetSpec, Index
 from crkd_cli.errors import CrkdError, UsageError
-from crkd_cli.notices import Progress
 from crkd_cli.paths import put, temporary_folder
+from crkd_cli.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Finding:
 
 
 @dataclass
-class Report:
-    index: Index | None = None    # None if there was an error
+class PreparationReport:
+    index: Index | None = None  # None if there was an error
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -43,7 +43,9 @@ class Report:
         return [finding for finding in self.findings if finding.level == "error"]
 
 
-def prepare(name: str, source: Source, raw: Path, store: Path, progress: Progress, check_only: bool = False) -> Report:
+def prepare(
+    name: str, source: Source, raw: Path, store: Path, progress: Progress, check_only: bool = False
+) -> PreparationReport:
     """Check every case under `raw` and write the store, one case in memory at a time.
 
     Cases are written to a temporary folder beside `store` while they are checked. It replaces the store only if no
@@ -54,11 +56,15 @@ def prepare(name: str, source: Source, raw: Path, store: Path, progress: Progres
     spec = source.spec(name, raws)
     if source.spacing_mm is not None and len(source.spacing_mm) not in (1, spec.dims):
         given = len(source.spacing_mm)
-        raise UsageError(f"--spacing has {given} numbers, but {name} is {spec.dims}D: give 1 or {spec.dims}")
-    facts = official(name)
+        raise UsageError(
+            f"--spacing has {given} numbers, but {name} is {spec.dims}D: give 1 or {spec.dims}"
+        )
+    facts = official_splits(name)
     if facts and not {one.group for one in raws} & {*facts.train, *facts.val, *facts.test}:
-        raise CrkdError(f"{raw} holds no case of {name}'s official split; for data of your own give another name")
-    report = Report()
+        raise CrkdError(
+            f"{raw} holds no case of {name}'s official split; for data of your own give another name"
+        )
+    report = PreparationReport()
     _check_ids(raws, raw, report)
     with nullcontext() if check_only else temporary_folder(store) as folder:
         cases = []
@@ -72,7 +78,9 @@ def prepare(name: str, source: Source, raw: Path, store: Path, progress: Progres
                     cases.append(case)
                 advance(1, note=one.id)
         if not report.errors:
-            report.findings += [Finding("notice", name, note) for note in _notices(name, source, cases)]
+            report.findings += [
+                Finding("notice", name, note) for note in _notices(name, source, cases)
+            ]
             notes = tuple(finding.what for finding in report.findings)
             report.index = Index(recipe=RECIPE, spec=spec, cases=tuple(cases), notes=notes)
             if folder is not None:
@@ -80,7 +88,9 @@ def prepare(name: str, source: Source, raw: Path, store: Path, progress: Progres
     return report
 
 
-def _prepare_case(source: Source, raw: Raw, spec: Spec, root: Path, folder: Path | None) -> CaseInfo:
+def _prepare_case(
+    source: Source, raw: RawCase, spec: DatasetSpec, root: Path, folder: Path | None
+) -> CaseInfo:
     """Read, check and (with a folder) write one case. Raises CrkdError with all that is wrong with it."""
     volume = source.open_image(raw.image, spec)
     label, mapping = None, dict[str, int]()
@@ -88,9 +98,11 @@ def _prepare_case(source: Source, raw: Raw, spec: Spec, root: Path, folder: Path
         label, mapping = source.read_label(raw.label, spec)
         _check_pair(raw.label, label, volume)
     intensity = {
-        "min": float(volume.array.min()), "max": float(volume.array.max()),
-        "mean": float(volume.array.mean(dtype=np.float64)), "std": float(volume.array.std(dtype=np.float64)),
-    }  # fmt: skip
+        "min": float(volume.array.min()),
+        "max": float(volume.array.max()),
+        "mean": float(volume.array.mean(dtype=np.float64)),
+        "std": float(volume.array.std(dtype=np.float64)),
+    }
     stored = source.finish(volume, raw.image, spec).array
     native = label
     box = source.crop(raw.id, label) if source.published_crop else None
@@ -121,29 +133,38 @@ def _prepare_case(source: Source, raw: Raw, spec: Spec, root: Path, folder: Path
     )
 
 
-def _check_ids(raws: list[Raw], root: Path, report: Report) -> None:
-    by_id: dict[str, list[Raw]] = {}
+def _check_ids(raws: list[RawCase], root: Path, report: PreparationReport) -> None:
+    by_id: dict[str, list[RawCase]] = {}
     for raw in raws:
         by_id.setdefault(raw.id, []).append(raw)
     for case, same in by_id.items():
         if len(same) > 1:
             names = ", ".join(raw.image.relative_to(root).as_posix() for raw in same)
-            report.findings.append(Finding("error", case, f"{len(same)} images have this id: {names}; keep one"))
+            report.findings.append(
+                Finding("error", case, f"{len(same)} images have this id: {names}; keep one")
+            )
 
 
 def _check_pair(path: Path, label: NDArray[np.uint8], volume: Volume) -> None:
     """Raises CrkdError unless the label lies on the image voxel by voxel."""
     if label.shape != volume.size:
-        raise CrkdError(f"{path} has shape {label.shape}, its image {volume.size}; image and label must match")
+        raise CrkdError(
+            f"{path} has shape {label.shape}, its image {volume.size}; image and label must match"
+        )
     of_label = files.geometry(path)
     if of_label is None or volume.geometry is None:
         return
     half = min(volume.geometry["spacing"]) / 2
     for name, tolerance in (("spacing", 1e-3), ("origin", half), ("direction", 1e-2)):
         if not np.allclose(of_label[name], volume.geometry[name], rtol=0, atol=tolerance):
-            shown = [tuple(round(value, 3) for value in values[::-1]) for values in (of_label[name], volume.geometry[name])]
+            shown = [
+                tuple(round(value, 3) for value in values[::-1])
+                for values in (of_label[name], volume.geometry[name])
+            ]
             order = ", ".join("zyx"[-len(of_label["spacing"]) :])
-            raise CrkdError(f"{path} has {name} ({order}) {shown[0]}, its image {shown[1]}; resample or repair the label")
+            raise CrkdError(
+                f"{path} has {name} ({order}) {shown[0]}, its image {shown[1]}; resample or repair the label"
+            )
 
 
 def _notices(name: str, source: Source, cases: list[CaseInfo]) -> list[str]:
@@ -155,17 +176,23 @@ def _notices(name: str, source: Source, cases: list[CaseInfo]) -> list[str]:
         share = f"{len(mapped)} of {len(labeled)} labels"
         notices.append(f"label values mapped in {share}, as in {mapped[0].id}: {example}")
     if len(labeled) < len(cases):
-        notices.append(f"{len(cases) - len(labeled)} of {len(cases)} cases have no label: they are unlabelled")
-    facts = official(name)
+        notices.append(
+            f"{len(cases) - len(labeled)} of {len(cases)} cases have no label: they are unlabeled"
+        )
+    facts = official_splits(name)
     if facts is not None:
         wanted = (*facts.train, *facts.val, *facts.test)
         present = {case.group for case in cases}
         if missing := [group for group in wanted if group not in present]:
-            notices.append(f"{len(missing)} of the official split's {len(wanted)} ids are missing: {some(missing)}")
+            notices.append(
+                f"{len(missing)} of the official split's {len(wanted)} ids are missing: {preview(missing)}"
+            )
     shapes = Counter(len(case.shape) for case in cases)
     if cases and all(case.spacing_mm is None for case in cases) and 3 in shapes:
-        notices.append("the files do not state their spacing: distances will be in voxels; --spacing states it")
-    return notices + source.notes    # what was left out stands last
+        notices.append(
+            "the files do not state their spacing: distances will be in voxels; --spacing states it"
+        )
+    return notices + source.notes  # what was left out stands last
 
 
 def _shorten(message: str, root: Path) -> str:
@@ -177,7 +204,7 @@ def _shorten(message: str, root: Path) -> str:
 
 
 def _write(file: Path, array: NDArray[Any]) -> None:
-    content = BytesIO()    # numpy's own file writing does not say that a disk is full
+    content = BytesIO()  # numpy's own file writing does not say that a disk is full
     np.save(content, np.ascontiguousarray(array), allow_pickle=False)
     _write_bytes(file, content)
 

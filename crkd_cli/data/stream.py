@@ -24,16 +24,23 @@ class Stream:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor | None]:
         """(image [B, C, *S] as stored, label [B, *S] uint8 or None) of step `step`: this process's part of its B · N items."""
-        items = [self._item(step * self.size + offset) for offset in world.part(range(self.size))]
+        items = [self._item(step * self.size + offset) for offset in world.shard(range(self.size))]
         labels = [item.label for item in items if item.label is not None]
         return torch.stack([item.image for item in items]), torch.stack(labels) if labels else None
 
     def _item(self, k: int) -> Item:
         epoch, position = divmod(k, len(self.dataset))
         if epoch not in self._orders:
-            order = np.random.default_rng([self.seed, self.number, 0, epoch]).permutation(len(self.dataset))
-            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1} | {epoch: order}
-        return self.dataset.item(int(self._orders[epoch][position]), np.random.default_rng([self.seed, self.number, 1, k]))
+            order = np.random.default_rng([self.seed, self.number, 0, epoch]).permutation(
+                len(self.dataset)
+            )
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1} | {
+                epoch: order
+            }
+        return self.dataset.item(
+            int(self._orders[epoch][position]),
+            np.random.default_rng([self.seed, self.number, 1, k]),
+        )
 
 
 class Prefetch(Generic[T]):
@@ -68,5 +75,5 @@ class Prefetch(Generic[T]):
                 if self._closed.is_set():
                     return
                 self._ready.put(self._make(step))
-        except BaseException as error:    # handed over to the loop, whatever it is
+        except BaseException as error:  # handed over to the loop, whatever it is
             self._ready.put(error)

@@ -1,4 +1,4 @@
-"""Connected components of masks, for cleaning pseudo-labels, on any device and without host synchronisation on a GPU."""
+"""Connected components of masks, for cleaning pseudo-labels, on any device and without host synchronization on a GPU."""
 
 import math
 
@@ -10,8 +10,12 @@ from torch.nn import functional
 
 
 def largest_component(mask: Tensor) -> Tensor:
-    """mask [N, *S] boolean → the largest component of each, [N, *S]; neighbours touch at a face, an edge or a corner."""
-    return torch.stack([_by_scipy(one) for one in mask]) if mask.device.type == "cpu" else by_hooking(mask)
+    """mask [N, *S] boolean → the largest component of each, [N, *S]; neighbors touch at a face, an edge or a corner."""
+    return (
+        torch.stack([_by_scipy(one) for one in mask])
+        if mask.device.type == "cpu"
+        else by_hooking(mask)
+    )
 
 
 def _by_scipy(mask: Tensor) -> Tensor:
@@ -32,7 +36,7 @@ def by_hooking(mask: Tensor) -> Tensor:
     # Noise takes 10 to 13 rounds, a path that winds through the whole image log₂ n.
     for _ in range(math.ceil(math.log2(inside.shape[1])) + 8):
         grand = parent.gather(1, parent)
-        highest = _highest_neighbour(torch.where(inside, grand, -1).view(shape)).flatten(1)
+        highest = _highest_neighbor(torch.where(inside, grand, -1).view(shape)).flatten(1)
         highest = torch.where(inside, highest, grand)
         new = parent.scatter_reduce(1, parent, highest, "amax")
         parent = torch.maximum(torch.maximum(new, highest), grand)
@@ -40,8 +44,8 @@ def by_hooking(mask: Tensor) -> Tensor:
     return (inside & (parent == sizes.argmax(1, keepdim=True))).view(shape)
 
 
-def _highest_neighbour(numbers: Tensor) -> Tensor:
-    """Integers [N, *S], at least −1 → the highest among each pixel and its neighbours, [N, *S]."""
+def _highest_neighbor(numbers: Tensor) -> Tensor:
+    """Integers [N, *S], at least −1 → the highest among each pixel and its neighbors, [N, *S]."""
     pool = (functional.max_pool2d, functional.max_pool3d)[numbers.ndim - 3]
     exact = torch.float32 if numbers[0].numel() < 2**24 else torch.float64
     pooled: Tensor = pool(numbers.to(exact).unsqueeze(1), 3, stride=1, padding=1)

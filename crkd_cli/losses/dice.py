@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crkd_cli import world
 
-DiceClasses = Literal["all", "foreground"]    # all: the background too
+DiceClasses = Literal["all", "foreground"]  # all: the background too
 
 
 def dice_loss(
@@ -28,7 +28,7 @@ def dice_loss(
     """
     first = 0 if classes == "all" else 1
     numbers = torch.arange(first, p.shape[1], device=p.device).view(-1, *[1] * (p.ndim - 2))
-    truth = target.unsqueeze(1) == numbers    # [B, K or K − 1, *S]
+    truth = target.unsqueeze(1) == numbers  # [B, K or K − 1, *S]
     p = p[:, first:]
     kept = p if mask is None else p * mask.unsqueeze(1)
     axes = (0, *range(2, p.ndim)) if pooled else tuple(range(2, p.ndim))
@@ -36,6 +36,6 @@ def dice_loss(
     sizes = (truth if mask is None else truth & mask.unsqueeze(1)).sum(axes)
     denominator = (kept * p if squared else kept).sum(axes) + sizes
     if pooled:
-        overlap, denominator = world.total(overlap, denominator)
+        overlap, denominator = world.all_sum(overlap, denominator)
     loss = (1.0 - (2.0 * overlap + epsilon) / (denominator + epsilon)).mean()
-    return loss if pooled else world.mean(loss)
+    return loss if pooled else world.all_mean(loss)

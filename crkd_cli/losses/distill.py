@@ -12,10 +12,12 @@ from torch import Tensor
 from crkd_cli import world
 from crkd_cli.losses.pixel import cross_entropy, divergence, masked_mean
 
-LENGTH = 1e-12    # features shorter than this have no direction
+LENGTH = 1e-12  # features shorter than this have no direction
 
 
-def reliability(log_s: Tensor, log_fp: Tensor, pseudo: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+def reliability(
+    log_s: Tensor, log_fp: Tensor, pseudo: Tensor, keep: Tensor
+) -> tuple[Tensor, Tensor]:
     """(by_s, by_fp), two boolean [B, *S]: M = [CE_s < CE_fp]; by_s = M · keep, by_fp = (1 − M) · keep."""
     s_is_nearer = cross_entropy(log_s.detach(), pseudo) < cross_entropy(log_fp.detach(), pseudo)
     return s_is_nearer & keep, ~s_is_nearer & keep
@@ -31,14 +33,18 @@ def pixel_distillation(log_s: Tensor, log_fp: Tensor, by_s: Tensor, by_fp: Tenso
     return (to_fp + to_s) / log_s.shape[1]
 
 
-def feature_distillation(features_s: Tensor, features_fp: Tensor, by_s: Tensor, by_fp: Tensor) -> Tensor:
+def feature_distillation(
+    features_s: Tensor, features_fp: Tensor, by_s: Tensor, by_fp: Tensor
+) -> Tensor:
     """CFKD: 1 − cos(F_s, F_fp) over by_s without gradient for F_s, plus the same over by_fp without gradient for F_fp.
 
     features [B, F, *S] of the decoder's last level.
     """
-    counts = world.total(by_s.sum(), by_fp.sum())
-    to_fp, to_s = (by.float() / count.clamp(min=1) for by, count in zip((by_s, by_fp), counts, strict=True))
-    (loss,) = world.total(_DirectedCosine.apply(features_s, features_fp, to_s, to_fp))    # type: ignore[no-untyped-call]
+    counts = world.all_sum(by_s.sum(), by_fp.sum())
+    to_fp, to_s = (
+        by.float() / count.clamp(min=1) for by, count in zip((by_s, by_fp), counts, strict=True)
+    )
+    (loss,) = world.all_sum(_DirectedCosine.apply(features_s, features_fp, to_s, to_fp))  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -61,8 +67,11 @@ class _DirectedCosine(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         a, b, v, w, length_a, length_b, cosine = ctx.saved_tensors
         across = -gradient / (length_a * length_b)
-        along_a, along_b = gradient * cosine / length_a.square(), gradient * cosine / length_b.square()
-        x, y = a.float(), b.float()    # products of bfloat16 with float32 take twice as long
+        along_a, along_b = (
+            gradient * cosine / length_a.square(),
+            gradient * cosine / length_b.square(),
+        )
+        x, y = a.float(), b.float()  # products of bfloat16 with float32 take twice as long
         to_a = (x * (along_a * v).unsqueeze(1)).addcmul_(y, (across * v).unsqueeze(1))
         to_b = (y * (along_b * w).unsqueeze(1)).addcmul_(x, (across * w).unsqueeze(1))
         return to_a.to(a.dtype), to_b.to(b.dtype), None, None
@@ -73,7 +82,7 @@ def low_entropy_consistency(log_s: Tensor, log_fp: Tensor) -> Tensor:
 
     log_s, log_fp [B, K, *S] log-probabilities.
     """
-    return world.mean(_LowEntropy.apply(log_s, log_fp))    # type: ignore[no-untyped-call]
+    return world.all_mean(_LowEntropy.apply(log_s, log_fp))  # type: ignore[no-untyped-call]
 
 
 class _LowEntropy(torch.autograd.Function):
@@ -92,20 +101,31 @@ class _LowEntropy(torch.autograd.Function):
         share = torch.sigmoid((top_s - entropy_s) - (top_fp - entropy_fp))
         mixed = torch.lerp(p_fp, p_s, share.unsqueeze(1))
         log_q = mixed.clamp(min=1e-12).log()
-        ctx.save_for_backward(log_s, log_fp, p_s, p_fp, entropy_s, entropy_fp, best_s, best_fp, share, log_q)
+        ctx.save_for_backward(
+            log_s, log_fp, p_s, p_fp, entropy_s, entropy_fp, best_s, best_fp, share, log_q
+        )
         loss: Tensor = -((mixed * log_q).sum(1) + torch.lerp(entropy_fp, entropy_s, share)).mean()
         return loss
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        log_s, log_fp, p_s, p_fp, entropy_s, entropy_fp, best_s, best_fp, share, log_q = ctx.saved_tensors
+        log_s, log_fp, p_s, p_fp, entropy_s, entropy_fp, best_s, best_fp, share, log_q = (
+            ctx.saved_tensors
+        )
         scale = gradient / share.numel()
-        apart = (entropy_fp - entropy_s) - ((p_s - p_fp) * log_q).sum(1)    # A_s − A_fp
+        apart = (entropy_fp - entropy_s) - ((p_s - p_fp) * log_q).sum(1)  # A_s − A_fp
         g = scale * share * (1.0 - share) * apart
 
         def to(log_p: Tensor, p: Tensor, best: Tensor, alpha: Tensor, g: Tensor) -> Tensor:
-            found: Tensor = (log_p - log_q).mul_(alpha.unsqueeze(1)).addcmul_(log_p + 1.0, g.unsqueeze(1)).mul_(p)
+            found: Tensor = (
+                (log_p - log_q)
+                .mul_(alpha.unsqueeze(1))
+                .addcmul_(log_p + 1.0, g.unsqueeze(1))
+                .mul_(p)
+            )
             found.scatter_add_(1, best.unsqueeze(1), g.unsqueeze(1))
             return found
 
-        return to(log_s, p_s, best_s, scale * share, g), to(log_fp, p_fp, best_fp, scale * (1.0 - share), -g)
+        return to(log_s, p_s, best_s, scale * share, g), to(
+            log_fp, p_fp, best_fp, scale * (1.0 - share), -g
+        )

@@ -20,10 +20,12 @@ def probabilities(logits: Tensor) -> Tensor:
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of values [B, *S] where mask [B, *S] is True, over the joint batch; 0 where it is nowhere."""
     if mask is None:
-        return world.mean(values.mean())
+        return world.all_mean(values.mean())
     if mask.shape != values.shape:
-        raise ValueError(f"mask {tuple(mask.shape)} and values {tuple(values.shape)} differ in shape")
-    sums, count = world.total(torch.where(mask, values, 0.0).sum(), mask.sum())
+        raise ValueError(
+            f"mask {tuple(mask.shape)} and values {tuple(values.shape)} differ in shape"
+        )
+    sums, count = world.all_sum(torch.where(mask, values, 0.0).sum(), mask.sum())
     return sums / count.clamp(min=1)
 
 

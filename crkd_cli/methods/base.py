@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from crkd_cli.augment.intensity import noise
-from crkd_cli.config import Fraction, Model, NonNegative, Strict
+from crkd_cli.config import Fraction, ModelConfig, NonNegative, Strict
 from crkd_cli.data.batch import Batch, Unlabeled
 from crkd_cli.losses.dice import dice_loss
 from crkd_cli.losses.pixel import cross_entropy, log_probabilities, masked_mean, probabilities
@@ -18,34 +18,40 @@ from crkd_cli.models.ema import Ema
 from crkd_cli.models.networks import NETWORKS
 from crkd_cli.models.networks.base import Network, Upsampling
 
-Published = Mapping[str, Mapping[str, Any]]
+AuthorSettings = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Task:
     """What a method must know of the run."""
 
-    model: Model
-    dims: int        # spatial axes of the network
-    channels: int    # C
-    classes: int     # K, background included
-    steps: int       # T, length of the run
+    model: ModelConfig
+    dims: int  # spatial axes of the network
+    channels: int  # C
+    classes: int  # K, background included
+    steps: int  # T, length of the run
 
     def network(self, upsampling: Upsampling | None = None, bottom_dropout: float = 0.5) -> Network:
         """A new network as the configuration names it; None: with its own way of upsampling."""
         kind = NETWORKS[self.model.name]
-        return kind(self.dims, self.channels, self.classes, self.model.widths, upsampling, bottom_dropout)
+        return kind(
+            self.dims, self.channels, self.classes, self.model.widths, upsampling, bottom_dropout
+        )
 
 
 class Method(nn.Module, ABC):
     """Holds its networks; `losses` is called by the loop at every step (`updates` times), under autocast."""
 
-    unlabeled_streams: ClassVar[int] = 1    # 0: labelled images alone; 2: mixing partners (batch.partners) besides
-    strong_views: ClassVar[int] = 0         # strongly augmented views of every unlabelled image
-    updates: ClassVar[int] = 1              # optimiser steps on every batch, each with losses of its own; a batch is a step
+    unlabeled_streams: ClassVar[int] = (
+        1  # 0: labeled images alone; 2: mixing partners (batch.partners) besides
+    )
+    strong_views: ClassVar[int] = 0  # strongly augmented views of every unlabeled image
+    updates: ClassVar[int] = (
+        1  # optimizer steps on every batch, each with losses of its own; a batch is a step
+    )
     # By data set, what the authors set otherwise than configs/NAME.yaml and Params: {"la": {"train.steps": 6000}}. It holds
     # where the packaged configuration is used, and gives way to --set.
-    published: ClassVar[Published] = {}
+    author_settings: ClassVar[AuthorSettings] = {}
 
     class Params(Strict, frozen=True):
         """The method's own settings; defaults are its values for ACDC."""
@@ -62,7 +68,7 @@ class Method(nn.Module, ABC):
         """Scalars by name: "total" is back-propagated, all are logged; "kept" and "share_…" are shares, not losses.
 
         Of several processes each gets its part of the joint batch, and "total" is the joint batch's: what is summed over a
-        batch goes through `world.total`, or through the functions of `losses`, which do that.
+        batch goes through `world.all_sum`, or through the functions of `losses`, which do that.
         """
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -74,7 +80,7 @@ class Method(nn.Module, ABC):
 
     @property
     def restore_best_after(self) -> int:
-        """After so many steps training goes on from the state, the optimiser's included, that scored best on the validation cases
+        """After so many steps training goes on from the state, the optimizer's included, that scored best on the validation cases
         so far; 0: never. Without validation cases it goes on from where it is.
         """
         return 0
@@ -86,17 +92,17 @@ class Method(nn.Module, ABC):
 
 
 class MeanTeaching(Method):
-    """Its teacher is the student's moving average and, like it, drops features and normalises by the batch."""
+    """Its teacher is the student's moving average and, like it, drops features and normalizes by the batch."""
 
     class Params(Strict, frozen=True):
-        noise: NonNegative = 0.1           # σ of the noise on the teacher's images, cut at 2σ
-        teacher_decay: Fraction = 0.99     # of the teacher's moving average
+        noise: NonNegative = 0.1  # σ of the noise on the teacher's images, cut at 2σ
+        ema_decay: Fraction = 0.99  # of the teacher's moving average
 
     params: Params
 
     def __init__(self, task: Task, params: Params) -> None:
         super().__init__(task, params)
-        self.teacher = Ema(self.student, params.teacher_decay, dropout=True)
+        self.teacher = Ema(self.student, params.ema_decay, dropout=True)
 
     @torch.no_grad()
     def answer(self, weak: Tensor) -> Tensor:
@@ -107,20 +113,22 @@ class MeanTeaching(Method):
         self.teacher.update(self.student, step)
 
 
-def given(images: Unlabeled | None) -> Unlabeled:
+def require_unlabeled(images: Unlabeled | None) -> Unlabeled:
     """The images, which a method that asks for them always gets."""
     if images is None:
-        raise ValueError("the method needs unlabelled images")
+        raise ValueError("the method needs unlabeled images")
     return images
 
 
-def together(network: nn.Module, *images: Tensor) -> tuple[Tensor, ...]:
+def forward_concat(network: nn.Module, *images: Tensor) -> tuple[Tensor, ...]:
     """Log-probabilities [B, K, *S] of each of `images`, in one pass: they share the statistics of batch norm."""
-    return torch.split(log_probabilities(network(torch.cat(images))), [len(some) for some in images])
+    return torch.split(
+        log_probabilities(network(torch.cat(images))), [len(some) for some in images]
+    )
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
+def eval_mode(network: nn.Module) -> Iterator[None]:
     """Inside, `network` neither drops features nor takes the statistics of a batch."""
     training = network.training
     network.eval()
@@ -130,13 +138,13 @@ def evaluating(network: nn.Module) -> Iterator[None]:
         network.train(training)
 
 
-def read_out(network: Network, features: Tensor) -> Tensor:
+def forward_head(network: Network, features: Tensor) -> Tensor:
     """features [B, F, *S] → log-probabilities [B, K, *S], without the dropout that a network has before its output."""
-    with evaluating(network):
+    with eval_mode(network):
         return log_probabilities(network.head(features))
 
 
-def fit(
+def supervised_loss(
     log_p: Tensor,
     label: Tensor,
     mask: Tensor | None = None,

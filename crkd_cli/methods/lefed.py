@@ -16,15 +16,27 @@ from torch import Tensor, nn
 from crkd_cli.config import NonNegative, Strict
 from crkd_cli.data.batch import Batch
 from crkd_cli.losses.dice import dice_loss
-from crkd_cli.losses.pixel import cross_entropy, log_probabilities, masked_mean, probabilities, squared_difference
+from crkd_cli.losses.pixel import (
+    cross_entropy,
+    log_probabilities,
+    masked_mean,
+    probabilities,
+    squared_difference,
+)
 from crkd_cli.methods import METHODS
-from crkd_cli.methods.base import Method, Published, Task, given
+from crkd_cli.methods.base import AuthorSettings, Method, Task, require_unlabeled
 from crkd_cli.models.blocks import conv, double
 from crkd_cli.schedules import sigmoid_ramp
 
-overlap = partial(dice_loss, classes="foreground")    # as released
-SCALES = (0.8, 0.6, 0.4, 0.2, 0.1)    # weights of A's answers at the five levels, full resolution first
-STEPS = [round(n / 6, 5) for n in range(1, 6)]    # shares of the run
+overlap = partial(dice_loss, classes="foreground")  # as released
+SCALES = (
+    0.8,
+    0.6,
+    0.4,
+    0.2,
+    0.1,
+)  # weights of A's answers at the five levels, full resolution first
+STEPS = [round(n / 6, 5) for n in range(1, 6)]  # shares of the run
 NONE = (None,) * 5
 
 Level = Annotated[int, msgspec.Meta(ge=1, le=5)]
@@ -37,16 +49,20 @@ class LeFeD(Method):
     """
 
     updates = 3
-    published: ClassVar[Published] = {
+    author_settings: ClassVar[AuthorSettings] = {
         # 45,000 updates; the learning rate falls every 2,500 steps.
-        "la": {"train.steps": 15000, "train.schedule": "step", "train.milestones": STEPS},
+        "la": {"train.steps": 15000, "train.lr_schedule": "step", "train.lr_milestones": STEPS},
     }
 
     class Params(Strict, frozen=True):
-        feedback: NonNegative = 1e-3                   # factor of the difference
-        levels: tuple[Level, ...] = (1, 2, 3, 4, 5)    # that get it, 1 the full resolution
-        cross_entropy: NonNegative = 0.0               # its weight beside each decoder's Dice loss; as released none
-        ramp: NonNegative = 0.0                        # share of the run over which the consistency's weight rises to 1; 0: none
+        feedback_scale: NonNegative = 1e-3  # factor of the difference
+        feedback_levels: tuple[Level, ...] = (1, 2, 3, 4, 5)  # that get it, 1 the full resolution
+        cross_entropy_weight: NonNegative = (
+            0.0  # its weight beside each decoder's Dice loss; as released none
+        )
+        rampup: NonNegative = (
+            0.0  # share of the run over which the consistency's weight rises to 1; 0: none
+        )
 
     params: Params
 
@@ -55,42 +71,57 @@ class LeFeD(Method):
         self.other = self.student.new_decoder("linear")
         self.gates = Gates()
         self.side = nn.ModuleList(
-            nn.Sequential(conv(task.dims, width, task.classes, 1), *(double(task.dims, "linear") for _ in range(level)))
+            nn.Sequential(
+                conv(task.dims, width, task.classes, 1),
+                *(double(task.dims, "linear") for _ in range(level)),
+            )
             for level, width in enumerate(task.model.widths)
         )
-        self.feedback: Sequence[Tensor | None] = NONE    # for the next pass over the same batch
+        self.feedback: Sequence[Tensor | None] = NONE  # for the next pass over the same batch
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         params, label = self.params, batch.labeled.label
-        images = torch.cat([batch.labeled.image, given(batch.unlabeled).weak])
+        images = torch.cat([batch.labeled.image, require_unlabeled(batch.unlabeled).weak])
         pyramid = self.student.encode(images, self.feedback)
         stages: list[Tensor] = []
         stages_b: list[Tensor] = []
         log_a = log_probabilities(self.student.head(self.student.decode(pyramid, stages)))
-        log_b = log_probabilities(self.other.head(self.other(self.gates(pyramid, stages), stages_b)))
+        log_b = log_probabilities(
+            self.other.head(self.other(self.gates(pyramid, stages), stages_b))
+        )
         self.feedback = self.difference(stages, stages_b)
 
         count = len(label)
         p_a, p_b = log_a.exp(), log_b.exp()
         labeled = overlap(p_a[:count], label) + overlap(p_b[:count], label)
-        if params.cross_entropy:
+        if params.cross_entropy_weight:
             by_pixel = cross_entropy(log_a[:count], label) + cross_entropy(log_b[:count], label)
-            labeled = labeled + params.cross_entropy * masked_mean(by_pixel, None)
-        answers = (side(stage[:count]) for side, stage in zip(self.side, reversed(stages), strict=True))
-        deep = [weight * overlap(probabilities(logits), label) for weight, logits in zip(SCALES, answers, strict=True)]
+            labeled = labeled + params.cross_entropy_weight * masked_mean(by_pixel, None)
+        answers = (
+            side(stage[:count]) for side, stage in zip(self.side, reversed(stages), strict=True)
+        )
+        deep = [
+            weight * overlap(probabilities(logits), label)
+            for weight, logits in zip(SCALES, answers, strict=True)
+        ]
         terms = {
             "labeled": labeled,
             "deep": torch.stack(deep).sum(),
             "consistency": masked_mean(squared_difference(p_a, p_b), None),
         }
-        weight = sigmoid_ramp(step, params.ramp * self.task.steps)
+        weight = sigmoid_ramp(step, params.rampup * self.task.steps)
         return {"total": terms["labeled"] + terms["deep"] + weight * terms["consistency"], **terms}
 
     @torch.no_grad()
     def difference(self, stages_a: list[Tensor], stages_b: list[Tensor]) -> list[Tensor | None]:
         """The stages of both decoders, bottom first → what is fed back to each level, full resolution first."""
         pairs = enumerate(zip(reversed(stages_a), reversed(stages_b), strict=True), start=1)
-        return [(b - a).mul_(self.params.feedback) if level in self.params.levels else None for level, (a, b) in pairs]
+        return [
+            (b - a).mul_(self.params.feedback_scale)
+            if level in self.params.feedback_levels
+            else None
+            for level, (a, b) in pairs
+        ]
 
     def after_step(self, step: int) -> None:
         self.feedback = NONE
@@ -103,5 +134,8 @@ class Gates(nn.Module):
         """The levels as decoder B sees them, with A's `stages` s, bottom first, as constants: skips x_k sigmoid(s_k), and of the
         bottom x₅ + x₅ sigmoid(s₅).
         """
-        *skips, bottom = (level * stage.detach().sigmoid() for level, stage in zip(pyramid, reversed(stages), strict=True))
+        *skips, bottom = (
+            level * stage.detach().sigmoid()
+            for level, stage in zip(pyramid, reversed(stages), strict=True)
+        )
         return [*skips, pyramid[-1] + bottom]

@@ -1,6 +1,6 @@
 """Mean teacher (Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017), for segmentation as in SSL4MIS.
 
-On unlabelled images the student agrees with its moving average, which sees them with noise and drops features of its own.
+On unlabeled images the student agrees with its moving average, which sees them with noise and drops features of its own.
 """
 
 from functools import partial
@@ -13,39 +13,58 @@ from crkd_cli.data.batch import Batch
 from crkd_cli.losses.dice import DiceClasses, dice_loss
 from crkd_cli.losses.pixel import masked_mean, squared_difference
 from crkd_cli.methods import METHODS
-from crkd_cli.methods.base import MeanTeaching, Published, fit, given, together
+from crkd_cli.methods.base import (
+    AuthorSettings,
+    MeanTeaching,
+    forward_concat,
+    require_unlabeled,
+    supervised_loss,
+)
 from crkd_cli.schedules import sigmoid_ramp
 
 
 @METHODS.register
 class MeanTeacher(MeanTeaching):
-    """L = L_sup + λ(t) · mean (p_student − p_teacher)² over pixels and classes of the unlabelled images."""
+    """L = L_sup + λ(t) · mean (p_student − p_teacher)² over pixels and classes of the unlabeled images."""
 
-    published: ClassVar[Published] = {
+    author_settings: ClassVar[AuthorSettings] = {
         "acdc": {"train.steps": 30000},
-        "la": {    # as in UA-MT's program: the learning rate falls every 2,500 steps
-            "train.steps": 6000, "train.schedule": "step", "train.milestones": [0.41667, 0.83333],
-            "methods.mean_teacher.delay": 0.0, "methods.mean_teacher.dice": "foreground",
+        "la": {  # as in UA-MT's program: the learning rate falls every 2,500 steps
+            "train.steps": 6000,
+            "train.lr_schedule": "step",
+            "train.lr_milestones": [0.41667, 0.83333],
+            "methods.mean_teacher.rampup_delay": 0.0,
+            "methods.mean_teacher.dice_classes": "foreground",
         },
-    }  # fmt: skip
+    }
 
     class Params(MeanTeaching.Params, frozen=True):
-        consistency: NonNegative = 0.1     # λ at the end of its ramp
-        ramp: NonNegative = 1.0            # share of the run over which λ rises
-        delay: Fraction = 1 / 30           # share of the run during which λ is 0
-        dice: DiceClasses = "all"          # classes of the Dice loss
+        consistency_weight: NonNegative = 0.1  # λ at the end of its ramp
+        rampup: NonNegative = 1.0  # share of the run over which λ rises
+        rampup_delay: Fraction = 1 / 30  # share of the run during which λ is 0
+        dice_classes: DiceClasses = "all"  # classes of the Dice loss
 
     params: Params
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        weak = given(batch.unlabeled).weak
-        log_l, log_u = together(self.student, batch.labeled.image, weak)
+        weak = require_unlabeled(batch.unlabeled).weak
+        log_l, log_u = forward_concat(self.student, batch.labeled.image, weak)
         taught = self.answer(weak)
-        labeled = fit(log_l, batch.labeled.label, dice=partial(dice_loss, classes=self.params.dice))
+        labeled = supervised_loss(
+            log_l, batch.labeled.label, dice=partial(dice_loss, classes=self.params.dice_classes)
+        )
         consistency = masked_mean(squared_difference(log_u.exp(), taught), None)
-        return {"total": labeled + self.weight(step) * consistency, "labeled": labeled, "consistency": consistency}
+        return {
+            "total": labeled + self.weight(step) * consistency,
+            "labeled": labeled,
+            "consistency": consistency,
+        }
 
     def weight(self, step: int) -> float:
         """λ at `step`."""
         params, steps = self.params, self.task.steps
-        return params.consistency * sigmoid_ramp(step, params.ramp * steps) if step >= params.delay * steps else 0.0
+        return (
+            params.consistency_weight * sigmoid_ramp(step, params.rampup * steps)
+            if step >= params.rampup_delay * steps
+            else 0.0
+        )

@@ -1,4 +1,4 @@
-"""The lower bound: the network trained on the labelled cases alone."""
+"""The lower bound: the network trained on the labeled cases alone."""
 
 from functools import partial
 from typing import ClassVar
@@ -10,21 +10,29 @@ from crkd_cli.data.batch import Batch
 from crkd_cli.losses.dice import DiceClasses, dice_loss
 from crkd_cli.losses.pixel import log_probabilities
 from crkd_cli.methods import METHODS
-from crkd_cli.methods.base import Method, Published, fit
+from crkd_cli.methods.base import AuthorSettings, Method, supervised_loss
 
 
 @METHODS.register
 class Supervised(Method):
-    """½ (cross entropy + Dice); unlabelled images are never read."""
+    """½ (cross entropy + Dice); unlabeled images are never read."""
 
     unlabeled_streams = 0
-    published: ClassVar[Published] = {"la": {"methods.supervised.dice": "foreground"}}
+    author_settings: ClassVar[AuthorSettings] = {
+        "la": {"methods.supervised.dice_classes": "foreground"}
+    }
 
     class Params(Strict, frozen=True):
-        dice: DiceClasses = "all"    # classes of the Dice loss
+        dice_classes: DiceClasses = "all"  # classes of the Dice loss
 
     params: Params
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         logits = self.student(batch.labeled.image)
-        return {"total": fit(log_probabilities(logits), batch.labeled.label, dice=partial(dice_loss, classes=self.params.dice))}
+        return {
+            "total": supervised_loss(
+                log_probabilities(logits),
+                batch.labeled.label,
+                dice=partial(dice_loss, classes=self.params.dice_classes),
+            )
+        }

@@ -17,7 +17,15 @@ from crkd_cli.data.batch import Batch
 from crkd_cli.losses.dice import DiceClasses, dice_loss
 from crkd_cli.losses.pixel import probabilities
 from crkd_cli.methods import METHODS
-from crkd_cli.methods.base import Method, Published, evaluating, fit, given, read_out, together
+from crkd_cli.methods.base import (
+    AuthorSettings,
+    Method,
+    eval_mode,
+    forward_concat,
+    forward_head,
+    require_unlabeled,
+    supervised_loss,
+)
 from crkd_cli.models.blocks import drop_channels
 
 
@@ -27,47 +35,71 @@ class UniMatch(Method):
 
     unlabeled_streams = 2
     strong_views = 2
-    published: ClassVar[Published] = {
-        "acdc": {"train.steps": 30000},    # 300 epochs: 30,900 with 3 labelled patients
-        "la": {"methods.unimatch.dice": "foreground"},    # as CrossMatch's authors ran it there
+    author_settings: ClassVar[AuthorSettings] = {
+        "acdc": {"train.steps": 30000},  # 300 epochs: 30,900 with 3 labeled patients
+        "la": {
+            "methods.unimatch.dice_classes": "foreground"
+        },  # as CrossMatch's authors ran it there
     }
 
     class Params(Strict, frozen=True):
-        confidence: Fraction = 0.95        # τ: pixels below do not count
-        drop: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.5    # channel dropout of the perturbed features, on every level
-        dice: DiceClasses = "all"              # classes of the Dice losses
+        confidence: Fraction = 0.95  # τ: pixels below do not count
+        feature_dropout: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = (
+            0.5  # channel dropout of the perturbed features, on every level
+        )
+        dice_classes: DiceClasses = "all"  # classes of the Dice losses
 
     params: Params
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        images, partners = given(batch.unlabeled), given(batch.partners)
+        images, partners = require_unlabeled(batch.unlabeled), require_unlabeled(batch.partners)
         boxes = [draw_mix(images.weak.shape, images.weak.device) for _ in images.strong]
-        with torch.no_grad(), evaluating(self.student):
+        with torch.no_grad(), eval_mode(self.student):
             of_partners = probabilities(self.student(partners.weak)).max(1)
-        strong = [mix(own, other, box) for own, other, box in zip(images.strong, partners.strong, boxes, strict=True)]
+        strong = [
+            mix(own, other, box)
+            for own, other, box in zip(images.strong, partners.strong, boxes, strict=True)
+        ]
         log_l, log_w, log_fp = self.perturbed(batch.labeled.image, images.weak)
         answers = log_w.detach().exp().max(1)
-        dice = partial(dice_loss, classes=self.params.dice)
+        dice = partial(dice_loss, classes=self.params.dice_classes)
         by_view = []
-        for log_p, box in zip(together(self.student, *strong), boxes, strict=True):
-            confidence, pseudo = (mix(own, other, box) for own, other in zip(answers, of_partners, strict=True))
+        for log_p, box in zip(forward_concat(self.student, *strong), boxes, strict=True):
+            confidence, pseudo = (
+                mix(own, other, box) for own, other in zip(answers, of_partners, strict=True)
+            )
             sure = confidence >= self.params.confidence
             by_view.append(dice(log_p.exp(), pseudo, sure))
         keep = answers.values >= self.params.confidence
-        labeled = fit(log_l, batch.labeled.label, dice=dice)
+        labeled = supervised_loss(log_l, batch.labeled.label, dice=dice)
         pseudo = torch.stack(by_view).mean()
         feature = dice(log_fp.exp(), answers.indices, keep)
         total = 0.5 * (labeled + 0.5 * pseudo + 0.5 * feature)
-        shares = {f"share_{k}": (keep & (answers.indices == k)).float().mean() for k in range(1, self.task.classes)}
-        return {"total": total, "labeled": labeled, "pseudo": pseudo, "feature": feature, "kept": keep.float().mean(), **shares}
+        shares = {
+            f"share_{k}": (keep & (answers.indices == k)).float().mean()
+            for k in range(1, self.task.classes)
+        }
+        return {
+            "total": total,
+            "labeled": labeled,
+            "pseudo": pseudo,
+            "feature": feature,
+            "kept": keep.float().mean(),
+            **shares,
+        }
 
     def perturbed(self, labeled: Tensor, weak: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities for labelled images, weak views, and weak views with perturbed features, from one pass.
+        """Log-probabilities for labeled images, weak views, and weak views with perturbed features, from one pass.
 
-        Perturbed labelled images go with it for the statistics of batch norm, as published.
+        Perturbed labeled images go with it for the statistics of batch norm, as published.
         """
         pyramid = self.student.encode(torch.cat([labeled, weak]))
-        features = self.student.decode([torch.cat([level, drop_channels(level, self.params.drop)]) for level in pyramid])
+        features = self.student.decode(
+            [
+                torch.cat([level, drop_channels(level, self.params.feature_dropout)])
+                for level in pyramid
+            ]
+        )
         counts = [len(labeled), len(weak), len(labeled), len(weak)]
-        log_l, log_w, _, log_fp = torch.split(read_out(self.student, features), counts)
+        log_l, log_w, _, log_fp = torch.split(forward_head(self.student, features), counts)
         return log_l, log_w, log_fp

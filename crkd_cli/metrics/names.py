@@ -3,7 +3,7 @@
 import math
 
 
-def heading(metric: str) -> str:
+def metric_heading(metric: str) -> str:
     """dice → Dice %, hd95_mm → HD95 mm, nsd_2mm → NSD % at 2mm."""
     name, _, unit = metric.partition("_")
     if name == "nsd":
@@ -11,11 +11,14 @@ def heading(metric: str) -> str:
     return f"{name.capitalize()} %" if not unit else f"{name.upper()} {unit}"
 
 
-def shown(metric: str, *values: float) -> list[str]:
+def format_values(metric: str, *values: float) -> list[str]:
     """`values` as a table shows them: overlaps and shares in percent, distances in their unit; NaN as undefined."""
     scale, digits = (100, 1) if higher_is_better(metric) else (1, 2)
     # + 0.0: a little less than nothing is 0, not −0
-    return ["undefined" if math.isnan(value) else f"{round(scale * value, digits) + 0.0:.{digits}f}" for value in values]
+    return [
+        "undefined" if math.isnan(value) else f"{round(scale * value, digits) + 0.0:.{digits}f}"
+        for value in values
+    ]
 
 
 def higher_is_better(metric: str) -> bool:

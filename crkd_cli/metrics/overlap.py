@@ -11,7 +11,9 @@ def confusion(prediction: Labels, truth: Labels, classes: int) -> NDArray[np.int
     """Voxels [K, K] of predicted class (row) and true class (column). Raises ValueError if the shapes differ."""
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")
-    kind = np.dtype(np.uint8 if classes**2 <= 256 else np.int32)    # the smallest that numbers all pairs
+    kind = np.dtype(
+        np.uint8 if classes**2 <= 256 else np.int32
+    )  # the smallest that numbers all pairs
     pairs = prediction.ravel().astype(kind) * kind.type(classes) + truth.ravel().astype(kind)
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli.metrics.summary import means, summarise
+from crkd_cli.metrics.summary import means, summarize
 
 Values = NDArray[np.float64]
 
@@ -18,11 +18,11 @@ Values = NDArray[np.float64]
 class Difference:
     """First minus second, over patients. NaN where there is nothing to say."""
 
-    mean: float    # over patients, of their own mean differences
-    low: float     # 95 % bootstrap interval over patients
+    mean: float  # over patients, of their own mean differences
+    low: float  # 95 % bootstrap interval over patients
     high: float
-    n: int         # patients that have a score of both
-    p: float       # two-sided Wilcoxon signed-rank test: the differences lie symmetrically about 0
+    n: int  # patients that have a score of both
+    p: float  # two-sided Wilcoxon signed-rank test: the differences lie symmetrically about 0
 
 
 def paired(first: Values, second: Values, groups: Sequence[str]) -> Difference:
@@ -37,7 +37,7 @@ def paired(first: Values, second: Values, groups: Sequence[str]) -> Difference:
     patients = patients[~np.isnan(patients)]
     if not len(patients):
         return Difference(np.nan, np.nan, np.nan, 0, np.nan)
-    (summary,), _ = summarise(patients[:, None])
+    (summary,), _ = summarize(patients[:, None])
     return Difference(summary.mean, summary.low, summary.high, len(patients), signed_rank(patients))
 
 

@@ -19,14 +19,14 @@ class Summary:
     """One score over cases. NaN where it cannot be stated: the spread of one case, the mean of none."""
 
     mean: float
-    sd: float           # over cases, n − 1
-    low: float          # 95 % interval of the mean
+    sd: float  # over cases, n − 1
+    low: float  # 95 % interval of the mean
     high: float
-    n: int              # cases that the mean is of
-    undefined: int      # cases left out: the score is undefined where both masks are empty
+    n: int  # cases that the mean is of
+    undefined: int  # cases left out: the score is undefined where both masks are empty
 
 
-def summarise(
+def summarize(
     values: Values, interval: Interval = "bootstrap", groups: Sequence[str] | None = None
 ) -> tuple[list[Summary], Summary]:
     """Scores [cases, classes], NaN = undefined, as one summary per class and the mean of the classes' means.
@@ -38,7 +38,8 @@ def summarise(
     owners = _numbers(groups) if groups else np.arange(len(values))
     resampled = _resampled(values, owners)
     classes = [
-        _summary(column, _mean(column), draws, interval, owners) for column, draws in zip(values.T, resampled.T, strict=True)
+        _summary(column, _mean(column), draws, interval, owners)
+        for column, draws in zip(values.T, resampled.T, strict=True)
     ]
     cases = np.array([_mean(row) for row in values])
     overall = _mean(np.array([one.mean for one in classes]))
@@ -49,7 +50,9 @@ def means(values: Values) -> Values:
     """Means [...] over the last axis of `values` [..., n], of what is defined there; NaN where nothing is."""
     defined = ~np.isnan(values)
     counts = defined.sum(-1)
-    return np.where(counts > 0, np.where(defined, values, 0.0).sum(-1) / np.maximum(counts, 1), np.nan)
+    return np.where(
+        counts > 0, np.where(defined, values, 0.0).sum(-1) / np.maximum(counts, 1), np.nan
+    )
 
 
 def _numbers(groups: Sequence[str]) -> NDArray[np.int64]:
@@ -58,7 +61,9 @@ def _numbers(groups: Sequence[str]) -> NDArray[np.int64]:
     return np.array([order[group] for group in groups])
 
 
-def _summary(values: Values, mean: float, resampled: Values, interval: Interval, owners: NDArray[np.int64]) -> Summary:
+def _summary(
+    values: Values, mean: float, resampled: Values, interval: Interval, owners: NDArray[np.int64]
+) -> Summary:
     kept = ~np.isnan(values)
     defined = values[kept]
     n = len(defined)
@@ -79,8 +84,12 @@ def _summary(values: Values, mean: float, resampled: Values, interval: Interval,
 def _resampled(values: Values, owners: NDArray[np.int64]) -> Values:
     """Means [draws, classes] of resampled groups with all their cases; a draw without a defined case is NaN."""
     groups = int(owners.max()) + 1
-    times = np.random.default_rng(SEED).multinomial(groups, np.full(groups, 1 / groups), size=DRAWS).astype(np.float64)
-    times = times[:, owners]    # a case comes as often as its group
+    times = (
+        np.random.default_rng(SEED)
+        .multinomial(groups, np.full(groups, 1 / groups), size=DRAWS)
+        .astype(np.float64)
+    )
+    times = times[:, owners]  # a case comes as often as its group
     defined = ~np.isnan(values)
     sums, counts = times @ np.where(defined, values, 0.0), times @ defined.astype(np.float64)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)

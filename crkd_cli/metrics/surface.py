@@ -1,6 +1,6 @@
 """Distances between the surfaces of two masks, in 2D and 3D: found once per pair, they serve every score.
 
-A surface voxel is one of the mask with a face neighbour outside it (outside the image counts as outside).
+A surface voxel is one of the mask with a face neighbor outside it (outside the image counts as outside).
 Empty masks, as the strict protocol scores them:
 
 | prediction | truth | distances            | nsd |
@@ -25,10 +25,10 @@ Distances = NDArray[np.float64]
 class Surface(NamedTuple):
     """Scores of one mask; distances in the unit of the spacing."""
 
-    hd95: float    # the larger of the two directed 95th percentiles
-    assd: float    # mean over both surfaces' voxels
-    asd: float     # mean distance of the prediction's surface from the truth's
-    nsd: float     # share of both surfaces that lies within the tolerance of the other
+    hd95: float  # the larger of the two directed 95th percentiles
+    assd: float  # mean over both surfaces' voxels
+    asd: float  # mean distance of the prediction's surface from the truth's
+    nsd: float  # share of both surfaces that lies within the tolerance of the other
 
 
 def surface(prediction: Mask, truth: Mask, spacing: Sequence[float], tolerance: float) -> Surface:
@@ -37,7 +37,9 @@ def surface(prediction: Mask, truth: Mask, spacing: Sequence[float], tolerance: 
     if not found and not wanted:
         return Surface(math.nan, math.nan, math.nan, 1.0)
     if not found or not wanted:
-        diagonal = math.hypot(*(side * step for side, step in zip(truth.shape, spacing, strict=True)))
+        diagonal = math.hypot(
+            *(side * step for side, step in zip(truth.shape, spacing, strict=True))
+        )
         return Surface(diagonal, diagonal, diagonal, 0.0)
     there, back = directed(prediction, truth, spacing)
     within = np.count_nonzero(there <= tolerance) + np.count_nonzero(back <= tolerance)
@@ -49,7 +51,9 @@ def surface(prediction: Mask, truth: Mask, spacing: Sequence[float], tolerance: 
     )
 
 
-def directed(prediction: Mask, truth: Mask, spacing: Sequence[float]) -> tuple[Distances, Distances]:
+def directed(
+    prediction: Mask, truth: Mask, spacing: Sequence[float]
+) -> tuple[Distances, Distances]:
     """Distances of the surface voxels of `prediction` to the surface of `truth`, and back, in C order; neither is empty.
 
     Surfaces are thin, so trees over their voxels are several times faster than transforms of the whole box. The
@@ -57,8 +61,12 @@ def directed(prediction: Mask, truth: Mask, spacing: Sequence[float]) -> tuple[D
     """
     box = union_box(prediction, truth)
     ours, theirs = border(prediction[box]), border(truth[box])
-    if max(np.count_nonzero(ours), np.count_nonzero(theirs)) > ours.size // 20:    # where both take about as long
-        return distance_transform_edt(~theirs, spacing)[ours], distance_transform_edt(~ours, spacing)[theirs]
+    if (
+        max(np.count_nonzero(ours), np.count_nonzero(theirs)) > ours.size // 20
+    ):  # where both take about as long
+        return distance_transform_edt(~theirs, spacing)[ours], distance_transform_edt(
+            ~ours, spacing
+        )[theirs]
     here, there = _points(ours, spacing), _points(theirs, spacing)
     return _tree(there).query(here)[0], _tree(here).query(there)[0]
 
@@ -79,13 +87,15 @@ def union_box(first: Mask, second: Mask) -> tuple[slice, ...]:
     both = first | second
     box = []
     for axis in range(both.ndim):
-        filled = np.flatnonzero(both.any(tuple(other for other in range(both.ndim) if other != axis)))
+        filled = np.flatnonzero(
+            both.any(tuple(other for other in range(both.ndim) if other != axis))
+        )
         box.append(slice(int(filled[0]), int(filled[-1]) + 1))
     return tuple(box)
 
 
 def border(mask: Mask) -> Mask:
-    """Voxels of `mask` that have a face neighbour outside it."""
+    """Voxels of `mask` that have a face neighbor outside it."""
     inside: NDArray[Any] = np.pad(mask, 1)
     core = (slice(1, -1),) * mask.ndim
     inner = mask.copy()

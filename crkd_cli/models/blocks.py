@@ -26,7 +26,7 @@ def batch_norm(dims: int, channels: int) -> nn.Module:
     return (nn.BatchNorm2d, nn.BatchNorm3d)[dims - 2](channels)
 
 
-def redraw(network: nn.Module, draw: Callable[[Tensor], Tensor]) -> None:
+def reinitialize_convs(network: nn.Module, draw: Callable[[Tensor], Tensor]) -> None:
     """Draws the weights of every convolution, but not of transposed ones, anew with `draw`, which fills a tensor."""
     for layer in network.modules():
         if isinstance(layer, (nn.Conv2d, nn.Conv3d)):
@@ -59,15 +59,19 @@ class Dropout(nn.Module):
         """x [B, C, *S] → the same shape."""
         if not self.training or self.p == 0.0:
             return x
-        return _dropout_on_cpu(x, self.p) if x.device.type == "cpu" else functional.dropout(x, self.p)
+        return (
+            _dropout_on_cpu(x, self.p) if x.device.type == "cpu" else functional.dropout(x, self.p)
+        )
 
 
 def _dropout_on_cpu(x: Tensor, p: float) -> Tensor:
     """torch's own draws a number for every element, which takes as long as a convolution; 16 bits of one decide as well."""
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    dropped = round(p * 2**16)    # of 65,536 values
+    draws = (
+        torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    )
+    dropped = round(p * 2**16)  # of 65,536 values
     keep = (draws[: x.numel()] >= dropped - 2**15).to(x.dtype).mul_(2**16 / (2**16 - dropped))
-    rows = x.movedim(1, -1)       # the order in memory, channels last
+    rows = x.movedim(1, -1)  # the order in memory, channels last
     return x * keep.view(rows.shape).movedim(-1, 1)
 
 

@@ -16,7 +16,7 @@ class Ema(nn.Module):
     """θ' ← a θ' + (1 − a) θ with a = min(1 − 1/(t + 1), decay), t counted from 0: the first update copies
     (Tarvainen and Valpola, NeurIPS 2017).
 
-    Weights alone are averaged. In training the network normalises by the batch, so the running statistics of
+    Weights alone are averaged. In training the network normalizes by the batch, so the running statistics of
     its batch norm are those of the images that it has seen itself, under its own weights.
     """
 
@@ -34,7 +34,9 @@ class Ema(nn.Module):
         """Move the average towards `network` after optimizer step `step` (from 0)."""
         weight = 1.0 - min(1.0 - 1.0 / (step + 1), self.decay)
         if network not in self._pairs:
-            self._pairs[network] = list(zip(self.network.parameters(), network.parameters(), strict=True))
+            self._pairs[network] = list(
+                zip(self.network.parameters(), network.parameters(), strict=True)
+            )
         pairs = self._pairs[network]
         torch._foreach_lerp_([mine for mine, _ in pairs], [theirs for _, theirs in pairs], weight)
 
@@ -46,9 +48,9 @@ class Ema(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Ema":
-        self._pairs.clear()    # .to() and its like may put other tensors in the place of these
-        super()._apply(fn, recurse)    # type: ignore[no-untyped-call]    # torch's own
+        self._pairs.clear()  # .to() and its like may put other tensors in the place of these
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]    # torch's own
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pairs": WeakKeyDictionary()}    # a copy has tensors of its own
+        return {**self.__dict__, "_pairs": WeakKeyDictionary()}  # a copy has tensors of its own

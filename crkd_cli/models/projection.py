@@ -13,10 +13,14 @@ class Projection(nn.Module):
     def __init__(self, features: int, width: int = 256) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(features, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True),
-            nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True),
+            nn.Linear(features, width),
+            nn.BatchNorm1d(width),
+            nn.ReLU(inplace=True),
             nn.Linear(width, width),
-        )  # fmt: skip
+            nn.BatchNorm1d(width),
+            nn.ReLU(inplace=True),
+            nn.Linear(width, width),
+        )
 
     def forward(self, rows: Tensor) -> Tensor:
         projected: Tensor = self.layers(rows)

@@ -18,7 +18,9 @@ def test_blur_against_scipy(dims: int) -> None:
     np.testing.assert_allclose(got[0], x[0].numpy(), atol=1e-6)
     for sample in (1, 2):
         for channel in range(2):
-            expected = gaussian_filter(x[sample, channel].numpy(), float(sigma[sample]), mode="nearest", radius=6)
+            expected = gaussian_filter(
+                x[sample, channel].numpy(), float(sigma[sample]), mode="nearest", radius=6
+            )
             np.testing.assert_allclose(got[sample, channel], expected, atol=1e-5)
 
 
@@ -44,13 +46,17 @@ def test_bias_field_is_the_exponential_of_the_polynomial(dims: int) -> None:
             for axis, power in zip(axes, powers, strict=True):
                 term = term * axis**power
             total = total + term
-        torch.testing.assert_close(bias_field(torch.zeros(2, 1, *space), coefficients)[sample, 0], total.exp())
+        torch.testing.assert_close(
+            bias_field(torch.zeros(2, 1, *space), coefficients)[sample, 0], total.exp()
+        )
 
 
 def test_gamma_acts_on_the_size_and_keeps_the_sign() -> None:
     x = torch.tensor([[[-2.0, 0.0, 3.0]], [[-2.0, 0.5, 4.0]]])
     got = gamma(x, torch.tensor([2.0, 0.5]))
-    torch.testing.assert_close(got, torch.tensor([[[-4.0, 0.0, 9.0]], [[-(2.0**0.5), 0.5**0.5, 2.0]]]))
+    torch.testing.assert_close(
+        got, torch.tensor([[[-4.0, 0.0, 9.0]], [[-(2.0**0.5), 0.5**0.5, 2.0]]])
+    )
 
 
 def test_jitter_by_hand() -> None:
@@ -63,14 +69,14 @@ def test_jitter_by_hand() -> None:
 
 def test_recolor_identities() -> None:
     torch.manual_seed(0)
-    x = 0.4 + 0.2 * torch.rand(1, 3, 6, 5)    # far from the bounds, so that nothing is cut
+    x = 0.4 + 0.2 * torch.rand(1, 3, 6, 5)  # far from the bounds, so that nothing is cut
     luma = torch.einsum("bchw,c->bhw", x, torch.tensor(LUMA))
     torch.testing.assert_close(recolor(x, ONE, 0 * ONE), x)
     torch.testing.assert_close(recolor(x, 0 * ONE, 0 * ONE), luma.unsqueeze(1).expand_as(x))
     turned = recolor(x, 0.5 * ONE, 0.1 * ONE)
     torch.testing.assert_close(torch.einsum("bchw,c->bhw", turned, torch.tensor(LUMA)), luma)
     assert (turned - x).abs().max() > 0.01
-    torch.testing.assert_close(recolor(x, ONE, ONE), x, atol=1e-5, rtol=0)    # a full turn
+    torch.testing.assert_close(recolor(x, ONE, ONE), x, atol=1e-5, rtol=0)  # a full turn
 
 
 @pytest.mark.parametrize("third", [1 / 3, 2 / 3])

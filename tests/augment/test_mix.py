@@ -8,8 +8,12 @@ from crkd_cli.augment.mix import box_sides, draw_box, draw_boxes, draw_mix, draw
 
 def test_box_sides_by_hand() -> None:
     # 2D: √(a/r), √(a·r) of a = 0.16, r = 4.  3D: ∛(v/r), ∛(v·r), ∛v of v = 0.064, r = 8.
-    torch.testing.assert_close(box_sides(torch.tensor([0.16]), torch.tensor([4.0]), 2), torch.tensor([[0.2, 0.8]]))
-    torch.testing.assert_close(box_sides(torch.tensor([0.064]), torch.tensor([8.0]), 3), torch.tensor([[0.2, 0.8, 0.4]]))
+    torch.testing.assert_close(
+        box_sides(torch.tensor([0.16]), torch.tensor([4.0]), 2), torch.tensor([[0.2, 0.8]])
+    )
+    torch.testing.assert_close(
+        box_sides(torch.tensor([0.064]), torch.tensor([8.0]), 3), torch.tensor([[0.2, 0.8, 0.4]])
+    )
 
 
 def test_boxes_lie_inside_and_cover_the_stated_share(dims: int) -> None:
@@ -20,23 +24,29 @@ def test_boxes_lie_inside_and_cover_the_stated_share(dims: int) -> None:
     fraction = (high - low).prod(1)
     assert fraction.min() >= 0.02 - 1e-6
     assert fraction.max() <= 0.4 + 1e-6
-    assert fraction.mean().item() == pytest.approx(0.21, abs=0.01)    # of a uniform draw in [0.02, 0.4]
+    assert fraction.mean().item() == pytest.approx(
+        0.21, abs=0.01
+    )  # of a uniform draw in [0.02, 0.4]
 
 
 @pytest.mark.parametrize("batch", [2, 5])
 def test_pairs_swap_one_box(batch: int, dims: int) -> None:
     torch.manual_seed(1)
-    space = (24, 16, 12)[:dims]    # unequal sides: a box drawn in the wrong order of axes would stick out
+    space = (24, 16, 12)[
+        :dims
+    ]  # unequal sides: a box drawn in the wrong order of axes would stick out
     shares = []
     for _ in range(60):
         partner, box = draw_swap(torch.Size((batch, 1, *space)), torch.device("cpu"))
         assert torch.equal(partner[partner], torch.arange(batch))
-        assert (partner == torch.arange(batch)).sum() == batch % 2    # the odd one is alone
+        assert (partner == torch.arange(batch)).sum() == batch % 2  # the odd one is alone
         assert torch.equal(box[partner], box)
         shares.append(box[partner != torch.arange(batch)].float().mean().item())
         for one in box:
-            assert int(one.sum()) == _bounding(one)    # a full box
-    assert sum(shares) / len(shares) == pytest.approx(0.5 * 0.21, abs=0.04)    # half of the pairs swap
+            assert int(one.sum()) == _bounding(one)  # a full box
+    assert sum(shares) / len(shares) == pytest.approx(
+        0.5 * 0.21, abs=0.04
+    )  # half of the pairs swap
 
 
 def _bounding(mask: torch.Tensor) -> int:
@@ -77,7 +87,7 @@ def test_one_box_for_all_is_anywhere_and_of_the_stated_sides(dims: int) -> None:
     for _ in range(200):
         box = draw_box(space, torch.device("cpu"), 2 / 3)
         where = box[0].nonzero()
-        assert (where.amax(0) - where.amin(0) + 1).tolist() == [74, 53, 10][:dims]    # ⌊2/3 · S⌋
+        assert (where.amax(0) - where.amin(0) + 1).tolist() == [74, 53, 10][:dims]  # ⌊2/3 · S⌋
         assert int(box.sum()) == _bounding(box[0])
         starts.append(where.amin(0))
     assert torch.stack(starts)[:, -1].unique().numel() >= 6

@@ -23,7 +23,9 @@ def test_image_and_label_share_one_geometry(dims: int) -> None:
     label[:, 4:12, 6:20] = 1
     image, turned = policy(dims).weak(label.unsqueeze(1).float(), label, generator())
     assert turned is not None
-    assert ((image[:, 0] > 0.5) == (turned > 0)).float().mean() > 0.98    # edges of rotated boxes apart
+    assert (
+        (image[:, 0] > 0.5) == (turned > 0)
+    ).float().mean() > 0.98  # edges of rotated boxes apart
     assert sum(not torch.equal(a, b) for a, b in zip(label, turned, strict=True)) >= 8
 
 
@@ -31,21 +33,25 @@ def test_weak_leaves_about_a_quarter_of_2d_images_alone() -> None:
     x = torch.rand(400, 1, 16, 16)
     weak, _ = policy(2).weak(x, None, generator())
     same = sum(torch.equal(a, b) for a, b in zip(x, weak, strict=True)) / 400
-    assert same == pytest.approx(0.25 + 0.5 / 8, abs=0.08)    # nothing, or a turn that is the identity
+    assert same == pytest.approx(
+        0.25 + 0.5 / 8, abs=0.08
+    )  # nothing, or a turn that is the identity
 
 
 @pytest.mark.parametrize(
     ("dims", "modality", "channels", "bounded"),
     [(2, "rgb", 3, True), (2, "gray", 1, True), (2, "mr", 1, False), (3, "mr", 1, False)],
 )
-def test_strong_changes_intensity_within_bounds(dims: int, modality: str, channels: int, bounded: bool) -> None:
+def test_strong_changes_intensity_within_bounds(
+    dims: int, modality: str, channels: int, bounded: bool
+) -> None:
     torch.manual_seed(0)
     x = torch.rand(12, channels, *[16] * dims)
     strong = policy(dims, modality, bounded=bounded).strong(x, generator())
     assert strong.shape == x.shape
     assert torch.isfinite(strong).all()
     changed = sum((a - b).abs().max() > 1e-4 for a, b in zip(x, strong, strict=True))
-    assert 8 <= changed <= 12    # 0.9 of them on average
+    assert 8 <= changed <= 12  # 0.9 of them on average
     if bounded:
         assert strong.min() >= -1e-6
         assert strong.max() <= 1 + 1e-6
@@ -53,7 +59,10 @@ def test_strong_changes_intensity_within_bounds(dims: int, modality: str, channe
 
 def test_same_generator_same_augmentation(dims: int) -> None:
     x = torch.rand(4, 1, *[16] * dims)
-    one, two, other = (policy(dims).strong(policy(dims).weak(x, None, generator(seed))[0], generator(seed)) for seed in (5, 5, 6))
+    one, two, other = (
+        policy(dims).strong(policy(dims).weak(x, None, generator(seed))[0], generator(seed))
+        for seed in (5, 5, 6)
+    )
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
 
@@ -73,7 +82,9 @@ def scan(size: tuple[int, int, int] = (48, 48, 40)) -> torch.Tensor:
 
 def likeness(weak: torch.Tensor, strong: torch.Tensor) -> list[float]:
     """[median correlation, median root-mean-square change, spread of the correlation] over views [N, 1, *S]."""
-    pairs = [(a.flatten().double(), b.flatten().double()) for a, b in zip(weak, strong, strict=True)]
+    pairs = [
+        (a.flatten().double(), b.flatten().double()) for a, b in zip(weak, strong, strict=True)
+    ]
     correlations = torch.tensor([float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in pairs])
     changes = torch.tensor([float((a - b).square().mean().sqrt()) for a, b in pairs])
     return [float(correlations.median()), float(changes.median()), float(correlations.std())]
@@ -84,7 +95,9 @@ def test_the_strong_view_of_volumes_is_as_strong_as_the_published_one() -> None:
     weak = scan().expand(300, 1, -1, -1, -1)
     ours = policy(3, bounded=False).strong(weak, generator())
     draw = np.random.default_rng(1)
-    theirs = torch.stack([torch.from_numpy(strong_volume(one[0].numpy(), draw)) for one in weak]).unsqueeze(1)
+    theirs = torch.stack(
+        [torch.from_numpy(strong_volume(one[0].numpy(), draw)) for one in weak]
+    ).unsqueeze(1)
     correlation, change, spread = likeness(weak, ours)
     expected, expected_change, expected_spread = likeness(weak, theirs)
     assert correlation == pytest.approx(expected, abs=0.02)

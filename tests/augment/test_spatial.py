@@ -37,7 +37,9 @@ def test_rotate_against_scipy(dims: int, plane: tuple[int, int], degrees: float)
     array = np.cos(axes[0] / 3) * np.sin(axes[1] / 4 + 1) + (axes[2] if dims == 3 else 0) / 10
     x = torch.from_numpy(array).float().view(1, 1, *array.shape)
     got = rotate(x, torch.tensor([degrees]), plane, "bilinear")[0, 0].numpy()
-    expected = scipy.ndimage.rotate(array, degrees, axes=plane[::-1], reshape=False, order=1, mode="grid-constant")
+    expected = scipy.ndimage.rotate(
+        array, degrees, axes=plane[::-1], reshape=False, order=1, mode="grid-constant"
+    )
     inner = tuple(slice(2, -2) if axis in plane else slice(None) for axis in range(dims))
     np.testing.assert_allclose(got[inner], expected[inner], atol=1e-4)
 
@@ -58,7 +60,9 @@ def test_resizing_commutes_with_flips_and_keeps_labels() -> None:
     assert torch.equal(resize_label(label.flip(1), (16, 16)), resize_label(label, (16, 16)).flip(1))
     assert set(resize_label(label, (64, 48)).unique().tolist()) == {0, 1, 2, 3}
     image = torch.rand(1, 1, 13, 10)
-    assert set(resize_image(image, (32, 32), "mr").unique().tolist()) <= set(image.unique().tolist())
+    assert set(resize_image(image, (32, 32), "mr").unique().tolist()) <= set(
+        image.unique().tolist()
+    )
 
 
 def test_resizing_a_smooth_image_keeps_it(dims: int) -> None:
@@ -66,4 +70,6 @@ def test_resizing_a_smooth_image_keeps_it(dims: int) -> None:
     ramp = torch.arange(16.0).view(1, 1, 16, *[1] * (dims - 1)).expand(1, 1, *[16] * dims)
     got = resize_image(ramp, [32] * dims, "gray")
     expected = (torch.arange(32.0) + 0.5) / 2 - 0.5
-    torch.testing.assert_close(got[0, 0].reshape(32, -1)[4:-4, 100 % (16 ** (dims - 1))], expected[4:-4], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        got[0, 0].reshape(32, -1)[4:-4, 100 % (16 ** (dims - 1))], expected[4:-4], atol=1e-4, rtol=0
+    )

@@ -12,16 +12,37 @@ def test_the_speed_file_holds_every_target(tmp_path):
     from benchmarks.gpu.speed import measure
 
     sizes = inputs.Sizes(
-        acdc=(3, 40, 36), la=(52, 40, 36), image=(32, 32), images=2, patch=(48, 32, 32), stride=(18, 18, 4), patches=1,
-        training_patch=(48, 32, 32), training_steps=2, compiler="aot_eager",
-    )  # fmt: skip
-    records = [json.loads(json.dumps(one)) for one in measure(inputs.synthetic(tmp_path, sizes), "a command", block=1)]
-    assert [len(record["rows"]) for record in records] == list(range(1, 10))    # whatever ends it, what was measured is kept
+        acdc=(3, 40, 36),
+        la=(52, 40, 36),
+        image=(32, 32),
+        images=2,
+        patch=(48, 32, 32),
+        stride=(18, 18, 4),
+        patches=1,
+        training_patch=(48, 32, 32),
+        training_steps=2,
+        compiler="aot_eager",
+    )
+    records = [
+        json.loads(json.dumps(one))
+        for one in measure(inputs.synthetic(tmp_path, sizes), "a command", block=1)
+    ]
+    assert [len(record["rows"]) for record in records] == list(
+        range(1, 10)
+    )  # whatever ends it, what was measured is kept
     record = records[-1]
     rows = {row["name"]: row for row in record["rows"]}
     assert list(rows) == [
-        "step-acdc", "waiting-acdc", "run-acdc", "step-la", "waiting-la", "run-la", "case", "compile-acdc", "compile-la",
-    ]  # fmt: skip
+        "step-acdc",
+        "waiting-acdc",
+        "run-acdc",
+        "step-la",
+        "waiting-la",
+        "run-la",
+        "case",
+        "compile-acdc",
+        "compile-la",
+    ]
     for name, steps in (("acdc", 20_000), ("la", 9_000)):
         step = rows[f"step-{name}"]
         assert step["ratio"] == pytest.approx(step["baseline_s"] / step["crkd_s"])

@@ -8,7 +8,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import methods, methods_page
 from benchmarks.speed.inputs import Sizes, synthetic
 
-TINY = Sizes(acdc=(4, 40, 36), la=(52, 40, 36), image=(32, 32), images=2, patch=(48, 32, 32), training_patch=(48, 32, 32))
+TINY = Sizes(
+    acdc=(4, 40, 36),
+    la=(52, 40, 36),
+    image=(32, 32),
+    images=2,
+    patch=(48, 32, 32),
+    training_patch=(48, 32, 32),
+)
 
 
 @pytest.mark.slow
@@ -28,7 +35,7 @@ def test_passes_alone_do_the_arithmetic_of_the_step(tmp_path: Path) -> None:
     run = synthetic(tmp_path, TINY).run("acdc", method="supervised")
     calls: list[methods.Call] = []
     methods.record(run, calls)
-    batch = run.data.batch(run.data.read(0), 0)
+    batch = run.loader.batch(run.loader.read(0), 0)
     with FlopCounterMode(display=False) as whole:
         run.method.losses(batch, 0)["total"].backward()
     with FlopCounterMode(display=False) as again:
@@ -37,13 +44,17 @@ def test_passes_alone_do_the_arithmetic_of_the_step(tmp_path: Path) -> None:
     assert again.get_total_flops() == whole.get_total_flops()
 
 
-@pytest.mark.parametrize(("method", "kind", "count"), [("crkd", "Projection", 1), ("lefed", "Sequential", 5)])
-def test_heads_of_a_method_are_among_its_passes(tmp_path: Path, method: str, kind: str, count: int) -> None:
+@pytest.mark.parametrize(
+    ("method", "kind", "count"), [("crkd", "Projection", 1), ("lefed", "Sequential", 5)]
+)
+def test_heads_of_a_method_are_among_its_passes(
+    tmp_path: Path, method: str, kind: str, count: int
+) -> None:
     """CRKD's projection, LeFeD's side outputs: beside the parts of networks, and let go again."""
     run = synthetic(tmp_path, TINY).run("acdc", method=method)
     calls: list[methods.Call] = []
     methods.record(run, calls)
-    run.method.losses(run.data.batch(run.data.read(0), 0), 0)
+    run.method.losses(run.loader.batch(run.loader.read(0), 0), 0)
     assert [type(call.owner).__name__ for call in calls].count(kind) == count
     before = len(calls)
     methods.forget(run)
@@ -53,7 +64,10 @@ def test_heads_of_a_method_are_among_its_passes(tmp_path: Path, method: str, kin
 
 def test_rows_measured_later_replace_those_of_their_method() -> None:
     def rows(*steps: float) -> list[dict[str, object]]:
-        return [{"dataset": "acdc", "method": name, "step_s": s} for name, s in zip(("supervised", "crkd"), steps, strict=True)]
+        return [
+            {"dataset": "acdc", "method": name, "step_s": s}
+            for name, s in zip(("supervised", "crkd"), steps, strict=True)
+        ]
 
     later = {"rows": rows(3.0, 4.0), "command": "c", "commit": "new", "date": "d"}
     record = methods.updated({"rows": rows(1.0, 2.0), "commit": "old"}, later)

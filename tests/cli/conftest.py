@@ -26,6 +26,10 @@ def own(tmp_path, rng):
     for folder in ("images", "labels"):
         (root / folder).mkdir(parents=True)
     for case in "abcd":
-        Image.fromarray(rng.integers(0, 200, (20, 30), dtype=np.uint8)).save(root / "images" / f"{case}.png")
-        Image.fromarray(rng.integers(0, 2, (20, 30), dtype=np.uint8)).save(root / "labels" / f"{case}.png")
+        Image.fromarray(rng.integers(0, 200, (20, 30), dtype=np.uint8)).save(
+            root / "images" / f"{case}.png"
+        )
+        Image.fromarray(rng.integers(0, 2, (20, 30), dtype=np.uint8)).save(
+            root / "labels" / f"{case}.png"
+        )
     return root

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import Result
 
 from crkd_cli.cli.about import About, Cost, abouts, costs, description
-from crkd_cli.engine.published import rows
+from crkd_cli.evaluation.literature import all_published_rows
 from crkd_cli.methods import METHODS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -16,16 +16,22 @@ SECTIONS = {text.partition("\n")[0]: " ".join(text.split()) for text in PAGE.spl
 
 
 def of(name: str) -> set[tuple[str, int, float]]:
-    """What configs/about/published.yaml has of a method: data set, labelled cases, Dice."""
+    """What configs/about/published.yaml has of a method: data set, labeled cases, Dice."""
     title = {"ua_mt": "UA-MT"}.get(name, name.upper())
-    return {(row.dataset, row.labeled, row.dice) for row in rows() if row.method.upper() == title}
+    return {
+        (row.dataset, row.labeled, row.dice)
+        for row in all_published_rows()
+        if row.method.upper() == title
+    }
 
 
 def test_every_built_in_method_has_an_entry() -> None:
-    assert sorted(about.name for about in abouts()) == METHODS.own() == sorted(costs())
+    assert sorted(about.name for about in abouts()) == METHODS.builtin_names() == sorted(costs())
 
 
-def test_help_shows_each_in_up_to_five_short_lines(cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_shows_each_in_up_to_five_short_lines(
+    cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     panel = cli("train", "--help").stdout.partition("─ Methods ─")[2]
     entries: dict[str, list[str]] = {}
@@ -41,19 +47,28 @@ def test_help_shows_each_in_up_to_five_short_lines(cli: Callable[..., Result], m
         assert about.adds in said
         assert about.cite in said
     assert "Dice: ACDC-3 60.3, ACDC-7 83.3" in " ".join(entries["cps"])
-    assert "Step, memory: on ACDC. Dice: % as published, by whom: docs/methods.md" in panel    # whole, not cut off
+    assert (
+        "Step, memory: on ACDC. Dice: % as published, by whom: docs/methods.md" in panel
+    )  # whole, not cut off
 
 
 def test_a_description_by_hand() -> None:
     about = About(name="ua_mt", adds="Much.", cite="Somebody, 2019")
     dice = "Dice: ACDC-3 46.0–61.0, ACDC-7 81.5–81.7, LA-8 84.3–85.8, LA-16 88.9"
     cost = "Step: 2.1 × supervised, memory: 1.4 ×"
-    assert description(about, Cost(step=2.14, memory=1.4), rows()) == ["Much.", "Somebody, 2019", cost, dice]
-    assert description(About(name="none", adds="Little.", cite="Nobody"), None, rows()) == ["Little.", "Nobody"]
+    assert description(about, Cost(step=2.14, memory=1.4), all_published_rows()) == [
+        "Much.",
+        "Somebody, 2019",
+        cost,
+        dice,
+    ]
+    assert description(
+        About(name="none", adds="Little.", cite="Nobody"), None, all_published_rows()
+    ) == ["Little.", "Nobody"]
 
 
 def test_the_page_says_which_repository_a_published_row_is_from() -> None:
-    for row in rows():
+    for row in all_published_rows():
         name = row.source.split()[0]
         assert re.search(rf"\b\w+/{name}\b", PAGE), row.source
 
@@ -62,8 +77,12 @@ def test_the_page_says_which_repository_a_published_row_is_from() -> None:
 def test_the_page_agrees(about: About) -> None:
     """It names who is cited, and its published figures are those of configs/about/published.yaml."""
     section = SECTIONS[about.name]
-    missing = set(re.findall(r"\w+", about.cite.replace("et al.", ""))) - set(re.findall(r"\w+", section))
+    missing = set(re.findall(r"\w+", about.cite.replace("et al.", ""))) - set(
+        re.findall(r"\w+", section)
+    )
     assert not missing
     figures = re.findall(r"\b(ACDC|LA)-(\d+) (\d+\.\d+)", section)
-    assert {(dataset.lower(), int(labeled), float(dice)) for dataset, labeled, dice in figures} <= of(about.name)
+    assert {
+        (dataset.lower(), int(labeled), float(dice)) for dataset, labeled, dice in figures
+    } <= of(about.name)
     assert ("Published: none" in section) == (not of(about.name))

@@ -19,7 +19,14 @@ def runs(cli, make_store, make_checkpoint, tmp_path):
     folders = []
     for seed in (1, 2):
         test = tuple(f"p{number}" for number in range(5))
-        file = make_checkpoint(store.spec, Frame(resize=(32, 32)), f"runs/toy-{seed}/best.pth", ("p5",), test=test, seed=seed)
+        file = make_checkpoint(
+            store.spec,
+            Frame(resize=(32, 32)),
+            f"runs/toy-{seed}/best.pth",
+            ("p5",),
+            test=test,
+            seed=seed,
+        )
         result = cli("evaluate", file, "--data-root", tmp_path / "data", "--quiet")
         assert result.exit_code == 0, result.stderr
         folders.append(file.parent)
@@ -30,12 +37,19 @@ def test_seeds_of_one_method_are_one_row(cli, runs):
     result = cli("compare", *runs)
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
-    assert "toy, test: 6 cases of 5 patients, strict protocol, 1 labelled" in result.stdout
+    assert "toy, test: 6 cases of 5 patients, strict protocol, 1 labeled" in result.stdout
     row = next(line for line in result.stdout.splitlines() if "Dice %" in line)
     cells = [cell.strip() for cell in row.strip("│ ").split("│")]
-    summaries = [json.loads((run / "evaluation-strict-test" / "summary.json").read_text()) for run in runs]
+    summaries = [
+        json.loads((run / "evaluation-strict-test" / "summary.json").read_text()) for run in runs
+    ]
     a, b = (100 * summary["mean"]["dice"]["mean"] for summary in summaries)
-    assert cells[:4] == ["Dice %", "supervised", "2", f"{(a + b) / 2:.1f} ± {abs(a - b) / 2**0.5:.1f}"]
+    assert cells[:4] == [
+        "Dice %",
+        "supervised",
+        "2",
+        f"{(a + b) / 2:.1f} ± {abs(a - b) / 2**0.5:.1f}",
+    ]
     assert "bootstrap over patients" in " ".join(result.stdout.split())
 
 
@@ -44,17 +58,23 @@ def test_files_agree_with_stdout(cli, runs, tmp_path):
     assert result.exit_code == 0, result.stderr
     tree = json.loads(result.stdout)
     assert tree == json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert (tmp_path / "out" / "tests.csv").read_text().split() == ["metric,first,second,mean,low,high,n,p,p_holm"]
+    assert (tmp_path / "out" / "tests.csv").read_text().split() == [
+        "metric,first,second,mean,low,high,n,p,p_holm"
+    ]
     assert [run["seed"] for run in tree["methods"][0]["runs"]] == [1, 2]
     with (tmp_path / "out" / "scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["class"] for row in rows} == {"disc", "mean"}
     for row in rows:
-        expected = tree["methods"][0]["mean"] if row["class"] == "mean" else tree["methods"][0]["classes"]["disc"]
+        expected = (
+            tree["methods"][0]["mean"]
+            if row["class"] == "mean"
+            else tree["methods"][0]["classes"]["disc"]
+        )
         assert {key: float(row[key]) for key in expected[row["metric"]]} == expected[row["metric"]]
     text = (tmp_path / "out" / "comparison.md").read_text()
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
-    assert widths == {7}    # one table, six columns wide: score, method, runs, mean, interval, disc
+    assert widths == {7}  # one table, six columns wide: score, method, runs, mean, interval, disc
     assert "| --- | --- | ---: |" in text
 
 
@@ -70,14 +90,15 @@ def test_methods_are_tested_and_published_rows_stand_beside(cli, write_evaluatio
     # Eight patients, all in one direction: 2 / 2⁸, and three times that by Holm.
     assert [cell.strip() for cell in row.strip("│ ").split("│")][-3:] == ["8", "0.008", "0.023"]
     assert "p (Holm): adjusted over all pairs" in " ".join(result.stdout.split())
-    assert "published for acdc with 3 labelled" in result.stdout
+    assert "published for acdc with 3 labeled" in result.stdout
     with (tmp_path / "out" / "tests.csv").open(newline="") as file:
         assert [row["metric"] for row in csv.DictReader(file)] == ["dice"] * 3 + ["hd95_mm"] * 3
     with (tmp_path / "out" / "scores.csv").open(newline="") as file:
         (published,) = [
-            row for row in csv.DictReader(file)
+            row
+            for row in csv.DictReader(file)
             if row["method"] == "CRKD" and row["metric"] == "dice" and row["protocol"] == "paper"
-        ]  # fmt: skip
+        ]
     assert (published["mean"], published["source"]) == ("0.8569", "CRKD README (val + test)")
     tree = json.loads((tmp_path / "out" / "comparison.json").read_text())
     (same,) = [row for row in tree["published"] if row["method"] == "CRKD"]
@@ -89,11 +110,18 @@ def test_what_differs_besides_the_method_is_said(cli, write_evaluation, rng):
     cases = {name: name for name in "abcdefgh"}
     folders = [
         write_evaluation(
-            method, rng.random((8, 2, 2)), cases, method=method, checkpoint=f"runs/{method}/{name}.pth",
-            config={"train": {"seed": 1, "steps": steps, "log_every": steps}, "methods": {method: {"weight": steps}}},
+            method,
+            rng.random((8, 2, 2)),
+            cases,
+            method=method,
+            checkpoint=f"runs/{method}/{name}.pth",
+            config={
+                "train": {"seed": 1, "steps": steps, "log_every": steps},
+                "methods": {method: {"weight": steps}},
+            },
         )
         for method, steps, name in (("crkd", 20, "best"), ("bcp", 40, "last"), ("cps", 40, "best"))
-    ]  # fmt: skip
+    ]
     said = " ".join(cli("compare", *folders).stdout.split())
     assert "Not the same for all: the checkpoint is best.pth (crkd, cps), last.pth (bcp)." in said
     assert "Not the same for all: train.steps is 20 (crkd), 40 (bcp, cps)." in said
@@ -106,7 +134,9 @@ def test_scores_of_a_run_that_went_on_are_refused(cli, runs):
     assert result.exit_code == 1
     assert "best.pth is of step 17, but" in result.stderr
     assert "of step 10; run crkd evaluate again" in result.stderr
-    (runs[0] / "metrics.json").write_text(json.dumps({"steps": 9, "best": {"step": 7}}))    # extended, and stopped on the way
+    (runs[0] / "metrics.json").write_text(
+        json.dumps({"steps": 9, "best": {"step": 7}})
+    )  # extended, and stopped on the way
     assert cli("compare", *runs).exit_code == 0
     (runs[0] / "metrics.json").write_text("{")
     result = cli("compare", *runs)
@@ -116,10 +146,18 @@ def test_scores_of_a_run_that_went_on_are_refused(cli, runs):
 
 @pytest.mark.parametrize("options", [["--protocol", "paper"], ["--part", "val"]])
 def test_an_evaluation_of_another_kind_than_asked_for_is_refused(cli, runs, options):
-    assert cli("compare", runs[0] / "evaluation-strict-test", "--protocol", "strict", "--part", "test").exit_code == 0
+    assert (
+        cli(
+            "compare", runs[0] / "evaluation-strict-test", "--protocol", "strict", "--part", "test"
+        ).exit_code
+        == 0
+    )
     result = cli("compare", runs[0] / "evaluation-strict-test", *options)
     assert result.exit_code == 2
-    assert "evaluation-strict-test is of strict, test; give the run folder, or no such option" in result.stderr
+    assert (
+        "evaluation-strict-test is of strict, test; give the run folder, or no such option"
+        in result.stderr
+    )
 
 
 def test_quiet_prints_nothing(cli, runs):
@@ -128,7 +166,9 @@ def test_quiet_prints_nothing(cli, runs):
 
 
 def test_piped_output_is_plain(runs):
-    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")
+    }
     command = [sys.executable, "-m", "crkd_cli", "compare", *map(str, runs)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert "\x1b" not in result.stdout
@@ -140,11 +180,17 @@ def test_a_hundred_columns_are_enough(cli, write_evaluation, rng):
     cases = {name: name for name in "abcdefgh"}
     folders = [
         write_evaluation(
-            f"{method}-{seed}", rng.random((8, 3, 4)) * [0.2, 0.2, 300, 300] + [0.6, 0.6, 100, 100], cases,
-            ("RV", "Myo", "LV"), ("dice", "nsd_2mm", "hd95_mm", "assd_mm"), method=method, seed=seed,
+            f"{method}-{seed}",
+            rng.random((8, 3, 4)) * [0.2, 0.2, 300, 300] + [0.6, 0.6, 100, 100],
+            cases,
+            ("RV", "Myo", "LV"),
+            ("dice", "nsd_2mm", "hd95_mm", "assd_mm"),
+            method=method,
+            seed=seed,
         )
-        for method in ("crkd", "supervised", "unimatch", "mean_teacher") for seed in (1, 2, 3)
-    ]  # fmt: skip
+        for method in ("crkd", "supervised", "unimatch", "mean_teacher")
+        for seed in (1, 2, 3)
+    ]
     result = cli("compare", *folders)
     assert result.exit_code == 0, result.stderr
     assert max(map(len, result.stdout.splitlines())) <= 100
@@ -156,25 +202,34 @@ def test_a_terminal_with_little_room_shows_numbers_whole(write_evaluation, rng, 
     """Two settings of a method, whose names are long; in 80 columns the classes are left out, which a note says."""
     cases = {name: name for name in "abcdefgh"}
     folders = [
-        write_evaluation(f"{name}-seed1", rng.random((8, 3, 2)), cases, ("right ventricle", "myocardium", "left ventricle"),
-                         config={"methods": {"crkd": {"pixel": weight}}})
+        write_evaluation(
+            f"{name}-seed1",
+            rng.random((8, 3, 2)),
+            cases,
+            ("right ventricle", "myocardium", "left ventricle"),
+            config={"methods": {"crkd": {"pixel_weight": weight}}},
+        )
         for name, weight in (("with-all-its-terms", 1.0), ("without-the-pixels", 0.0))
-    ]  # fmt: skip
+    ]
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "crkd_cli", "compare", *map(str, folders)]
-    with subprocess.Popen(command, stdout=theirs, env={**os.environ, "COLUMNS": str(columns)}) as process:
+    with subprocess.Popen(
+        command, stdout=theirs, env={**os.environ, "COLUMNS": str(columns)}
+    ) as process:
         os.close(theirs)
         said = b""
         try:
             while part := os.read(ours, 65536):
                 said += part
-        except OSError:    # the other end is closed
+        except OSError:  # the other end is closed
             pass
         os.close(ours)
     assert process.returncode == 0
     text = said.decode()
     assert "…" not in text
-    assert len(re.findall(r"\[-?\d+\.\d+, -?\d+\.\d+\]", text)) == 2 * 2 + 2    # intervals of the scores and of the differences
+    assert (
+        len(re.findall(r"\[-?\d+\.\d+, -?\d+\.\d+\]", text)) == 2 * 2 + 2
+    )  # intervals of the scores and of the differences
     assert ("The scores of the 3 classes are in the files" in text) == (columns < 100)
 
 
@@ -188,9 +243,13 @@ def test_wrong_usage(cli, runs, write_evaluation, tmp_path, rng):
 
     other = write_evaluation("other", rng.random((2, 2, 2)), {"a": "a", "b": "b"})
     assert "cannot be compared; they differ in data set toy and acdc" in refused(runs[0], other)
-    assert f"run: crkd evaluate {runs[0]}/best.pth --protocol paper" in refused(runs[0], "--protocol", "paper")
+    assert f"run: crkd evaluate {runs[0]}/best.pth --protocol paper" in refused(
+        runs[0], "--protocol", "paper"
+    )
     assert "no run folder" in refused(tmp_path)
     assert cli("compare").exit_code == 2
-    assert cli("compare", tmp_path / "absent").exit_code == 1    # as of every command: a path, not the usage
+    assert (
+        cli("compare", tmp_path / "absent").exit_code == 1
+    )  # as of every command: a path, not the usage
     again = cli("compare", runs[0], runs[0] / "evaluation-strict-test", "--json")
-    assert len(json.loads(again.stdout)["methods"][0]["runs"]) == 1    # the same evaluation, once
+    assert len(json.loads(again.stdout)["methods"][0]["runs"]) == 1  # the same evaluation, once

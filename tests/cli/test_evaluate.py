@@ -18,7 +18,9 @@ FRAME = Frame(resize=(32, 32))
 def ready(make_store, make_checkpoint, tmp_path):
     """(checkpoint, data root) of a store with three test cases."""
     store = make_store(groups=6)
-    return make_checkpoint(store.spec, FRAME, val=("p04",), test=("p00", "p01", "p02")), tmp_path / "data"
+    return make_checkpoint(
+        store.spec, FRAME, val=("p04",), test=("p00", "p01", "p02")
+    ), tmp_path / "data"
 
 
 def test_table_and_files(cli, ready):
@@ -29,13 +31,17 @@ def test_table_and_files(cli, ready):
     assert "Dice %" in result.stdout
     assert "HD95 mm" in result.stdout
     assert "bootstrap over cases]" in " ".join(result.stdout.split())
-    assert "bootstrap" not in cli("evaluate", file, "--data-root", root, "--part", "val").stdout    # one case has no interval
+    assert (
+        "bootstrap" not in cli("evaluate", file, "--data-root", root, "--part", "val").stdout
+    )  # one case has no interval
     assert (file.parent / "evaluation-strict-test" / "cases.csv").is_file()
 
 
 def test_json_is_the_summary(cli, ready, tmp_path):
     file, root = ready
-    result = cli("evaluate", file, "--data-root", root, "--json", "--out", tmp_path / "here", "--part", "val")
+    result = cli(
+        "evaluate", file, "--data-root", root, "--json", "--out", tmp_path / "here", "--part", "val"
+    )
     assert result.exit_code == 0, result.stderr
     tree = json.loads(result.stdout)
     assert tree == json.loads((tmp_path / "here" / "summary.json").read_text())
@@ -51,11 +57,13 @@ def test_quiet_prints_nothing(cli, ready):
 
 def test_piped_output_is_plain(ready):
     file, root = ready
-    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")
+    }
     command = [sys.executable, "-m", "crkd_cli", "evaluate", str(file), "--data-root", str(root)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert "\x1b" not in result.stdout + result.stderr
-    assert "…" not in result.stdout    # nothing cut off
+    assert "…" not in result.stdout  # nothing cut off
     assert "evaluating 3/3 cases" in result.stderr
 
 
@@ -63,14 +71,22 @@ def test_published_rows_stand_beside(cli, make_store, make_checkpoint, tmp_path)
     store = make_store("la", dims=3, groups=5)
     file = make_checkpoint(
         store.spec, Frame(patch=(16, 16, 16)), labeled=("p00", "p01", "p02", "p03"), test=("p04",)
-    )  # fmt: skip
+    )
     result = cli("evaluate", file, "--data-root", tmp_path / "data")
     assert result.exit_code == 0, result.stderr
-    line = next(line for line in result.stdout.splitlines() if "CRKD README" in line and "87.21" in line)
+    line = next(
+        line for line in result.stdout.splitlines() if "CRKD README" in line and "87.21" in line
+    )
     assert [cell.strip() for cell in line.strip("│ ").split("│")] == [
-        "CRKD", "paper", "CRKD README", "87.21", "77.50", "9.02", "2.04",
-    ]  # fmt: skip
-    assert "published for la with 4 labelled" in result.stdout
+        "CRKD",
+        "paper",
+        "CRKD README",
+        "87.21",
+        "77.50",
+        "9.02",
+        "2.04",
+    ]
+    assert "published for la with 4 labeled" in result.stdout
 
 
 def test_bad_checkpoints(cli, ready, tmp_path):
@@ -89,7 +105,11 @@ def test_bad_checkpoints(cli, ready, tmp_path):
     for name in ("bomb", "plain", "cut", "empty", "foreign", "missing"):
         for command in (["evaluate"], ["predict", root, "--checkpoint"]):
             (root / "x.png").touch()
-            result = cli(*command, tmp_path / f"{name}.pth", *(["--data-root", root] if len(command) == 1 else []))
+            result = cli(
+                *command,
+                tmp_path / f"{name}.pth",
+                *(["--data-root", root] if len(command) == 1 else []),
+            )
             assert result.exit_code == 1, (name, result.output)
             *_, last = result.stderr.strip().splitlines()
             assert last.startswith("error: ")

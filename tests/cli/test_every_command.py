@@ -41,19 +41,29 @@ def test_help_has_an_example_and_groups(cli, command):
 def test_completion_in_bash(typed, expected):
     """As the script that `crkd --install-completion` writes asks for it."""
     program = "import sys; sys.argv = ['crkd']; from crkd_cli.cli import app; app(prog_name='crkd')"
-    words = {"_CRKD_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
-    result = subprocess.run([sys.executable, "-c", program], env={**os.environ, **words}, capture_output=True, text=True)
+    words = {
+        "_CRKD_COMPLETE": "complete_bash",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(typed.count(" ")),
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **words}, capture_output=True, text=True
+    )
     assert (result.returncode, result.stdout.split()) == (0, expected)
 
 
 @pytest.mark.parametrize(
     "args",
     [
-        ["prepare-data", "isic2017"], ["make-splits", "nowhere"], ["train", "--dataset", "nowhere"], ["evaluate", "nowhere.pth"],
-        ["compare", "nowhere"], ["predict", "nowhere", "--checkpoint", "nowhere.pth"],
+        ["prepare-data", "isic2017"],
+        ["make-splits", "nowhere"],
+        ["train", "--dataset", "nowhere"],
+        ["evaluate", "nowhere.pth"],
+        ["compare", "nowhere"],
+        ["predict", "nowhere", "--checkpoint", "nowhere.pth"],
     ],
     ids=COMMANDS,
-)  # fmt: skip
+)
 def test_tracebacks_only_on_demand(cli, args, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plain, verbose = cli(*args), cli(*args, "-v")
@@ -66,7 +76,12 @@ def test_tracebacks_only_on_demand(cli, args, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "work", [lambda: np.empty(1 << 50), lambda: torch.empty(1 << 50), lambda: throw(torch.OutOfMemoryError("CUDA out of memory"))]
+    "work",
+    [
+        lambda: np.empty(1 << 50),
+        lambda: torch.empty(1 << 50),
+        lambda: throw(torch.OutOfMemoryError("CUDA out of memory")),
+    ],
 )
 def test_too_little_memory_is_one_line(capsys, work):
     """Pebibytes are more than any process can address."""
@@ -91,11 +106,11 @@ def test_other_errors_of_torch_stay_what_they_are():
 def test_work_goes_on_when_nobody_reads_stderr():
     program = """
 import typer
-from crkd_cli.cli.console import command, say
+from crkd_cli.cli.console import command, info
 @command
 def work():
-    say("one")
-    say("two")
+    info("one")
+    info("two")
     print("saved", flush=True)
     raise KeyboardInterrupt
 app = typer.Typer()
@@ -104,7 +119,9 @@ app()
 """
     reader, writer = os.pipe()
     os.close(reader)
-    result = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=writer, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=writer, text=True
+    )
     os.close(writer)
     assert (result.returncode, result.stdout) == (130, "saved\n")
 
@@ -116,7 +133,9 @@ def disk(tmp_path):
     folder.mkdir()
 
     def mount(mode):
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size=64k,{mode}", "none", folder], capture_output=True).returncode:
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size=64k,{mode}", "none", folder], capture_output=True
+        ).returncode:
             pytest.skip("a disk cannot be mounted here")
         return folder
 
@@ -132,16 +151,30 @@ def scene(make_store, make_checkpoint, write_evaluation, tmp_path, rng):
     flat = make_checkpoint(store.spec, Frame(resize=(32, 32)), test=("p00",))
     Image.fromarray(rng.integers(0, 255, (33, 47), dtype=np.uint8)).save(tmp_path / "a.png")
     for kind in (".nii", ".nii.gz", ".nrrd", ".mha"):
-        sitk.WriteImage(sitk.GetImageFromArray(rng.normal(size=(20, 20, 20)).astype(np.float32)), str(tmp_path / f"b{kind}"))
+        sitk.WriteImage(
+            sitk.GetImageFromArray(rng.normal(size=(20, 20, 20)).astype(np.float32)),
+            str(tmp_path / f"b{kind}"),
+        )
     config = {
-        "data": {"name": "toy", "frame": {"resize": [32, 32]}, "labeled": 1, "unlabeled": 1},
-        "model": {"name": "unet", "widths": [4] * 5}, "train": {"steps": 1},
-    }  # fmt: skip
+        "data": {
+            "name": "toy",
+            "frame": {"resize": [32, 32]},
+            "labeled_batch_size": 1,
+            "unlabeled_batch_size": 1,
+        },
+        "model": {"name": "unet", "widths": [4] * 5},
+        "train": {"steps": 1},
+    }
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(config))
     split = {"dataset": "toy", "name": "x", "train": ["p00", "p01"], "labeled": ["p00"]}
     (tmp_path / "split.yaml").write_text(json.dumps(split))
-    words = {"flat": flat, "solid": make_checkpoint(solid, Frame(patch=(16, 16, 16)), path="runs/solid/last.pth")}
-    words["scored"] = write_evaluation("scored", rng.random((3, 2, 2)), {"a": "a", "b": "b", "c": "c"})
+    words = {
+        "flat": flat,
+        "solid": make_checkpoint(solid, Frame(patch=(16, 16, 16)), path="runs/solid/last.pth"),
+    }
+    words["scored"] = write_evaluation(
+        "scored", rng.random((3, 2, 2)), {"a": "a", "b": "b", "c": "c"}
+    )
     return {**words, "root": tmp_path / "data", "here": tmp_path}
 
 
@@ -150,7 +183,10 @@ WRITING = pytest.mark.parametrize(
     [
         ("prepare-data phantom --data-root {disk}", "raw/phantom"),
         ("make-splits toy --labeled 2 --data-root {root} --out {disk}/x.yaml", "x.yaml"),
-        ("train --config {here}/toy.yaml --split {here}/split.yaml --data-root {root} --out {disk}/run", "config.yaml"),
+        (
+            "train --config {here}/toy.yaml --split {here}/split.yaml --data-root {root} --out {disk}/run",
+            "config.yaml",
+        ),
         ("evaluate {flat} --data-root {root} --out {disk}/scores", "cases.csv"),
         ("compare {scored} --out {disk}/table", "comparison.json"),
         ("predict {here}/a.png --checkpoint {flat} --out {disk}/masks", "a.png"),
@@ -159,7 +195,10 @@ WRITING = pytest.mark.parametrize(
         ("predict {here}/b.nii.gz --checkpoint {solid} --out {disk}/masks", "b.nii.gz"),
         ("predict {here}/b.nrrd --checkpoint {solid} --out {disk}/masks", "b.nrrd"),
         ("predict {here}/b.mha --checkpoint {solid} --out {disk}/masks", "b.mha"),
-        ("predict {here}/b.nii.gz --checkpoint {solid} --out {disk}/masks --probabilities", "probabilities/b.npy"),
+        (
+            "predict {here}/b.nii.gz --checkpoint {solid} --out {disk}/masks --probabilities",
+            "probabilities/b.npy",
+        ),
     ],
 )
 
@@ -168,7 +207,7 @@ WRITING = pytest.mark.parametrize(
 def test_a_full_disk_is_said_and_nothing_half_written(cli, scene, disk, line, what):
     folder = disk("rw")
     with (folder / "filler").open("wb", buffering=0) as file:
-        assert file.write(bytes(1 << 20)) == 64 << 10    # all that fits
+        assert file.write(bytes(1 << 20)) == 64 << 10  # all that fits
     result = cli(*line.format(disk=folder, **scene).split())
     assert result.exit_code == 1, result.output
     last = result.stderr.splitlines()[-1]
@@ -177,7 +216,7 @@ def test_a_full_disk_is_said_and_nothing_half_written(cli, scene, disk, line, wh
     assert "No space left on device" in last or "is the disk full?" in last
     assert "Traceback" not in result.output
     left = {path.name for path in folder.rglob("*") if path.is_file()}
-    assert left - {".lock"} == {"filler"}    # a run folder's lock is empty
+    assert left - {".lock"} == {"filler"}  # a run folder's lock is empty
 
 
 @WRITING
@@ -185,7 +224,9 @@ def test_a_folder_that_cannot_be_written_is_said(cli, scene, disk, line, what):
     folder = disk("ro")
     result = cli(*line.format(disk=folder, **scene).split())
     assert result.exit_code == 1, result.output
-    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: cannot write")]
+    (error,) = [
+        line for line in result.stderr.splitlines() if line.startswith("error: cannot write")
+    ]
     assert f" {folder}" in error
     assert "Read-only file system" in error
     assert "Traceback" not in result.output

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from crkd_cli.data.splits import official, read
+from crkd_cli.data.splits import official_splits, read_split
 
 ACDC = {f"patient{number:03d}": 2 for number in range(1, 101)}
 
@@ -18,11 +18,18 @@ def test_official_split_is_shown_and_kept(run, make_store):
     store = make_store("acdc", groups=ACDC)
     result = run("acdc", "--labeled", "3")
     assert result.exit_code == 0
-    for words in (["labeled", "3", "6"], ["unlabeled", "67", "134"], ["val", "10", "20"], ["test", "20", "40"]):
-        assert any(all(word in line.split() for word in words) for line in result.stdout.splitlines()), words
-    facts = official("acdc")
+    for words in (
+        ["labeled", "3", "6"],
+        ["unlabeled", "67", "134"],
+        ["val", "10", "20"],
+        ["test", "20", "40"],
+    ):
+        assert any(
+            all(word in line.split() for word in words) for line in result.stdout.splitlines()
+        ), words
+    facts = official_splits("acdc")
     assert facts is not None
-    assert read(store.root / "splits" / "3.yaml") == facts.split("acdc", "3")
+    assert read_split(store.root / "splits" / "3.yaml") == facts.split("acdc", "3")
     assert "next: crkd train --dataset acdc --labeled 3" in result.stderr
     assert "\x1b" not in result.stdout
 
@@ -31,23 +38,29 @@ def test_json_is_all_that_is_on_stdout(run, make_store):
     store = make_store("toy", groups=10, unlabeled={"p00"})
     result = run("toy", "--labeled", "2", "--val", "1", "--test", "2", "--json")
     tree = json.loads(result.stdout)
-    assert [len(tree[part]) for part in ("labeled", "unlabeled", "val", "test", "missing")] == [2, 5, 1, 2, 0]
+    assert [len(tree[part]) for part in ("labeled", "unlabeled", "val", "test", "missing")] == [
+        2,
+        5,
+        1,
+        2,
+        0,
+    ]
     assert tree["file"] == str(store.root / "splits" / "2.yaml")
-    assert read(store.root / "splits" / "2.yaml").labeled == tuple(tree["labeled"])
+    assert read_split(store.root / "splits" / "2.yaml").labeled == tuple(tree["labeled"])
 
 
 def test_own_data_say_what_was_chosen(run, make_store):
     make_store("toy", groups=10)
     result = run("toy")
     assert result.exit_code == 0
-    assert "10 labelled patients: test 2 (--test 20%), val 1 (--val 10%)" in result.stderr
+    assert "10 labeled patients: test 2 (--test 20%), val 1 (--val 10%)" in result.stderr
 
 
 def test_out_writes_elsewhere(run, make_store, tmp_path):
     store = make_store("toy")
     result = run("toy", "--labeled", "1", "--out", tmp_path / "mine.yaml", "--quiet")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
-    assert read(tmp_path / "mine.yaml").dataset == "toy"
+    assert read_split(tmp_path / "mine.yaml").dataset == "toy"
     assert not (store.root / "splits").exists()
 
 
@@ -64,11 +77,15 @@ def test_present_only_lists_what_is_missing(run, make_store):
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (["toy", "--labeled", "99"], 2, "asks for 99 labelled patients, but toy has"),
+        (["toy", "--labeled", "99"], 2, "asks for 99 labeled patients, but toy has"),
         (["toy", "--labeled", "few"], 2, "--labeled 'few': expected a number"),
         (["toy", "--val", "half"], 2, "--val 'half': expected a number"),
         (["toi", "--labeled", "1"], 2, "did you mean 'toy'"),
-        (["toy", "--labeled", "1", "--out", "/dev/null/x.yaml"], 1, "cannot write /dev/null/x.yaml"),
+        (
+            ["toy", "--labeled", "1", "--out", "/dev/null/x.yaml"],
+            1,
+            "cannot write /dev/null/x.yaml",
+        ),
     ],
 )
 def test_mistakes_are_one_line(run, make_store, args, code, message):
@@ -84,10 +101,13 @@ def test_a_store_of_another_recipe_is_refused(run, make_store):
     file.write_text(file.read_text().replace('"recipe": 2', '"recipe": 0'))
     result = run("toy", "--labeled", "1")
     assert result.exit_code == 1
-    assert "was made by recipe 0, this version needs recipe 2; run: crkd prepare-data toy" in result.stderr
+    assert (
+        "was made by recipe 0, this version needs recipe 2; run: crkd prepare-data toy"
+        in result.stderr
+    )
 
 
-def test_official_labelled_cases_without_labels(run, make_store):
+def test_official_labeled_cases_without_labels(run, make_store):
     """Photographs came without their masks: nothing is written that training would trip over."""
     groups = ["patient099", "patient038", "patient050", "patient003"]
     store = make_store("acdc", groups=dict.fromkeys(groups, 1), unlabeled=set(groups))

@@ -5,12 +5,17 @@ import pytest
 from PIL import Image
 
 from crkd_cli.config import Frame
-from crkd_cli.data.case import Spec
+from crkd_cli.data.store import DatasetSpec
 
-SPEC = Spec(
-    name="flat", source="folder", classes=("background", "disc"), channels=1, dims=2, modality="gray",
+SPEC = DatasetSpec(
+    name="flat",
+    source="folder",
+    classes=("background", "disc"),
+    channels=1,
+    dims=2,
+    modality="gray",
     intensity="minmax",
-)  # fmt: skip
+)
 
 
 @pytest.fixture
@@ -27,16 +32,23 @@ def scans(tmp_path, rng):
     return folder
 
 
-def test_newest_checkpoint_is_named_on_the_first_line(cli, checkpoint, scans, tmp_path, monkeypatch):
+def test_newest_checkpoint_is_named_on_the_first_line(
+    cli, checkpoint, scans, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     result = cli("predict", "scans", "--overlay")
     assert result.exit_code == 0, result.stderr
     assert result.stderr.splitlines()[0] == "checkpoint: runs/flat-supervised-1/last.pth"
     assert "2 masks written to" in result.stderr
-    files = sorted(str(file.relative_to(tmp_path)) for file in tmp_path.glob("scans-masks/**/*.png"))
+    files = sorted(
+        str(file.relative_to(tmp_path)) for file in tmp_path.glob("scans-masks/**/*.png")
+    )
     assert files == [
-        "scans-masks/a.png", "scans-masks/b.png", "scans-masks/overlays/a.png", "scans-masks/overlays/b.png",
-    ]  # fmt: skip
+        "scans-masks/a.png",
+        "scans-masks/b.png",
+        "scans-masks/overlays/a.png",
+        "scans-masks/overlays/b.png",
+    ]
     result = cli("predict", "scans")
     assert "0 masks written to" in result.stderr
     assert "2 there already, kept whichever checkpoint made them" in result.stderr
@@ -56,11 +68,16 @@ def test_failures_are_listed_at_the_end(cli, checkpoint, scans):
     first, second = result.stderr.strip().splitlines()
     assert first == "error: 1 image failed:"
     assert "broken.png cannot be read" in second
-    assert sorted(file.name for file in scans.with_name("scans-masks").iterdir()) == ["a.png", "b.png"]
+    assert sorted(file.name for file in scans.with_name("scans-masks").iterdir()) == [
+        "a.png",
+        "b.png",
+    ]
 
 
 def test_one_file(cli, checkpoint, scans, tmp_path):
-    result = cli("predict", scans / "a.png", "--checkpoint", checkpoint, "--out", tmp_path / "deep" / "out")
+    result = cli(
+        "predict", scans / "a.png", "--checkpoint", checkpoint, "--out", tmp_path / "deep" / "out"
+    )
     assert result.exit_code == 0, result.stderr
     assert [file.name for file in (tmp_path / "deep" / "out").iterdir()] == ["a.png"]
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crkd_cli.cli.console import progress, say
-from crkd_cli.data.case import Store
+from crkd_cli.cli.console import info, progress
 from crkd_cli.data.obtain import obtain
 from crkd_cli.data.sources import SOURCES
+from crkd_cli.data.store import Store
 
 INPUT, TRUTH = "ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"
 
@@ -23,12 +23,17 @@ def isic_zips(tmp_path, rng):
     """The two archives of ISIC 2018, of three photos."""
     folder = tmp_path / "archives"
     folder.mkdir()
-    for name, ending, shape in ((INPUT, ".jpg", (50, 60, 3)), (TRUTH, "_segmentation.png", (50, 60))):
+    for name, ending, shape in (
+        (INPUT, ".jpg", (50, 60, 3)),
+        (TRUTH, "_segmentation.png", (50, 60)),
+    ):
         with zipfile.ZipFile(folder / f"{name}.zip", "w") as file:
             for number in range(3):
                 path = folder / f"ISIC_000000{number}{ending}"
                 array = rng.integers(0, 256, shape, dtype=np.uint8)
-                Image.fromarray(array if len(shape) == 3 else (array > 128).astype(np.uint8) * 255).save(path)
+                Image.fromarray(
+                    array if len(shape) == 3 else (array > 128).astype(np.uint8) * 255
+                ).save(path)
                 file.write(path, f"{name}/{path.name}")
                 path.unlink()
     return folder
@@ -38,8 +43,11 @@ def test_own_data(prepare_data, own, tmp_path):
     code, err = prepare_data("mine", "--source", own)
     assert code == 0
     lines = err.splitlines()
-    assert lines[-2] == "4 cases, 4 labelled; size 20 × 30; classes: background, class 1"
-    assert lines[-1] == f"store: {tmp_path / 'data/prepared/mine'}. Next: crkd make-splits mine --data-root {tmp_path / 'data'}"
+    assert lines[-2] == "4 cases, 4 labeled; size 20 × 30; classes: background, class 1"
+    assert (
+        lines[-1]
+        == f"store: {tmp_path / 'data/prepared/mine'}. Next: crkd make-splits mine --data-root {tmp_path / 'data'}"
+    )
     assert len(Store(tmp_path / "data/prepared/mine").cases) == 4
 
 
@@ -70,17 +78,27 @@ def test_archives_in_the_current_folder(prepare_data, isic_zips, tmp_path, monke
     assert code == 0
     assert f"found {INPUT}.zip, {TRUTH}.zip here" in err
     assert "2592 of the official split's 2594 ids are missing" in err
-    assert list(Store(tmp_path / "data/prepared/isic2018").cases) == ["ISIC_0000000", "ISIC_0000001", "ISIC_0000002"]
+    assert list(Store(tmp_path / "data/prepared/isic2018").cases) == [
+        "ISIC_0000000",
+        "ISIC_0000001",
+        "ISIC_0000002",
+    ]
     assert (tmp_path / "data/raw/isic2018" / INPUT).is_dir()
 
 
 @pytest.mark.parametrize("given", ["", f"{INPUT}.zip"])
 def test_archives_given_as_source(prepare_data, isic_zips, given):
     code, err = prepare_data("isic2018", "--source", isic_zips / given, "--check")
-    assert (code, "Next: crkd prepare-data isic2018 --data-root" in err) == (0, True)    # unpacked: no source is needed
+    assert (code, "Next: crkd prepare-data isic2018 --data-root" in err) == (
+        0,
+        True,
+    )  # unpacked: no source is needed
     code, err = prepare_data("isic2018", "--source", isic_zips / given)
     assert code == 1
-    assert "already holds raw files; use them (crkd prepare-data isic2018), or remove them first" in err
+    assert (
+        "already holds raw files; use them (crkd prepare-data isic2018), or remove them first"
+        in err
+    )
     assert prepare_data("isic2018")[0] == 0
 
 
@@ -106,7 +124,7 @@ def test_download(prepare_data, mirror, tmp_path, monkeypatch):
     assert code == 0, err
     assert f"/{INPUT}.zip to {tmp_path / 'data/raw/.downloads'}: 0.0 MB" in err
     assert len(Store(tmp_path / "data/prepared/isic2018").cases) == 3
-    assert list((tmp_path / "data/raw/.downloads").iterdir()) == []    # unpacked: not kept twice
+    assert list((tmp_path / "data/raw/.downloads").iterdir()) == []  # unpacked: not kept twice
 
 
 def test_download_of_something_else_is_not_kept(prepare_data, mirror, tmp_path, monkeypatch):
@@ -128,7 +146,7 @@ def test_a_download_outlives_an_interrupted_unpacking(mirror, tmp_path, monkeypa
         return progress(title, total, unit)
 
     with pytest.raises(KeyboardInterrupt):
-        obtain("isic2018", SOURCES["isic2018"](), None, tmp_path / "data", True, interrupt, say)
+        obtain("isic2018", SOURCES["isic2018"](), None, tmp_path / "data", True, interrupt, info)
     kept = {path.name for path in (tmp_path / "data/raw/.downloads").iterdir()}
     assert kept == {f"{INPUT}.zip", f"{TRUTH}.zip"}
 
@@ -146,7 +164,9 @@ def test_sets_that_need_a_registration(prepare_data, name, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     code, err = prepare_data(name)
     assert code == 1
-    assert err.startswith(f"error: no raw files of {name}: {name.upper()} needs a registration: get it from ")
+    assert err.startswith(
+        f"error: no raw files of {name}: {name.upper()} needs a registration: get it from "
+    )
     assert f"then run: crkd prepare-data {name} --source PATH" in err
     assert err.count("\n") == 1
 
@@ -154,7 +174,13 @@ def test_sets_that_need_a_registration(prepare_data, name, tmp_path, monkeypatch
 @pytest.mark.realdata
 @pytest.mark.parametrize(
     ("name", "folder", "cases"),
-    [("acdc", "acdc", 14), ("acdc", "acdc_nifti", 6), ("la", "la", 6), ("isic2018", "isic2018", 11), ("kvasir", "kvasir", 14)],
+    [
+        ("acdc", "acdc", 14),
+        ("acdc", "acdc_nifti", 6),
+        ("la", "la", 6),
+        ("isic2018", "isic2018", 11),
+        ("kvasir", "kvasir", 14),
+    ],
 )
 def test_real_cases(prepare_data, shared_data, tmp_path, name, folder, cases):
     code, err = prepare_data(name, "--source", shared_data / folder)

@@ -46,7 +46,10 @@ def test_a_source_that_is_another(prepare_data, own):
     (own / "labels").rename(own / "masks")
     code, err = prepare_data("kvasir", "--source", own)
     assert code == 1
-    assert "mine holds no case of kvasir's official split; for data of your own give another name" in err
+    assert (
+        "mine holds no case of kvasir's official split; for data of your own give another name"
+        in err
+    )
     code, err = prepare_data("mine", "--source", own / "images/a.png")
     assert code == 1
     assert "a.png is one image; give the folder" in err
@@ -84,9 +87,14 @@ def test_all_problems_are_listed_and_the_old_store_stays(prepare_data, own, tmp_
     Image.fromarray(np.zeros((30, 20), np.uint8)).save(own / "labels/b.png")
     Image.fromarray(np.full((20, 30), 7, np.uint8)).save(own / "images/c.png")
     rejects(
-        prepare_data, tmp_path, own, "images/a.png is empty", "labels/b.png has shape (30, 20), its image (20, 30)",
-        "images/c.png is constant, every value is 7", "error: 3 problems in",
-    )  # fmt: skip
+        prepare_data,
+        tmp_path,
+        own,
+        "images/a.png is empty",
+        "labels/b.png has shape (30, 20), its image (20, 30)",
+        "images/c.png is constant, every value is 7",
+        "error: 3 problems in",
+    )
     assert (tmp_path / "data/prepared/mine/index.json").read_bytes() == index
     code, err = prepare_data("mine", "--source", own, "--check")
     assert code == 1
@@ -95,7 +103,12 @@ def test_all_problems_are_listed_and_the_old_store_stays(prepare_data, own, tmp_
 
 def test_duplicate_ids(prepare_data, own, tmp_path):
     Image.open(own / "images/a.png").save(own / "images/a.tif")
-    rejects(prepare_data, tmp_path, own, "error: a: 2 images have this id: images/a.png, images/a.tif; keep one")
+    rejects(
+        prepare_data,
+        tmp_path,
+        own,
+        "error: a: 2 images have this id: images/a.png, images/a.tif; keep one",
+    )
 
 
 def volume(path, array, spacing=(1.0, 1.0, 1.0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)):
@@ -120,19 +133,32 @@ def test_nan(prepare_data, volumes, tmp_path):
     array = np.ones((4, 8, 9), np.float32)
     array[0, 0, :2] = np.nan, np.inf
     volume(volumes / "images/b.nii.gz", array)
-    rejects(prepare_data, tmp_path, volumes, "images/b.nii.gz holds 2 NaN or infinite values; repair or remove it")
+    rejects(
+        prepare_data,
+        tmp_path,
+        volumes,
+        "images/b.nii.gz holds 2 NaN or infinite values; repair or remove it",
+    )
 
 
 def test_a_2d_file_in_a_3d_set(prepare_data, volumes, tmp_path, rng):
     Image.fromarray(rng.integers(0, 200, (8, 9), dtype=np.uint8)).save(volumes / "images/d.png")
-    rejects(prepare_data, tmp_path, volumes, "images/d.png is 2D, the data set mine is 3D; take it out")
+    rejects(
+        prepare_data, tmp_path, volumes, "images/d.png is 2D, the data set mine is 3D; take it out"
+    )
 
 
 def test_a_truncated_volume(prepare_data, volumes, tmp_path):
     for name in ("images/a.nii.gz", "labels/c.nii.gz"):
         whole = (volumes / name).read_bytes()
         (volumes / name).write_bytes(whole[:-30])
-    rejects(prepare_data, tmp_path, volumes, "a: images/a.nii.gz cannot be read", "c: labels/c.nii.gz cannot be read")
+    rejects(
+        prepare_data,
+        tmp_path,
+        volumes,
+        "a: images/a.nii.gz cannot be read",
+        "c: labels/c.nii.gz cannot be read",
+    )
 
 
 def test_other_geometry(prepare_data, volumes, tmp_path, rng):
@@ -140,9 +166,12 @@ def test_other_geometry(prepare_data, volumes, tmp_path, rng):
     volume(volumes / "labels/a.nii.gz", label, spacing=(1.0, 1.5, 2.0))
     volume(volumes / "labels/b.nii.gz", label, direction=(-1, 0, 0, 0, -1, 0, 0, 0, 1))
     rejects(
-        prepare_data, tmp_path, volumes, "labels/a.nii.gz has spacing (z, y, x) (2.0, 1.5, 1.0)",
+        prepare_data,
+        tmp_path,
+        volumes,
+        "labels/a.nii.gz has spacing (z, y, x) (2.0, 1.5, 1.0)",
         "labels/b.nii.gz has direction (z, y, x) (1.0, ",
-    )  # fmt: skip
+    )
 
 
 def test_label_values_that_are_no_class(prepare_data, tmp_path, rng):
@@ -153,9 +182,14 @@ def test_label_values_that_are_no_class(prepare_data, tmp_path, rng):
     assert "patient001_frame01.h5 has label values that are no class: 7; classes are 0 to 3" in err
 
 
-def test_colours_in_a_gray_set(prepare_data, own, tmp_path, rng):
+def test_colors_in_a_gray_set(prepare_data, own, tmp_path, rng):
     Image.fromarray(rng.integers(0, 200, (20, 30, 3), dtype=np.uint8)).save(own / "images/a.png")
-    rejects(prepare_data, tmp_path, own, "images/a.png has 3 channels, the data set mine is of 1; convert it")
+    rejects(
+        prepare_data,
+        tmp_path,
+        own,
+        "images/a.png has 3 channels, the data set mine is of 1; convert it",
+    )
 
 
 def test_options_that_do_not_fit(prepare_data, own):
@@ -178,19 +212,40 @@ def test_output_folder_not_writable(cli, own, tmp_path):
 def test_disk_full(own, tmp_path, rng):
     """A store that fits no more: the message says so, nothing is left, the old store stays."""
     root = tmp_path / "data"
-    command = [sys.executable, "-m", "crkd_cli", "prepare-data", "mine", "--source", str(own), "--data-root", str(root)]
+    command = [
+        sys.executable,
+        "-m",
+        "crkd_cli",
+        "prepare-data",
+        "mine",
+        "--source",
+        str(own),
+        "--data-root",
+        str(root),
+    ]
     disk = tmp_path / "data"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", disk], capture_output=True).returncode == 0
+    mounted = (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=200k", "none", disk], capture_output=True
+        ).returncode
+        == 0
+    )
     try:
         assert subprocess.run(command, capture_output=True).returncode == 0
         before = sorted(root.rglob("*"))
         Image.fromarray(rng.integers(0, 200, (400, 300), dtype=np.uint8)).save(own / "images/e.png")
-        limit = "" if mounted else "ulimit -f 100; "    # where mounting is not permitted: files of 100 blocks at most
-        result = subprocess.run(["bash", "-c", f'{limit}exec "$@"', "bash", *command], capture_output=True, text=True)
+        limit = (
+            "" if mounted else "ulimit -f 100; "
+        )  # where mounting is not permitted: files of 100 blocks at most
+        result = subprocess.run(
+            ["bash", "-c", f'{limit}exec "$@"', "bash", *command], capture_output=True, text=True
+        )
         assert result.returncode == 1
         reason = "No space left on device" if mounted else "File too large"
-        assert result.stderr.splitlines()[-1].startswith(f"error: cannot write {root / 'prepared/mine'}: {reason}; free some")
+        assert result.stderr.splitlines()[-1].startswith(
+            f"error: cannot write {root / 'prepared/mine'}: {reason}; free some"
+        )
         assert sorted(root.rglob("*")) == before
     finally:
         if mounted:
@@ -215,5 +270,8 @@ def test_a_frame_that_is_not_there(prepare_data, tmp_path, rng):
     volume(patient / "patient001_frame01.nii.gz", rng.normal(size=(4, 8, 9)).astype(np.float32))
     code, err = prepare_data("acdc", "--source", tmp_path / "mine")
     assert code == 1
-    assert "error: patient001_frame02: patient001/patient001_frame12.nii.gz cannot be read: No such file" in err
+    assert (
+        "error: patient001_frame02: patient001/patient001_frame12.nii.gz cannot be read: No such file"
+        in err
+    )
     assert written(tmp_path) == []

@@ -12,15 +12,20 @@ import pytest
 import yaml
 from typer.testing import Result
 
-from crkd_cli.data.case import Store
-from crkd_cli.data.splits import Split, write
+from crkd_cli.data.splits import Split, write_split
+from crkd_cli.data.store import Store
 
 RATES = ("seconds", "steps_per_second", "waiting")
 CONFIG = {
-    "data": {"name": "toy", "frame": {"resize": [32, 32]}, "labeled": 2, "unlabeled": 2},
+    "data": {
+        "name": "toy",
+        "frame": {"resize": [32, 32]},
+        "labeled_batch_size": 2,
+        "unlabeled_batch_size": 2,
+    },
     "model": {"name": "unet", "widths": [4, 4, 8, 8, 8]},
     "train": {"steps": 4, "log_every": 2, "eval_every": 2, "precision": "fp32", "device": "cpu"},
-    "methods": {"crkd": {"confidence": 0.5, "samples": 16}},
+    "methods": {"crkd": {"confidence": 0.5, "contrast_samples": 16}},
 }
 
 
@@ -31,13 +36,20 @@ def toy(tmp_path: Path, make_store: Callable[..., Store], monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
     ids = tuple(f"p{number:02d}" for number in range(6))
-    write(Split(dataset="toy", name="mine", train=ids[:4], labeled=ids[:2], val=ids[4:5], test=ids[5:]), tmp_path / "split.yaml")
+    write_split(
+        Split(
+            dataset="toy", name="mine", train=ids[:4], labeled=ids[:2], val=ids[4:5], test=ids[5:]
+        ),
+        tmp_path / "split.yaml",
+    )
     return tmp_path
 
 
 @pytest.fixture
 def train(cli: Callable[..., Result], toy: Path) -> Callable[..., Result]:
-    return lambda *more: cli("train", "--dataset", "toy", "--config", "toy.yaml", "--split", "split.yaml", *more)
+    return lambda *more: cli(
+        "train", "--dataset", "toy", "--config", "toy.yaml", "--split", "split.yaml", *more
+    )
 
 
 def refused(result: Result, code: int, *words: str) -> None:
@@ -54,13 +66,15 @@ def test_a_run_from_start_to_finish(train: Callable[..., Result], toy: Path) -> 
     run = toy / "runs" / "toy-crkd-2"
     for file in ("config.yaml", "log.jsonl", "metrics.json", "last.pth", "best.pth"):
         assert (run / file).is_file()
-    assert "2 labelled, 2 unlabelled, 1 validation, 1 test" in result.stderr
+    assert "2 labeled, 2 unlabeled, 1 validation, 1 test" in result.stderr
     assert "method crkd" in result.stderr
     assert "CPU" in result.stderr
     assert "crkd evaluate runs/toy-crkd-2/best.pth" in result.stderr
     assert "\x1b" not in result.stderr
     assert json.loads((run / "metrics.json").read_text())["steps"] == 4
-    assert yaml.safe_load((run / "config.yaml").read_text())["train"]["momentum"] == 0.9    # resolved, not only what was given
+    assert (
+        yaml.safe_load((run / "config.yaml").read_text())["train"]["momentum"] == 0.9
+    )  # resolved, not only what was given
     again = train()
     assert again.exit_code == 0
     assert "this run is finished (4 steps)" in again.stderr
@@ -74,11 +88,16 @@ def test_the_written_configuration_is_one(train: Callable[..., Result], toy: Pat
     assert train("--out", "b", "--config", "a/config.yaml").exit_code == 0
 
 
-def test_a_run_that_stops_early_says_so_and_goes_on(train: Callable[..., Result], toy: Path) -> None:
+def test_a_run_that_stops_early_says_so_and_goes_on(
+    train: Callable[..., Result], toy: Path
+) -> None:
     run = toy / "runs" / "toy-crkd-2"
     early = train("--stop-after", "3")
     assert early.exit_code == 0, early.stderr
-    assert "stopped after 3 of 4 steps: runs/toy-crkd-2/best.pth; next: crkd evaluate runs/toy-crkd-2/best.pth" in early.stderr
+    assert (
+        "stopped after 3 of 4 steps: runs/toy-crkd-2/best.pth; next: crkd evaluate runs/toy-crkd-2/best.pth"
+        in early.stderr
+    )
     assert json.loads((run / "metrics.json").read_text())["steps"] == 3
     again = train("--stop-after", "3")
     assert "this run has done 3 of 4 steps; without --stop-after it goes on" in again.stderr
@@ -101,7 +120,7 @@ def test_what_a_finished_run_lacks_is_written(train: Callable[..., Result], toy:
         log.write('{"step": 4, "total": null, "kept": null}\n')
     assert train("--out", "run").exit_code == 0
     again = json.loads((toy / "run" / "metrics.json").read_text())
-    assert {**again, **dict.fromkeys(RATES)} == {**metrics, **dict.fromkeys(RATES)}    # all but times
+    assert {**again, **dict.fromkeys(RATES)} == {**metrics, **dict.fromkeys(RATES)}  # all but times
     with Image.open(toy / "run" / "curves.png") as image:
         assert min(image.size) > 300
 
@@ -118,73 +137,152 @@ def test_own_data_without_a_configuration(cli: Callable[..., Result], toy: Path)
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (["--set", "train.lrr=1"], 2, ["error: --set train.lrr=1: unknown key train.lrr", "did you mean 'lr'"]),
+        (
+            ["--set", "train.lrr=1"],
+            2,
+            ["error: --set train.lrr=1: unknown key train.lrr", "did you mean 'lr'"],
+        ),
         (["--set", "trian.lr=1"], 2, ["unknown key trian", "did you mean 'train'"]),
-        (["--set", "train.lr=fast"], 2, ["--set train.lr=fast: train.lr: expected a number, got text"]),
-        (["--set", "train.precision=fp64"], 2, ["train.precision is 'fp64'", "choose from auto, bf16, fp32"]),
-        (["--method", "crkd", "--set", "train=3"], 2, ["train: expected a section, got a whole number"]),
-        (["--set", "train.steps=0"], 2, ["--set train.steps=0: train.steps: expected a whole number >= 1"]),
+        (
+            ["--set", "train.lr=fast"],
+            2,
+            ["--set train.lr=fast: train.lr: expected a number, got text"],
+        ),
+        (
+            ["--set", "train.precision=fp64"],
+            2,
+            ["train.precision is 'fp64'", "choose from auto, bf16, fp32"],
+        ),
+        (
+            ["--method", "crkd", "--set", "train=3"],
+            2,
+            ["train: expected a section, got a whole number"],
+        ),
+        (
+            ["--set", "train.steps=0"],
+            2,
+            ["--set train.steps=0: train.steps: expected a whole number >= 1"],
+        ),
         (["--set", "train.steps"], 2, ["expected key.path=value"]),
-        (["--set", "data.frame={resize: [30, 32]}"], 2, ["--set data.frame={resize: [30, 32]}: data.frame", "multiple of 16"]),
-        (["--set", "data.frame.resize=[a, 32]"], 2, ["data.frame.resize=[a, 32]: data.frame.resize[0]: expected"]),
+        (
+            ["--set", "data.frame={resize: [30, 32]}"],
+            2,
+            ["--set data.frame={resize: [30, 32]}: data.frame", "multiple of 16"],
+        ),
+        (
+            ["--set", "data.frame.resize=[a, 32]"],
+            2,
+            ["data.frame.resize=[a, 32]: data.frame.resize[0]: expected"],
+        ),
         (["--set", "data.frame={patch: [16, 16, 16]}"], 2, ["data.frame has 3 sizes", "2 axes"]),
-        (["--set", "data.frame={patch: [32, 16], stride: [16, 17]}"], 2, ["data.frame", "stride [16, 17] is larger"]),
-        (["--method", "supervised", "--set", "methods.supervised.x=1"], 2, ["unknown key", "choose from dice"]),
-        (["--set", "train.optimizer=adamw", "--set", "train.momentum=1"], 2, ["train", "adamw needs a momentum below 1"]),
+        (
+            ["--set", "data.frame={patch: [32, 16], stride: [16, 17]}"],
+            2,
+            ["data.frame", "stride [16, 17] is larger"],
+        ),
+        (
+            ["--method", "supervised", "--set", "methods.supervised.x=1"],
+            2,
+            ["unknown key", "choose from dice"],
+        ),
+        (
+            ["--set", "train.optimizer=adamw", "--set", "train.momentum=1"],
+            2,
+            ["train", "adamw needs a momentum below 1"],
+        ),
         (["--set", "model.name=unett"], 2, ["no network is called 'unett'", "did you mean 'unet'"]),
         (["--set", "methods.crkd.confidence=2"], 2, ["methods.crkd", "confidence", "<= 1"]),
         (["--set", "methods.crkd.tau=0.5"], 2, ["unknown key", "tau"]),
-        (["--set", "methods.crdk.confidence=0.5"], 2, ["no method is called 'crdk'", "did you mean 'crkd'"]),
-        (["--method", "supervized"], 2, ["no method is called 'supervized'", "did you mean 'supervised'"]),
+        (
+            ["--set", "methods.crdk.confidence=0.5"],
+            2,
+            ["no method is called 'crdk'", "did you mean 'crkd'"],
+        ),
+        (
+            ["--method", "supervized"],
+            2,
+            ["no method is called 'supervized'", "did you mean 'supervised'"],
+        ),
         (["--method", "./absent.py"], 2, ["cannot read absent.py", "No such file"]),
         (["--method", "elsewhere/crkd.py"], 2, ["elsewhere/crkd.py", "crkd is taken"]),
         (["--method", "split.yaml"], 2, ["no method is called 'split.yaml'"]),
-        (["--stop-after", "5"], 2, ["--stop-after 5 is beyond the run's last step; train.steps = 4"]),
-        (["--set", "train.schedule=step"], 2, ["train", "schedule step needs milestones"]),
-        (["--set", "train.milestones=[0.5]"], 2, ["train", "milestones belong to schedule step, not to poly"]),
+        (
+            ["--stop-after", "5"],
+            2,
+            ["--stop-after 5 is beyond the run's last step; train.steps = 4"],
+        ),
+        (["--set", "train.lr_schedule=step"], 2, ["train", "lr_schedule step needs lr_milestones"]),
+        (
+            ["--set", "train.lr_milestones=[0.5]"],
+            2,
+            ["train", "lr_milestones need lr_schedule step, not poly"],
+        ),
         (["--device", "cuda:99"], 2, ["cuda:99", "not there"]),
         (["--device", "toaster"], 2, ["toaster"]),
         (["--config", "absent.yaml"], 2, ["absent.yaml"]),
         (["--split", "absent.yaml"], 2, ["absent.yaml"]),
     ],
 )
-def test_usage_errors(train: Callable[..., Result], toy: Path, options: list[str], code: int, words: list[str]) -> None:
+def test_usage_errors(
+    train: Callable[..., Result], toy: Path, options: list[str], code: int, words: list[str]
+) -> None:
     refused(train(*options), code, *words)
-    assert not (toy / "runs").exists()    # nothing half-written
+    assert not (toy / "runs").exists()  # nothing half-written
 
 
 def test_no_such_data_set(cli: Callable[..., Result], toy: Path) -> None:
     refused(cli("train"), 2, "--dataset")
-    refused(cli("train", "--dataset", "toi", "--config", "toy.yaml"), 2, "toi", "did you mean 'toy'")
+    refused(
+        cli("train", "--dataset", "toi", "--config", "toy.yaml"), 2, "toi", "did you mean 'toy'"
+    )
     refused(cli("train", "--dataset", "acdc"), 2, "crkd prepare-data acdc")
     lost = cli("train", "--dataset", "own", "--data-root", "nowhere")
-    refused(lost, 2, "crkd prepare-data own --source FOLDER, or give the right --data-root (nowhere/prepared does not exist)")
-    refused(cli("train", "--dataset", "toy", "--config", "toy.yaml", "--labeled", "3"), 2, "crkd make-splits toy --labeled 3")
+    refused(
+        lost,
+        2,
+        "crkd prepare-data own --source FOLDER, or give the right --data-root (nowhere/prepared does not exist)",
+    )
+    refused(
+        cli("train", "--dataset", "toy", "--config", "toy.yaml", "--labeled", "3"),
+        2,
+        "crkd make-splits toy --labeled 3",
+    )
 
 
 def test_bad_yaml(train: Callable[..., Result], toy: Path) -> None:
     (toy / "toy.yaml").write_text("data: [1, 2", encoding="utf-8")
     refused(train(), 2, "toy.yaml", "not valid YAML")
     (toy / "toy.yaml").write_text("just words", encoding="utf-8")
-    refused(train(), 2, "toy.yaml", "no configuration")
+    refused(train(), 2, "toy.yaml", "not a configuration")
     (toy / "toy.yaml").write_text("data: 3", encoding="utf-8")
     refused(train(), 2, "toy.yaml: data is 3, not a section")
 
 
 def test_a_split_of_another_data_set(train: Callable[..., Result], toy: Path) -> None:
-    (toy / "split.yaml").write_text((toy / "split.yaml").read_text().replace("dataset: toy", "dataset: la"))
+    (toy / "split.yaml").write_text(
+        (toy / "split.yaml").read_text().replace("dataset: toy", "dataset: la")
+    )
     refused(train(), 2, "split.yaml is a split of la, not of toy")
 
 
 def test_one_value_is_too_little_for_batch_norm(train: Callable[..., Result]) -> None:
-    small = ("--set", "data.frame={resize: [16, 16]}", "--set", "data.labeled=1")
-    refused(train(*small, "--method", "supervised"), 2, "batch norm", "data.frame is 16", "--set data.labeled=2")
+    small = ("--set", "data.frame={resize: [16, 16]}", "--set", "data.labeled_batch_size=1")
+    refused(
+        train(*small, "--method", "supervised"),
+        2,
+        "batch norm",
+        "data.frame is 16",
+        "--set data.labeled_batch_size=2",
+    )
 
 
-def test_no_unlabelled_cases(train: Callable[..., Result], toy: Path) -> None:
+def test_no_unlabeled_cases(train: Callable[..., Result], toy: Path) -> None:
     ids = tuple(f"p{number:02d}" for number in range(6))
-    write(Split(dataset="toy", name="all", train=ids[:4], labeled=ids[:4], test=ids[4:]), toy / "split.yaml")
-    refused(train(), 1, "no unlabelled training case", "--method supervised")
+    write_split(
+        Split(dataset="toy", name="all", train=ids[:4], labeled=ids[:4], test=ids[4:]),
+        toy / "split.yaml",
+    )
+    refused(train(), 1, "no unlabeled training case", "--method supervised")
     assert train("--method", "supervised").exit_code == 0
 
 
@@ -202,14 +300,18 @@ def test_a_damaged_store(train: Callable[..., Result], toy: Path) -> None:
     (toy / "data" / "prepared" / "toy" / "labels" / "p01.npy").unlink()
 
 
-def test_other_labels_than_the_run_was_started_with(train: Callable[..., Result], toy: Path) -> None:
+def test_other_labels_than_the_run_was_started_with(
+    train: Callable[..., Result], toy: Path
+) -> None:
     assert train("--out", "run").exit_code == 0
     index = toy / "data" / "prepared" / "toy" / "index.json"
     tree = json.loads(index.read_text())
     tree["cases"][0]["label_sha256"] = "1" * 64
     index.write_text(json.dumps(tree))
     why = "the images, labels, spacings or patients in data/prepared/toy have changed"
-    refused(train("--out", "run", "--set", "train.steps=6"), 2, why, "give another folder with --out")
+    refused(
+        train("--out", "run", "--set", "train.steps=6"), 2, why, "give another folder with --out"
+    )
 
 
 def test_a_run_folder_that_cannot_be_written(train: Callable[..., Result], toy: Path) -> None:
@@ -224,17 +326,35 @@ def test_a_foreign_checkpoint_in_the_run_folder(train: Callable[..., Result], to
     assert (toy / "run" / "last.pth").read_text() == "not a checkpoint"
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(train: Callable[..., Result], toy: Path) -> None:
+def test_a_full_disk_leaves_the_last_good_checkpoint(
+    train: Callable[..., Result], toy: Path
+) -> None:
     """A file size limit stands for the full disk: it fails in the same place, the write."""
     assert train("--out", "run").exit_code == 0
     before = (toy / "run" / "last.pth").read_bytes()
-    args = ["train", "--dataset", "toy", "--config", "toy.yaml", "--split", "split.yaml", "--out", "run"]
+    args = [
+        "train",
+        "--dataset",
+        "toy",
+        "--config",
+        "toy.yaml",
+        "--split",
+        "split.yaml",
+        "--out",
+        "run",
+    ]
     args += ["--set", "train.steps=6"]
-    small = (len(before) + (toy / "run" / "best.pth").stat().st_size) // 2    # best.pth, written first, has room
+    small = (
+        len(before) + (toy / "run" / "best.pth").stat().st_size
+    ) // 2  # best.pth, written first, has room
     done = subprocess.run(
-        [sys.executable, "-m", "crkd_cli", *args], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (small, small)), check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "crkd_cli", *args],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (small, small)),
+        check=False,
+    )
     assert done.returncode == 1, done.stderr
     assert "error: cannot write run/last.pth" in done.stderr
     assert "Traceback" not in done.stderr
@@ -245,5 +365,9 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(train: Callable[..., Result
 def test_verbose_shows_the_traceback(train: Callable[..., Result], toy: Path) -> None:
     assert "Traceback" in train("--method", "supervized", "-v").stderr
     (toy / "mine.py").write_text("def f():\n    1 / 0\nf()\n")
-    refused(train("--method", "mine.py"), 2, "mine.py cannot be loaded (ZeroDivisionError: division by zero, line 2)")
+    refused(
+        train("--method", "mine.py"),
+        2,
+        "mine.py cannot be loaded (ZeroDivisionError: division by zero, line 2)",
+    )
     assert 'mine.py", line 3, in <module>' in train("--method", "mine.py", "-v").stderr

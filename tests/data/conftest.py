@@ -6,16 +6,18 @@ from pathlib import Path
 import pytest
 
 from crkd_cli.cli.console import progress
-from crkd_cli.data.case import Store
 from crkd_cli.data.obtain import source_of
 from crkd_cli.data.prepare import prepare
+from crkd_cli.data.store import Store
 
 
 @pytest.fixture
 def prepared(tmp_path: Path) -> Callable[..., Store]:
     """prepared("la", folder, published_crop=True): the store of the raw files in `folder`; fails if they have errors."""
 
-    def make(name: str, raw: Path, spacing: str | None = None, published_crop: bool = False) -> Store:
+    def make(
+        name: str, raw: Path, spacing: str | None = None, published_crop: bool = False
+    ) -> Store:
         root = tmp_path / "data"
         source = source_of(name, raw, root, spacing, published_crop)
         report = prepare(name, source, raw, root / "prepared" / name, progress)

@@ -8,7 +8,9 @@ from crkd_cli.data import synthetic
 from crkd_cli.data.sources import SOURCES
 
 
-@pytest.mark.parametrize(("draw", "shape"), [(synthetic.short_axis, (6, 64, 64)), (synthetic.atrium, (40, 64, 64))])
+@pytest.mark.parametrize(
+    ("draw", "shape"), [(synthetic.short_axis, (6, 64, 64)), (synthetic.atrium, (40, 64, 64))]
+)
 def test_a_case_depends_on_its_number_alone(draw, shape):
     image, labels = draw(3)
     again, same = draw(3)
@@ -29,7 +31,9 @@ def test_every_stack_has_its_three_structures_in_their_places():
             if not left.any():
                 continue
             ring = plane == 2
-            assert not (binary_dilation(left) & ~left & ~ring)[1:-1, 1:-1].any(), number    # muscle all around
+            assert not (binary_dilation(left) & ~left & ~ring)[1:-1, 1:-1].any(), (
+                number
+            )  # muscle all around
             assert (binary_fill_holes(left | ring) == (left | ring)).all(), number
 
 

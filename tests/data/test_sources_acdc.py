@@ -15,7 +15,10 @@ from crkd_cli.errors import CrkdError
 @pytest.fixture
 def nifti(tmp_path, rng):
     """Two patients in the challenge's layout, one in training and one, without labels, in testing."""
-    for part, patient, frames in (("training", "patient007", (1, 13)), ("testing", "patient101", (4, 2))):
+    for part, patient, frames in (
+        ("training", "patient007", (1, 13)),
+        ("testing", "patient101", (4, 2)),
+    ):
         folder = tmp_path / "database" / part / patient
         folder.mkdir(parents=True)
         (folder / "Info.cfg").write_text(f"ED: {frames[0]}\nES: {frames[1]}\nGroup: NOR\n")
@@ -37,11 +40,17 @@ def test_challenge_layout(nifti, prepared):
     ids = ["patient007_frame01", "patient007_frame02", "patient101_frame01", "patient101_frame02"]
     assert list(store.cases) == ids
     assert store.cases[ids[1]].source == "training/patient007/patient007_frame13.nii.gz"
-    assert store.cases[ids[2]].source == "testing/patient101/patient101_frame04.nii.gz"    # ED first, whatever its number
+    assert (
+        store.cases[ids[2]].source == "testing/patient101/patient101_frame04.nii.gz"
+    )  # ED first, whatever its number
     assert [store.cases[case].labeled for case in ids] == [True, True, False, False]
     assert store.cases[ids[0]].spacing_mm == (8.0, 1.25, 1.5)
-    raw = sitk.GetArrayFromImage(sitk.ReadImage(str(nifti / store.cases[ids[1]].source))).astype(float)
-    np.testing.assert_allclose(store.image(ids[1])[0], (raw - raw.min()) / (raw.max() - raw.min()), atol=1e-6)
+    raw = sitk.GetArrayFromImage(sitk.ReadImage(str(nifti / store.cases[ids[1]].source))).astype(
+        float
+    )
+    np.testing.assert_allclose(
+        store.image(ids[1])[0], (raw - raw.min()) / (raw.max() - raw.min()), atol=1e-6
+    )
     assert store.image(ids[1]).dtype == np.float32
     assert store.spec.classes[1] == "right ventricle"
 
@@ -63,7 +72,9 @@ def test_h5_slices_are_no_volumes(tmp_path):
     (tmp_path / "slices").mkdir()
     with h5py.File(tmp_path / "slices/patient001_frame01_slice_1.h5", "w") as file:
         file["image"] = np.zeros((4, 4))
-    with pytest.raises(CrkdError, match=r"no ACDC data in .*: expected patientNNN folders with Info.cfg"):
+    with pytest.raises(
+        CrkdError, match=r"no ACDC data in .*: expected patientNNN folders with Info.cfg"
+    ):
         source_of("acdc", tmp_path, tmp_path, None, False).find(tmp_path)
 
 
@@ -83,7 +94,7 @@ def test_both_layouts_of_the_real_cases_agree(shared_data, prepared, tmp_path, c
             np.testing.assert_allclose(h5.image(case)[0], file["image"][()], atol=1e-7)
         assert h5.cases[case].spacing_mm is None
     spacing = {case[:10]: info.spacing_mm for case, info in nifti.cases.items()}
-    for patient, spacing_mm in spacing.items():    # pixdim, read from the bytes of the header
+    for patient, spacing_mm in spacing.items():  # pixdim, read from the bytes of the header
         path = next((shared_data / "acdc_nifti/training" / patient).glob("*_frame01.nii.gz"))
         pixdim = np.frombuffer(gzip.decompress(path.read_bytes()), "<f4", 3, offset=80)
         assert spacing_mm == pytest.approx(pixdim[::-1].tolist(), rel=1e-6)

@@ -6,7 +6,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from crkd_cli.data.divide import divide
+from crkd_cli.data.make_splits import make_split
 from crkd_cli.data.obtain import source_of
 from crkd_cli.errors import CrkdError, UsageError
 
@@ -32,10 +32,16 @@ def save(path, array, spacing=None):
 def own(tmp_path, rng):
     """own(".png", (20, 24)): two images, the first with labels 0, 1, 2 in `labels/`."""
 
-    def make(kind, shape, label_kind=None, spacing=None, labels="labels", ending="", dtype=np.uint8):
+    def make(
+        kind, shape, label_kind=None, spacing=None, labels="labels", ending="", dtype=np.uint8
+    ):
         root = tmp_path / "mine"
         for case in ("a", "b"):
-            save(root / "images" / f"{case}{kind}", rng.integers(1, 200, shape).astype(dtype), spacing)
+            save(
+                root / "images" / f"{case}{kind}",
+                rng.integers(1, 200, shape).astype(dtype),
+                spacing,
+            )
         label = rng.integers(0, 3, shape[:2] if shape[-1] == 3 else shape).astype(np.uint8)
         save(root / labels / f"a{ending}{label_kind or kind}", label, spacing)
         return root, label
@@ -62,7 +68,12 @@ def test_every_format(own, prepared, kind, shape, modality, intensity, channels)
     root, label = own(kind, shape)
     store = prepared("mine", root)
     spec = store.spec
-    assert (spec.modality, spec.intensity, spec.channels, spec.dims) == (modality, intensity, channels, label.ndim)
+    assert (spec.modality, spec.intensity, spec.channels, spec.dims) == (
+        modality,
+        intensity,
+        channels,
+        label.ndim,
+    )
     assert spec.classes == ("background", "class 1", "class 2")
     assert [case.labeled for case in store.index.cases] == [True, False]
     np.testing.assert_array_equal(store.label("a"), label)
@@ -73,7 +84,9 @@ def test_every_format(own, prepared, kind, shape, modality, intensity, channels)
         assert float(image.std()) == pytest.approx(1, abs=1e-5)
     if intensity == "minmax":
         assert (image.min(), image.max()) == (0, 1)
-    assert store.cases["a"].spacing_mm == ((1.0,) * label.ndim if kind in (".nii.gz", ".nrrd", ".mha") else None)
+    assert store.cases["a"].spacing_mm == (
+        (1.0,) * label.ndim if kind in (".nii.gz", ".nrrd", ".mha") else None
+    )
 
 
 def test_sixteen_bit_tiff_and_jpg_photos(tmp_path, rng, prepared):
@@ -90,7 +103,7 @@ def test_sixteen_bit_tiff_and_jpg_photos(tmp_path, rng, prepared):
 @pytest.mark.parametrize("ending", ["_mask", "_gt", "_segmentation", "_seg", "_label", "_labels"])
 def test_pairs_by_stem(own, prepared, ending):
     root, _ = own(".png", (9, 8), labels="masks", ending=ending)
-    (root / "labels").mkdir()    # empty: masks/ is meant
+    (root / "labels").mkdir()  # empty: masks/ is meant
     assert [case.labeled for case in prepared("mine", root).index.cases] == [True, False]
 
 
@@ -110,7 +123,10 @@ def test_h5_with_its_own_label(tmp_path, rng, prepared):
         with h5py.File(tmp_path / f"mine/images/{case}.h5", "w") as file:
             for name in names:
                 file[name] = rng.integers(0, 2, (3, 8, 8)).astype(np.uint8)
-    assert [case.labeled for case in prepared("mine", tmp_path / "mine").index.cases] == [True, False]
+    assert [case.labeled for case in prepared("mine", tmp_path / "mine").index.cases] == [
+        True,
+        False,
+    ]
 
 
 def test_spacing(own, prepared, tmp_path):
@@ -177,7 +193,10 @@ def test_what_cannot_be_classes(tmp_path, rng, prepared):
 def test_why_there_is_no_label(own, prepared):
     root, label = own(".nrrd", (3, 9, 8))
     (root / "labels/a.nrrd").rename(root / "labels/heart_a.nrrd")
-    with pytest.raises(CrkdError, match=r"labels holds 1 label map, none named like an image \(heart_a …; expected a\)"):
+    with pytest.raises(
+        CrkdError,
+        match=r"labels holds 1 label map, none named like an image \(heart_a …; expected a\)",
+    ):
         prepared("mine", root)
     (root / "labels/heart_a.nrrd").unlink()
     with pytest.raises(CrkdError, match=r"labels holds no label map: put"):
@@ -186,14 +205,19 @@ def test_why_there_is_no_label(own, prepared):
     with pytest.raises(CrkdError, match=r"mine has no labels/ \(or masks/, labelsTr/\)"):
         prepared("mine", root)
     save(root / "labels/a.nrrd", label + np.float32(0.5))
-    with pytest.raises(CrkdError, match=r"a\.nrrd holds fractions, .*are images and labels swapped"):
+    with pytest.raises(
+        CrkdError, match=r"a\.nrrd holds fractions, .*are images and labels swapped"
+    ):
         prepared("mine", root)
 
 
 def test_a_value_in_one_label_of_several(tmp_path, rng, prepared):
     labels(tmp_path / "m", rng, *[np.array([[0, 1], [1, 0]])] * 2, np.array([[0, 1], [7, 7]]))
     notes = " ".join(prepared("m", tmp_path / "m").index.notes)
-    assert "class 2 (7 in the files) is in 1 of 3 labels (2.png; pixels or voxels: 2): a stray value?" in notes
+    assert (
+        "class 2 (7 in the files) is in 1 of 3 labels (2.png; pixels or voxels: 2): a stray value?"
+        in notes
+    )
     assert "class 1 (1" not in notes
 
 
@@ -208,7 +232,9 @@ def test_folders_that_are_none(tmp_path, prepared):
 def test_two_labels_of_one_image(own, prepared):
     root, label = own(".png", (9, 8))
     save(root / "labels/a_mask.png", label)
-    with pytest.raises(CrkdError, match=r"two labels for one image: a\.png and a_mask\.png; keep one"):
+    with pytest.raises(
+        CrkdError, match=r"two labels for one image: a\.png and a_mask\.png; keep one"
+    ):
         prepared("mine", root)
 
 
@@ -225,39 +251,66 @@ def test_what_is_left_out_is_said(own, prepared):
 
 
 def table(root, *lines):
-    (root / "patients.csv").write_text("\n".join(lines), encoding="utf-8-sig")    # as spreadsheets write it
+    (root / "patients.csv").write_text(
+        "\n".join(lines), encoding="utf-8-sig"
+    )  # as spreadsheets write it
 
 
 def test_images_of_one_patient_stay_together(tmp_path, rng, prepared):
     labels(tmp_path / "m", rng, *[np.array([[0, 1], [1, 0]])] * 6)
-    table(tmp_path / "m", "image,side,patient", "0.png,left,anna", "1,right, anna", *(f"{n}.png,left,p{n}" for n in (2, 3, 4, 5)))
+    table(
+        tmp_path / "m",
+        "image,side,patient",
+        "0.png,left,anna",
+        "1,right, anna",
+        *(f"{n}.png,left,p{n}" for n in (2, 3, 4, 5)),
+    )
     store = prepared("m", tmp_path / "m")
     assert {group: [case.id for case in cases] for group, cases in store.groups.items()} == {
-        "anna": ["0", "1"], "p2": ["2"], "p3": ["3"], "p4": ["4"], "p5": ["5"],
-    }  # fmt: skip
+        "anna": ["0", "1"],
+        "p2": ["2"],
+        "p3": ["3"],
+        "p4": ["4"],
+        "p5": ["5"],
+    }
     for seed in range(5):
-        split = divide(store, "1", "1", "1", seed).split
+        split = make_split(store, "1", "1", "1", seed).split
         assert sorted((*split.train, *split.val, *split.test)) == ["anna", "p2", "p3", "p4", "p5"]
-        part = next(part for part in ("labeled", "unlabeled", "val", "test") if "anna" in getattr(split, part))
+        part = next(
+            part
+            for part in ("labeled", "unlabeled", "val", "test")
+            if "anna" in getattr(split, part)
+        )
         assert {"0", "1"} <= set(split.cases(store, part))
 
 
 def test_a_table_of_patients_that_does_not_fit(own, prepared):
     root, _ = own(".png", (9, 8))
     table(root, "image,patient", "a.png,anna")
-    with pytest.raises(CrkdError, match=r"patients\.csv lacks 1 image: b; add a line with the patient"):
+    with pytest.raises(
+        CrkdError, match=r"patients\.csv lacks 1 image: b; add a line with the patient"
+    ):
         prepared("mine", root)
     table(root, "image,patient", "a.png,anna", "", "b.png,")
     with pytest.raises(CrkdError, match=r"patients\.csv, line 4, names no patient; expected"):
         prepared("mine", root)
     table(root, "image;patient", "a.png;anna", "b.png;ben")
-    with pytest.raises(CrkdError, match=r"line 2, names no image; expected .* first line that is: image,patient"):
+    with pytest.raises(
+        CrkdError, match=r"line 2, names no image; expected .* first line that is: image,patient"
+    ):
         prepared("mine", root)
     table(root, "image,patient", "a.png,anna", "a,ben", "b,ben")
-    with pytest.raises(CrkdError, match=r"gives the image a to two patients, anna and ben; keep one line"):
+    with pytest.raises(
+        CrkdError, match=r"gives the image a to two patients, anna and ben; keep one line"
+    ):
         prepared("mine", root)
     (root / "patients.csv").write_bytes("image,patient\nä,anna".encode("latin-1"))
-    with pytest.raises(CrkdError, match=r"patients\.csv cannot be read .*; save it as CSV in UTF-8"):
+    with pytest.raises(
+        CrkdError, match=r"patients\.csv cannot be read .*; save it as CSV in UTF-8"
+    ):
         prepared("mine", root)
     table(root, "image,patient", "a.png,anna", "b.png,anna", "c.png,anna")
-    assert "lines of patients.csv without an image, left out: 1 (c)" in prepared("mine", root).index.notes
+    assert (
+        "lines of patients.csv without an image, left out: 1 (c)"
+        in prepared("mine", root).index.notes
+    )

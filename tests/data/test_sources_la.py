@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from crkd_cli.data.case import Store
 from crkd_cli.data.obtain import source_of
+from crkd_cli.data.store import Store
 from crkd_cli.errors import CrkdError
 
 ID, OTHER = "0RZDK210BSMWAA6467LU", "1D7CUD1955YZPGK8XHJX"
@@ -30,7 +30,7 @@ def atrium(rng):
     return image, label
 
 
-def test_nrrd_is_normalised_over_the_raw_scan(atrium, tmp_path, prepared):
+def test_nrrd_is_normalized_over_the_raw_scan(atrium, tmp_path, prepared):
     image, label = atrium
     write_nrrd(tmp_path / "Training Set" / ID, image, label)
     store = prepared("la", tmp_path / "Training Set")
@@ -58,11 +58,15 @@ def test_published_crop(atrium, tmp_path, prepared):
     np.testing.assert_allclose(store.image(ID)[0][tuple(inside)], whole[100, 5, 2], atol=1e-5)
     assert any("--published-crop" in note for note in store.index.notes)
     first = store.image(ID).copy()
-    np.testing.assert_array_equal(first, prepared("la", tmp_path / "raw", published_crop=True).image(ID))
+    np.testing.assert_array_equal(
+        first, prepared("la", tmp_path / "raw", published_crop=True).image(ID)
+    )
 
 
 def test_both_h5_layouts_are_taken_as_they_are(tmp_path, rng, prepared):
-    image = rng.normal(size=(20, 18, 8)).astype(np.float32) * 3 + 1    # cropped: not zero mean any more
+    image = (
+        rng.normal(size=(20, 18, 8)).astype(np.float32) * 3 + 1
+    )  # cropped: not zero mean any more
     label = rng.integers(0, 2, image.shape, dtype=np.uint8)
     (tmp_path / "raw" / ID).mkdir(parents=True)
     for path in (tmp_path / "raw" / ID / "mri_norm2.h5", tmp_path / "raw" / f"{OTHER}.h5"):
@@ -82,7 +86,9 @@ def test_both_h5_layouts_are_taken_as_they_are(tmp_path, rng, prepared):
 def test_predicting_reads_as_preparation_does(atrium, tmp_path, prepared):
     write_nrrd(tmp_path / "raw" / ID, *atrium)
     store: Store = prepared("la", tmp_path / "raw")
-    volume = source_of("la", tmp_path, tmp_path, None, False).read_image(tmp_path / "raw" / ID / "lgemri.nrrd", store.spec)
+    volume = source_of("la", tmp_path, tmp_path, None, False).read_image(
+        tmp_path / "raw" / ID / "lgemri.nrrd", store.spec
+    )
     np.testing.assert_array_equal(volume.array, store.image(ID))
 
 

@@ -39,7 +39,10 @@ def test_isic(isic, disc, prepared):
     np.testing.assert_array_equal(store.image(case.id), expected.transpose(2, 0, 1))
     np.testing.assert_array_equal(store.native_label(case.id), disc // 255)
     with Image.open(isic / TRUTH / "ISIC_0000000_segmentation.png") as mask:
-        np.testing.assert_array_equal(store.label(case.id), np.asarray(mask.resize((320, 320), Image.Resampling.NEAREST)) // 255)
+        np.testing.assert_array_equal(
+            store.label(case.id),
+            np.asarray(mask.resize((320, 320), Image.Resampling.NEAREST)) // 255,
+        )
     assert not store.cases["ISIC_0000001"].labeled
 
 
@@ -50,16 +53,18 @@ def test_isic_without_its_masks(isic, prepared):
 
 
 def test_kvasir_masks_are_cut_at_128(tmp_path, rng, disc, prepared):
-    case = "cju0qkwl35piu0993l0dewei2"    # one of the official split
+    case = "cju0qkwl35piu0993l0dewei2"  # one of the official split
     for name in ("images", "masks"):
         (tmp_path / "Kvasir-SEG" / name).mkdir(parents=True)
     Image.fromarray(rng.integers(0, 256, (480, 500, 3), dtype=np.uint8)).save(
         tmp_path / f"Kvasir-SEG/images/{case}.jpg"
     )
-    Image.fromarray(np.stack([disc] * 3, -1)).save(tmp_path / f"Kvasir-SEG/masks/{case}.jpg", quality=90)
+    Image.fromarray(np.stack([disc] * 3, -1)).save(
+        tmp_path / f"Kvasir-SEG/masks/{case}.jpg", quality=90
+    )
     with Image.open(tmp_path / f"Kvasir-SEG/masks/{case}.jpg") as mask:
         values = np.asarray(mask)[..., 0]
-    assert len(np.unique(values)) > 2    # JPEG noise, or the test is empty
+    assert len(np.unique(values)) > 2  # JPEG noise, or the test is empty
     store = prepared("kvasir", tmp_path)
     np.testing.assert_array_equal(store.native_label(case), values >= 128)
     np.testing.assert_array_equal(store.native_label(case), disc // 255)

@@ -5,8 +5,18 @@ import hashlib
 import pytest
 import yaml
 
-from crkd_cli.data.divide import divide
-from crkd_cli.data.splits import Split, amount, find, label_key, made_file, official, read, shuffled, write
+from crkd_cli.data.make_splits import make_split
+from crkd_cli.data.splits import (
+    Split,
+    find_split,
+    label_key,
+    official_splits,
+    parse_count,
+    read_split,
+    seeded_order,
+    split_file,
+    write_split,
+)
 from crkd_cli.errors import CrkdError, UsageError
 
 ACDC = {f"patient{number:03d}": 2 for number in range(1, 101)}
@@ -14,7 +24,7 @@ ACDC = {f"patient{number:03d}": 2 for number in range(1, 101)}
 
 @pytest.mark.parametrize(
     ("name", "parts", "labeled"),
-    [    # sizes as the field's papers state them: train, val, test
+    [  # sizes as the field's papers state them: train, val, test
         ("acdc", (70, 10, 20), {"1": 1, "3": 3, "7": 7, "14": 14}),
         ("la", (80, 0, 20), {"4": 4, "8": 8, "16": 16}),
         ("isic2018", (2075, 0, 519), {"5%": 103, "10%": 207, "20%": 415}),
@@ -22,17 +32,17 @@ ACDC = {f"patient{number:03d}": 2 for number in range(1, 101)}
     ],
 )
 def test_official_splits_have_the_published_sizes(name, parts, labeled):
-    facts = official(name)
+    facts = official_splits(name)
     assert facts is not None
     assert {key: len(groups) for key, groups in facts.labeled.items()} == labeled
     for key, count in labeled.items():
-        split = facts.split(name, key)    # checks that parts are disjoint and labeled lies in train
+        split = facts.split(name, key)  # checks that parts are disjoint and labeled lies in train
         assert (len(split.train), len(split.val), len(split.test)) == parts
         assert len(split.unlabeled) == parts[0] - count
 
 
 def test_own_data_have_no_official_split():
-    assert official("myset") is None
+    assert official_splits("myset") is None
 
 
 def test_cases_are_those_of_the_groups_in_order(make_store):
@@ -50,7 +60,7 @@ def test_a_missing_group_is_named(make_store):
         split.cases(make_store(), "unlabeled")
 
 
-def test_a_labelled_group_without_labels_is_an_error(make_store):
+def test_a_labeled_group_without_labels_is_an_error(make_store):
     split = Split(dataset="toy", name="x", train=("p00",), labeled=("p00",))
     with pytest.raises(CrkdError, match="the labeled cases of split x have no label: p00"):
         split.cases(make_store(unlabeled={"p00"}), "labeled")
@@ -73,38 +83,54 @@ def test_a_wrong_split_file_is_one_line(tmp_path, parts, message):
     file = tmp_path / "wrong.yaml"
     file.write_text(yaml.safe_dump({"dataset": "toy", "name": "x", **parts}))
     with pytest.raises(UsageError, match=message) as caught:
-        read(file)
+        read_split(file)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_written_is_read_back_even_where_ids_look_like_numbers(tmp_path):
-    split = Split(dataset="toy", name="x", train=("001", "1e3", "no"), labeled=("no",), test=("2020-01-01",))
-    write(split, tmp_path / "s.yaml")
-    assert read(tmp_path / "s.yaml") == split
+    split = Split(
+        dataset="toy", name="x", train=("001", "1e3", "no"), labeled=("no",), test=("2020-01-01",)
+    )
+    write_split(split, tmp_path / "s.yaml")
+    assert read_split(tmp_path / "s.yaml") == split
 
 
 def test_order_is_that_of_the_hashes():
     names = ["b", "a", "c"]
-    assert shuffled(names, 7) == sorted(names, key=lambda name: hashlib.sha256(f"7:{name}".encode()).hexdigest())
+    assert seeded_order(names, 7) == sorted(
+        names, key=lambda name: hashlib.sha256(f"7:{name}".encode()).hexdigest()
+    )
     # Fixed for ever: a split that a paper names must not change. By: printf 1337:p0 | sha256sum …, sorted.
-    assert shuffled([f"p{number}" for number in range(8)], 1337) == ["p0", "p5", "p2", "p4", "p3", "p1", "p7", "p6"]
+    assert seeded_order([f"p{number}" for number in range(8)], 1337) == [
+        "p0",
+        "p5",
+        "p2",
+        "p4",
+        "p3",
+        "p1",
+        "p7",
+        "p6",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("text", "of", "expected"), [("4", 10, 4), ("10%", 74, 7), ("5%", 10, 1), ("1%", 10, 1), ("0%", 10, 0), ("0", 9, 0)]
+    ("text", "of", "expected"),
+    [("4", 10, 4), ("10%", 74, 7), ("5%", 10, 1), ("1%", 10, 1), ("0%", 10, 0), ("0", 9, 0)],
 )
 def test_amounts(text, of, expected):
-    assert amount(text, of, "--val") == expected
+    assert parse_count(text, of, "--val") == expected
 
 
 @pytest.mark.parametrize("text", ["-1", "five", "5 %%", "200%", ""])
 def test_wrong_amounts(text):
     with pytest.raises(UsageError, match="--val"):
-        amount(text, 10, "--val")
+        parse_count(text, 10, "--val")
 
 
-@pytest.mark.parametrize(("typed", "key"), [("4", "4"), ("04", "4"), ("5%", "5%"), ("5.0%", "5%"), ("ALL", "all")])
+@pytest.mark.parametrize(
+    ("typed", "key"), [("4", "4"), ("04", "4"), ("5%", "5%"), ("5.0%", "5%"), ("ALL", "all")]
+)
 def test_label_counts_have_one_spelling(typed, key):
     assert label_key(typed) == key
 
@@ -116,110 +142,127 @@ def test_wrong_label_counts(typed):
 
 
 def test_own_data_are_divided_once_and_whole(make_store):
-    store = make_store(groups={f"g{number:02d}": 1 for number in range(30)}, unlabeled={f"g{n:02d}" for n in range(10)})
-    split = divide(store, "3", None, None, 1).split
+    store = make_store(
+        groups={f"g{number:02d}": 1 for number in range(30)},
+        unlabeled={f"g{n:02d}" for n in range(10)},
+    )
+    split = make_split(store, "3", None, None, 1).split
     assert (len(split.test), len(split.val), len(split.train), len(split.labeled)) == (4, 2, 24, 3)
     assert {*split.train, *split.val, *split.test} == set(store.groups)
-    assert {f"g{number:02d}" for number in range(10)} <= set(split.unlabeled)    # no label: always train
-    more = divide(store, "6", None, None, 1).split
+    assert {f"g{number:02d}" for number in range(10)} <= set(
+        split.unlabeled
+    )  # no label: always train
+    more = make_split(store, "6", None, None, 1).split
     assert set(split.labeled) < set(more.labeled)
     assert more.test == split.test
-    assert divide(store, "3", None, None, 2).split.test != split.test
-    assert len(divide(store, None, None, None, 1).split.labeled) == 14    # all that are not held out
-    assert len(divide(store, "25%", None, None, 1).split.labeled) == 6    # of the 24 train groups
+    assert make_split(store, "3", None, None, 2).split.test != split.test
+    assert (
+        len(make_split(store, None, None, None, 1).split.labeled) == 14
+    )  # all that are not held out
+    assert len(make_split(store, "25%", None, None, 1).split.labeled) == 6  # of the 24 train groups
 
 
-def test_too_few_labelled_cases(make_store):
+def test_too_few_labeled_cases(make_store):
     store = make_store(groups=6, unlabeled={"p00"})
-    why = r"--labeled 9 asks for 9 labelled patients, but toy has 3 of them to train on \(test has 1, val 1 of the 5\); give .*"
+    why = r"--labeled 9 asks for 9 labeled patients, but toy has 3 of them to train on \(test has 1, val 1 of the 5\); give .*"
     with pytest.raises(UsageError, match=why):
-        divide(store, "9", None, None, 1)
+        make_split(store, "9", None, None, 1)
     with pytest.raises(UsageError, match="test 3 and val 2 leave none to train on"):
-        divide(store, "1", "2", "3", 1)
+        make_split(store, "1", "2", "3", 1)
 
 
 def test_no_labels_at_all(make_store):
     with pytest.raises(CrkdError, match="no case has a label"):
-        divide(make_store(groups=1, unlabeled={"p00"}), None, None, None, 1)
+        make_split(make_store(groups=1, unlabeled={"p00"}), None, None, None, 1)
 
 
 def test_public_set_keeps_its_official_parts(make_store):
     store = make_store("acdc", groups=ACDC)
-    facts = official("acdc")
+    facts = official_splits("acdc")
     assert facts is not None
-    assert divide(store, "3", None, None, 5).split == facts.split("acdc", "3")
-    own = divide(store, "5%", None, None, 5).split    # 5 % of 70 patients, rounded half up
+    assert make_split(store, "3", None, None, 5).split == facts.split("acdc", "3")
+    own = make_split(store, "5%", None, None, 5).split  # 5 % of 70 patients, rounded half up
     assert (own.train, own.val, own.test) == (facts.train, facts.val, facts.test)
     assert len(own.labeled) == 4
     with pytest.raises(UsageError, match="10 official validation cases"):
-        divide(store, "3", "2", None, 5)
+        make_split(store, "3", "2", None, 5)
     with pytest.raises(UsageError, match="20 official test cases"):
-        divide(store, "3", None, "2", 5)
+        make_split(store, "3", None, "2", 5)
     with pytest.raises(UsageError, match="official: 1, 3, 7, 14"):
-        divide(store, None, None, None, 5)
+        make_split(store, None, None, None, 5)
 
 
-def test_validation_is_carved_from_the_labelled_cases(make_store):
-    facts = official("la")
+def test_validation_is_carved_from_the_labeled_cases(make_store):
+    facts = official_splits("la")
     assert facts is not None
     store = make_store("la", dims=2, groups=dict.fromkeys((*facts.train, *facts.test), 1))
-    split = divide(store, "4", "25%", None, 1).split
+    split = make_split(store, "4", "25%", None, 1).split
     assert set(split.labeled) | set(split.val) == set(facts.labeled["4"])
     assert (len(split.labeled), len(split.val), len(split.train)) == (3, 1, 79)
     assert split.unlabeled == facts.split("la", "4").unlabeled
     with pytest.raises(UsageError, match="leaves none to train on"):
-        divide(store, "4", "4", None, 1)
+        make_split(store, "4", "4", None, 1)
 
 
 def test_present_only_keeps_what_is_there(make_store):
     store = make_store("acdc", groups={"patient099": 2, "patient003": 2, "patient011": 2})
-    with pytest.raises(CrkdError, match=r"lacks 97 of the 100 cases.*patient004.* and 92 more; .*--present-only"):
-        divide(store, "3", None, None, 1)
-    made = divide(store, "3", None, None, 1, present_only=True)
+    with pytest.raises(
+        CrkdError, match=r"lacks 97 of the 100 cases.*patient004.* and 92 more; .*--present-only"
+    ):
+        make_split(store, "3", None, None, 1)
+    made = make_split(store, "3", None, None, 1, present_only=True)
     assert made.split.train == ("patient003", "patient099")
     assert made.split.labeled == ("patient099",)
     assert (made.split.val, made.split.test) == ((), ("patient011",))
     assert len(made.missing) == 97
 
 
-def test_present_only_without_a_labelled_case(make_store):
-    with pytest.raises(CrkdError, match="none of the labelled cases of official-3"):
-        divide(make_store("acdc", groups={"patient003": 2}), "3", None, None, 1, present_only=True)
+def test_present_only_without_a_labeled_case(make_store):
+    with pytest.raises(CrkdError, match="none of the labeled cases of official-3"):
+        make_split(
+            make_store("acdc", groups={"patient003": 2}), "3", None, None, 1, present_only=True
+        )
 
 
 def test_training_takes_the_last_made_else_the_official(make_store):
     store = make_store("acdc", groups=ACDC)
-    assert find(store, "3").name == "official-3"
+    assert find_split(store, "3").name == "official-3"
     own = Split(dataset="acdc", name="mine", train=("patient001",), labeled=("patient001",))
-    write(own, made_file(store, "3"))
-    assert find(store, "3") == own
-    assert find(store, "7").name == "official-7"
-    with pytest.raises(UsageError, match=r"--labeled 4 .*: 1, 3, 7, 14; made: 3; .*make-splits acdc --labeled 4"):
-        find(store, "4")
+    write_split(own, split_file(store, "3"))
+    assert find_split(store, "3") == own
+    assert find_split(store, "7").name == "official-7"
+    with pytest.raises(
+        UsageError, match=r"--labeled 4 .*: 1, 3, 7, 14; made: 3; .*make-splits acdc --labeled 4"
+    ):
+        find_split(store, "4")
 
 
 def test_own_data_need_make_splits_first(make_store):
     store = make_store("toy")
     with pytest.raises(UsageError, match="make another with: crkd make-splits toy --labeled 4"):
-        find(store, "4")
+        find_split(store, "4")
     with pytest.raises(UsageError, match="--labeled is missing"):
-        find(store, None)
-    split = divide(store, None, None, None, 1).split
-    write(split, made_file(store, "all"))
-    assert find(store, None) == split    # the only one
-    assert find(store, None, made_file(store, "all")) == split    # a file goes before everything
-    with pytest.raises(UsageError, match="--labeled and --split name the labelled cases twice"):
-        find(store, "9", made_file(store, "all"))
+        find_split(store, None)
+    split = make_split(store, None, None, None, 1).split
+    write_split(split, split_file(store, "all"))
+    assert find_split(store, None) == split  # the only one
+    assert (
+        find_split(store, None, split_file(store, "all")) == split
+    )  # a file goes before everything
+    with pytest.raises(UsageError, match="--labeled and --split name the labeled cases twice"):
+        find_split(store, "9", split_file(store, "all"))
 
 
 @pytest.mark.realdata
 def test_real_cases_have_the_ids_of_the_official_splits(shared_data):
-    ids = {"acdc": {path.name.split("_")[0] for path in (shared_data / "acdc" / "data").glob("*.h5")}}
+    ids = {
+        "acdc": {path.name.split("_")[0] for path in (shared_data / "acdc" / "data").glob("*.h5")}
+    }
     ids["la"] = {path.parent.name for path in (shared_data / "la").glob("*/*/mri_norm2.h5")}
     ids["isic2018"] = {path.stem for path in (shared_data / "isic2018").glob("*Input/*.jpg")}
     ids["kvasir"] = {path.stem for path in (shared_data / "kvasir").glob("*/images/*.jpg")}
     for name, found in ids.items():
-        facts = official(name)
+        facts = official_splits(name)
         assert facts is not None
         assert found
         assert found <= {*facts.train, *facts.val, *facts.test}

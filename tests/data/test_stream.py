@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from crkd_cli.config import Frame
-from crkd_cli.data.case import Store
 from crkd_cli.data.dataset import Dataset
+from crkd_cli.data.store import Store
 from crkd_cli.data.stream import Prefetch, Stream
 from crkd_cli.errors import UsageError
 
@@ -19,7 +19,10 @@ MakeStore = Callable[..., Store]
 def test_batches_do_not_depend_on_what_was_read_before(make_store: MakeStore, dims: int) -> None:
     store = make_store(groups=5, dims=dims)
     frame = Frame(patch=(16,) * dims)
-    one, two = (Stream(Dataset(store, list(store.cases), frame, labeled=True), 3, seed=7, number=0) for _ in range(2))
+    one, two = (
+        Stream(Dataset(store, list(store.cases), frame, labeled=True), 3, seed=7, number=0)
+        for _ in range(2)
+    )
     in_order = [one.batch(step) for step in range(6)]
     for step in (5, 2, 0, 4):
         for a, b in zip(in_order[step], two.batch(step), strict=True):
@@ -32,7 +35,12 @@ def test_batches_do_not_depend_on_what_was_read_before(make_store: MakeStore, di
 
 def test_every_item_once_an_epoch(make_store: MakeStore) -> None:
     store = make_store(groups=5)
-    stream = Stream(Dataset(store, list(store.cases), Frame(resize=(32, 32)), labeled=False), 5, seed=0, number=1)
+    stream = Stream(
+        Dataset(store, list(store.cases), Frame(resize=(32, 32)), labeled=False),
+        5,
+        seed=0,
+        number=1,
+    )
     whole = {store.image(case).tobytes() for case in store.cases}
     orders = []
     for epoch in range(4):
@@ -64,7 +72,9 @@ def test_crops_follow_the_label_and_reach_the_edges(make_store: MakeStore, dims:
 
 def test_smaller_cases_are_padded_evenly(make_store: MakeStore, dims: int) -> None:
     store = make_store(groups=1, dims=dims, shape=(10,) * dims)
-    item = Dataset(store, ["p00"], Frame(patch=(16,) * dims), labeled=True).item(0, np.random.default_rng(0))
+    item = Dataset(store, ["p00"], Frame(patch=(16,) * dims), labeled=True).item(
+        0, np.random.default_rng(0)
+    )
     assert item.image.shape == (1, *[16] * dims)
     inner = (slice(3, 13),) * dims
     assert np.array_equal(item.image[0].numpy()[inner], store.image("p00")[0])
@@ -80,12 +90,27 @@ def test_volumes_become_slices_for_a_2d_network(make_store: MakeStore) -> None:
 
 def test_resized_items_are_kept_while_there_is_room(make_store: MakeStore) -> None:
     store = make_store(groups=3)
-    size = 32 * 32 * (4 + 1)    # a float32 image and its label
-    dataset = Dataset(store, list(store.cases), Frame(resize=(32, 32)), labeled=True, keep=2 * size)
-    kept = [dataset.item(k, np.random.default_rng(0)) is dataset.item(k, np.random.default_rng(0)) for k in range(3)]
+    size = 32 * 32 * (4 + 1)  # a float32 image and its label
+    dataset = Dataset(
+        store, list(store.cases), Frame(resize=(32, 32)), labeled=True, cache_bytes=2 * size
+    )
+    kept = [
+        dataset.item(k, np.random.default_rng(0)) is dataset.item(k, np.random.default_rng(0))
+        for k in range(3)
+    ]
     assert kept == [True, True, False]
-    crops = Dataset(store, list(store.cases), Frame(patch=(16, 16)), labeled=True, keep=10 * size)
-    assert len({crops.item(0, np.random.default_rng(seed)).image.numpy().tobytes() for seed in range(9)}) > 1
+    crops = Dataset(
+        store, list(store.cases), Frame(patch=(16, 16)), labeled=True, cache_bytes=10 * size
+    )
+    assert (
+        len(
+            {
+                crops.item(0, np.random.default_rng(seed)).image.numpy().tobytes()
+                for seed in range(9)
+            }
+        )
+        > 1
+    )
 
 
 def test_a_3d_frame_over_2d_images_is_refused(make_store: MakeStore) -> None:

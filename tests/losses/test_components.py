@@ -1,4 +1,4 @@
-"""The largest component against scipy's labelling: noise at every density, and shapes whose ends are far apart."""
+"""The largest component against scipy's labeling: noise at every density, and shapes whose ends are far apart."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,9 @@ from crkd_cli.losses.components import by_hooking, largest_component
 
 def check(masks: torch.Tensor) -> None:
     """Each result, a CPU's way and a GPU's, is one whole component of scipy's, and none of scipy's is larger."""
-    for mask, found in zip([*masks, *masks], [*largest_component(masks), *by_hooking(masks)], strict=True):
+    for mask, found in zip(
+        [*masks, *masks], [*largest_component(masks), *by_hooking(masks)], strict=True
+    ):
         labels, _ = ndimage.label(mask.numpy(), np.ones((3,) * mask.ndim))
         sizes = np.bincount(labels.ravel(), minlength=2)[1:]
         assert int(found.sum()) == sizes.max()
@@ -35,5 +37,5 @@ def test_a_long_way(dims: int) -> None:
     both = torch.stack([path, broken, path.flip(0), path.flip(1)])
     if dims == 3:
         both = torch.stack([both, torch.zeros_like(both), both], dim=-1)
-        both[:, 0, 0, 1] = True    # two layers, joined in one corner
+        both[:, 0, 0, 1] = True  # two layers, joined in one corner
     check(both)

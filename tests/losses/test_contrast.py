@@ -18,31 +18,44 @@ def test_class_means(dims: int) -> None:
 def test_class_means_of_as_many_pixels_as_a_batch_has(dims: int) -> None:
     """Two LA patches' two million: against float64."""
     torch.manual_seed(dims)
-    confidence = 0.999 + 0.001 * (2 * torch.rand(2, 1_000_000 // 64 ** (dims - 2), *[64] * (dims - 2)) - 1)
+    confidence = 0.999 + 0.001 * (
+        2 * torch.rand(2, 1_000_000 // 64 ** (dims - 2), *[64] * (dims - 2)) - 1
+    )
     pseudo = torch.zeros_like(confidence, dtype=torch.long)
-    assert class_means(confidence, pseudo, 2)[0].item() == pytest.approx(confidence.double().mean().item(), abs=1e-6)
+    assert class_means(confidence, pseudo, 2)[0].item() == pytest.approx(
+        confidence.double().mean().item(), abs=1e-6
+    )
 
 
 def drawn(dims: int, number: int = 10) -> tuple[Samples, torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(dims)
     space = (6, 5, 4)[:dims]
-    classes = torch.randint(2, (2, *space)) * 2    # classes 0 and 2; 1 is nowhere
+    classes = torch.randint(2, (2, *space)) * 2  # classes 0 and 2; 1 is nowhere
     eligible = torch.rand(2, *space) < 0.5
     features = torch.randn(2, 3, *space)
-    features[:, 0] = torch.arange(classes.numel()).view_as(classes).float()    # a pixel's own number
-    return sample(features, classes, eligible, torch.rand(2, *space), 3, number), features, classes, eligible
+    features[:, 0] = torch.arange(classes.numel()).view_as(classes).float()  # a pixel's own number
+    return (
+        sample(features, classes, eligible, torch.rand(2, *space), 3, number),
+        features,
+        classes,
+        eligible,
+    )
 
 
 def test_sample_draws_the_shares_from_eligible_pixels(dims: int) -> None:
     samples, features, classes, eligible = drawn(dims)
-    assert torch.bincount(samples.classes).tolist() == [3 + 1, 3 + 1, 4 + 1]    # 10 = 3 + 3 + 4, and a mean each
+    assert torch.bincount(samples.classes).tolist() == [
+        3 + 1,
+        3 + 1,
+        4 + 1,
+    ]  # 10 = 3 + 3 + 4, and a mean each
     assert torch.equal(samples.valid, samples.classes != 1)
     rows = features.movedim(1, -1).reshape(-1, 3)
     for k in (0, 2):
         *picked, mean = samples.features[samples.classes == k]
         numbers = [int(row[0]) for row in picked]
         assert all(classes.flatten()[n] == k and eligible.flatten()[n] for n in numbers)
-        assert len(set(numbers)) == len(numbers)    # enough of them: none twice
+        assert len(set(numbers)) == len(numbers)  # enough of them: none twice
         for row, n in zip(picked, numbers, strict=True):
             torch.testing.assert_close(row, rows[n])
         member = (classes == k) & eligible
@@ -59,7 +72,9 @@ def test_rows_of_an_absent_class_are_copies_of_drawn_ones(dims: int) -> None:
 def test_sample_repeats_where_a_class_has_too_few() -> None:
     features = torch.tensor([[[[1.0, 2.0, 3.0, 4.0]]]])
     classes = torch.tensor([[[0, 0, 0, 1]]])
-    samples = sample(features, classes, torch.ones_like(classes, dtype=torch.bool), torch.rand(1, 1, 4), 2, 10)
+    samples = sample(
+        features, classes, torch.ones_like(classes, dtype=torch.bool), torch.rand(1, 1, 4), 2, 10
+    )
     assert samples.features[samples.classes == 0].flatten()[:5].unique().tolist() == [1.0, 2.0, 3.0]
     assert samples.features[samples.classes == 1].flatten().tolist() == [4.0] * 6
 
@@ -71,7 +86,9 @@ def test_sampling_follows_the_order_uniformly() -> None:
     for _ in range(600):
         picked = sample(features, classes, classes == 0, torch.rand(1, 2, 5), 1, 4).features[:-1]
         counts[picked.flatten().long()] += 1
-    assert ((counts / 600 - 0.4).abs() < 0.08).all()    # four standard deviations of a frequency of 0.4 over 600 draws
+    assert (
+        (counts / 600 - 0.4).abs() < 0.08
+    ).all()  # four standard deviations of a frequency of 0.4 over 600 draws
 
 
 def test_projecting_samples_equals_sampling_projections(dims: int) -> None:
@@ -79,18 +96,28 @@ def test_projecting_samples_equals_sampling_projections(dims: int) -> None:
     torch.manual_seed(0)
     projection = Projection(3, 8).eval()
     space = (6, 5, 4)[:dims]
-    features, classes, order = torch.randn(2, 3, *space), torch.randint(3, (2, *space)), torch.rand(2, *space)
-    all_projected = projection(features.movedim(1, -1).reshape(-1, 3)).view(2, *space, 8).movedim(-1, 1)
+    features, classes, order = (
+        torch.randn(2, 3, *space),
+        torch.randint(3, (2, *space)),
+        torch.rand(2, *space),
+    )
+    all_projected = (
+        projection(features.movedim(1, -1).reshape(-1, 3)).view(2, *space, 8).movedim(-1, 1)
+    )
     everywhere = torch.ones_like(order, dtype=torch.bool)
     first = sample(features, classes, everywhere, order, 3, 9)
     after = sample(all_projected, classes, everywhere, order, 3, 9)
-    pixels = torch.tensor([True, True, True, False] * 3)    # a mean's projection is not the projections' mean
+    pixels = torch.tensor(
+        [True, True, True, False] * 3
+    )  # a mean's projection is not the projections' mean
     torch.testing.assert_close(projection(first.features)[pixels], after.features[pixels])
     assert projection(first.features).norm(dim=1).allclose(torch.ones(12))
 
 
 def rows(classes: list[int], valid: list[bool], width: int = 4) -> tuple[torch.Tensor, Samples]:
-    vectors = torch.nn.functional.normalize(torch.randn(len(classes), width), dim=1).requires_grad_()
+    vectors = torch.nn.functional.normalize(
+        torch.randn(len(classes), width), dim=1
+    ).requires_grad_()
     return vectors, Samples(torch.empty(0), torch.tensor(classes), torch.tensor(valid))
 
 
@@ -103,10 +130,13 @@ def test_contrast_against_a_loop(temperature: float) -> None:
     for i, k in enumerate(anchor.classes.tolist()):
         if not anchor.valid[i]:
             continue
-        scores = {j: sum(x * y for x, y in zip(a[i].tolist(), u[j].tolist(), strict=True)) / temperature
-                  for j in range(len(u)) if other.valid[j]}  # fmt: skip
+        scores = {
+            j: sum(x * y for x, y in zip(a[i].tolist(), u[j].tolist(), strict=True)) / temperature
+            for j in range(len(u))
+            if other.valid[j]
+        }
         positives = [j for j in scores if other.classes[j] == k]
-        if positives:    # class 2 has none that is valid: left out
+        if positives:  # class 2 has none that is valid: left out
             total = math.log(sum(math.exp(s) for s in scores.values()))
             terms.append(sum(scores[j] - total for j in positives) / len(positives))
     expected = -sum(terms) / len(terms)
@@ -127,4 +157,7 @@ def test_contrast_pulls_classes_together() -> None:
     a, anchor = rows([0, 1], [True, True])
     same, other = a.detach(), anchor
     swapped = same.flip(0)
-    assert contrast(a, same, anchor, other, 0.1).item() < contrast(a, swapped, anchor, other, 0.1).item()
+    assert (
+        contrast(a, same, anchor, other, 0.1).item()
+        < contrast(a, swapped, anchor, other, 0.1).item()
+    )

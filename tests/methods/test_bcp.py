@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crkd_cli.augment.mix import draw_box
 from crkd_cli.methods import METHODS
-from crkd_cli.methods.base import given
+from crkd_cli.methods.base import require_unlabeled
 from crkd_cli.methods.bcp import Bcp, halves
 from tests.methods.test_contract import batch, calm, task
 
@@ -34,16 +34,26 @@ def build(dims: int, **params: float) -> Bcp:
 
 @pytest.mark.parametrize(("squared", "epsilon"), [(True, 1e-10), (False, 1e-5)])
 def test_mixed_images_and_regions_by_hand(dims: int, squared: bool, epsilon: float) -> None:
-    method, data = build(dims, pseudo=0.3, squared=squared, epsilon=epsilon), batch(dims, labeled=4)
-    x, y, u = data.labeled.image, data.labeled.label, given(data.unlabeled).weak
+    method, data = (
+        build(dims, pseudo_weight=0.3, squared_dice=squared, dice_smooth=epsilon),
+        batch(dims, labeled=4),
+    )
+    x, y, u = (
+        data.labeled.image,
+        data.labeled.label,
+        require_unlabeled(data.unlabeled).weak,
+    )
     torch.manual_seed(5)
     box = draw_box(x.shape[2:], x.device, 2 / 3)
     torch.manual_seed(5)
     losses = method.losses(data, 9)
     guess = method.pseudo_label(u)
     labeled = taught = 0.0
-    for start, inside in ((0, True), (1, False)):    # the box is the unlabelled image's, then the labelled one's
-        own = (box == inside).expand(2, *x.shape[2:])    # the unlabelled image's region
+    for start, inside in (
+        (0, True),
+        (1, False),
+    ):  # the box is the unlabeled image's, then the labeled one's
+        own = (box == inside).expand(2, *x.shape[2:])  # the unlabeled image's region
         pairs = zip(x[start::2], u[start::2], strict=True)
         mixed = torch.stack([torch.where(box[0] == inside, theirs, mine) for mine, theirs in pairs])
         log_p = method.student(mixed).log_softmax(1)
@@ -55,8 +65,8 @@ def test_mixed_images_and_regions_by_hand(dims: int, squared: bool, epsilon: flo
 
 
 @pytest.mark.parametrize("by_region", [True, False])
-def test_first_labelled_images_alone(dims: int, by_region: bool) -> None:
-    method, data = build(dims, warmup=0.5, by_region=by_region), batch(dims, labeled=4)
+def test_first_labeled_images_alone(dims: int, by_region: bool) -> None:
+    method, data = build(dims, warmup=0.5, average_regions=by_region), batch(dims, labeled=4)
     x, y = data.labeled.image, data.labeled.label
     torch.manual_seed(5)
     box = draw_box(x.shape[2:], x.device, 2 / 3)[0]
@@ -74,17 +84,21 @@ def test_first_labelled_images_alone(dims: int, by_region: bool) -> None:
 
 def test_dice_of_every_image_as_released_for_la(dims: int) -> None:
     """Not pooled: the mean of the losses of single images, whose regions are equally large."""
-    method = build(dims, pooled=False, squared=False, epsilon=1e-5)
+    method = build(dims, batch_dice=False, squared_dice=False, dice_smooth=1e-5)
     label = batch(dims, labeled=4).labeled.label
     log_p = (3 * torch.randn(4, 3, *label.shape[1:])).log_softmax(1)
     region = draw_box(label.shape[1:], label.device, 2 / 3)
-    by_image = [fit(log_p[[n]], label[[n]], region.expand_as(label[[n]]), 1e-5, 1) for n in range(4)]
-    assert method.fit(log_p, label, region).item() == pytest.approx(sum(by_image) / 4, rel=1e-5)
+    by_image = [
+        fit(log_p[[n]], label[[n]], region.expand_as(label[[n]]), 1e-5, 1) for n in range(4)
+    ]
+    assert method.region_loss(log_p, label, region).item() == pytest.approx(
+        sum(by_image) / 4, rel=1e-5
+    )
 
 
 def test_pseudo_label_keeps_the_largest_component_of_every_class(dims: int) -> None:
-    method, plain = build(dims), build(dims, largest=False)
-    weak = given(batch(dims).unlabeled).weak
+    method, plain = build(dims), build(dims, largest_component=False)
+    weak = require_unlabeled(batch(dims).unlabeled).weak
     raw, cleaned = plain.pseudo_label(weak), method.pseudo_label(weak)
     assert not torch.equal(raw, cleaned)
     for before, after in zip(raw.numpy(), cleaned.numpy(), strict=True):
@@ -96,7 +110,7 @@ def test_pseudo_label_keeps_the_largest_component_of_every_class(dims: int) -> N
 
 
 def test_teacher_is_a_copy_until_the_warm_up_ends() -> None:
-    method = build(2, warmup=0.5, teacher_decay=0.75)
+    method = build(2, warmup=0.5, ema_decay=0.75)
     before = {name: value.clone() for name, value in method.teacher.network.named_parameters()}
     for step in range(7):
         with torch.no_grad():
@@ -111,5 +125,8 @@ def test_teacher_is_a_copy_until_the_warm_up_ends() -> None:
 
 def test_halves() -> None:
     """Even and odd samples; the one after the last is the first; fewer are used again."""
-    found = [[half.tolist() for half in halves(torch.arange(n), count)] for n, count in ((4, 2), (3, 2), (1, 2), (2, 3))]
+    found = [
+        [half.tolist() for half in halves(torch.arange(n), count)]
+        for n, count in ((4, 2), (3, 2), (1, 2), (2, 3))
+    ]
     assert found == [[[0, 2], [1, 3]], [[0, 2], [1, 0]], [[0, 0], [0, 0]], [[0, 0, 0], [1, 1, 1]]]

@@ -7,21 +7,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from crkd_cli.config import Model, dump, load, parse
+from crkd_cli.config import ModelConfig, dump, load_config, parse
 from crkd_cli.data.batch import Batch, Labeled, Unlabeled
-from crkd_cli.engine.start import flat
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, Task
 from crkd_cli.models.blocks import Dropout
 from crkd_cli.models.networks.base import Decoder
-from crkd_cli.paths import packaged
+from crkd_cli.paths import packaged_folder
+from crkd_cli.training.plan import flatten_keys
 
-OWN = os.environ.get("CRKD_METHOD")    # a user's file, see docs/adding-a-method.md
+OWN = os.environ.get("CRKD_METHOD")  # a user's file, see docs/adding-a-method.md
 METHOD = pytest.mark.parametrize("name", [METHODS.add(Path(OWN))] if OWN else METHODS.names())
 
 
 def task(dims: int, classes: int = 3, steps: int = 10) -> Task:
-    return Task(Model(name="unet", widths=(4, 4, 8, 8, 8)), dims, channels=1, classes=classes, steps=steps)
+    return Task(
+        ModelConfig(name="unet", widths=(4, 4, 8, 8, 8)),
+        dims,
+        channels=1,
+        classes=classes,
+        steps=steps,
+    )
 
 
 def build(name: str, dims: int) -> Method:
@@ -56,7 +62,9 @@ def calm(method: Method) -> None:
 
 @METHOD
 @pytest.mark.parametrize("step", [0, 9])
-def test_losses_are_finite_scalars_and_total_has_a_gradient(name: str, dims: int, step: int) -> None:
+def test_losses_are_finite_scalars_and_total_has_a_gradient(
+    name: str, dims: int, step: int
+) -> None:
     method = build(name, dims)
     losses = method.losses(batch(dims), step)
     assert all(value.ndim == 0 and torch.isfinite(value) for value in losses.values())
@@ -64,15 +72,23 @@ def test_losses_are_finite_scalars_and_total_has_a_gradient(name: str, dims: int
     gradients = [p.grad for p in method.student.parameters()]
     assert all(g is not None and torch.isfinite(g).all() for g in gradients)
     assert not any(p.grad is not None for p in method.parameters() if not p.requires_grad)
-    if step == 9:    # late in a run all that is trained has a gradient
-        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in method.parameters() if p.requires_grad)
+    if step == 9:  # late in a run all that is trained has a gradient
+        assert all(
+            p.grad is not None and torch.isfinite(p.grad).all()
+            for p in method.parameters()
+            if p.requires_grad
+        )
 
 
 @METHOD
 def test_it_uses_no_more_than_it_asks_for(name: str, dims: int) -> None:
     """Without the views and the streams that it does not ask for, nothing changes."""
     kind, full = METHODS[name], batch(dims)
-    streams = [Unlabeled(one.weak, one.strong[: kind.strong_views]) for one in (full.unlabeled, full.partners) if one]
+    streams = [
+        Unlabeled(one.weak, one.strong[: kind.strong_views])
+        for one in (full.unlabeled, full.partners)
+        if one
+    ]
     totals = []
     for given in (full, Batch(full.labeled, *streams[: kind.unlabeled_streams])):
         method = build(name, dims)
@@ -83,11 +99,11 @@ def test_it_uses_no_more_than_it_asks_for(name: str, dims: int) -> None:
 
 @METHOD
 def test_published_settings_are_understood(name: str) -> None:
-    for dataset, settings in METHODS[name].published.items():
+    for dataset, settings in METHODS[name].author_settings.items():
         sets = [f"method={name}", *(f"{key}={value}" for key, value in settings.items())]
-        config = load(packaged("configs") / f"{dataset}.yaml", sets)
+        config = load_config(packaged_folder("configs") / f"{dataset}.yaml", sets)
         params = dump(parse(config.methods.get(name, {}), METHODS[name].Params, name))
-        found = flat({**dump(config), "methods": {name: params}})
+        found = flatten_keys({**dump(config), "methods": {name: params}})
         for key, value in settings.items():
             there = found[key]
             assert there == pytest.approx(tuple(value) if isinstance(value, list) else value), key
@@ -104,7 +120,9 @@ def test_a_small_step_lowers_the_loss(name: str, dims: int) -> None:
     before = total(method)
     before.backward()
     with torch.no_grad():
-        for parameter, learned in zip(moved.student.parameters(), method.student.parameters(), strict=True):
+        for parameter, learned in zip(
+            moved.student.parameters(), method.student.parameters(), strict=True
+        ):
             if learned.grad is not None:
                 parameter -= 1e-3 * learned.grad
     assert total(moved).item() < before.item()

@@ -20,7 +20,7 @@ def build(dims: int, **params: float) -> Crkd:
     torch.manual_seed(0)
     method = METHODS["crkd"](task(dims), Crkd.Params(**{"confidence": 0.35, **params}))
     assert isinstance(method, Crkd)
-    calm(method)    # so that the streams can be run again by hand
+    calm(method)  # so that the streams can be run again by hand
     return method
 
 
@@ -30,66 +30,86 @@ def run(method: Crkd, data: Batch, step: int = 9) -> dict[str, torch.Tensor]:
 
 
 def test_total_is_the_weighted_sum(dims: int) -> None:
-    own = {"pixel": 0.5, "feature": 0.3, "semantic": 0.2, "entropy": 0.7}
-    method = build(dims, **own, pseudo=0.9, ramp=0.8)
+    own = {
+        "pixel_weight": 0.5,
+        "feature_weight": 0.3,
+        "semantic_weight": 0.2,
+        "entropy_weight": 0.7,
+    }
+    method = build(dims, **own, pseudo_weight=0.9, rampup=0.8)
     losses = run(method, batch(dims), step=4)
     r = 2.718281828 ** (-5 * (1 - 4 / 8) ** 2)
     expected = losses["labeled"].item() + 0.9 * losses["pseudo"].item()
-    expected += r * sum(weight * losses[name].item() for name, weight in own.items())
+    expected += r * sum(weight * losses[name.removesuffix("_weight")].item() for name, weight in own.items())
     assert losses["total"].item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("term", TERMS)
 def test_every_term_has_a_switch(term: str) -> None:
-    full, without = run(build(2), batch(2)), run(build(2, **{term: 0.0}), batch(2))
+    full, without = run(build(2), batch(2)), run(build(2, **{f"{term}_weight": 0.0}), batch(2))
     assert term in full
     assert term not in without
     assert without["labeled"].item() == full["labeled"].item()
 
 
 def fresh(network: torch.nn.Module) -> torch.nn.Module:
-    """A copy that normalises by the batch and drops nothing, as `calm` leaves it in training."""
+    """A copy that normalizes by the batch and drops nothing, as `calm` leaves it in training."""
     return copy.deepcopy(network).train()
 
 
 @pytest.mark.parametrize("classes", ["all", "foreground"])
 def test_streams_and_pseudo_labels_by_hand(dims: int, classes: str) -> None:
     """The fused pass gives what the definition gives: teacher, CutMix, three streams, keep mask, pseudo-label loss."""
-    method, data = build(dims, drop=0.0, confidence=0.5, dice=classes), batch(dims)
+    method, data = (
+        build(dims, feature_dropout=0.0, confidence=0.5, dice_classes=classes),
+        batch(dims),
+    )
     with torch.no_grad():
-        for parameter in method.teacher.parameters():    # a teacher that is not the student
+        for parameter in method.teacher.parameters():  # a teacher that is not the student
             parameter.mul_(1.1)
     losses = run(method.train(), data, step=3)
     assert data.unlabeled is not None
     with torch.no_grad():
         p = fresh(method.teacher.network)(data.unlabeled.weak).softmax(1)
     for k in (1, 2):
-        assert losses[f"share_{k}"].item() == pytest.approx((p.argmax(1) == k).float().mean().item())
+        assert losses[f"share_{k}"].item() == pytest.approx(
+            (p.argmax(1) == k).float().mean().item()
+        )
     torch.manual_seed(5)
     partner, box = draw_swap(data.unlabeled.weak.shape, torch.device("cpu"))
-    weak, strong, p = (swap(x, partner, box) for x in (data.unlabeled.weak, data.unlabeled.strong[0], p))
+    weak, strong, p = (
+        swap(x, partner, box) for x in (data.unlabeled.weak, data.unlabeled.strong[0], p)
+    )
     pseudo = p.argmax(1)
     keep = p.amax(1) >= 0.5
     assert 0.1 < keep.float().mean() < 1.0
     assert losses["kept"].item() == pytest.approx(keep.float().mean().item())
-    z_l, z_s, z_fp = fresh(method.student)(torch.cat([data.labeled.image, strong, weak])).split([3, 4, 4])
+    z_l, z_s, z_fp = fresh(method.student)(torch.cat([data.labeled.image, strong, weak])).split(
+        [3, 4, 4]
+    )
     by_pixel = torch.nn.functional.cross_entropy(z_l, data.labeled.label)
     labeled = 0.5 * (by_pixel + dice_loss(z_l.softmax(1), data.labeled.label, classes=classes))
     assert losses["labeled"].item() == pytest.approx(labeled.item(), rel=1e-4)
-    expected = sum(dice_loss(z.softmax(1), pseudo, keep, classes=classes).item() for z in (z_s, z_fp)) / 2
+    expected = (
+        sum(dice_loss(z.softmax(1), pseudo, keep, classes=classes).item() for z in (z_s, z_fp)) / 2
+    )
     assert losses["pseudo"].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_teacher_labels_with_the_statistics_of_its_batch_and_keeps_their_average(dims: int) -> None:
+def test_the_teacher_labels_with_the_statistics_of_its_batch_and_keeps_their_average(
+    dims: int,
+) -> None:
     """It is the same in training and not in evaluation; the average moves by batch norm's momentum and with nothing else."""
     method, data = build(dims).train(), batch(dims)
     assert data.unlabeled is not None
     images = data.unlabeled.weak
-    norm = next(m for m in method.teacher.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm))
+    norm = next(
+        m for m in method.teacher.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)
+    )
     convolution = method.teacher.network.down[0][0]
     confidence, _ = method.pseudo_label(images)
     again, _ = method.pseudo_label(images)
-    assert torch.equal(confidence, again)    # nothing is dropped
+    assert torch.equal(confidence, again)  # nothing is dropped
     means = convolution(images).mean((0, *range(2, images.ndim)))
     torch.testing.assert_close(norm.running_mean, (0.1 + 0.9 * 0.1) * means, rtol=1e-4, atol=1e-6)
     method.after_step(0)
@@ -99,8 +119,8 @@ def test_the_teacher_labels_with_the_statistics_of_its_batch_and_keeps_their_ave
 
 
 def test_nothing_kept_gives_no_gradient_from_the_streams() -> None:
-    method = build(2, confidence=1.0, semantic=0.0, entropy=0.0)
-    method.teacher.network.decoder.output.weight.mul_(0.01)    # a teacher that is sure of nothing
+    method = build(2, confidence=1.0, semantic_weight=0.0, entropy_weight=0.0)
+    method.teacher.network.decoder.output.weight.mul_(0.01)  # a teacher that is sure of nothing
     losses = run(method, batch(2))
     assert losses["kept"].item() == 0.0
     assert losses["pixel"].item() == losses["feature"].item() == 0.0
@@ -109,7 +129,7 @@ def test_nothing_kept_gives_no_gradient_from_the_streams() -> None:
 
 def test_teacher_is_the_student_without_an_average_and_lags_with_one() -> None:
     for decay, equal in ((0.0, True), (0.9, False)):
-        method = build(2, teacher_decay=decay)
+        method = build(2, ema_decay=decay)
         for step in range(3):
             with torch.no_grad():
                 for parameter in method.student.parameters():
@@ -120,14 +140,25 @@ def test_teacher_is_the_student_without_an_average_and_lags_with_one() -> None:
 
 
 def test_semantic_gradient_reaches_features_and_projection(dims: int) -> None:
-    method = build(dims, pixel=0, feature=0, entropy=0, pseudo=0, semantic=1.0, confidence=0.0)
+    method = build(
+        dims,
+        pixel_weight=0,
+        feature_weight=0,
+        entropy_weight=0,
+        pseudo_weight=0,
+        semantic_weight=1.0,
+        confidence=0.0,
+    )
     losses = run(method, batch(dims))
     losses["semantic"].backward()
-    assert all(p.grad is not None and (p.grad != 0).any() for p in method.projection.layers[-1].parameters())
-    assert (method.student.decoder.grow[0][0].weight.grad != 0).any()
+    assert all(
+        p.grad is not None and (p.grad != 0).any()
+        for p in method.projection.layers[-1].parameters()
+    )
+    assert (method.student.decoder.upsample[0][0].weight.grad != 0).any()
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    for wrong in ({"confidence": 1.5}, {"pixel": -1}, {"temperature": 0}, {"unknown": 1}):
+    for wrong in ({"confidence": 1.5}, {"pixel_weight": -1}, {"temperature": 0}, {"unknown": 1}):
         with pytest.raises(msgspec.ValidationError):
             msgspec.convert(wrong, Crkd.Params)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from crkd_cli.config import Model
+from crkd_cli.config import ModelConfig
 from crkd_cli.data.batch import Batch
 from crkd_cli.methods import METHODS
-from crkd_cli.methods.base import given
+from crkd_cli.methods.base import require_unlabeled
 from crkd_cli.methods.lefed import LeFeD
 from crkd_cli.models.networks.base import Decoder
 from tests.methods.test_contract import batch, calm, task
@@ -22,7 +22,7 @@ from tests.methods.test_contract import batch, calm, task
 
 def build(dims: int, network: str = "unet", **params: object) -> LeFeD:
     torch.manual_seed(0)
-    own = replace(task(dims), model=Model(name=network, widths=(4, 4, 8, 8, 8)))
+    own = replace(task(dims), model=ModelConfig(name=network, widths=(4, 4, 8, 8, 8)))
     method = METHODS["lefed"](own, LeFeD.Params(**params))
     assert isinstance(method, LeFeD)
     calm(method)
@@ -33,15 +33,21 @@ def climb(decoder: Decoder, levels: Sequence[Tensor], network: str) -> tuple[Ten
     """Logits, and stages from the full resolution down."""
     x, stages = levels[4], [levels[4]]
     for number in range(4):
-        risen, skip = decoder.grow[number](x), levels[3 - number]
-        stages.insert(0, risen)
-        x = decoder.fuse[number](torch.cat([skip, risen], dim=1) if network == "unet" else risen + skip)
+        upsampled, skip = decoder.upsample[number](x), levels[3 - number]
+        stages.insert(0, upsampled)
+        x = decoder.fuse[number](
+            torch.cat([skip, upsampled], dim=1) if network == "unet" else upsampled + skip
+        )
     return decoder.head(x), stages
 
 
-def by_hand(method: LeFeD, data: Batch, network: str, feedback: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+def by_hand(
+    method: LeFeD, data: Batch, network: str, feedback: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
     """Logits of A and B, those of the side outputs, and both lists of stages, of one pass; draws as in `losses`."""
-    levels = method.student.encode(torch.cat([data.labeled.image, given(data.unlabeled).weak]), feedback)
+    levels = method.student.encode(
+        torch.cat([data.labeled.image, require_unlabeled(data.unlabeled).weak]), feedback
+    )
     z_a, s_a = climb(method.student.decoder, levels, network)
     gated_levels = [x * s.detach().sigmoid() for x, s in zip(levels, s_a, strict=True)]
     gated_levels[4] = levels[4] + gated_levels[4]
@@ -57,25 +63,40 @@ def by_hand(method: LeFeD, data: Batch, network: str, feedback: Sequence[Tensor 
 
 
 def dice(z: Tensor, label: Tensor) -> Tensor:
-    """1 − (2 Σ p t + 10⁻⁵) / (Σ p² + Σ t² + 10⁻⁵) of classes 1 and 2, averaged, over the labelled images."""
+    """1 − (2 Σ p t + 10⁻⁵) / (Σ p² + Σ t² + 10⁻⁵) of classes 1 and 2, averaged, over the labeled images."""
     p, losses = z[: len(label)].double().softmax(1), []
     for k in (1, 2):
         t = (label == k).double()
-        losses.append(1 - (2 * (p[:, k] * t).sum() + 1e-5) / (p[:, k].square().sum() + t.square().sum() + 1e-5))
+        losses.append(
+            1
+            - (2 * (p[:, k] * t).sum() + 1e-5) / (p[:, k].square().sum() + t.square().sum() + 1e-5)
+        )
     return torch.stack(losses).mean()
 
 
 @pytest.mark.parametrize(
     ("network", "params"),
     [
-        ("unet", {"feedback": 0.5}),
+        ("unet", {"feedback_scale": 0.5}),
         ("vnet", {}),
-        ("unet", {"feedback": 0.5, "levels": (1, 5), "cross_entropy": 0.3, "ramp": 0.5}),
+        (
+            "unet",
+            {
+                "feedback_scale": 0.5,
+                "feedback_levels": (1, 5),
+                "cross_entropy_weight": 0.3,
+                "rampup": 0.5,
+            },
+        ),
     ],
 )
 def test_two_passes_by_hand(dims: int, network: str, params: dict[str, object]) -> None:
     method, data, step = build(dims, network, **params), batch(dims), 3
-    label, scale, which = data.labeled.label, float(params.get("feedback", 1e-3)), params.get("levels", (1, 2, 3, 4, 5))
+    label, scale, which = (
+        data.labeled.label,
+        float(params.get("feedback_scale", 1e-3)),
+        params.get("feedback_levels", (1, 2, 3, 4, 5)),
+    )
     feedback: Sequence[Tensor | None] = [None] * 5
     for seed in (5, 6):
         torch.manual_seed(seed)
@@ -83,27 +104,41 @@ def test_two_passes_by_hand(dims: int, network: str, params: dict[str, object]) 
         torch.manual_seed(seed)
         z_a, z_b, sides, s_a, s_b = by_hand(method, data, network, feedback)
         labeled = dice(z_a, label) + dice(z_b, label)
-        labeled += float(params.get("cross_entropy", 0.0)) * sum(functional.cross_entropy(z[:3], label) for z in (z_a, z_b))
-        deep = sum(weight * dice(z, label) for weight, z in zip((0.8, 0.6, 0.4, 0.2, 0.1), sides, strict=True))
+        labeled += float(params.get("cross_entropy_weight", 0.0)) * sum(
+            functional.cross_entropy(z[:3], label) for z in (z_a, z_b)
+        )
+        deep = sum(
+            weight * dice(z, label)
+            for weight, z in zip((0.8, 0.6, 0.4, 0.2, 0.1), sides, strict=True)
+        )
         consistency = (z_a.double().softmax(1) - z_b.double().softmax(1)).square().mean()
         assert losses["labeled"].item() == pytest.approx(labeled.item(), rel=1e-4)
         assert losses["deep"].item() == pytest.approx(deep.item(), rel=1e-4)
         assert losses["consistency"].item() == pytest.approx(consistency.item(), rel=1e-4)
-        weight = math.exp(-5 * (1 - 3 / 5) ** 2) if "ramp" in params else 1.0
-        assert losses["total"].item() == pytest.approx((labeled + deep + weight * consistency).item(), rel=1e-4)
-        feedback = [scale * (b - a).detach() if k in which else None for k, (a, b) in enumerate(zip(s_a, s_b, strict=True), 1)]
+        weight = math.exp(-5 * (1 - 3 / 5) ** 2) if "rampup" in params else 1.0
+        assert losses["total"].item() == pytest.approx(
+            (labeled + deep + weight * consistency).item(), rel=1e-4
+        )
+        feedback = [
+            scale * (b - a).detach() if k in which else None
+            for k, (a, b) in enumerate(zip(s_a, s_b, strict=True), 1)
+        ]
         for found, expected in zip(method.feedback, feedback, strict=True):
             assert (found is None) is (expected is None)
             if found is not None:
                 assert not found.requires_grad
                 torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * scale)
-        torch.testing.assert_close(feedback[4], scale * (s_a[4] * s_a[4].sigmoid()).detach(), rtol=1e-3, atol=1e-4 * scale)
+        torch.testing.assert_close(
+            feedback[4], scale * (s_a[4] * s_a[4].sigmoid()).detach(), rtol=1e-3, atol=1e-4 * scale
+        )
 
 
 def names_with_gradient(method: LeFeD) -> set[str]:
     """Encoder, A, B, side: the parts that have a gradient other than 0."""
     parts = {"student.decoder": "A", "student": "encoder", "other": "B", "side": "side"}
-    own = {name for name, p in method.named_parameters() if p.grad is not None and (p.grad != 0).any()}
+    own = {
+        name for name, p in method.named_parameters() if p.grad is not None and (p.grad != 0).any()
+    }
     return {next(part for prefix, part in parts.items() if name.startswith(prefix)) for name in own}
 
 
@@ -124,7 +159,7 @@ def test_which_loss_reaches_which_weights(dims: int) -> None:
 
 def test_gates_and_feedback_carry_no_gradient(dims: int) -> None:
     """The total's gradient for decoder A, in the second pass, is that of A's own terms with B's answer as a constant."""
-    method, data = build(dims, feedback=0.5), batch(dims)
+    method, data = build(dims, feedback_scale=0.5), batch(dims)
     method.losses(data, 0)
     feedback = list(method.feedback)
     method.losses(data, 0)["total"].backward()
@@ -132,8 +167,12 @@ def test_gates_and_feedback_carry_no_gradient(dims: int) -> None:
     method.zero_grad()
     z_a, z_b, sides, *_ = by_hand(method, data, "unet", feedback)
     label = data.labeled.label
-    deep = sum(weight * dice(z, label) for weight, z in zip((0.8, 0.6, 0.4, 0.2, 0.1), sides, strict=True))
-    (dice(z_a, label) + deep + (z_a.softmax(1) - z_b.softmax(1).detach()).square().mean()).backward()
+    deep = sum(
+        weight * dice(z, label) for weight, z in zip((0.8, 0.6, 0.4, 0.2, 0.1), sides, strict=True)
+    )
+    (
+        dice(z_a, label) + deep + (z_a.softmax(1) - z_b.softmax(1).detach()).square().mean()
+    ).backward()
     for one, p in zip(found, method.student.decoder.parameters(), strict=True):
         torch.testing.assert_close(one, p.grad, rtol=1e-3, atol=1e-5)
 
@@ -152,16 +191,18 @@ def test_the_feedback_ends_with_its_batch() -> None:
 
 def test_networks_are_the_published_ones() -> None:
     """V-Net of 9.45 million parameters and a decoder: 12.35 million; 1,002 in the side outputs. The bottom drops 0.3."""
-    own = replace(task(3, classes=2), model=Model(name="vnet"))
+    own = replace(task(3, classes=2), model=ModelConfig(name="vnet"))
     method = LeFeD(own, LeFeD.Params())
     side = sum(p.numel() for p in method.side.parameters())
     assert side == 1002
-    assert (sum(p.numel() for p in method.parameters()) - side) / 1e6 == pytest.approx(12.35, abs=0.005)
+    assert (sum(p.numel() for p in method.parameters()) - side) / 1e6 == pytest.approx(
+        12.35, abs=0.005
+    )
     assert method.student.bottom_dropout == 0.3
     assert method.predictor is method.student
 
 
 def test_levels_out_of_range_are_refused() -> None:
-    for wrong in ({"levels": [0]}, {"levels": [6]}, {"feedback": -1.0}):
+    for wrong in ({"feedback_levels": [0]}, {"feedback_levels": [6]}, {"feedback_scale": -1.0}):
         with pytest.raises(msgspec.ValidationError):
             msgspec.convert(wrong, LeFeD.Params)

@@ -11,7 +11,7 @@ from crkd_cli.augment.mix import draw_mix
 from crkd_cli.data.batch import Batch
 from crkd_cli.losses.dice import dice_loss
 from crkd_cli.methods import METHODS
-from crkd_cli.methods.base import Method, fit, given, together
+from crkd_cli.methods.base import Method, forward_concat, require_unlabeled, supervised_loss
 from tests.methods.test_contract import batch, calm, task
 
 
@@ -41,28 +41,40 @@ def target(own: Tensor, partner: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
 
 def boxes(data: Batch) -> list[Tensor]:
     torch.manual_seed(5)
-    return [draw_mix(given(data.unlabeled).weak.shape, torch.device("cpu")) for _ in range(2)]
+    return [
+        draw_mix(require_unlabeled(data.unlabeled).weak.shape, torch.device("cpu"))
+        for _ in range(2)
+    ]
 
 
 def test_unimatch_by_hand(dims: int) -> None:
     """Without dropout the perturbed features are the plain ones, and batch norm sees every image twice, which changes nothing."""
-    method, data = build("unimatch", dims, drop=0.0), batch(dims)
-    images, partners = given(data.unlabeled), given(data.partners)
+    method, data = build("unimatch", dims, feature_dropout=0.0), batch(dims)
+    images, partners = (
+        require_unlabeled(data.unlabeled),
+        require_unlabeled(data.partners),
+    )
     with torch.no_grad():
-        of_partners = method.eval().student(partners.weak).softmax(1)    # before training changes the averages of batch norm
+        of_partners = (
+            method.eval().student(partners.weak).softmax(1)
+        )  # before training changes the averages of batch norm
         method.train()
     first, second = boxes(data)
     torch.manual_seed(5)
     losses = method.losses(data, 0)
     with torch.no_grad():
-        log_l, log_w = together(method.student, data.labeled.image, images.weak)
+        log_l, log_w = forward_concat(method.student, data.labeled.image, images.weak)
         views = zip(images.strong, partners.strong, (first, second), strict=True)
         mixed = [torch.where(box.unsqueeze(1), theirs, own) for own, theirs, box in views]
-        of_strong = [log_p.exp() for log_p in together(method.student, *mixed)]
+        of_strong = [log_p.exp() for log_p in forward_concat(method.student, *mixed)]
     p = log_w.exp()
     terms = {
-        "labeled": fit(log_l, data.labeled.label).item(),
-        "pseudo": sum(dice(q, *target(p, of_partners, box)) for q, box in zip(of_strong, (first, second), strict=True)) / 2,
+        "labeled": supervised_loss(log_l, data.labeled.label).item(),
+        "pseudo": sum(
+            dice(q, *target(p, of_partners, box))
+            for q, box in zip(of_strong, (first, second), strict=True)
+        )
+        / 2,
         "feature": dice(p, p.argmax(1), p.amax(1) >= 0.6),
         "kept": (p.amax(1) >= 0.6).float().mean().item(),
     }
@@ -75,12 +87,14 @@ def test_unimatch_by_hand(dims: int) -> None:
 
 
 def test_unimatch_perturbs_features_and_nothing_else(dims: int) -> None:
-    method, data = build("unimatch", dims, drop=0.5), batch(dims)
+    method, data = build("unimatch", dims, feature_dropout=0.5), batch(dims)
     with torch.no_grad():
         torch.manual_seed(1)
-        plain, weak, perturbed = method.perturbed(data.labeled.image, given(data.unlabeled).weak)
+        plain, weak, perturbed = method.perturbed(
+            data.labeled.image, require_unlabeled(data.unlabeled).weak
+        )
         torch.manual_seed(2)
-        again = method.perturbed(data.labeled.image, given(data.unlabeled).weak)
+        again = method.perturbed(data.labeled.image, require_unlabeled(data.unlabeled).weak)
     assert [len(plain), len(weak), len(perturbed)] == [3, 4, 4]
     assert not torch.allclose(weak, perturbed)
     assert not torch.allclose(perturbed, again[2])
@@ -94,13 +108,16 @@ def answers(number: int, count: int, space: tuple[int, ...]) -> list[Tensor]:
 
 def test_crossmatch_terms_by_hand(dims: int) -> None:
     """From given answers to every stream: which teaches which, mixed with which of the partner's, and where gradients go."""
-    method, data = build("crossmatch", dims, decoder=0.4, distillation=0.7), batch(dims)
-    space = given(data.unlabeled).weak.shape[2:]
+    method, data = (
+        build("crossmatch", dims, decoder_share=0.4, distillation_weight=0.7),
+        batch(dims),
+    )
+    space = require_unlabeled(data.unlabeled).weak.shape[2:]
     log_l, log_1 = ((3 * torch.randn(n, 3, *space)).log_softmax(1).requires_grad_() for n in (3, 4))
     partner, weak, strong = (answers(3, 4, space) for _ in range(3))
     plain = answers(1, 4, space)[0]
     passes = iter([(log_l, partner), (log_l, weak), (log_1, strong)])
-    method.four = lambda a, b: next(passes)
+    method.forward_perturbed = lambda a, b: next(passes)
     method.student = torch.nn.Module()
     method.student.forward = lambda x: plain.log()
     box_1, box_2 = boxes(data)
@@ -110,15 +127,23 @@ def test_crossmatch_terms_by_hand(dims: int) -> None:
     own = (weak[0].argmax(1), weak[0].amax(1) >= 0.6)
     by_partner = [plain, *partner[1:]]
     second = [target(w, m, box_2) for w, m in zip(weak, by_partner, strict=True)]
-    epsilon = 1e-4    # as released for ACDC
+    epsilon = 1e-4  # as released for ACDC
 
     def dice_of(p: Tensor, answer: tuple[Tensor, Tensor]) -> float:
         return dice(p, *answer, epsilon)
 
     terms = {
-        "labeled": fit(log_l, data.labeled.label, dice=partial(dice_loss, epsilon=epsilon)).item(),
-        "pseudo": (dice_of(log_1.exp(), target(weak[0], plain, box_1)) + dice_of(strong[0], second[0])) / 2,
-        "teacher": sum([dice_of(p, own) for p in weak[1:]] + [dice_of(p, second[0]) for p in strong[1:]]) / 4,
+        "labeled": supervised_loss(
+            log_l, data.labeled.label, dice=partial(dice_loss, epsilon=epsilon)
+        ).item(),
+        "pseudo": (
+            dice_of(log_1.exp(), target(weak[0], plain, box_1)) + dice_of(strong[0], second[0])
+        )
+        / 2,
+        "teacher": sum(
+            [dice_of(p, own) for p in weak[1:]] + [dice_of(p, second[0]) for p in strong[1:]]
+        )
+        / 4,
         "decoder": sum(dice_of(p, t) for p, t in zip(strong[1:], second[1:], strict=True)) / 2,
     }
     for name, value in terms.items():
@@ -129,15 +154,15 @@ def test_crossmatch_terms_by_hand(dims: int) -> None:
     losses["total"].backward()
     taught = [log_l, log_1, *strong, *weak[1:]]
     assert all(t.grad is not None and t.grad.any() for t in taught)
-    assert all(t.grad is None for t in (weak[0], plain, *partner))    # targets only
+    assert all(t.grad is None for t in (weak[0], plain, *partner))  # targets only
 
 
 def test_crossmatch_gives_four_answers_in_one_pass(dims: int) -> None:
-    method, data = build("crossmatch", dims, drop_weak=0.0, drop_strong=0.9), batch(dims)
-    a, b = data.labeled.image, given(data.unlabeled).weak
+    method, data = build("crossmatch", dims, weak_dropout=0.0, strong_dropout=0.9), batch(dims)
+    a, b = data.labeled.image, require_unlabeled(data.unlabeled).weak
     with torch.no_grad():
-        log_a, (plain, weak, strong) = method.eval().four(a, b)
-        log_1, log_2 = together(method.student, a, b)
+        log_a, (plain, weak, strong) = method.eval().forward_perturbed(a, b)
+        log_1, log_2 = forward_concat(method.student, a, b)
     torch.testing.assert_close(log_a, log_1, rtol=1e-4, atol=1e-4)
     for one in (plain, weak):
         torch.testing.assert_close(one, log_2.exp(), rtol=1e-4, atol=1e-4)
@@ -147,6 +172,6 @@ def test_crossmatch_gives_four_answers_in_one_pass(dims: int) -> None:
 def test_crossmatch_threshold_by_hand() -> None:
     """Fixed; or from 0.75 towards 1 over 1.214 runs, times ln 2: 0.521 at first, 0.668 at the end of 14,000 of 17,000 steps."""
     assert [build("crossmatch", 2).threshold(step) for step in (0, 10)] == [0.6, 0.6]
-    method = build("crossmatch", 2, confidence=0.75, ramp=17 / 14, log2_scaled=True)
+    method = build("crossmatch", 2, confidence=0.75, confidence_rampup=17 / 14, log2_scaled=True)
     assert method.threshold(0) == pytest.approx((0.75 + 0.25 * math.exp(-5)) * math.log(2))
     assert method.threshold(10) == pytest.approx(0.668, abs=5e-4)

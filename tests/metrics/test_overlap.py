@@ -12,7 +12,7 @@ def test_hand_counted():
     truth = np.array([[0, 1, 2], [2, 2, 1]], np.uint8)
     voxels = confusion(prediction, truth, 4)
     assert voxels.tolist() == [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
-    assert dice(voxels).tolist() == [2 / 3, 2 / 4, 4 / 5, 1.0]    # class 3 is in neither: agreement
+    assert dice(voxels).tolist() == [2 / 3, 2 / 4, 4 / 5, 1.0]  # class 3 is in neither: agreement
     assert jaccard(voxels).tolist() == [1 / 2, 1 / 3, 2 / 3, 1.0]
 
 
@@ -22,14 +22,23 @@ def test_agrees_with_medpy(dims, rng):
         prediction, truth = (rng.integers(0, classes, shape).astype(np.uint8) for _ in range(2))
         voxels = confusion(prediction, truth, classes)
         for k in range(classes):
-            assert dice(voxels)[k] == pytest.approx(binary.dc(prediction == k, truth == k), abs=1e-12)
-            assert jaccard(voxels)[k] == pytest.approx(binary.jc(prediction == k, truth == k), abs=1e-12)
+            assert dice(voxels)[k] == pytest.approx(
+                binary.dc(prediction == k, truth == k), abs=1e-12
+            )
+            assert jaccard(voxels)[k] == pytest.approx(
+                binary.jc(prediction == k, truth == k), abs=1e-12
+            )
 
 
 def test_empty_masks(dims):
     nothing, one = np.zeros((5,) * dims, np.uint8), np.zeros((5,) * dims, np.uint8)
     one[(2,) * dims] = 1
-    for prediction, truth, expected in ((nothing, nothing, 1), (nothing, one, 0), (one, nothing, 0), (one, one, 1)):
+    for prediction, truth, expected in (
+        (nothing, nothing, 1),
+        (nothing, one, 0),
+        (one, nothing, 0),
+        (one, one, 1),
+    ):
         voxels = confusion(prediction, truth, 2)
         assert dice(voxels)[1] == jaccard(voxels)[1] == expected
 

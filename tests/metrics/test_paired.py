@@ -20,7 +20,7 @@ NAN = math.nan
         # 4 × 0.3 and all after it are more than 1
         ([0.3, 0.5, 0.9, 0.4], [1.0, 1.0, 1.0, 1.0]),
         ([0.02], [0.02]),
-        ([0.04, NAN, 0.01], [0.04, NAN, 0.02]),    # a family of two
+        ([0.04, NAN, 0.01], [0.04, NAN, 0.02]),  # a family of two
         ([], []),
     ],
 )
@@ -30,7 +30,9 @@ def test_holm_by_hand(ps, adjusted):
 
 def test_signed_rank_by_counting_signs():
     """Under the hypothesis each of the 2⁵ signs of the ranks is as likely as any other."""
-    differences = np.array([0.4, -0.1, 0.3, 0.5, 0.2])    # ranks 4, −1, 3, 5, 2: the sum of the negative ones is 1
+    differences = np.array(
+        [0.4, -0.1, 0.3, 0.5, 0.2]
+    )  # ranks 4, −1, 3, 5, 2: the sum of the negative ones is 1
     sums = [np.dot(range(1, 6), signs) for signs in itertools.product((0, 1), repeat=5)]
     assert signed_rank(differences) == pytest.approx(2 * sum(total <= 1 for total in sums) / 32)
 
@@ -54,7 +56,9 @@ def test_a_patient_counts_once(rng):
     first, second = rng.normal(0.8, 0.1, (2, 12, 3))
     groups = [f"p{number}" for number in range(12)]
     once = paired(first, second, groups)
-    twice = paired(np.repeat(first, 2, axis=0), np.repeat(second, 2, axis=0), np.repeat(groups, 2).tolist())
+    twice = paired(
+        np.repeat(first, 2, axis=0), np.repeat(second, 2, axis=0), np.repeat(groups, 2).tolist()
+    )
     assert (twice.n, twice.p) == (12, once.p)
     assert (twice.mean, twice.low, twice.high) == pytest.approx((once.mean, once.low, once.high))
 
@@ -66,7 +70,7 @@ def test_per_patient_means_by_hand():
     found = paired(first, second, ["a", "a", "b", "c"])
     assert found.n == 2
     assert found.mean == pytest.approx((0.15 + 0.4) / 2)
-    assert found.p == 0.5    # two of the four signs are as far out
+    assert found.p == 0.5  # two of the four signs are as far out
 
 
 def test_nothing_in_common():

@@ -6,26 +6,28 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from crkd_cli.metrics.summary import summarise
+from crkd_cli.metrics.summary import summarize
 
 NAN = math.nan
 
 
 def test_means_by_hand():
-    classes, mean = summarise(np.array([[0.2, 1.0], [0.4, NAN], [0.9, 0.6]]))
+    classes, mean = summarize(np.array([[0.2, 1.0], [0.4, NAN], [0.9, 0.6]]))
     assert [one.mean for one in classes] == pytest.approx([0.5, 0.8])
     assert [one.n for one in classes] == [3, 2]
     assert [one.undefined for one in classes] == [0, 1]
     assert classes[0].sd == pytest.approx(math.sqrt((0.09 + 0.01 + 0.16) / 2))
-    assert mean.mean == pytest.approx(0.65)    # of the classes' means, not of all values
+    assert mean.mean == pytest.approx(0.65)  # of the classes' means, not of all values
     assert mean.n == 3
     assert mean.sd == pytest.approx(np.std([0.6, 0.4, 0.75], ddof=1))
 
 
 def test_bootstrap_agrees_with_scipy(rng):
     values = rng.normal(0.7, 0.1, 30)
-    (one,), mean = summarise(values[:, None])
-    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, random_state=rng)
+    (one,), mean = summarize(values[:, None])
+    theirs = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=20_000, random_state=rng
+    )
     assert one.low == pytest.approx(theirs.confidence_interval.low, abs=2e-3)
     assert one.high == pytest.approx(theirs.confidence_interval.high, abs=2e-3)
     assert (mean.low, mean.high) == pytest.approx((one.low, one.high))
@@ -33,59 +35,68 @@ def test_bootstrap_agrees_with_scipy(rng):
 
 def test_t_interval_is_scipys(rng):
     values = rng.normal(0.7, 0.1, 12)
-    (one,), _ = summarise(values[:, None], "t")
+    (one,), _ = summarize(values[:, None], "t")
     low, high = stats.t.interval(0.95, 11, values.mean(), stats.sem(values))
     assert (one.low, one.high) == pytest.approx((low, high))
 
 
 def test_the_same_values_give_the_same_interval(rng):
     values = rng.random((9, 3))
-    assert summarise(values) == summarise(values.copy())
+    assert summarize(values) == summarize(values.copy())
 
 
 def test_undefined_everywhere():
-    classes, mean = summarise(np.array([[NAN, 0.5], [NAN, 0.7]]))
+    classes, mean = summarize(np.array([[NAN, 0.5], [NAN, 0.7]]))
     assert math.isnan(classes[0].mean)
     assert (classes[0].n, classes[0].undefined) == (0, 2)
     assert mean.mean == pytest.approx(0.6)
 
 
 def test_one_case_has_no_spread():
-    (one,), _ = summarise(np.array([[0.5]]))
+    (one,), _ = summarize(np.array([[0.5]]))
     assert one.mean == 0.5
     assert all(math.isnan(value) for value in (one.sd, one.low, one.high))
 
 
 def test_one_case_per_patient_is_a_bootstrap_over_cases(rng):
     values = rng.random((9, 3))
-    assert summarise(values, groups=[f"p{number}" for number in range(9)]) == summarise(values)
+    assert summarize(values, groups=[f"p{number}" for number in range(9)]) == summarize(values)
 
 
 def test_a_second_scan_that_says_the_same_tells_nothing_new(rng):
     values = rng.random((12, 2))
     groups = [f"p{number}" for number in range(12)]
-    once, _ = summarise(values)
-    twice, _ = summarise(np.repeat(values, 2, axis=0), groups=np.repeat(groups, 2).tolist())
-    assert [(one.low, one.high) for one in twice] == [pytest.approx((one.low, one.high)) for one in once]
-    narrow, _ = summarise(np.repeat(values, 2, axis=0))
-    assert all(one.high - one.low < 0.8 * (other.high - other.low) for one, other in zip(narrow, once, strict=True))
+    once, _ = summarize(values)
+    twice, _ = summarize(np.repeat(values, 2, axis=0), groups=np.repeat(groups, 2).tolist())
+    assert [(one.low, one.high) for one in twice] == [
+        pytest.approx((one.low, one.high)) for one in once
+    ]
+    narrow, _ = summarize(np.repeat(values, 2, axis=0))
+    assert all(
+        one.high - one.low < 0.8 * (other.high - other.low)
+        for one, other in zip(narrow, once, strict=True)
+    )
 
 
 def test_bootstrap_over_patients_agrees_with_scipy(rng):
     counts = rng.integers(1, 4, 25)
     groups = np.repeat(np.arange(25), counts)
     values = rng.normal(0.7, 0.1, 25)[groups] + rng.normal(0, 0.05, len(groups))
-    (one,), _ = summarise(values[:, None], groups=[f"p{group}" for group in groups])
+    (one,), _ = summarize(values[:, None], groups=[f"p{group}" for group in groups])
     theirs = stats.bootstrap(
-        (np.bincount(groups, values), counts), lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
-        paired=True, method="percentile", n_resamples=20_000, random_state=rng,
-    )  # fmt: skip
+        (np.bincount(groups, values), counts),
+        lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
+        paired=True,
+        method="percentile",
+        n_resamples=20_000,
+        random_state=rng,
+    )
     assert one.low == pytest.approx(theirs.confidence_interval.low, abs=2e-3)
     assert one.high == pytest.approx(theirs.confidence_interval.high, abs=2e-3)
 
 
 def test_one_patient_has_no_interval():
-    (one,), _ = summarise(np.array([[0.5], [0.7]]), groups=["p", "p"])
+    (one,), _ = summarize(np.array([[0.5], [0.7]]), groups=["p", "p"])
     assert one.sd == pytest.approx(0.1 * math.sqrt(2))
     assert math.isnan(one.low)
     assert math.isnan(one.high)

@@ -34,15 +34,19 @@ def test_agrees_with_medpy(dims, seed, spacing):
     assert mine.asd == pytest.approx(binary.asd(a, b, step), abs=1e-6)
     there, back = directed(a, b, step or (1.0,) * dims)
     # medpy pools both directions; our hd95 is the larger directed percentile
-    assert np.percentile(np.hstack([there, back]), 95) == pytest.approx(binary.hd95(a, b, step), abs=1e-6)
+    assert np.percentile(np.hstack([there, back]), 95) == pytest.approx(
+        binary.hd95(a, b, step), abs=1e-6
+    )
     assert max(there.max(), back.max()) == pytest.approx(binary.hd(a, b, step), abs=1e-6)
     assert mine.hd95 == max(np.percentile(there, 95), np.percentile(back, 95))
 
 
 def test_the_border_is_that_of_an_erosion(dims):
     mask = blob((15, 18, 21)[:dims], 5)
-    mask[0] = True    # at the image's edge, outside counts as outside
-    assert np.array_equal(border(mask), mask & ~binary_erosion(mask, generate_binary_structure(dims, 1)))
+    mask[0] = True  # at the image's edge, outside counts as outside
+    assert np.array_equal(
+        border(mask), mask & ~binary_erosion(mask, generate_binary_structure(dims, 1))
+    )
 
 
 def test_the_box_holds_both_and_nothing_more(dims):
@@ -67,7 +71,9 @@ def test_two_voxels_by_hand(dims):
     a, b = (np.zeros((8,) * dims, bool) for _ in range(2))
     a[(1,) * dims] = b[(4,) * dims] = True
     apart = 3 * math.hypot(*SPACING[:dims])
-    assert surface(a, b, SPACING[:dims], apart + 1e-9) == pytest.approx(Surface(apart, apart, apart, 1.0))
+    assert surface(a, b, SPACING[:dims], apart + 1e-9) == pytest.approx(
+        Surface(apart, apart, apart, 1.0)
+    )
     assert surface(a, b, SPACING[:dims], apart - 1e-9).nsd == 0
 
 
@@ -76,7 +82,9 @@ def test_hd95_is_the_larger_direction():
     prediction, truth = np.zeros((1, 30), bool), np.zeros((1, 30), bool)
     truth[0, [0, 2, 4]] = True
     prediction[0, [0, 2, 4, 14]] = True
-    assert surface(prediction, truth, (1.0, 1.0), 1.0).hd95 == pytest.approx(np.percentile([0, 0, 0, 10], 95))
+    assert surface(prediction, truth, (1.0, 1.0), 1.0).hd95 == pytest.approx(
+        np.percentile([0, 0, 0, 10], 95)
+    )
     assert surface(prediction, truth, (1.0, 1.0), 1.0).asd == pytest.approx(10 / 4)
     assert surface(prediction, truth, (1.0, 1.0), 1.0).assd == pytest.approx(10 / 7)
     assert surface(prediction, truth, (1.0, 1.0), 1.0).nsd == pytest.approx(6 / 7)
@@ -99,5 +107,9 @@ def test_one_empty(dims, which):
     shape = (6, 7, 8)[:dims]
     nothing, some = np.zeros(shape, bool), cube(shape, 2, 4)
     pair = (nothing, some) if which == "prediction" else (some, nothing)
-    diagonal = math.sqrt(sum((side * step) ** 2 for side, step in zip(shape, SPACING[:dims], strict=True)))
-    assert surface(*pair, SPACING[:dims], 2.0) == pytest.approx(Surface(diagonal, diagonal, diagonal, 0))
+    diagonal = math.sqrt(
+        sum((side * step) ** 2 for side, step in zip(shape, SPACING[:dims], strict=True))
+    )
+    assert surface(*pair, SPACING[:dims], 2.0) == pytest.approx(
+        Surface(diagonal, diagonal, diagonal, 0)
+    )

@@ -14,7 +14,13 @@ from crkd_cli.models.networks.base import Network, Upsampling
 WIDTHS = (16, 32, 64, 128, 256)
 
 
-def build(name: str, dims: int, channels: int = 1, classes: int = 3, widths: tuple[int, ...] = (4, 4, 8, 8, 8)) -> Network:
+def build(
+    name: str,
+    dims: int,
+    channels: int = 1,
+    classes: int = 3,
+    widths: tuple[int, ...] = (4, 4, 8, 8, 8),
+) -> Network:
     torch.manual_seed(0)
     return NETWORKS[name](dims, channels, classes, widths)
 
@@ -25,7 +31,9 @@ def test_contract(name: str, dims: int) -> None:
     x = torch.randn(2, 2, *(32, 16, 48)[:dims])
     pyramid = network.encode(x)
     assert [level.shape[1] for level in pyramid] == [4, 4, 8, 8, 8]
-    assert [tuple(level.shape[2:]) for level in pyramid] == [tuple(s // 2**i for s in x.shape[2:]) for i in range(5)]
+    assert [tuple(level.shape[2:]) for level in pyramid] == [
+        tuple(s // 2**i for s in x.shape[2:]) for i in range(5)
+    ]
     features = network.decode(pyramid)
     assert features.shape == (2, network.features, *x.shape[2:])
     assert network(x).shape == (2, 3, *x.shape[2:])
@@ -45,10 +53,12 @@ def test_a_further_decoder(name: str, dims: int, upsampling: Upsampling) -> None
     assert stages[0] is pyramid[-1]
     assert [one.shape for one in stages] == [one.shape for one in reversed(pyramid)]
     x = pyramid[-1]
-    for number, level in enumerate(reversed(pyramid[:-1])):    # the way up, by its own layers
-        risen = decoder.grow[number](x)
-        torch.testing.assert_close(risen, stages[number + 1])
-        x = decoder.fuse[number](torch.cat([level, risen], dim=1) if name == "unet" else level + risen)
+    for number, level in enumerate(reversed(pyramid[:-1])):  # the way up, by its own layers
+        upsampled = decoder.upsample[number](x)
+        torch.testing.assert_close(upsampled, stages[number + 1])
+        x = decoder.fuse[number](
+            torch.cat([level, upsampled], dim=1) if name == "unet" else level + upsampled
+        )
     torch.testing.assert_close(features, x)
     assert torch.equal(decoder(pyramid), features)
     assert decoder.head(features).shape == network(torch.randn(2, 1, *(32, 16, 48)[:dims])).shape
@@ -76,10 +86,12 @@ def test_feedback_is_added_to_every_level_before_the_next(name: str, dims: int) 
     x = torch.randn(2, 1, *(32, 16, 48)[:dims])
     plain = network.encode(x)
     feedback = [torch.randn_like(level) for level in plain]
-    below = network.halve[0](plain[0] + feedback[0])
+    below = network.downsample[0](plain[0] + feedback[0])
     expected = [plain[0] + feedback[0], network.down[1](below) + feedback[1]]
-    for level, halve, added in zip(network.down[2:], network.halve[1:], feedback[2:], strict=True):
-        expected.append(level(halve(expected[-1])) + added)
+    for level, downsample, added in zip(
+        network.down[2:], network.downsample[1:], feedback[2:], strict=True
+    ):
+        expected.append(level(downsample(expected[-1])) + added)
     for one, two in zip(network.encode(x, feedback), expected, strict=True):
         torch.testing.assert_close(one, two)
     partly = network.encode(x, (None, None, None, None, feedback[4]))
@@ -93,16 +105,28 @@ def test_dropout_at_the_bottom(name: str) -> None:
     torch.manual_seed(0)
     network = NETWORKS[name](2, 1, 2, (2, 2, 2, 2, 400), bottom_dropout=0.3)
     if name == "unet":
-        assert [module.p for module in network.down.modules() if isinstance(module, Dropout)] == [0.05, 0.1, 0.2, 0.3, 0.3]
+        assert [module.p for module in network.down.modules() if isinstance(module, Dropout)] == [
+            0.05,
+            0.1,
+            0.2,
+            0.3,
+            0.3,
+        ]
         return
     feedback = torch.full((1, 400, 2, 2), 1e6)
-    bottom = network.encode(torch.rand(1, 1, 32, 32), (None, None, None, None, feedback))[-1].flatten(2)
+    bottom = network.encode(torch.rand(1, 1, 32, 32), (None, None, None, None, feedback))[
+        -1
+    ].flatten(2)
     dropped = (bottom == 0).all(2)
     assert dropped.float().mean().item() == pytest.approx(0.3, abs=4 * (0.21 / 400) ** 0.5)
-    torch.testing.assert_close(bottom[~dropped], torch.full_like(bottom[~dropped], 1e6 / 0.7), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        bottom[~dropped], torch.full_like(bottom[~dropped], 1e6 / 0.7), rtol=1e-4, atol=0
+    )
 
 
-@pytest.mark.parametrize(("name", "dims", "classes", "published"), [("unet", 2, 4, 1_813_764), ("vnet", 3, 2, 9_448_866)])
+@pytest.mark.parametrize(
+    ("name", "dims", "classes", "published"), [("unet", 2, 4, 1_813_764), ("vnet", 3, 2, 9_448_866)]
+)
 def test_parameter_counts(name: str, dims: int, classes: int, published: int) -> None:
     """1,813,764 and 9.45 million: the counts of the field's U-Net and V-Net."""
     network = build(name, dims, classes=classes, widths=WIDTHS)
@@ -122,7 +146,9 @@ def test_drop_channels_drops_whole_channels_and_keeps_the_mean(dims: int) -> Non
     dropped = drop_channels(x, 0.5).flatten(2)
     assert (dropped == dropped[..., :1]).all()
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
-    assert dropped.mean().item() == pytest.approx(1.0, abs=0.1)    # 2000 channels: SD of the mean 0.022
+    assert dropped.mean().item() == pytest.approx(
+        1.0, abs=0.1
+    )  # 2000 channels: SD of the mean 0.022
 
 
 def test_drop_channels_with_a_probability_for_every_sample(dims: int) -> None:
@@ -136,7 +162,11 @@ def test_drop_channels_with_a_probability_for_every_sample(dims: int) -> None:
 def test_dropout_drops_elements_and_keeps_the_mean(dims: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     layout = (torch.channels_last, torch.channels_last_3d)[dims - 2]
-    x = torch.ones(3, 5, *[25] * dims, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+    x = (
+        torch.ones(3, 5, *[25] * dims, dtype=dtype)
+        .contiguous(memory_format=layout)
+        .requires_grad_()
+    )
     layer = Dropout(0.2)
     y = layer(x)
     assert y.dtype == dtype
@@ -144,11 +174,17 @@ def test_dropout_drops_elements_and_keeps_the_mean(dims: int, dtype: torch.dtype
     zero = y == 0
     assert y[~zero].unique().tolist() == pytest.approx([1.25], rel=4e-3)
     n = x.numel()
-    assert zero.float().mean().item() == pytest.approx(0.2, abs=4 * (0.16 / n) ** 0.5)    # four standard deviations
-    by_place = zero.float().mean((0, 1)).flatten()    # no pattern along the axis that lies closest in memory
-    assert by_place[::2].mean().item() == pytest.approx(by_place[1::2].mean().item(), abs=6 * (0.16 / n) ** 0.5)
+    assert zero.float().mean().item() == pytest.approx(
+        0.2, abs=4 * (0.16 / n) ** 0.5
+    )  # four standard deviations
+    by_place = (
+        zero.float().mean((0, 1)).flatten()
+    )  # no pattern along the axis that lies closest in memory
+    assert by_place[::2].mean().item() == pytest.approx(
+        by_place[1::2].mean().item(), abs=6 * (0.16 / n) ** 0.5
+    )
     y.sum().backward()
-    assert torch.equal(x.grad, y.detach())    # what passed forward passes back, scaled alike
+    assert torch.equal(x.grad, y.detach())  # what passed forward passes back, scaled alike
     assert torch.equal(layer.eval()(x), x)
     torch.manual_seed(1)
     first = layer.train()(x)
@@ -158,7 +194,9 @@ def test_dropout_drops_elements_and_keeps_the_mean(dims: int, dtype: torch.dtype
 
 def test_double_keeps_corners_and_is_linear_between() -> None:
     x = torch.tensor([[[[0.0, 3.0], [6.0, 9.0]]]])
-    expected = torch.tensor([[[[0.0, 1.0, 2.0, 3.0], [2.0, 3.0, 4.0, 5.0], [4.0, 5.0, 6.0, 7.0], [6.0, 7.0, 8.0, 9.0]]]])
+    expected = torch.tensor(
+        [[[[0.0, 1.0, 2.0, 3.0], [2.0, 3.0, 4.0, 5.0], [4.0, 5.0, 6.0, 7.0], [6.0, 7.0, 8.0, 9.0]]]]
+    )
     torch.testing.assert_close(double(2, "linear")(x), expected)
 
 
@@ -175,7 +213,9 @@ def test_ema_first_copies_then_averages_weights() -> None:
 
 
 @pytest.mark.parametrize("dropout", [True, False])
-def test_ema_normalises_by_the_batch_in_training_and_keeps_its_own_statistics(dropout: bool) -> None:
+def test_ema_normalizes_by_the_batch_in_training_and_keeps_its_own_statistics(
+    dropout: bool,
+) -> None:
     network = torch.nn.Sequential(torch.nn.BatchNorm1d(1), Dropout(0.5))
     ema = Ema(network, 0.75, dropout=dropout)
     with torch.no_grad():
@@ -189,7 +229,12 @@ def test_ema_normalises_by_the_batch_in_training_and_keeps_its_own_statistics(dr
     if not dropout:
         torch.testing.assert_close(y, x - 2.0, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
-        torch.testing.assert_close(ema.eval().network(x), (x - 0.2) / ema.network[0].running_var.sqrt(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            ema.eval().network(x),
+            (x - 0.2) / ema.network[0].running_var.sqrt(),
+            rtol=1e-4,
+            atol=1e-4,
+        )
 
 
 def constant(value: float) -> torch.nn.Module:
@@ -204,7 +249,7 @@ def test_ema_follows_the_network_that_it_is_given() -> None:
     one, two = constant(2.0), constant(6.0)
     ema = Ema(one, 1.0, dropout=False)
     ema.update(one, 1)
-    ema.update(two, 1)    # halfway
+    ema.update(two, 1)  # halfway
     assert ema.network.weight.item() == 4.0
     ema.double()
     two.double()

@@ -19,7 +19,7 @@ VIEWS = 600
 
 @pytest.fixture
 def scan(shared_data: Path) -> Tensor:
-    """Every fifth voxel of a normalised scan's middle, [1, 23, 23, 18]."""
+    """Every fifth voxel of a normalized scan's middle, [1, 23, 23, 18]."""
     file = sorted(shared_data.glob("la/*/*/mri_norm2.h5"))[0]
     with h5py.File(file) as content:
         volume = np.asarray(content["image"], np.float32)
@@ -41,7 +41,9 @@ def ours(scan: Tensor) -> float:
 
 def test_the_strong_view_is_as_strong_as_published(scan: Tensor) -> None:
     draw = np.random.default_rng(0)
-    expected = median_correlation(scan, lambda x: torch.from_numpy(strong_volume(x[0].numpy(), draw)))
+    expected = median_correlation(
+        scan, lambda x: torch.from_numpy(strong_volume(x[0].numpy(), draw))
+    )
     assert ours(scan) == pytest.approx(expected, abs=0.03)
 
 
@@ -49,6 +51,6 @@ def test_the_strong_view_is_as_strong_as_that_of_torchio(scan: Tensor) -> None:
     torchio = pytest.importorskip("torchio", reason="TorchIO comes with the group bench")
     torch.manual_seed(0)
     bias_field, gamma = torchio.RandomBiasField(coefficients=0.5, order=3), torchio.RandomGamma(0.5)
-    scanner = torchio.Compose([bias_field, gamma], p=0.8)    # both or neither
+    scanner = torchio.Compose([bias_field, gamma], p=0.8)  # both or neither
     view = torchio.Compose([scanner, torchio.RandomBlur(std=(0.1, 2.0), p=0.5)])
     assert ours(scan) == pytest.approx(median_correlation(scan, view), abs=0.03)

@@ -11,25 +11,55 @@ from typer.testing import Result
 pytestmark = pytest.mark.realdata
 
 SMALL = [
-    "train.steps=24", "train.eval_every=12", "train.log_every=8", "model.widths=[8, 8, 16, 16, 32]", "methods.crkd.samples=32",
-    "data.labeled=2", "data.unlabeled=2",
-]  # fmt: skip
+    "train.steps=24",
+    "train.eval_every=12",
+    "train.log_every=8",
+    "model.widths=[8, 8, 16, 16, 32]",
+    "methods.crkd.contrast_samples=32",
+    "data.labeled_batch_size=2",
+    "data.unlabeled_batch_size=2",
+]
 # name, raw files, --labeled, frame, an image to predict
 CASES = {
     "acdc h5": ("acdc", "acdc", "3", "{resize: [96, 96]}", "acdc/data/patient011_frame01.h5"),
-    "acdc nifti": ("acdc", "acdc_nifti", "1", "{resize: [96, 96]}", "acdc_nifti/training/patient011/patient011_frame01.nii.gz"),
+    "acdc nifti": (
+        "acdc",
+        "acdc_nifti",
+        "1",
+        "{resize: [96, 96]}",
+        "acdc_nifti/training/patient011/patient011_frame01.nii.gz",
+    ),
     "la": (
-        "la", "la", "4", "{patch: [64, 64, 48], stride: [32, 32, 24]}",
+        "la",
+        "la",
+        "4",
+        "{patch: [64, 64, 48], stride: [32, 32, 24]}",
         "la/2018LA_Seg_Training Set/UPT6DX9IQY9JAZ7HJKA7/mri_norm2.h5",
     ),
-    "isic2018": ("isic2018", "isic2018", "5%", "{resize: [96, 96]}", "isic2018/ISIC2018_Task1-2_Training_Input/ISIC_0000169.jpg"),
-    "kvasir": ("kvasir", "kvasir", "5%", "{resize: [96, 96]}", "kvasir/Kvasir-SEG/images/cju2htabevq9108015qjei0x7.jpg"),
-}  # fmt: skip
+    "isic2018": (
+        "isic2018",
+        "isic2018",
+        "5%",
+        "{resize: [96, 96]}",
+        "isic2018/ISIC2018_Task1-2_Training_Input/ISIC_0000169.jpg",
+    ),
+    "kvasir": (
+        "kvasir",
+        "kvasir",
+        "5%",
+        "{resize: [96, 96]}",
+        "kvasir/Kvasir-SEG/images/cju2htabevq9108015qjei0x7.jpg",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_from_raw_scans_to_masks(
-    case: str, cli: Callable[..., Result], shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str,
+    cli: Callable[..., Result],
+    shared_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     name, raw, labeled, frame, image = CASES[case]
     monkeypatch.chdir(tmp_path)
@@ -57,7 +87,7 @@ def test_from_raw_scans_to_masks(
 
 
 def _same_geometry(image: Path, mask: Path) -> None:
-    from crkd_cli.data import files
+    from crkd_cli.data.raw import files
 
     original, labels = files.read_image(image), files.read_label(mask)
     assert labels.shape == original.array.shape[1:]

@@ -6,9 +6,9 @@ Case ids are patientNNN_frame01 and patientNNN_frame02: end of diastole and of s
 import re
 from pathlib import Path
 
-from crkd_cli.data.case import Spec
 from crkd_cli.data.sources import SOURCES
-from crkd_cli.data.sources.base import Raw, Source
+from crkd_cli.data.sources.base import RawCase, Source
+from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
 
 
@@ -22,11 +22,11 @@ class Acdc(Source):
         "Human Heart Project), or take the h5 volumes that SSL4MIS distributes"
     )
 
-    def find(self, root: Path) -> list[Raw]:
+    def find(self, root: Path) -> list[RawCase]:
         return self._nifti(root) or self._h5(root)
 
-    def spec(self, name: str, raws: list[Raw]) -> Spec:
-        return Spec(
+    def spec(self, name: str, raws: list[RawCase]) -> DatasetSpec:
+        return DatasetSpec(
             name=name,
             source="acdc",
             classes=("background", "right ventricle", "myocardium", "left ventricle"),
@@ -36,25 +36,37 @@ class Acdc(Source):
             intensity="minmax",
         )
 
-    def _nifti(self, root: Path) -> list[Raw]:
+    def _nifti(self, root: Path) -> list[RawCase]:
         raws = []
         for info in sorted(root.rglob("Info.cfg")):
             patient = info.parent.name
             for number, frame in enumerate(_frames(info), start=1):
                 image = _nifti_file(info.parent, f"{patient}_frame{frame:02d}")
                 label = _nifti_file(info.parent, f"{patient}_frame{frame:02d}_gt")
-                raws.append(Raw(f"{patient}_frame{number:02d}", patient, image, label if label.exists() else None))
+                raws.append(
+                    RawCase(
+                        f"{patient}_frame{number:02d}",
+                        patient,
+                        image,
+                        label if label.exists() else None,
+                    )
+                )
         return sorted(raws, key=lambda raw: raw.id)
 
-    def _h5(self, root: Path) -> list[Raw]:
+    def _h5(self, root: Path) -> list[RawCase]:
         name = re.compile(r"(patient\d{3})_frame\d\d\.h5")
-        found = {path: match[1] for path in root.rglob("*.h5") if (match := name.fullmatch(path.name))}
+        found = {
+            path: match[1] for path in root.rglob("*.h5") if (match := name.fullmatch(path.name))
+        }
         if not found:
             raise CrkdError(
                 f"no ACDC data in {root}: expected patientNNN folders with Info.cfg and NIfTI files (the challenge's) "
                 "or patientNNN_frameMM.h5 volumes (SSL4MIS); point --source at the folder that holds them"
             )
-        return [Raw(path.stem, found[path], path, path) for path in sorted(found, key=lambda path: (path.stem, path))]
+        return [
+            RawCase(path.stem, found[path], path, path)
+            for path in sorted(found, key=lambda path: (path.stem, path))
+        ]
 
 
 def _frames(info: Path) -> tuple[int, int]:

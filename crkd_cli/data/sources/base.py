@@ -10,18 +10,18 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli.data import files
-from crkd_cli.data.case import Spec
-from crkd_cli.data.files import Volume
+from crkd_cli.data.raw import files
+from crkd_cli.data.raw.files import Volume
+from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
-from crkd_cli.notices import Advance
+from crkd_cli.progress import Advance
 
 SPACING_KEPT = "files that state their spacing keep it: --spacing holds for the others only"
 
 
 @dataclass(frozen=True)
-class Raw:
-    """The raw files of one case. `label` may be the image's own file (h5) and is None for an unlabelled case."""
+class RawCase:
+    """The raw files of one case. `label` may be the image's own file (h5) and is None for an unlabeled case."""
 
     id: str
     group: str
@@ -42,39 +42,43 @@ class Remote:
 
 
 class Source(ABC):
-    """A raw layout: finds its files, and reads them normalised, oriented and sized as the store holds them.
+    """A raw layout: finds its files, and reads them normalized, oriented and sized as the store holds them.
 
     A plug-in states `find` and `spec` and overrides what its layout does otherwise. `notes` collects, in words, what
     it chose or left out.
     """
 
-    archives: ClassVar[tuple[str, ...]] = ()     # names (patterns) of the archives users have
-    remote: ClassVar[tuple[Remote, ...]] = ()    # public without registration: downloaded when nothing is there
-    where: ClassVar[str] = ""                    # where to get the raw files by hand
-    generated: ClassVar[bool] = False            # made by `generate`, no raw files needed
+    archives: ClassVar[tuple[str, ...]] = ()  # names (patterns) of the archives users have
+    remote: ClassVar[
+        tuple[Remote, ...]
+    ] = ()  # public without registration: downloaded when nothing is there
+    where: ClassVar[str] = ""  # where to get the raw files by hand
+    generated: ClassVar[bool] = False  # made by `generate`, no raw files needed
 
-    def __init__(self, spacing_mm: tuple[float, ...] | None = None, published_crop: bool = False) -> None:
-        self.spacing_mm = spacing_mm             # where the files do not say; per axis of *S, or one for all
-        self.published_crop = published_crop     # `la` only
+    def __init__(
+        self, spacing_mm: tuple[float, ...] | None = None, published_crop: bool = False
+    ) -> None:
+        self.spacing_mm = spacing_mm  # where the files do not say; per axis of *S, or one for all
+        self.published_crop = published_crop  # `la` only
         self.notes: list[str] = []
 
     @abstractmethod
-    def find(self, root: Path) -> list[Raw]:
+    def find(self, root: Path) -> list[RawCase]:
         """The cases under `root`, sorted by id. Raises CrkdError that names the layouts understood if there is none."""
 
     @abstractmethod
-    def spec(self, name: str, raws: list[Raw]) -> Spec:
+    def spec(self, name: str, raws: list[RawCase]) -> DatasetSpec:
         """What holds for every case of the data set `name`."""
 
     def generate(self, folder: Path, advance: Advance) -> None:
         """Write the raw files into the empty `folder` (where `generated`)."""
         raise NotImplementedError
 
-    def read_image(self, path: Path, spec: Spec) -> Volume:
-        """The image as the store holds it: [C, *S], normalised, in stored orientation and size. For `predict` too."""
+    def read_image(self, path: Path, spec: DatasetSpec) -> Volume:
+        """The image as the store holds it: [C, *S], normalized, in stored orientation and size. For `predict` too."""
         return self.finish(self.open_image(path, spec), path, spec)
 
-    def open_image(self, path: Path, spec: Spec) -> Volume:
+    def open_image(self, path: Path, spec: DatasetSpec) -> Volume:
         """The image in stored orientation with the file's values, checked. Raises CrkdError."""
         volume = files.read_image(path, z_last=spec.z_last)
         array = volume.array
@@ -87,7 +91,9 @@ class Source(ABC):
         elif spec.channels == 1 and len(array) == 3 and (array == array[:1]).all():
             array = array[:1]
         if len(array) != spec.channels:
-            raise CrkdError(f"{path} has {len(array)} channels, {of} of {spec.channels}; convert it")
+            raise CrkdError(
+                f"{path} has {len(array)} channels, {of} of {spec.channels}; convert it"
+            )
         if spec.intensity == "uint8" and array.dtype != np.uint8:
             raise CrkdError(f"{path} holds {array.dtype} values, {of} of 8 bits; convert it")
         if array.dtype.kind == "f" and (bad := np.count_nonzero(~np.isfinite(array))):
@@ -96,16 +102,18 @@ class Source(ABC):
             raise CrkdError(f"{path} is constant, every value is {array.flat[0]}; remove it")
         if volume.spacing_mm and self.spacing_mm and SPACING_KEPT not in self.notes:
             self.notes.append(SPACING_KEPT)
-        return replace(volume, array=array, spacing_mm=volume.spacing_mm or self._given_spacing(spec.dims))
+        return replace(
+            volume, array=array, spacing_mm=volume.spacing_mm or self._given_spacing(spec.dims)
+        )
 
-    def finish(self, volume: Volume, path: Path, spec: Spec) -> Volume:
-        """`volume` normalised and at its stored size. float32 is exact to 1e-6 of the range."""
-        array = self.normalise(volume.array, path, spec)
+    def finish(self, volume: Volume, path: Path, spec: DatasetSpec) -> Volume:
+        """`volume` normalized and at its stored size. float32 is exact to 1e-6 of the range."""
+        array = self.normalize(volume.array, path, spec)
         if spec.stored_size is not None:
             array = resized(array, spec.stored_size, "bilinear")
         return replace(volume, array=array)
 
-    def normalise(self, array: NDArray[Any], path: Path, spec: Spec) -> NDArray[Any]:
+    def normalize(self, array: NDArray[Any], path: Path, spec: DatasetSpec) -> NDArray[Any]:
         """[C, *S] as `spec.intensity` says, over the whole image: uint8 stays, else float32."""
         if spec.intensity == "uint8":
             return array
@@ -119,7 +127,7 @@ class Source(ABC):
         values /= high - low
         return values.astype(np.float32, copy=False)
 
-    def read_label(self, path: Path, spec: Spec) -> tuple[NDArray[np.uint8], dict[str, int]]:
+    def read_label(self, path: Path, spec: DatasetSpec) -> tuple[NDArray[np.uint8], dict[str, int]]:
         """[*S] class numbers at the file's size, and the mapping of the values that were changed. Raises CrkdError."""
         label = files.read_label(path, z_last=spec.z_last)
         values, pixels = np.unique(label, return_counts=True)
@@ -129,12 +137,14 @@ class Source(ABC):
         if wrong:
             shown = ", ".join(map(str, wrong[:5])) + (" …" if len(wrong) > 5 else "")
             last = len(spec.classes) - 1
-            raise CrkdError(f"{path} has label values that are no class: {shown}; classes are 0 to {last}")
+            raise CrkdError(
+                f"{path} has label values that are no class: {shown}; classes are 0 to {last}"
+            )
         table = np.zeros(max(counts) + 1, dtype=np.uint8)
         table[values] = [numbers[value] for value in counts]
         return table[label], _record(numbers)
 
-    def mapping(self, path: Path, counts: dict[int, int], spec: Spec) -> dict[int, int]:
+    def mapping(self, path: Path, counts: dict[int, int], spec: DatasetSpec) -> dict[int, int]:
         """Raw label value → class number, for values in `counts` (pixels per value) that are not class numbers yet."""
         return threshold(counts) if len(spec.classes) == 2 and blurred(counts) else {}
 
@@ -148,7 +158,9 @@ class Source(ABC):
         return self.spacing_mm * dims if len(self.spacing_mm) == 1 else self.spacing_mm
 
 
-def resized(array: NDArray[Any], size: tuple[int, ...], how: Literal["bilinear", "nearest"]) -> NDArray[Any]:
+def resized(
+    array: NDArray[Any], size: tuple[int, ...], how: Literal["bilinear", "nearest"]
+) -> NDArray[Any]:
     """A 2D array [C, H, W] or [H, W] at `size`; `bilinear` averages over the area that a smaller pixel covers."""
     from PIL import Image
 
@@ -173,7 +185,9 @@ def _record(numbers: dict[int, int]) -> dict[str, int]:
 
 def blurred(counts: Mapping[int, int]) -> bool:
     """Whether a mask is 0 and 255, or was before it was compressed or resized: 99 % of its pixels are near these two."""
-    near = sum(pixels for value, pixels in counts.items() if 0 <= value <= 32 or 223 <= value <= 255)
+    near = sum(
+        pixels for value, pixels in counts.items() if 0 <= value <= 32 or 223 <= value <= 255
+    )
     return min(counts) >= 0 and 223 <= max(counts) <= 255 and near >= 0.99 * sum(counts.values())
 
 
@@ -192,7 +206,9 @@ def folder(root: Path, *names: str) -> Path | None:
 
 def images_in(folder: Path) -> list[Path]:
     """The image files of `folder`, sorted by name; hidden files are none."""
-    found = (path for path in folder.iterdir() if files.suffix(path) and not path.name.startswith("."))
+    found = (
+        path for path in folder.iterdir() if files.suffix(path) and not path.name.startswith(".")
+    )
     return sorted(path for path in found if path.is_file())
 
 
@@ -201,7 +217,9 @@ def case_id(image: Path) -> str:
     return files.stem(image).removesuffix("_0000")
 
 
-def pairs(images: Path, labels: Path | None, endings: tuple[str, ...], notes: list[str]) -> list[Raw]:
+def pairs(
+    images: Path, labels: Path | None, endings: tuple[str, ...], notes: list[str]
+) -> list[RawCase]:
     """Cases by the stem of files in `images`; labels of the same stem, or with one of `endings` after it."""
     by_stem: dict[str, Path] = {}
     for path in images_in(labels) if labels else []:
@@ -209,18 +227,26 @@ def pairs(images: Path, labels: Path | None, endings: tuple[str, ...], notes: li
         ending = next((ending for ending in endings if name.endswith(ending)), "")
         other = by_stem.setdefault(name.removesuffix(ending), path)
         if other != path:
-            raise CrkdError(f"{labels} has two labels for one image: {other.name} and {path.name}; keep one")
-    others = sum(path.is_file() and not files.suffix(path) and path.suffix != ".txt" for path in images.glob("[!.]*"))
+            raise CrkdError(
+                f"{labels} has two labels for one image: {other.name} and {path.name}; keep one"
+            )
+    others = sum(
+        path.is_file() and not files.suffix(path) and path.suffix != ".txt"
+        for path in images.glob("[!.]*")
+    )
     if others:
         notes.append(f"files in {images.name} of no known image format, left out: {others}")
     raws = []
     for path in images_in(images):
         name = case_id(path)
-        raws.append(Raw(name, name, path, by_stem.get(name)))
+        raws.append(RawCase(name, name, path, by_stem.get(name)))
     lonely = sorted(set(by_stem) - {raw.id for raw in raws})
     if lonely:
         bare = {raw.id.lower(): raw.id for raw in raws if raw.label is None}
         near = {name: get_close_matches(name.lower(), bare, n=1, cutoff=0.8) for name in lonely[:5]}
-        shown = ", ".join(f"{name}: did you mean {bare[match[0]]}?" if match else name for name, match in near.items())
+        shown = ", ".join(
+            f"{name}: did you mean {bare[match[0]]}?" if match else name
+            for name, match in near.items()
+        )
         notes.append(f"label files without an image, left out: {len(lonely)} ({shown})")
     return sorted(raws, key=lambda raw: raw.id)

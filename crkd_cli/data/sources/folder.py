@@ -1,4 +1,4 @@
-"""A user's own data: `images/` and `labels/` (or `masks/`), 2D or 3D; an image without a label is unlabelled.
+"""A user's own data: `images/` and `labels/` (or `masks/`), 2D or 3D; an image without a label is unlabeled.
 
 `patients.csv` beside them says which images are of one patient. Without it every image is a patient.
 """
@@ -10,12 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
-from crkd_cli.data import files
-from crkd_cli.data.case import Spec
+from crkd_cli.data.raw import files
 from crkd_cli.data.sources import SOURCES
-from crkd_cli.data.sources.base import Raw, Source, blurred, case_id, images_in, pairs, threshold
-from crkd_cli.data.splits import some
-from crkd_cli.errors import CrkdError, counted
+from crkd_cli.data.sources.base import (
+    RawCase,
+    Source,
+    blurred,
+    case_id,
+    images_in,
+    pairs,
+    threshold,
+)
+from crkd_cli.data.splits import preview
+from crkd_cli.data.store import DatasetSpec
+from crkd_cli.errors import CrkdError, pluralize
 
 IMAGES, LABELS = ("images", "imagesTr"), ("labels", "masks", "labelsTr")
 PATIENTS = "patients.csv"
@@ -25,61 +33,73 @@ MOST_CLASSES = 64
 
 @SOURCES.register
 class Folder(Source):
-    """What the data set is (2D or 3D, colour or gray, which classes) is read from its files."""
+    """What the data set is (2D or 3D, color or gray, which classes) is read from its files."""
 
     where = "give a folder with images/ and labels/"
 
-    def __init__(self, spacing_mm: tuple[float, ...] | None = None, published_crop: bool = False) -> None:
+    def __init__(
+        self, spacing_mm: tuple[float, ...] | None = None, published_crop: bool = False
+    ) -> None:
         super().__init__(spacing_mm, published_crop)
-        self._numbers: dict[int, int] = {}    # raw label value → class number, over the whole data set
+        self._numbers: dict[
+            int, int
+        ] = {}  # raw label value → class number, over the whole data set
         self._blurred = False
 
-    def find(self, root: Path) -> list[Raw]:
+    def find(self, root: Path) -> list[RawCase]:
         images, labels = _first_folder(root, IMAGES), _first_folder(root, LABELS)
         if images is None:
-            raise CrkdError(f"no images/ in {root}: put the images there, and label maps of the same names in labels/")
+            raise CrkdError(
+                f"no images/ in {root}: put the images there, and label maps of the same names in labels/"
+            )
         raws = pairs(images, labels, ENDINGS, self.notes)
         if not raws:
             raise CrkdError(f"{images} holds no image; the formats are {', '.join(files.SUFFIXES)}")
         if several := [raw.id for raw in raws if raw.id.endswith("_0001")]:
-            raise CrkdError(f"{images} has several channels per case ({several[0]}): merge them into one file per case")
+            raise CrkdError(
+                f"{images} has several channels per case ({several[0]}): merge them into one file per case"
+            )
         raws = [self._with_inner_label(raw) for raw in raws]
         if all(raw.label is None for raw in raws):
             raise CrkdError(_no_label(root, labels, raws[0].id))
         return self._by_patient(raws, root / PATIENTS)
 
-    def _by_patient(self, raws: list[Raw], file: Path) -> list[Raw]:
+    def _by_patient(self, raws: list[RawCase], file: Path) -> list[RawCase]:
         """`raws` in the groups that the table `file` (columns image and patient) names, if there is one."""
         if not file.exists():
             return raws
         patients = _patients(file)
         if lost := [raw.id for raw in raws if raw.id not in patients]:
-            raise CrkdError(f"{file} lacks {counted(len(lost), 'image')}: {some(lost)}; add a line with the patient for each")
+            raise CrkdError(
+                f"{file} lacks {pluralize(len(lost), 'image')}: {preview(lost)}; add a line with the patient for each"
+            )
         if lonely := sorted(set(patients) - {raw.id for raw in raws}):
-            self.notes.append(f"lines of {file.name} without an image, left out: {len(lonely)} ({some(lonely)})")
+            self.notes.append(
+                f"lines of {file.name} without an image, left out: {len(lonely)} ({preview(lonely)})"
+            )
         return [replace(raw, group=patients[raw.id]) for raw in raws]
 
-    def spec(self, name: str, raws: list[Raw]) -> Spec:
+    def spec(self, name: str, raws: list[RawCase]) -> DatasetSpec:
         layouts: Counter[tuple[int, bool]] = Counter()
         for raw in raws:
             try:
                 channels, dims, _ = files.probe(raw.image)
             except CrkdError:
-                continue    # preparation reads it again, and says what is wrong with it
+                continue  # preparation reads it again, and says what is wrong with it
             layouts[dims, dims == 2 and channels > 1] += 1
-        dims, colour = layouts.most_common(1)[0][0] if layouts else (2, False)
+        dims, color = layouts.most_common(1)[0][0] if layouts else (2, False)
         count = self._read_classes(raws)
-        return Spec(
+        return DatasetSpec(
             name=name,
             source="folder",
             classes=("background", *(f"class {number}" for number in range(1, count))),
-            channels=3 if colour else 1,
-            modality="mr" if dims == 3 else "rgb" if colour else "gray",
+            channels=3 if color else 1,
+            modality="mr" if dims == 3 else "rgb" if color else "gray",
             dims=2 if dims == 2 else 3,
-            intensity="zscore" if dims == 3 else "uint8" if colour else "minmax",
+            intensity="zscore" if dims == 3 else "uint8" if color else "minmax",
         )
 
-    def mapping(self, path: Path, counts: dict[int, int], spec: Spec) -> dict[int, int]:
+    def mapping(self, path: Path, counts: dict[int, int], spec: DatasetSpec) -> dict[int, int]:
         if self._blurred:
             return threshold(counts)
         return {raw: self._numbers[raw] for raw in counts if raw in self._numbers}
@@ -90,9 +110,11 @@ class Folder(Source):
         for value, paths in sorted(holders.items()):
             if (number := self._numbers.get(value)) and len(paths) == 1 and labels > 2:
                 share = f"1 of {labels} labels ({paths[0].name}; pixels or voxels: {counts[value]})"
-                self.notes.append(f"class {number} ({value} in the files) is in {share}: a stray value?")
+                self.notes.append(
+                    f"class {number} ({value} in the files) is in {share}: a stray value?"
+                )
 
-    def _with_inner_label(self, raw: Raw) -> Raw:
+    def _with_inner_label(self, raw: RawCase) -> RawCase:
         """h5 files may hold their own label."""
         if raw.label is not None or files.suffix(raw.image) not in files.H5:
             return raw
@@ -102,7 +124,7 @@ class Folder(Source):
             return raw
         return replace(raw, label=raw.image) if inside else raw
 
-    def _read_classes(self, raws: list[Raw]) -> int:
+    def _read_classes(self, raws: list[RawCase]) -> int:
         """Collects the label values of all files, numbers them, and returns how many classes there are."""
         counts: Counter[int] = Counter({0: 0})
         holders: dict[int, list[Path]] = {}
@@ -112,7 +134,7 @@ class Folder(Source):
             try:
                 values, pixels = np.unique(files.read_label(path), return_counts=True)
             except CrkdError as error:
-                refused.append(error)    # as above
+                refused.append(error)  # as above
                 continue
             jpeg |= files.suffix(path) in (".jpg", ".jpeg")
             counts.update(dict(zip(values.tolist(), pixels.tolist(), strict=True)))
@@ -120,9 +142,13 @@ class Folder(Source):
                 holders.setdefault(value, []).append(path)
         values_found = sorted(value for value in counts if 0 <= value < 2**16)
         if len(values_found) == 1 and refused:
-            raise CrkdError(f"no label can be used: {refused[0]} (or are images and labels swapped?)")
+            raise CrkdError(
+                f"no label can be used: {refused[0]} (or are images and labels swapped?)"
+            )
         if len(values_found) == 1:
-            raise CrkdError("no label holds more than background: every value is 0; give label maps with 1, 2, … for classes")
+            raise CrkdError(
+                "no label holds more than background: every value is 0; give label maps with 1, 2, … for classes"
+            )
         # {0, 1, 2, 255} are classes; only JPEG, or very many values, speak of a blurred 0/255 mask.
         self._blurred = (jpeg or len(values_found) > 16) and blurred(counts)
         if self._blurred:
@@ -150,7 +176,7 @@ def _no_label(root: Path, labels: Path | None, image: str) -> str:
         return f"{root} has no labels/ (or masks/, labelsTr/): put label maps of the images' names there"
     if maps := images_in(labels):
         named = f"({files.stem(maps[0])} …; expected {image})"
-        return f"{labels} holds {counted(len(maps), 'label map')}, none named like an image {named}: rename them"
+        return f"{labels} holds {pluralize(len(maps), 'label map')}, none named like an image {named}: rename them"
     return f"{labels} holds no label map: put label maps of the images' names there"
 
 
@@ -167,8 +193,12 @@ def _patients(file: Path) -> dict[str, str]:
         image, patient = ((row.get(column) or "").strip() for column in ("image", "patient"))
         if not image or not patient:
             wanted = "an image and its patient, under a first line that is: image,patient"
-            raise CrkdError(f"{file}, line {number}, names no {'patient' if image else 'image'}; expected {wanted}")
+            raise CrkdError(
+                f"{file}, line {number}, names no {'patient' if image else 'image'}; expected {wanted}"
+            )
         other = patients.setdefault(case_id(Path(image)), patient)
         if other != patient:
-            raise CrkdError(f"{file} gives the image {image} to two patients, {other} and {patient}; keep one line")
+            raise CrkdError(
+                f"{file} gives the image {image} to two patients, {other} and {patient}; keep one line"
+            )
     return patients

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from crkd_cli.data.case import Spec
 from crkd_cli.data.sources import SOURCES
-from crkd_cli.data.sources.base import Raw, Remote, Source, folder, pairs
+from crkd_cli.data.sources.base import RawCase, Remote, Source, folder, pairs
+from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
 
 IMAGES, MASKS = "ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"
@@ -18,17 +18,19 @@ class Isic2018(Source):
     remote = (Remote(f"{BASE}/{IMAGES}.zip"), Remote(f"{BASE}/{MASKS}.zip"))
     where = f"get {IMAGES}.zip and {MASKS}.zip from the ISIC archive's challenge page, 2018, task 1"
 
-    def find(self, root: Path) -> list[Raw]:
+    def find(self, root: Path) -> list[RawCase]:
         images, masks = folder(root, IMAGES, "images"), folder(root, MASKS, "masks")
         if images is None or masks is None:
-            missing = " and ".join(name for name, found in ((IMAGES, images), (MASKS, masks)) if found is None)
+            missing = " and ".join(
+                name for name, found in ((IMAGES, images), (MASKS, masks)) if found is None
+            )
             raise CrkdError(
                 f"no ISIC 2018 data in {root}: {missing} missing (or images/ and masks/); give their folder to --source"
             )
         return pairs(images, masks, ("_segmentation", "_mask"), self.notes)
 
-    def spec(self, name: str, raws: list[Raw]) -> Spec:
-        return Spec(
+    def spec(self, name: str, raws: list[RawCase]) -> DatasetSpec:
+        return DatasetSpec(
             name=name,
             source="isic2018",
             classes=("background", "lesion"),

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from crkd_cli.data.case import Spec
 from crkd_cli.data.sources import SOURCES
-from crkd_cli.data.sources.base import Raw, Remote, Source, folder, pairs
+from crkd_cli.data.sources.base import RawCase, Remote, Source, folder, pairs
+from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
 
 
@@ -15,14 +15,16 @@ class Kvasir(Source):
     remote = (Remote("https://datasets.simula.no/downloads/kvasir-seg.zip"),)
     where = "get kvasir-seg.zip from Simula's page of the data set Kvasir-SEG"
 
-    def find(self, root: Path) -> list[Raw]:
+    def find(self, root: Path) -> list[RawCase]:
         images, masks = folder(root, "images"), folder(root, "masks")
         if images is None or masks is None:
-            raise CrkdError(f"no Kvasir-SEG data in {root}: expected images/ and masks/; give their folder to --source")
+            raise CrkdError(
+                f"no Kvasir-SEG data in {root}: expected images/ and masks/; give their folder to --source"
+            )
         return pairs(images, masks, (), self.notes)
 
-    def spec(self, name: str, raws: list[Raw]) -> Spec:
-        return Spec(
+    def spec(self, name: str, raws: list[RawCase]) -> DatasetSpec:
+        return DatasetSpec(
             name=name,
             source="kvasir",
             classes=("background", "polyp"),

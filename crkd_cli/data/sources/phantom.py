@@ -6,12 +6,12 @@ from typing import Any, ClassVar, Literal
 from numpy.typing import NDArray
 
 from crkd_cli.data import synthetic
-from crkd_cli.data.case import Spec
-from crkd_cli.data.checks import write_whole
+from crkd_cli.data.raw.nifti import write_whole
 from crkd_cli.data.sources import SOURCES
-from crkd_cli.data.sources.base import Raw, Source, pairs
+from crkd_cli.data.sources.base import RawCase, Source, pairs
+from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
-from crkd_cli.notices import Advance
+from crkd_cli.progress import Advance
 
 
 @SOURCES.register
@@ -20,7 +20,7 @@ class Phantom(Source):
 
     generated = True
     cases: ClassVar[int] = 80
-    spacing: ClassVar[tuple[float, float, float]] = (10.0, 2.5, 2.5)    # mm, z first
+    spacing: ClassVar[tuple[float, float, float]] = (10.0, 2.5, 2.5)  # mm, z first
     classes: ClassVar[tuple[str, ...]] = ("background", "RV", "Myo", "LV")
     intensity: ClassVar[Literal["minmax", "zscore"]] = "minmax"
 
@@ -38,13 +38,15 @@ class Phantom(Source):
             self._write(folder / "labels" / name, label)
             advance(1, note=name)
 
-    def find(self, root: Path) -> list[Raw]:
+    def find(self, root: Path) -> list[RawCase]:
         if not (root / "images").is_dir() or not (root / "labels").is_dir():
-            raise CrkdError(f"no phantom in {root}: expected images/ and labels/; leave out --source, it is generated")
+            raise CrkdError(
+                f"no phantom in {root}: expected images/ and labels/; leave out --source, it is generated"
+            )
         return pairs(root / "images", root / "labels", (), self.notes)
 
-    def spec(self, name: str, raws: list[Raw]) -> Spec:
-        return Spec(
+    def spec(self, name: str, raws: list[RawCase]) -> DatasetSpec:
+        return DatasetSpec(
             name=name,
             source=type(self).__module__.rpartition(".")[2],
             classes=self.classes,
@@ -57,7 +59,7 @@ class Phantom(Source):
     def _write(self, path: Path, array: NDArray[Any]) -> None:
         import SimpleITK
 
-        sitk: Any = SimpleITK    # its annotations are incomplete
+        sitk: Any = SimpleITK  # its annotations are incomplete
         image = sitk.GetImageFromArray(array)
         image.SetSpacing(self.spacing[::-1])
         write_whole(image, path)

@@ -15,15 +15,17 @@ Upsampling = Literal["transposed", "linear", "nearest"]
 class Decoder(nn.Module, ABC):
     """The way up: at each of four levels the map below grows, joins the encoder's map of that level, and is fused with it."""
 
-    def __init__(self, grow: Iterable[nn.Module], fuse: Iterable[nn.Module], output: nn.Module) -> None:
+    def __init__(
+        self, upsample: Iterable[nn.Module], fuse: Iterable[nn.Module], output: nn.Module
+    ) -> None:
         """Layers from the bottom up; the order in which they are made is that of their first weights' draws."""
         super().__init__()
-        self.grow = nn.ModuleList(grow)
+        self.upsample = nn.ModuleList(upsample)
         self.fuse = nn.ModuleList(fuse)
         self.output = output
 
     @abstractmethod
-    def join(self, risen: Tensor, skip: Tensor) -> Tensor:
+    def merge_skip(self, upsampled: Tensor, skip: Tensor) -> Tensor:
         """Two maps [B, widths[n], *S/2ⁿ] → what level n's layers fuse."""
 
     def forward(self, pyramid: Sequence[Tensor], stages: list[Tensor] | None = None) -> Tensor:
@@ -34,11 +36,13 @@ class Decoder(nn.Module, ABC):
         x = pyramid[-1]
         if stages is not None:
             stages.append(x)
-        for grow, fuse, skip in zip(self.grow, self.fuse, pyramid[-2::-1], strict=True):
-            x = grow(x)
+        for upsample, fuse, skip in zip(self.upsample, self.fuse, pyramid[-2::-1], strict=True):
+            x = upsample(x)
             if stages is not None:
                 stages.append(x)
-            x = self.join(x, skip)    # a line of its own: nothing holds the grown map while it is fused
+            x = self.merge_skip(
+                x, skip
+            )  # a line of its own: nothing holds the grown map while it is fused
             x = fuse(x)
         return x
 
@@ -55,19 +59,24 @@ class Decoder(nn.Module, ABC):
 class Network(nn.Module, ABC):
     """A segmentation network for `dims` spatial axes. Perturbing features between encode and decode is a method's business."""
 
-    down: nn.ModuleList     # the layers of the five levels
-    halve: nn.ModuleList    # four ways from one level to the next
+    down: nn.ModuleList  # the layers of the five levels
+    downsample: nn.ModuleList  # four ways from one level to the next
     decoder: Decoder
 
     @abstractmethod
     def __init__(
-        self, dims: int, channels: int, classes: int, widths: Sequence[int], upsampling: Upsampling | None = None,
+        self,
+        dims: int,
+        channels: int,
+        classes: int,
+        widths: Sequence[int],
+        upsampling: Upsampling | None = None,
         bottom_dropout: float = 0.5,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`upsampling`: how the decoder's maps grow; None: the network's own way. `bottom_dropout`: the fifth level's rate."""
         super().__init__()
         self.dims, self.classes, self.widths = dims, classes, widths
-        self.features = widths[0]    # F: channels of the full-resolution map that enters the head
+        self.features = widths[0]  # F: channels of the full-resolution map that enters the head
 
     @abstractmethod
     def new_decoder(self, upsampling: Upsampling | None) -> Decoder:
@@ -79,8 +88,10 @@ class Network(nn.Module, ABC):
         `feedback` has a map for every level, or none, that is added to what the level's layers give, before the next one.
         """
         pyramid: list[Tensor] = []
-        for halve, level, added in zip((nn.Identity(), *self.halve), self.down, feedback, strict=True):
-            x = level(halve(x))
+        for downsample, level, added in zip(
+            (nn.Identity(), *self.downsample), self.down, feedback, strict=True
+        ):
+            x = level(downsample(x))
             if added is not None:
                 x = x + added
             pyramid.append(x)

@@ -9,15 +9,19 @@ from crkd_cli.models.blocks import batch_norm, conv, conv_up, double, drop_chann
 from crkd_cli.models.networks import NETWORKS
 from crkd_cli.models.networks.base import Decoder, Network, Upsampling
 
-DEPTHS = (1, 2, 3, 3, 3)    # 3-wide convolutions per level, mirrored going up
-DROPOUT = 0.5               # of whole channels, before the output
+DEPTHS = (1, 2, 3, 3, 3)  # 3-wide convolutions per level, mirrored going up
+DROPOUT = 0.5  # of whole channels, before the output
 
 
 def stage(dims: int, depth: int, inputs: int, outputs: int) -> nn.Sequential:
     """`depth` 3-wide convolutions, batch norm and ReLU after each."""
     layers: list[nn.Module] = []
     for number in range(depth):
-        layers += [conv(dims, outputs if number else inputs, outputs, 3), batch_norm(dims, outputs), nn.ReLU(inplace=True)]
+        layers += [
+            conv(dims, outputs if number else inputs, outputs, 3),
+            batch_norm(dims, outputs),
+            nn.ReLU(inplace=True),
+        ]
     return nn.Sequential(*layers)
 
 
@@ -26,7 +30,7 @@ def resample(dims: int, outputs: int, *layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(*layers, batch_norm(dims, outputs), nn.ReLU(inplace=True))
 
 
-def grow(dims: int, inputs: int, outputs: int, upsampling: Upsampling) -> nn.Sequential:
+def upsample(dims: int, inputs: int, outputs: int, upsampling: Upsampling) -> nn.Sequential:
     """Twice the size: a transposed convolution, or doubling and a 3-wide one."""
     if upsampling == "transposed":
         return resample(dims, outputs, conv_up(dims, inputs, outputs))
@@ -34,15 +38,17 @@ def grow(dims: int, inputs: int, outputs: int, upsampling: Upsampling) -> nn.Seq
 
 
 class VNetDecoder(Decoder):
-    def __init__(self, dims: int, classes: int, widths: Sequence[int], upsampling: Upsampling) -> None:
+    def __init__(
+        self, dims: int, classes: int, widths: Sequence[int], upsampling: Upsampling
+    ) -> None:
         super().__init__(
-            [grow(dims, deep, skip, upsampling) for deep, skip in pairwise(reversed(widths))],
+            [upsample(dims, deep, skip, upsampling) for deep, skip in pairwise(reversed(widths))],
             [stage(dims, d, w, w) for d, w in zip(DEPTHS[-2::-1], widths[-2::-1], strict=True)],
             conv(dims, widths[0], classes, 1),
         )
 
-    def join(self, risen: Tensor, skip: Tensor) -> Tensor:
-        return risen + skip
+    def merge_skip(self, upsampled: Tensor, skip: Tensor) -> Tensor:
+        return upsampled + skip
 
     def drop(self, features: Tensor) -> Tensor:
         return drop_channels(features, DROPOUT) if self.training else features
@@ -53,14 +59,23 @@ class VNet(Network):
     """9.45 million parameters in 3D with one channel and two classes. Its maps grow by transposed convolutions."""
 
     def __init__(
-        self, dims: int, channels: int, classes: int, widths: Sequence[int], upsampling: Upsampling | None = None,
+        self,
+        dims: int,
+        channels: int,
+        classes: int,
+        widths: Sequence[int],
+        upsampling: Upsampling | None = None,
         bottom_dropout: float = 0.5,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(dims, channels, classes, widths)
-        self.bottom_dropout = bottom_dropout    # of whole channels
+        self.bottom_dropout = bottom_dropout  # of whole channels
         inputs = (channels, *widths[1:])
-        self.down = nn.ModuleList(stage(dims, d, i, o) for d, i, o in zip(DEPTHS, inputs, widths, strict=True))
-        self.halve = nn.ModuleList(resample(dims, o, conv(dims, i, o, 2, stride=2)) for i, o in pairwise(widths))
+        self.down = nn.ModuleList(
+            stage(dims, d, i, o) for d, i, o in zip(DEPTHS, inputs, widths, strict=True)
+        )
+        self.downsample = nn.ModuleList(
+            resample(dims, o, conv(dims, i, o, 2, stride=2)) for i, o in pairwise(widths)
+        )
         self.decoder = self.new_decoder(upsampling)
 
     def new_decoder(self, upsampling: Upsampling | None) -> Decoder:

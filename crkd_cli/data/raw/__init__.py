@@ -1,0 +1,1 @@
+"""Raw files: readers and writers by format, archives, downloads. Knows no data set."""

@@ -1,0 +1,1 @@
+"""From an image to a label map, its file and its overlay. Knows no references and no scores."""

@@ -1,0 +1,44 @@
+"""The run folder: which checkpoint is its result, and the lock that keeps it to one process."""
+
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from crkd_cli.errors import CrkdError, UsageError
+
+
+def result_checkpoint(run: Path) -> Path:
+    """Return the checkpoint that is the result of a run: best.pth if there is one, else last.pth."""
+    best = run / "best.pth"
+    return best if best.is_file() else run / "last.pth"
+
+
+def newest_checkpoint(runs: Path) -> Path:
+    """Return the result of the run under `runs` that was written to last. Raises CrkdError."""
+    found = [file for name in ("best.pth", "last.pth") for file in runs.glob(f"*/{name}")]
+    if not found:
+        raise CrkdError(
+            f"no checkpoint under {runs}; train first (crkd train) or give one with --checkpoint"
+        )
+    return result_checkpoint(max(found, key=lambda file: file.stat().st_mtime).parent)
+
+
+def lock_run_folder(folder: Path) -> FileLock:
+    """Keep other processes from training in `folder` until the lock is released or this one ends.
+
+    Raises UsageError if another process trains there, CrkdError if the folder cannot be written.
+    """
+    lock = FileLock(folder / ".lock", mode=0o666)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UsageError(
+            f"another process trains in {folder}; wait until it ends, or give another folder "
+            "with --out"
+        ) from None
+    except OSError as error:
+        raise CrkdError(
+            f"cannot write to {folder}: {error.strerror}; give another folder with --out"
+        ) from None
+    return lock

@@ -1,0 +1,124 @@
+"""The batches of a run: items from the streams, moved to the device and augmented there."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from crkd_cli import world
+from crkd_cli.augment.policy import Policy
+from crkd_cli.config import Config
+from crkd_cli.data.batch import Batch, Labeled, Unlabeled
+from crkd_cli.data.dataset import Dataset
+from crkd_cli.data.splits import Split
+from crkd_cli.data.store import Store
+from crkd_cli.data.stream import Stream
+from crkd_cli.errors import CrkdError
+from crkd_cli.methods.base import Method
+from crkd_cli.runtime.device import channels_last
+from crkd_cli.runtime.distributed import check_divisible
+from crkd_cli.transfer import pin, to_device, to_unit_range
+
+HostBatch = tuple[Tensor, Tensor | None]
+# Bytes of resized items that the processes of a run keep in memory for each part: reading them
+# again in every epoch would hold up a GPU.
+CACHE_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class BatchLoader:
+    """Reads the items of a step and turns them into a batch on the device."""
+
+    labeled: Stream
+    unlabeled: tuple[Stream, ...]  # none, the images, or the images and their mixing partners
+    policy: Policy
+    strong_views: int
+    seed: int
+    device: torch.device
+
+    def read(self, step: int) -> list[HostBatch]:
+        """Read this process's items of `step`; pinned in memory if a GPU will fetch them."""
+        batches = [stream.batch(step) for stream in (self.labeled, *self.unlabeled)]
+        return [
+            (pin(image, self.device), None if label is None else pin(label, self.device))
+            for image, label in batches
+        ]
+
+    def batch(self, items: list[HostBatch], step: int) -> Batch:
+        """Move what `read` returned to the device and augment it, as (seed, step) determines."""
+        generator = torch.Generator().manual_seed(step_seed(self.seed, step))
+        labeled, *unlabeled = items
+        image, label = self.policy.weak(*self._to_device(labeled), generator)
+        if label is None:
+            raise ValueError("the labeled stream has no labels")
+        views = [self._views(batch, generator) for batch in unlabeled]
+        return Batch(Labeled(self._channels_last(image), label.long()), *views)
+
+    def images(self, items: HostBatch) -> Tensor:
+        """Move the images [B, C, *S] of `items` to the device without augmenting them."""
+        return self._channels_last(self._to_device(items)[0])
+
+    def _views(self, items: HostBatch, generator: Generator) -> Unlabeled:
+        weak, _ = self.policy.weak(self._to_device(items)[0], None, generator)
+        strong = tuple(
+            self._channels_last(self.policy.strong(weak, generator))
+            for _ in range(self.strong_views)
+        )
+        return Unlabeled(self._channels_last(weak), strong)
+
+    def _to_device(self, items: HostBatch) -> HostBatch:
+        image, label = items
+        image = to_unit_range(to_device(image, self.device))
+        return image, None if label is None else to_device(label, self.device)
+
+    @staticmethod
+    def _channels_last(image: Tensor) -> Tensor:
+        return image.contiguous(memory_format=channels_last(image.ndim - 2))
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return a seed for one step of a run; different seeds or steps give unrelated draws."""
+    return (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xD1B54A32D192ED03) % 2**63
+
+
+def build_loader(
+    config: Config, store: Store, split: Split, kind: type[Method], device: torch.device
+) -> BatchLoader:
+    """Build the streams of the split's training parts.
+
+    Raises CrkdError if a part is empty or missing in the store, UsageError if the processes cannot
+    share a batch evenly.
+    """
+    data, frame, seed = config.data, config.data.frame, config.train.seed
+    check_divisible("data.labeled_batch_size", data.labeled_batch_size)
+    cache_bytes = CACHE_BYTES // world.size() if device.type == "cuda" else 0
+    cases = split.cases(store, "labeled")
+    labeled = Dataset(store, cases, frame, labeled=True, cache_bytes=cache_bytes)
+    if not len(labeled):
+        raise CrkdError(
+            f"split {split.name} has no labeled training case; "
+            f"run: crkd make-splits {store.spec.name}"
+        )
+    unlabeled: tuple[Stream, ...] = ()
+    if kind.unlabeled_streams:
+        check_divisible("data.unlabeled_batch_size", data.unlabeled_batch_size)
+        cases = split.cases(store, "unlabeled")
+        images = Dataset(store, cases, frame, labeled=False, cache_bytes=cache_bytes)
+        if not len(images):
+            raise CrkdError(
+                f"split {split.name} has no unlabeled training case, and method {config.method} "
+                "needs them; add images without labels, label fewer (crkd make-splits --labeled "
+                "N), or use --method supervised"
+            )
+        unlabeled = tuple(
+            Stream(images, data.unlabeled_batch_size, seed, number)
+            for number in range(1, 1 + kind.unlabeled_streams)
+        )
+    policy = Policy(
+        modality=store.spec.modality,
+        bounded=store.spec.intensity != "zscore",
+        dims=frame.dims,
+        plane=(1, 2) if frame.dims == 3 and not store.spec.z_last else (0, 1),
+    )
+    stream = Stream(labeled, data.labeled_batch_size, seed, 0)
+    return BatchLoader(stream, unlabeled, policy, kind.strong_views, seed, device)

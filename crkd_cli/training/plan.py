@@ -1,0 +1,265 @@
+"""From a command line to a definite plan: configuration, split, run folder, state to resume from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from crkd_cli.config import Config, build_config, dump, read_yaml
+from crkd_cli.data.splits import Split, find_split, label_key
+from crkd_cli.data.store import Store
+from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.methods import METHODS
+from crkd_cli.paths import packaged_folder
+from crkd_cli.runtime.build import user_method_digest
+from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint
+from crkd_cli.runtime.user_method import source_file
+
+# Settings that may change when a run is resumed.
+MAY_CHANGE = (
+    "train.steps",
+    "train.device",
+    "train.log_every",
+    "train.eval_every",
+    "train.save_minutes",
+    "train.tensorboard",
+    "train.recalibrate_batch_norm",
+)
+# Volumes with fewer slices than this are treated as stacks of 2D slices.
+MIN_SLICES_3D = 16
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked of `crkd train`."""
+
+    dataset: str | None
+    labeled: str | None
+    method: str | None
+    config: Path | None
+    split: Path | None
+    out: Path | None
+    sets: list[str]
+    data_root: Path
+    seed: int | None = None  # one of --seeds; the folder's name then ends in it
+    stop_after: int | None = None  # steps after which to stop early
+
+    def overrides(self) -> list[str]:
+        """All settings of the command line as key=value."""
+        overrides = list(self.sets)
+        if self.method:
+            overrides.append(f"method={self.method}")
+        if self.seed is not None:
+            overrides.append(f"train.seed={self.seed}")
+        return overrides
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request made definite."""
+
+    config: Config
+    split: Split
+    store: Store
+    folder: Path
+    source: Path  # the configuration file
+    resumed: Checkpoint | None
+    author_settings: list[str]  # the authors' settings that were applied, key=value
+    stop: int  # the step after which training stops: the last one, or that of --stop-after
+
+    @property
+    def finished(self) -> bool:
+        """Whether no step is left to do before `stop`."""
+        return self.resumed is not None and self.resumed.step >= self.stop
+
+
+def parse_seeds(text: str, sets: list[str]) -> list[int]:
+    """Parse --seeds ("1337,1338").
+
+    Raises UsageError if a seed is not a whole number or is given twice, or if `sets` has one too.
+    """
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"--seeds {text!r}: expected whole numbers separated by commas, for example "
+            "1337,1338,1339"
+        ) from None
+    if twice := [seed for seed in dict.fromkeys(seeds) if seeds.count(seed) > 1]:
+        raise UsageError(f"--seeds {text!r} names {twice[0]} twice: it would be the same run")
+    if any(override.partition("=")[0] == "train.seed" for override in sets):
+        raise UsageError("--seeds and --set train.seed both set the seed; give one of them")
+    return seeds
+
+
+def plan(request: Request) -> Plan:
+    """Read the configuration, the store, the split and last.pth of the run folder, if it exists.
+
+    Writes nothing. Raises UsageError or CrkdError.
+    """
+    store, source, tree = _open_store(request)
+    config, author_settings = _resolve_config(request, store, source, tree)
+    split = find_split(store, request.labeled, request.split)
+    folder = _run_folder(request, store, config, split)
+    last = folder / "last.pth"
+    resumed = load_checkpoint(last) if last.exists() else None
+    if resumed:
+        _check_resumable(resumed, config, split, store, folder)
+    stop = config.train.steps if request.stop_after is None else request.stop_after
+    if stop > config.train.steps:
+        raise UsageError(
+            f"--stop-after {stop} is beyond the run's last step; train.steps = {config.train.steps}"
+        )
+    return Plan(config, split, store, folder, source, resumed, author_settings, stop)
+
+
+def default_config(store: Store) -> Path:
+    """Return the packaged configuration of the store's data set, or else the one for own data."""
+    packaged = packaged_folder("configs")
+    by_name = packaged / f"{store.spec.name}.yaml"
+    if by_name.is_file():
+        return by_name
+    dims = 2 if _is_stack(store) else store.spec.dims
+    return packaged / f"custom{dims}d.yaml"
+
+
+def _is_stack(store: Store) -> bool:
+    """Whether most volumes are better segmented slice by slice.
+
+    That is where slices are at least three times as thick as pixels are wide, or fewer than 16.
+    """
+    if store.spec.dims == 2:
+        return False
+    cases = store.index.cases
+    spacings = [case.spacing_mm for case in cases if case.spacing_mm]
+    thick = sum(spacing[0] >= 3 * max(spacing[1:]) for spacing in spacings)
+    short = sum(case.shape[0] < MIN_SLICES_3D for case in cases)
+    return 2 * thick > len(cases) or 2 * short > len(cases)
+
+
+def _open_store(request: Request) -> tuple[Store, Path, dict[str, Any]]:
+    """Open the store and read the configuration file: (store, file, content of the file)."""
+    prepared = request.data_root / "prepared"
+    if request.config is None:
+        if request.dataset is None:
+            raise UsageError("name a data set with --dataset, or a configuration with --config")
+        store = Store(prepared / request.dataset)
+        source = default_config(store)
+        return store, source, read_yaml(source)
+    tree = read_yaml(request.config)
+    named = request.dataset
+    if named is None:
+        named = build_config(tree, request.config, request.overrides()).data.name
+    return Store(prepared / named), request.config, tree
+
+
+def _resolve_config(
+    request: Request, store: Store, source: Path, tree: dict[str, Any]
+) -> tuple[Config, list[str]]:
+    """Apply the authors' settings and the command line: (configuration, authors' settings)."""
+    # The store's folder, whatever the file calls it: evaluate looks for that.
+    named = f"data.name={store.root.name}"
+    overrides = request.overrides()
+    config = build_config(tree, source, [named, *overrides])
+    if config.data.name != store.root.name:
+        raise UsageError(
+            f"--set data.name={config.data.name} and --dataset {store.root.name} name two data "
+            "sets; give one of them"
+        )
+    author_settings: list[str] = []
+    if request.config is None:
+        author_settings = _author_settings(config.method, store.spec.name, overrides)
+    if author_settings:
+        _check_author_settings(config.method, tree, source, [named, *author_settings])
+    all_overrides = [named, *author_settings, *overrides]
+    return build_config(tree, source, all_overrides, _params_of), author_settings
+
+
+def _params_of(method: str) -> type[Any]:
+    return METHODS[method].Params
+
+
+def _author_settings(method: str, dataset: str, overrides: list[str]) -> list[str]:
+    """List the authors' settings on this data set that the user does not override, as key=value."""
+    set_by_user = {override.partition("=")[0] for override in overrides}
+    if "train.lr_schedule" in set_by_user:
+        set_by_user.add("train.lr_milestones")  # they belong to the authors' schedule
+    settings = METHODS[method].author_settings.get(dataset, {})
+    return [f"{key}={value}" for key, value in settings.items() if key not in set_by_user]
+
+
+def _check_author_settings(
+    method: str, tree: dict[str, Any], source: Path, overrides: list[str]
+) -> None:
+    """Blame a wrong setting of the authors on the method's file. Raises UsageError."""
+    try:
+        build_config(tree, source, overrides, _params_of)
+    except UsageError as error:
+        file = source_file(METHODS[method])
+        problem = str(error).removeprefix("--set ")
+        raise UsageError(f"{file}: author_settings: {problem}") from None
+
+
+def _run_folder(request: Request, store: Store, config: Config, split: Split) -> Path:
+    labeled = label_key(request.labeled or str(len(split.labeled))).replace("%", "pct")
+    folder = request.out or Path("runs") / f"{store.root.name}-{config.method}-{labeled}"
+    if request.seed is None:
+        return folder
+    if not folder.name:
+        raise UsageError(
+            f"--out {folder} has no name to append -seed{request.seed} to; name the folder itself"
+        )
+    return folder.with_name(f"{folder.name}-seed{request.seed}")
+
+
+def _check_resumable(
+    old: Checkpoint, config: Config, split: Split, store: Store, folder: Path
+) -> None:
+    """Raise UsageError if the run in `folder` was started with other settings or other data.
+
+    Raises CrkdError if its checkpoint lacks the optimizer's state.
+    """
+    difference = _difference(old, config, split, store, folder)
+    if difference:
+        raise UsageError(
+            f"{folder} holds a run with other settings ({difference}); give another folder with "
+            "--out, or delete it"
+        )
+    if old.training is None:
+        raise CrkdError(
+            f"{old.path} lacks the optimizer's state, as best.pth does; give another folder with "
+            "--out, or delete it"
+        )
+
+
+def _difference(
+    old: Checkpoint, config: Config, split: Split, store: Store, folder: Path
+) -> str | None:
+    """Describe the first difference that forbids resuming `old`; None if there is none."""
+    before = flatten_keys({**dump(old.config), "prepared": msgspec.to_builtins(old.spec)})
+    now = flatten_keys({**dump(config), "prepared": msgspec.to_builtins(store.spec)})
+    for key in sorted(before | now):
+        if before.get(key) != now.get(key) and key not in MAY_CHANGE:
+            return f"{key} = {before.get(key)}, now {now.get(key)}"
+    if (old.user_method and old.user_method.sha256) != user_method_digest(config.method):
+        kept = folder / f"{config.method}.py"
+        return f"method {config.method}, whose file has changed; {kept} is as it was"
+    if old.split != split:
+        return f"split {old.split.name}, now {split.name} with other cases"
+    if old.data != store.digest:
+        return f"the images, labels, spacings or patients in {store.root} have changed"
+    if config.train.steps < old.step:
+        return f"{old.step} steps done, now train.steps = {config.train.steps}"
+    return None
+
+
+def flatten_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn {"train": {"steps": 5}} into {"train.steps": 5}."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= flatten_keys(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves

@@ -1,0 +1,116 @@
+"""From a plan to a run: its parts are built, restored from the checkpoint, and the folder locked."""
+
+from dataclasses import replace
+
+import torch
+import yaml
+from filelock import FileLock
+
+from crkd_cli import world
+from crkd_cli.config import dump
+from crkd_cli.errors import UsageError
+from crkd_cli.methods import METHODS
+from crkd_cli.paths import atomic_write
+from crkd_cli.runtime.build import build_method, describe_user_method, load_method
+from crkd_cli.runtime.checkpoint import Checkpoint
+from crkd_cli.runtime.device import (
+    configure_backends,
+    pick_device,
+    pick_precision,
+    precision_name,
+)
+from crkd_cli.runtime.distributed import check_same_step, sync_batch_norm
+from crkd_cli.runtime.run_folder import lock_run_folder
+from crkd_cli.training.batches import build_loader
+from crkd_cli.training.loop import Run
+from crkd_cli.training.optimizer import GuardedOptimizer
+from crkd_cli.training.plan import Plan
+
+
+def start(plan: Plan) -> Run:
+    """Build the parts of a run, restore them from the checkpoint, and write the configuration."""
+    config, resumed = plan.config, plan.resumed
+    check_same_step(resumed.step if resumed else 0, f"run folder {plan.folder}")
+    device = pick_device(config.train.device)
+    precision = _pick_precision(plan, device)
+    configure_backends(deterministic=config.train.deterministic)
+    if resumed:
+        # With today's number of steps: schedules go on as if the run had been this long all along.
+        method = load_method(replace(resumed, config=config))
+    else:
+        method = build_method(config, plan.store.spec)
+    user_method = describe_user_method(config.method, method)
+    method = sync_batch_norm(method.to(device))
+    optimizer = GuardedOptimizer(method, config.train)
+    if resumed and resumed.training:
+        optimizer.load_state_dict(resumed.training)
+    loader = build_loader(config, plan.store, plan.split, type(method), device)
+    val = plan.split.cases(plan.store, "val")
+    lock = _claim_folder(plan) if world.rank() == 0 else None
+    checkpoint = Checkpoint(
+        step=resumed.step if resumed else 0,
+        config=config,
+        spec=plan.store.spec,
+        split=plan.split,
+        data=plan.store.digest,
+        weights={},
+        training=None,
+        best=resumed.best if resumed else None,
+        precision=precision_name(precision),
+        user_method=user_method,
+        path=plan.folder / "last.pth",
+    )
+    return Run(
+        checkpoint=checkpoint,
+        method=method.train(),
+        optimizer=optimizer,
+        loader=loader,
+        store=plan.store,
+        val=val,
+        stop=plan.stop,
+        device=device,
+        precision=precision,
+        lock=lock,
+    )
+
+
+def _claim_folder(plan: Plan) -> FileLock:
+    """Lock the run folder, remove leftovers of a killed run, and write the configuration."""
+    lock = lock_run_folder(plan.folder)
+    try:
+        for leftover in plan.folder.glob(".tmp-*"):
+            leftover.unlink()
+        with atomic_write(plan.folder / "config.yaml") as temporary:
+            text = yaml.safe_dump(dump(plan.config), sort_keys=False)
+            temporary.write_text(text, encoding="utf-8")
+        if source := METHODS.source(plan.config.method):
+            with atomic_write(plan.folder / f"{plan.config.method}.py") as temporary:
+                temporary.write_bytes(source)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def _pick_precision(plan: Plan, device: torch.device) -> torch.dtype:
+    """Return the precision to train in; a resumed run keeps its own unless the user names one.
+
+    On a CPU, oneDNN's bfloat16 weight gradient of a 3-wide 3D convolution over a first axis of
+    length 2 reads memory that it never wrote (torch 2.13: other values at every call, sometimes
+    NaN). Four halvings turn a first side of 16 or 32 into such an axis.
+    """
+    config = plan.config
+    asked: str = config.train.precision
+    if plan.resumed and asked == "auto":
+        asked = plan.resumed.precision
+    precision = pick_precision(asked, device)
+    frame = config.data.frame
+    affected = frame.dims == 3 and frame.size[0] in (16, 32)
+    if device.type != "cpu" or precision != torch.bfloat16 or not affected:
+        return precision
+    if config.train.precision == "bf16":
+        raise UsageError(
+            f"bf16 on a CPU gives wrong gradients for a data.frame whose first side is "
+            f"{frame.size[0]}; use --set train.precision=fp32, or a first side of 48 or more"
+        )
+    return torch.float32

@@ -1,0 +1,310 @@
+"""Files in and out. Geometry is compared with what SimpleITK itself wrote or reads; pictures with Pillow."""
+
+import struct
+import zlib
+
+import h5py
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+
+from crkd_cli.data.raw.files import (
+    MEDICAL,
+    Volume,
+    geometry,
+    label_name,
+    probe,
+    read_image,
+    read_label,
+    stem,
+    suffix,
+    write_label,
+)
+from crkd_cli.errors import CrkdError
+
+# A quarter turn about z, then 30° about x: no axis is left where it was.
+TURN = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]], float) @ np.array(
+    [
+        [1, 0, 0],
+        [0, np.cos(np.pi / 6), -np.sin(np.pi / 6)],
+        [0, np.sin(np.pi / 6), np.cos(np.pi / 6)],
+    ]
+)
+SPACING, ORIGIN = (0.7, 0.9, 5.0), (-12.5, 30.25, 7.75)
+
+
+def medical(path, array, spacing=SPACING, origin=ORIGIN, direction=TURN):
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    image.SetDirection(np.asarray(direction).ravel().tolist())
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+@pytest.mark.parametrize("kind", MEDICAL)
+@pytest.mark.parametrize("z_last", [False, True])
+def test_masks_of_medical_files_keep_the_geometry(tmp_path, rng, kind, z_last):
+    array = rng.normal(size=(4, 7, 9)).astype(np.float32)
+    path = medical(tmp_path / f"scan{kind}", array)
+    volume = read_image(path, z_last=z_last)
+    assert volume.size == ((9, 7, 4) if z_last else (4, 7, 9))
+    assert volume.array.shape == (1, *volume.size)
+    np.testing.assert_array_equal(volume.array[0], array.transpose(2, 1, 0) if z_last else array)
+    assert volume.spacing_mm == pytest.approx(SPACING if z_last else SPACING[::-1], rel=1e-6)
+
+    label = (volume.array[0] > 0).astype(np.uint8)
+    mask = tmp_path / f"mask{kind}"
+    write_label(mask, label, volume)
+    written, source = sitk.ReadImage(str(mask)), sitk.ReadImage(str(path))
+    assert written.GetSize() == (9, 7, 4)
+    assert written.GetPixelID() == sitk.sitkUInt8
+    for get in ("GetSpacing", "GetOrigin", "GetDirection"):
+        np.testing.assert_allclose(getattr(written, get)(), getattr(source, get)(), atol=1e-6)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(written), (array > 0).astype(np.uint8))
+    np.testing.assert_array_equal(read_label(mask, z_last=z_last), label)
+
+
+@pytest.mark.parametrize("kind", [".NII", ".NII.GZ", ".NRRD", ".MHA", ".Nii", ".TIF", ".H5"])
+def test_upper_case_suffixes(tmp_path, rng, kind):
+    array = rng.integers(0, 9, (4, 7, 9), dtype=np.uint8)
+    path = tmp_path / f"Scan{kind}"
+    write_label(path, array, Volume(array[None], None, array.shape))
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    if kind in (".MHA", ".Nii"):  # ITK knows the one in lower case only, the other in no mixture
+        with pytest.raises(
+            CrkdError,
+            match=f"Scan{kind} cannot be read.*; let its name end in {kind.lower()}, or copy it again",
+        ):
+            read_label(path)
+        path = path.rename(tmp_path / path.name.lower())
+    np.testing.assert_array_equal(read_label(path), array)
+
+
+@pytest.mark.parametrize("kind", [".png", ".tif", ".tiff"])
+def test_pictures_of_odd_size(tmp_path, rng, kind):
+    array = rng.integers(0, 256, (13, 21, 3), dtype=np.uint8)
+    path = tmp_path / f"photo{kind}"
+    Image.fromarray(array).save(path)
+    volume = read_image(path)
+    np.testing.assert_array_equal(volume.array, array.transpose(2, 0, 1))
+    assert (volume.size, volume.spacing_mm) == ((13, 21), None)
+    label = rng.integers(0, 4, (13, 21), dtype=np.uint8)
+    write_label(tmp_path / f"mask{kind}", label, volume)
+    with Image.open(tmp_path / f"mask{kind}") as written:
+        assert written.size == (21, 13)
+        np.testing.assert_array_equal(np.asarray(written), label)
+
+
+def test_jpg_masks_become_png(tmp_path):
+    assert label_name(tmp_path / "a.b.JPG") == "a.b.png"
+    assert label_name(tmp_path / "a.nii.gz") == "a.nii.gz"
+    assert (
+        stem(tmp_path / "a.b.nii.gz"),
+        suffix(tmp_path / "A.NII.GZ"),
+        suffix(tmp_path / "a.txt"),
+    ) == (
+        "a.b",
+        ".nii.gz",
+        "",
+    )
+
+
+@pytest.mark.parametrize("kind", [".tif", ".png"])
+def test_sixteen_bit_pictures_keep_their_values(tmp_path, kind):
+    array = np.array([[0, 1, 255], [256, 40_000, 65_535]], np.uint16)
+    Image.fromarray(array).save(tmp_path / f"x{kind}")
+    np.testing.assert_array_equal(read_image(tmp_path / f"x{kind}").array, array[None])
+
+
+def test_tiff_of_several_pages_is_a_volume(tmp_path, rng):
+    pages = rng.integers(0, 60_000, (4, 6, 5), dtype=np.uint16)
+    images = [Image.fromarray(page) for page in pages]
+    images[0].save(tmp_path / "stack.tif", save_all=True, append_images=images[1:])
+    assert probe(tmp_path / "stack.tif") == (1, 3, False)
+    volume = read_image(tmp_path / "stack.tif")
+    np.testing.assert_array_equal(volume.array[0], pages)
+    label = (pages > 30_000).astype(np.uint8)
+    write_label(tmp_path / "mask.tif", label, volume)
+    np.testing.assert_array_equal(read_label(tmp_path / "mask.tif"), label)
+
+
+def test_modes_of_pillow(tmp_path):
+    gray = np.array([[0, 255], [7, 9]], np.uint8)
+    Image.fromarray(gray).convert("LA").save(tmp_path / "alpha.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "alpha.png").array, gray[None])
+    Image.fromarray(gray > 8).save(tmp_path / "bits.png")
+    np.testing.assert_array_equal(read_label(tmp_path / "bits.png"), [[0, 1], [0, 1]])
+    palette = Image.fromarray(gray % 2).convert("P")
+    palette.putpalette([0, 0, 0, 200, 10, 10])
+    palette.putdata([0, 1, 1, 0])
+    palette.save(tmp_path / "palette.png")
+    np.testing.assert_array_equal(read_label(tmp_path / "palette.png"), [[0, 1], [1, 0]])
+    assert read_image(tmp_path / "palette.png").array[:, 0, 1].tolist() == [200, 10, 10]
+
+
+def test_h5_is_taken_as_it_is(tmp_path, rng):
+    image, label = rng.normal(size=(5, 6, 7)), rng.integers(0, 3, (5, 6, 7), dtype=np.uint8)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["image"], file["label"] = image, label
+    volume = read_image(tmp_path / "x.h5", z_last=True)
+    np.testing.assert_array_equal(volume.array[0], image)
+    np.testing.assert_array_equal(read_label(tmp_path / "x.h5"), label)
+    write_label(tmp_path / "y.h5", label, volume)
+    np.testing.assert_array_equal(read_label(tmp_path / "y.h5"), label)
+    write_label(tmp_path / "z.h5", label, volume)
+    assert (tmp_path / "y.h5").read_bytes() == (tmp_path / "z.h5").read_bytes()
+
+
+def test_labels_stored_as_floats_are_class_numbers(tmp_path):
+    medical(tmp_path / "a.nii.gz", np.array([[[0, 1], [2, 3]]], np.float32))
+    assert read_label(tmp_path / "a.nii.gz").dtype.kind == "i"
+    medical(tmp_path / "b.nii.gz", np.array([[[0, 0.5], [2, 3]]], np.float32))
+    with pytest.raises(CrkdError, match=r"b\.nii\.gz holds fractions, not class numbers"):
+        read_label(tmp_path / "b.nii.gz")
+
+
+def good_files(folder, rng):
+    """One readable file of every kind, large enough that half of it is no file."""
+    array = rng.integers(0, 255, (8, 40, 30), dtype=np.uint8)
+    for kind in MEDICAL:
+        medical(folder / f"x{kind}", array)
+    for kind in (".png", ".jpg", ".tif"):
+        Image.fromarray(array[0]).save(folder / f"x{kind}")
+    with h5py.File(folder / "x.h5", "w") as file:
+        file["image"] = array
+    return sorted(folder.iterdir())
+
+
+def test_bad_files_are_named_with_what_to_do(tmp_path, rng):
+    for path in good_files(tmp_path, rng):
+        whole = path.read_bytes()
+        read_image(path)
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(CrkdError, match=f"{path.name} cannot be read, it may be truncated"):
+            read_image(path)
+        path.write_bytes(b"")
+        with pytest.raises(CrkdError, match=f"{path.name} is empty; copy or download it again"):
+            read_image(path)
+        path.write_bytes(b"\n<!DOCTYPE html><html><body>404</body></html>")
+        with pytest.raises(
+            CrkdError, match=f"{path.name} is a web page saved under an image's name"
+        ):
+            read_image(path)
+        path.unlink()
+        with pytest.raises(CrkdError, match=f"{path.name} cannot be read: No such file"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damage_anywhere_is_one_line(tmp_path, rng, seed):
+    """Bytes changed and ends cut off at random: an answer or one line, whatever the libraries raise."""
+    pages = [Image.fromarray(page) for page in rng.integers(0, 255, (2, 40, 30), dtype=np.uint8)]
+    pages[0].save(
+        tmp_path / "pages.tif", compression="tiff_deflate", save_all=True, append_images=pages[1:]
+    )
+    chance = np.random.default_rng(seed)
+    for path in [tmp_path / "pages.tif", *good_files(tmp_path, rng)]:
+        whole = np.frombuffer(path.read_bytes(), np.uint8)
+        for _ in range(12):
+            broken = whole[: chance.integers(1, len(whole))].copy()
+            places = chance.integers(0, len(broken), chance.integers(0, 5))
+            broken[places] = chance.integers(0, 256, len(places))
+            path.write_bytes(broken.tobytes())
+            for read in (read_image, read_label, probe, geometry):
+                said = ""
+                try:
+                    read(path)
+                except CrkdError as error:
+                    said = str(error)
+                assert (path.name in said) == bool(said)
+                assert "\n" not in said
+
+
+def test_a_picture_too_large_to_open(tmp_path):
+    """A header that declares 400 million pixels, and none after it."""
+    header = struct.pack(">4s2I5B", b"IHDR", 20_000, 20_000, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "x.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I4s", 1000, b"IDAT")
+    )
+    for read in (read_image, probe):
+        with pytest.raises(
+            CrkdError, match=r"x\.png is too large for a picture .*; cut it into smaller ones"
+        ):
+            read(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("content", ["text", 1j * np.ones((4, 4)), np.zeros((0, 4)), None], ids=str)
+def test_h5_without_numbers(tmp_path, content):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        if content is None:
+            file.create_group("image")
+        else:
+            file["image"] = content
+    for read in (read_image, probe):
+        with pytest.raises(CrkdError, match=r"x\.h5 holds no numbers in 'image'; write an array"):
+            read(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize("kind", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nan_in_nifti_is_noticed(tmp_path, rng, kind, dtype):
+    """ITK itself turns NaN into zero while it reads."""
+    array = rng.normal(size=(30, 100, 101)).astype(dtype)  # more than one chunk
+    assert np.isfinite(read_image(medical(tmp_path / f"good{kind}", array)).array).all()
+    array[29, 99, 99:] = np.nan, np.inf
+    with pytest.raises(CrkdError, match=r"holds 2 NaN or infinite values"):
+        read_image(medical(tmp_path / f"bad{kind}", array))
+
+
+def test_nifti_2_and_the_other_byte_order(tmp_path):
+    """Headers laid out by hand after the format's definition; int16 voxels 0 to 23."""
+    voxels = np.arange(24, dtype=">i2").tobytes()
+    head = struct.pack(">i", 348).ljust(40, b"\0") + struct.pack(">8h", 3, 4, 3, 2, 1, 1, 1, 1)
+    head = head.ljust(70, b"\0") + struct.pack(">2h", 4, 16)
+    head = (
+        head.ljust(76, b"\0")
+        + struct.pack(">9f", 1, 1, 1, 1, 0, 0, 0, 0, 352).ljust(344 - 76, b"\0")
+        + b"n+1\0"
+    )
+    (tmp_path / "big.nii").write_bytes(head.ljust(352, b"\0") + voxels)
+    assert read_image(tmp_path / "big.nii").array.ravel().tolist() == list(range(24))
+    (tmp_path / "big.nii").write_bytes(head.ljust(352, b"\0") + voxels[:-1])
+    with pytest.raises(CrkdError, match=r"47 of 48 bytes of voxels"):
+        read_image(tmp_path / "big.nii")
+    second = struct.pack("<i8s2h8q", 540, b"n+2\0\r\n\x1a\n", 4, 16, 3, 4, 3, 2, 1, 1, 1, 1)
+    second = second.ljust(168, b"\0") + struct.pack("<q", 544)
+    (tmp_path / "two.nii").write_bytes(second.ljust(544, b"\0") + voxels[:-1])
+    with pytest.raises(CrkdError, match=r"47 of 48 bytes of voxels"):
+        read_image(tmp_path / "two.nii")
+
+
+def test_what_is_no_image_or_label(tmp_path, rng):
+    (tmp_path / "x.gif").write_bytes(b"GIF89a")
+    with pytest.raises(CrkdError, match=r"x\.gif is of no known format; use one of \.png"):
+        read_image(tmp_path / "x.gif")
+    film = sitk.JoinSeries(
+        [sitk.GetImageFromArray(np.zeros((2, 3, 4), np.uint8)) for _ in range(3)]
+    )
+    sitk.WriteImage(film, str(tmp_path / "film.nii.gz"))
+    with pytest.raises(CrkdError, match=r"film.nii.gz has 4 axes"):
+        read_image(tmp_path / "film.nii.gz")
+    Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(tmp_path / "color.png")
+    with pytest.raises(CrkdError, match=r"color.png is a color picture, not a label map"):
+        read_label(tmp_path / "color.png")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["volume"] = np.zeros((2, 2, 2))
+    with pytest.raises(CrkdError, match=r"x\.h5 has no dataset called 'image', only volume"):
+        read_image(tmp_path / "x.h5")
+
+
+def test_masks_must_fit_and_be_writable(tmp_path, rng):
+    Image.fromarray(rng.integers(0, 255, (8, 9), dtype=np.uint8)).save(tmp_path / "x.png")
+    volume = read_image(tmp_path / "x.png")
+    with pytest.raises(CrkdError, match=r"the mask is \(9, 8\), the image \(8, 9\)"):
+        write_label(tmp_path / "y.png", np.zeros((9, 8), np.uint8), volume)
+    with pytest.raises(CrkdError, match="cannot write"):
+        write_label(tmp_path / "x.png" / "y.png", np.zeros((8, 9), np.uint8), volume)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]

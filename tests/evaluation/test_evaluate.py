@@ -1,0 +1,322 @@
+"""Evaluation against medpy on the same labels, the rules of both protocols, and the files it writes."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from medpy.metric import binary
+
+from crkd_cli.cli.console import progress
+from crkd_cli.config import Frame
+from crkd_cli.data.store import CaseInfo
+from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.evaluation import paper
+from crkd_cli.evaluation.evaluate import Scorer, evaluate
+from crkd_cli.evaluation.literature import published_rows
+from crkd_cli.evaluation.results import find_evaluation
+from crkd_cli.inference.inferer import Inferer
+from crkd_cli.metrics.summary import summarize
+from crkd_cli.runtime.build import load_predictor
+from crkd_cli.runtime.checkpoint import load_checkpoint
+from crkd_cli.training.validator import validation_dice
+
+FRAMES = {2: Frame(resize=(32, 32)), 3: Frame(patch=(16, 16, 16), stride=(8, 8, 8))}
+
+
+def run(file: Path, tmp_path: Path, **options):
+    said = []
+    return evaluate(file, tmp_path / "data", said.append, progress, **options), said
+
+
+def rows(report) -> list[dict[str, str]]:
+    with (report.folder / "cases.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def labels_of(file: Path, store, case: str, protocol: str = "strict") -> np.ndarray:
+    loaded, cpu = load_checkpoint(file), torch.device("cpu")
+    frame = loaded.config.data.frame
+    inferer = Inferer(load_predictor(loaded, cpu), frame, loaded.spec, cpu, protocol=protocol)
+    return inferer(store.image(case), store.native_label(case).shape)
+
+
+def respaced(store, spacing):
+    """The store with another spacing in its index."""
+    cases = [msgspec.structs.replace(case, spacing_mm=spacing) for case in store.index.cases]
+    index = msgspec.structs.replace(store.index, cases=tuple(cases))
+    (store.root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)))
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 1.0, 0.5), None], ids=["mm", "px"])
+def test_strict_scores_are_medpys(dims, spacing, make_store, make_checkpoint, tmp_path):
+    store = make_store(dims=dims, groups={"p1": 2, "p2": 1})
+    step = spacing and spacing[:dims]
+    respaced(store, step)
+    file = make_checkpoint(store.spec, FRAMES[dims], test=("p2", "p1"))
+    report, said = run(file, tmp_path)
+    unit = "mm" if spacing else "px"
+    assert report.metrics == (
+        "dice",
+        "jaccard",
+        f"hd95_{unit}",
+        f"assd_{unit}",
+        f"asd_{unit}",
+        f"nsd_2{unit}",
+    )
+    assert any("strict protocol" in line for line in said)
+    found = rows(report)
+    assert [row["case"] for row in found] == ["p2", "p1_0", "p1_1"]
+    for row in found:
+        labels, truth = labels_of(file, store, row["case"]) == 1, store.label(row["case"]) == 1
+        assert float(row["dice"]) == pytest.approx(binary.dc(labels, truth), abs=1e-6)
+        assert float(row["jaccard"]) == pytest.approx(binary.jc(labels, truth), abs=1e-6)
+        assert float(row[f"assd_{unit}"]) == pytest.approx(
+            binary.assd(labels, truth, step), abs=1e-6
+        )
+        assert float(row[f"asd_{unit}"]) == pytest.approx(binary.asd(labels, truth, step), abs=1e-6)
+        assert row["protocol"] == "strict"
+    dice = [float(row["dice"]) for row in found]
+    tree = json.loads((report.folder / "summary.json").read_text())
+    assert tree["mean"]["dice"]["mean"] == pytest.approx(np.mean(dice), abs=1e-6)
+    assert tree["classes"]["disc"]["dice"]["sd"] == pytest.approx(np.std(dice, ddof=1), abs=1e-6)
+    assert (tree["protocol"], tree["part"], tree["cases"], tree["step"]) == (
+        "strict",
+        "test",
+        3,
+        10,
+    )
+    assert report.folder == file.parent / "evaluation-strict-test"
+
+
+def test_the_same_evaluation_writes_the_same_bytes(make_store, make_checkpoint, tmp_path):
+    store = make_store(groups=4)
+    file = make_checkpoint(store.spec, FRAMES[2], test=("p00", "p01"))
+    one, two = (run(file, tmp_path)[0].folder for _ in range(2))
+    assert one == two
+    before = [(one / name).read_bytes() for name in ("cases.csv", "summary.json")]
+    run(file, tmp_path)
+    assert before == [(one / name).read_bytes() for name in ("cases.csv", "summary.json")]
+
+
+@pytest.mark.parametrize(("frames", "over"), [(1, "cases"), (2, "patients")])
+def test_the_interval_is_over_patients(make_store, make_checkpoint, tmp_path, frames, over):
+    store = make_store(groups={f"p{number}": frames for number in range(4)})
+    file = make_checkpoint(store.spec, FRAMES[2], test=("p0", "p1", "p2"))
+    report, _ = run(file, tmp_path)
+    assert report.facts["interval"] == f"95 %, bootstrap over {over}"
+    table = rows(report)
+    assert len(table) == 3 * frames
+    (expected,), _ = summarize(
+        np.array([[float(row["dice"])] for row in table]), groups=[row["group"] for row in table]
+    )
+    assert (report.mean[0].low, report.mean[0].high) == pytest.approx(
+        (expected.low, expected.high), abs=1e-5
+    )
+
+
+def test_validation_is_the_mean_dice(dims, make_store, make_checkpoint, tmp_path):
+    store = make_store(dims=dims, groups=3)
+    file = make_checkpoint(store.spec, FRAMES[dims], test=("p00", "p01", "p02"))
+    loaded, cpu = load_checkpoint(file), torch.device("cpu")
+    inferer = Inferer(load_predictor(loaded, cpu), loaded.config.data.frame, loaded.spec, cpu)
+    scores = validation_dice(inferer, store, ["p00", "p01", "p02"])
+    report, _ = run(file, tmp_path)
+    assert scores == pytest.approx(
+        {"dice": report.mean[0].mean, "dice/disc": report.classes["disc"][0].mean}
+    )
+
+
+def as_source(store, source: str):
+    """The store's facts with another source, in its index too."""
+    spec = msgspec.structs.replace(store.spec, source=source)
+    index = msgspec.structs.replace(store.index, spec=spec)
+    (store.root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)))
+    return spec
+
+
+def test_paper_protocol_scores_acdc_on_val_and_test(make_store, make_checkpoint, tmp_path):
+    store = make_store("acdc", dims=3, groups=5)
+    spec = as_source(store, "acdc")
+    frame = Frame(resize=(48, 48))
+    file = make_checkpoint(spec, frame, labeled=("p00", "p01", "p02"), val=("p03",), test=("p04",))
+    report, _ = run(file, tmp_path, protocol="paper")
+    assert report.folder.name == "evaluation-paper-val+test"
+    assert report.metrics == ("dice", "jaccard", "hd95_px", "asd_px")
+    assert [row["case"] for row in rows(report)] == ["p03", "p04"]
+    for row in rows(report):
+        labels, truth = (
+            labels_of(file, store, row["case"], "paper") == 1,
+            store.label(row["case"]) == 1,
+        )
+        theirs = [score(labels, truth) for score in (binary.dc, binary.jc, binary.hd95, binary.asd)]
+        assert [float(row[name]) for name in report.metrics] == pytest.approx(theirs, abs=1e-6)
+    assert {row.method for row in report.published} >= {"CRKD", "UniMatch", "supervised"}
+    assert "Student" in report.facts["interval"]
+
+
+@pytest.mark.parametrize("source", ["acdc", "la", "isic2018", "kvasir"])
+def test_paper_rules_for_empty_masks(source):
+    nothing, some = np.zeros((8, 8), bool), np.zeros((8, 8), bool)
+    some[2:5, 2:5] = True
+    for pair in ((nothing, some), (some, nothing)):
+        found = paper.scores(*pair, source)
+        assert found[:2].tolist() == [0, 0]
+        assert all(found[2:] == 0) if source in ("acdc", "la") else all(np.isnan(found[2:]))
+    both = paper.scores(nothing, nothing, source)
+    assert both[0] == (0 if source in ("acdc", "la") else 1)
+    assert paper.scores(some, some, source).tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("share", [0.002, 0.4], ids=["thin", "scattered"])
+def test_paper_scores_are_medpys(dims, rng, share):
+    one, two = (np.pad(rng.random((90, 60, 20)[:dims]) < share, 5) for _ in range(2))
+    theirs = [score(one, two) for score in (binary.dc, binary.jc, binary.hd95, binary.asd)]
+    assert paper.scores(one, two, "la").tolist() == theirs
+
+
+def test_nothing_was_published_for_own_data(make_store, make_checkpoint, tmp_path):
+    store = make_store()
+    with pytest.raises(UsageError, match="no published protocol for folder data"):
+        run(make_checkpoint(store.spec, FRAMES[2], test=("p00",)), tmp_path, protocol="paper")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "dice", "distance", "nsd"),
+    [
+        ([], [], 1, math.nan, 1),
+        ([5], [], 0, "diagonal", 0),
+        ([], [5], 0, "diagonal", 0),
+        ([5], [5], 1, 0, 1),
+    ],
+    ids=["both empty", "no truth", "no prediction", "equal"],
+)
+def test_strict_rules_for_empty_masks(dims, prediction, truth, dice, distance, nsd):
+    shape, spacing = (8, 9, 7)[:dims], (3.0, 1.0, 2.0)[:dims]
+    case = CaseInfo(
+        id="x",
+        group="x",
+        shape=shape,
+        spacing_mm=spacing,
+        source="x",
+        sha256="0",
+        label_sha256="0",
+        intensity={},
+    )
+    masks = []
+    for voxels in (prediction, truth):
+        mask = np.zeros(shape, np.uint8)
+        for at in voxels:
+            mask[(at,) * dims] = 1
+        masks.append(mask)
+    scores = Scorer("folder", 2, "strict", [case])(*masks, case)[0]
+    diagonal = math.sqrt(sum((side * step) ** 2 for side, step in zip(shape, spacing, strict=True)))
+    wanted = diagonal if distance == "diagonal" else distance
+    assert scores.tolist() == pytest.approx([dice, dice, wanted, wanted, wanted, nsd], nan_ok=True)
+
+
+def test_pictures_are_scored_at_their_native_size(make_store, make_checkpoint, tmp_path, rng):
+    from PIL import Image
+
+    store = make_store(groups=2)
+    (store.root / "native").mkdir()
+    native = rng.integers(0, 2, (45, 51)).astype(np.uint8)
+    Image.fromarray(native).save(store.root / "native" / "p00.png")
+    cases = tuple(
+        msgspec.structs.replace(case, native_shape=(45, 51)) for case in store.index.cases
+    )
+    index = msgspec.structs.replace(store.index, cases=cases)
+    (store.root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)))
+    file = make_checkpoint(store.spec, FRAMES[2], test=("p00",))
+    report, _ = run(file, tmp_path)
+    fresh = type(store)(store.root)
+    labels = labels_of(file, fresh, "p00")
+    assert labels.shape == (45, 51)
+    assert report.metrics[2] == "hd95_px"
+    assert report.mean[0].mean == pytest.approx(binary.dc(labels == 1, native == 1), abs=1e-6)
+
+
+def test_val_is_scored_where_there_is_no_test(make_store, make_checkpoint, tmp_path):
+    store = make_store()
+    file = make_checkpoint(store.spec, FRAMES[2], val=("p01",), best={"step": 10, "dice": 0.5})
+    report, said = run(file, tmp_path)
+    assert report.folder.name == "evaluation-strict-val"
+    assert any("no test cases: scoring the validation cases" in line for line in said)
+    assert any("chose the checkpoint" in line for line in said)
+    _, said = run(
+        make_checkpoint(store.spec, FRAMES[2], val=("p01",), best={"step": 5, "dice": 0.5}),
+        tmp_path,
+    )
+    assert not any(
+        "chose the checkpoint" in line for line in said
+    )  # they chose the one of step 5, and this is of step 10
+
+
+def test_best_and_last_have_a_folder_each(make_store, make_checkpoint, tmp_path):
+    spec = make_store().spec
+    best, last = (
+        make_checkpoint(spec, FRAMES[2], f"runs/x/{name}.pth", test=("p00",))
+        for name in ("best", "last")
+    )
+    folders = [run(file, tmp_path)[0].folder for file in (best, last)]
+    assert [folder.name for folder in folders] == [
+        "evaluation-strict-test",
+        "evaluation-strict-test-last",
+    ]
+    assert [
+        find_evaluation(folder, "strict", None) for folder in (best.parent, folders[1])
+    ] == folders
+    alone = make_checkpoint(spec, FRAMES[2], "runs/y/last.pth", test=("p00",))
+    assert run(alone, tmp_path)[0].folder.name == "evaluation-strict-test"
+
+
+def test_other_labels_of_the_test_cases_are_another_truth(make_store, make_checkpoint, tmp_path):
+    store = make_store(groups=3)
+    file = make_checkpoint(store.spec, FRAMES[2], labeled=("p00",), test=("p01", "p02"))
+    cases = store.index.cases
+    seen = []
+    for changed in (None, 0, 2):
+        now = [
+            msgspec.structs.replace(case, label_sha256="0") if n == changed else case
+            for n, case in enumerate(cases)
+        ]
+        index = msgspec.structs.replace(store.index, cases=tuple(now))
+        (store.root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)))
+        seen.append(run(file, tmp_path)[0].facts["truth"])
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_what_cannot_be_scored_is_said(make_store, make_checkpoint, tmp_path):
+    store = make_store(unlabeled={"p05"})
+    with pytest.raises(CrkdError, match="has no val cases; give --part test"):
+        run(make_checkpoint(store.spec, FRAMES[2], test=("p00",)), tmp_path, part="val")
+    with pytest.raises(CrkdError, match="lacks 1 of the 2 test cases of split made-up: gone"):
+        run(make_checkpoint(store.spec, FRAMES[2], test=("p00", "gone")), tmp_path)
+    with pytest.raises(CrkdError, match="have no label: p05"):
+        run(make_checkpoint(store.spec, FRAMES[2], test=("p05",)), tmp_path)
+    other = msgspec.structs.replace(store.spec, classes=("background", "a", "b"))
+    with pytest.raises(CrkdError, match=r"is not the data set that .* was trained on: classes is"):
+        run(make_checkpoint(other, FRAMES[2], test=("p00",)), tmp_path)
+
+
+def test_published_rows_are_those_of_the_setting():
+    """Spot checks against the tables of the README that they come from."""
+    (row,) = [row for row in published_rows("la", 4) if row.method == "CRKD"]
+    assert (row.dice, row.jaccard, row.hd95, row.asd, row.protocol) == (
+        87.21,
+        77.50,
+        9.02,
+        2.04,
+        "paper",
+    )
+    (row,) = [
+        row
+        for row in published_rows("acdc", 7)
+        if row.method == "CrossMatch" and row.protocol == "paper"
+    ]
+    assert (row.dice, row.jaccard, row.hd95, row.asd) == (87.88, 79.27, 4.50, 1.46)
+    assert published_rows("la", 5) == published_rows("phantom", 3) == []

@@ -1,0 +1,239 @@
+"""Prediction: every format keeps name, size and geometry, and the mask is what the network says."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from PIL import Image
+
+from crkd_cli.cli.console import progress
+from crkd_cli.config import Frame
+from crkd_cli.data.sources import SOURCES
+from crkd_cli.data.store import DatasetSpec
+from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.inference.inferer import Inferer
+from crkd_cli.inference.predict import PredictOptions, largest_components, predict
+from crkd_cli.runtime.build import load_predictor
+from crkd_cli.runtime.checkpoint import load_checkpoint
+
+# Turned about z by about 37°, and y pointing down: nothing that a writer could guess.
+DIRECTION = (0.8, 0.6, 0.0, 0.6, -0.8, 0.0, 0.0, 0.0, -1.0)
+SPACING, ORIGIN = (0.7, 1.3, 4.5), (-12.5, 33.0, 101.25)
+
+
+def flat(name: str = "flat", channels: int = 1, intensity: str = "minmax") -> DatasetSpec:
+    return DatasetSpec(
+        name=name,
+        source="folder",
+        classes=("background", "disc"),
+        channels=channels,
+        dims=2,
+        modality="rgb" if channels == 3 else "gray",
+        intensity=intensity,
+    )
+
+
+SOLID = DatasetSpec(
+    name="solid",
+    source="folder",
+    classes=("background", "ball"),
+    channels=1,
+    dims=3,
+    modality="mr",
+    intensity="zscore",
+)
+
+
+def quiet(line: str) -> None:
+    """Notices are not looked at here."""
+
+
+def run(source: Path, checkpoint: Path, **options):
+    return predict(source, checkpoint, quiet, progress, **options)
+
+
+def expected(image: Path, checkpoint: Path) -> np.ndarray:
+    """The labels that the checkpoint's network gives for this file."""
+    loaded = load_checkpoint(checkpoint)
+    cpu = torch.device("cpu")
+    volume = SOURCES["folder"]().read_image(image, loaded.spec)
+    inferer = Inferer(load_predictor(loaded, cpu), loaded.config.data.frame, loaded.spec, cpu)
+    return inferer(volume.array, volume.size)
+
+
+@pytest.fixture
+def scans(tmp_path) -> Path:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
+@pytest.mark.parametrize(
+    "frame", [Frame(patch=(16, 16, 16)), Frame(resize=(32, 32))], ids=["3D", "by slice"]
+)
+def test_medical_formats_keep_their_geometry(scans, make_checkpoint, rng, suffix, frame):
+    image = sitk.GetImageFromArray(rng.normal(100, 20, (9, 21, 34)).astype(np.int16))
+    image.SetDirection(DIRECTION)
+    image.SetSpacing(SPACING)
+    image.SetOrigin(ORIGIN)
+    file = scans / f"scan one{suffix}"
+    sitk.WriteImage(image, str(file))
+    checkpoint = make_checkpoint(SOLID, frame)
+    outcome = run(scans, checkpoint)
+    assert (outcome.written, outcome.failures) == (1, [])
+    mask = sitk.ReadImage(str(scans.with_name("scans-masks") / file.name))
+    assert mask.GetSize() == (34, 21, 9)
+    assert mask.GetPixelID() == sitk.sitkUInt8
+    assert mask.GetSpacing() == pytest.approx(SPACING, abs=1e-5)
+    assert mask.GetOrigin() == pytest.approx(ORIGIN, abs=1e-4)
+    assert mask.GetDirection() == pytest.approx(DIRECTION, abs=1e-6)
+    labels = sitk.GetArrayFromImage(mask)
+    assert np.array_equal(labels, expected(file, checkpoint))
+    assert 0.02 < labels.mean() < 0.98
+
+
+def gray16(file: Path, rng) -> None:
+    Image.fromarray(rng.integers(0, 65535, (37, 53)).astype(np.uint16)).save(file)
+
+
+def gray8(file: Path, rng) -> None:
+    Image.fromarray(rng.integers(0, 255, (37, 53)).astype(np.uint8)).save(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "result"),
+    [
+        ("odd.png", gray8, "odd.png"),
+        ("photo.jpg", gray8, "photo.png"),
+        ("photo.JPEG", gray8, "photo.png"),
+        ("micro.tif", gray16, "micro.tif"),
+        ("deep.png", gray16, "deep.png"),
+    ],
+)
+def test_pictures_keep_name_and_size(scans, make_checkpoint, rng, name, write, result):
+    write(scans / name, rng)
+    checkpoint = make_checkpoint(flat(), Frame(resize=(32, 32)))
+    run(scans, checkpoint)
+    files = [file.name for file in scans.with_name("scans-masks").iterdir()]
+    assert files == [result]
+    labels = np.asarray(Image.open(scans.with_name("scans-masks") / result))
+    assert labels.shape == (37, 53)
+    assert labels.dtype == np.uint8
+    assert np.array_equal(labels, expected(scans / name, checkpoint))
+    assert 0.02 < labels.mean() < 0.98
+
+
+def test_color_pictures(scans, make_checkpoint, rng):
+    Image.fromarray(rng.integers(0, 255, (41, 29, 3)).astype(np.uint8)).save(scans / "color.jpg")
+    checkpoint = make_checkpoint(flat(channels=3, intensity="uint8"), Frame(resize=(32, 32)))
+    run(scans, checkpoint)
+    labels = np.asarray(Image.open(scans.with_name("scans-masks") / "color.png"))
+    assert np.array_equal(labels, expected(scans / "color.jpg", checkpoint))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_h5(scans, make_checkpoint, rng, dims):
+    shape = (18, 27, 22)[:dims]
+    with h5py.File(scans / "case.h5", "w") as file:
+        file["image"] = rng.random(shape).astype(np.float32)
+    checkpoint = make_checkpoint(flat() if dims == 2 else SOLID, Frame(patch=(16,) * dims))
+    run(scans / "case.h5", checkpoint)
+    with h5py.File(scans.with_name("scans-masks") / "case.h5") as file:
+        assert np.array_equal(file["label"][()], expected(scans / "case.h5", checkpoint))
+
+
+def test_tiff_of_several_pages_is_a_volume(scans, make_checkpoint, rng):
+    pages = [Image.fromarray(rng.integers(0, 255, (21, 30)).astype(np.uint8)) for _ in range(5)]
+    pages[0].save(scans / "stack.tif", save_all=True, append_images=pages[1:])
+    run(scans, make_checkpoint(SOLID, Frame(patch=(16, 16, 16))))
+    with Image.open(scans.with_name("scans-masks") / "stack.tif") as mask:
+        assert (mask.n_frames, mask.size) == (5, (30, 21))
+
+
+def test_overlays_and_probabilities(scans, make_checkpoint, rng):
+    gray8(scans / "a.png", rng)
+    run(
+        scans,
+        make_checkpoint(flat(), Frame(resize=(32, 32))),
+        wanted=PredictOptions(overlays=True, probabilities=True),
+    )
+    out = scans.with_name("scans-masks")
+    probabilities = np.load(out / "probabilities" / "a.npy", allow_pickle=False)
+    assert probabilities.shape == (2, 37, 53)
+    np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
+    assert np.array_equal(probabilities.argmax(0), np.asarray(Image.open(out / "a.png")))
+    with Image.open(out / "overlays" / "a.png") as picture:
+        assert picture.mode == "RGB"
+
+
+def test_what_is_there_is_skipped(scans, make_checkpoint, rng):
+    for name in ("a.png", "b.png"):
+        gray8(scans / name, rng)
+    checkpoint = make_checkpoint(flat(), Frame(resize=(32, 32)))
+    out = scans.with_name("elsewhere")
+    assert run(scans / "a.png", checkpoint, out=out).written == 1
+    outcome = run(scans, checkpoint, out=out)
+    assert (outcome.written, outcome.skipped) == (1, 1)
+    assert (
+        run(scans, checkpoint, out=out, wanted=PredictOptions(overlays=True)).written == 2
+    )  # overlays are not there yet
+    assert run(scans, checkpoint, out=out, wanted=PredictOptions(overwrite=True)).written == 2
+
+
+def test_bad_files_do_not_stop_the_others(scans, make_checkpoint, rng):
+    gray8(scans / "good.png", rng)
+    gray8(scans / "cut.png", rng)
+    (scans / "cut.png").write_bytes((scans / "cut.png").read_bytes()[:200])
+    (scans / "empty.png").touch()
+    (scans / "page.png").write_text("<!DOCTYPE html><html>not found</html>")
+    Image.fromarray(rng.integers(0, 255, (30, 30, 3)).astype(np.uint8)).save(scans / "color.png")
+    pages = [Image.fromarray(rng.integers(0, 255, (20, 20)).astype(np.uint8)) for _ in range(3)]
+    pages[0].save(scans / "volume.tif", save_all=True, append_images=pages[1:])
+    (scans / "notes.txt").write_text("not an image, and not looked at")
+    outcome = run(scans, make_checkpoint(flat(), Frame(resize=(32, 32))))
+    assert outcome.written == 1
+    assert [Path(line.split(" ")[0]).name for line in outcome.failures] == [
+        "color.png",
+        "cut.png",
+        "empty.png",
+        "page.png",
+        "volume.tif",
+    ]
+    assert "3 channels" in outcome.failures[0]
+    assert "is 3D" in outcome.failures[4]
+    assert all("\n" not in line for line in outcome.failures)
+    assert [file.name for file in outcome.folder.iterdir()] == ["good.png"]
+
+
+def test_two_results_of_one_name_are_refused(scans, make_checkpoint, rng):
+    gray8(scans / "a.png", rng)
+    gray8(scans / "a.tif", rng)
+    checkpoint = make_checkpoint(flat(), Frame(resize=(32, 32)))
+    assert (
+        run(scans, checkpoint).written == 2
+    )  # the masks differ in their suffix, the overlays would not
+    with pytest.raises(CrkdError, match=r"a.png and a.tif would both write .*overlays/a.png"):
+        run(scans, checkpoint, wanted=PredictOptions(overlays=True))
+
+
+def test_images_are_never_replaced(scans, make_checkpoint, rng):
+    gray8(scans / "a.png", rng)
+    with pytest.raises(UsageError, match="images' own folder"):
+        run(scans, make_checkpoint(flat(), Frame(resize=(32, 32))), out=scans)
+
+
+def test_nothing_lies_beside_the_root(make_checkpoint):
+    with pytest.raises(UsageError, match="no place for masks beside /; give one with --out"):
+        run(Path("/"), Path("not read"))
+
+
+def test_largest_component_by_hand():
+    labels = np.array([[1, 1, 0, 2], [1, 0, 2, 0], [0, 0, 2, 1]], np.uint8)
+    kept = np.array([[1, 1, 0, 0], [1, 0, 2, 0], [0, 0, 2, 0]], np.uint8)
+    assert np.array_equal(largest_components(labels), kept)
+    assert np.array_equal(largest_components(np.stack([labels, labels])), np.stack([kept, kept]))
+    assert not largest_components(np.zeros((4, 4), np.uint8)).any()

@@ -1,0 +1,87 @@
+"""Batch norm folded into convolutions against the networks as they are, in 2D and 3D."""
+
+import copy
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+from crkd_cli.config import TrainConfig
+from crkd_cli.models.fusion import fuse_for_inference
+from crkd_cli.models.networks import NETWORKS
+from crkd_cli.models.networks.base import Upsampling
+from crkd_cli.training.optimizer import GuardedOptimizer
+
+NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def with_history(network: nn.Module) -> nn.Module:
+    """`network` with batch norms that do something, as after training."""
+    torch.manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, NORMS):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.3, 3.0)
+            nn.init.normal_(module.weight, 1.0, 0.3)
+            nn.init.normal_(module.bias)
+    return network
+
+
+@torch.no_grad()
+def spread(network: nn.Module, x: torch.Tensor, exact: torch.Tensor) -> float:
+    with torch.autocast("cpu", torch.bfloat16):
+        return float((network(x).double() - exact).abs().mean())
+
+
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_bf16_is_no_coarser_than_autocast(name: str, dims: int) -> None:
+    torch.manual_seed(0)
+    network = with_history(NETWORKS[name](dims, 1, 2, (8, 8, 16, 16, 16))).eval()
+    x = torch.randn(2, 1, *(64, 48, 32)[:dims])
+    exact = copy.deepcopy(network).double()(x.double())
+    fast = fuse_for_inference(network, torch.bfloat16)
+    assert {p.dtype for p in fast.decoder.output.parameters()} == {torch.bfloat16}
+    assert spread(fast, x, exact) < 1.2 * spread(network, x, exact)
+    assert spread(fast, x, exact) < 0.03 * float(exact.detach().std())
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_nothing_but_the_network_is_copied(dims: int, precision: torch.dtype) -> None:
+    """In training its buffers are parts of one tensor with those of the whole method, a memory bank for one."""
+    method = nn.ModuleDict({"student": NETWORKS["unet"](dims, 1, 2, (4, 4, 8, 8, 8))})
+    method.register_buffer("bank", torch.zeros(100_000))
+    GuardedOptimizer(method, TrainConfig(steps=1))
+    assert all(
+        buffer.untyped_storage().nbytes() <= buffer.nbytes
+        for buffer in fuse_for_inference(method["student"], precision).buffers()
+    )
+
+
+@pytest.mark.parametrize("upsampling", get_args(Upsampling))
+@pytest.mark.parametrize("name", NETWORKS.names())
+def test_the_answers_stay(name: str, dims: int, upsampling: Upsampling) -> None:
+    torch.manual_seed(0)
+    network = with_history(NETWORKS[name](dims, 2, 3, (4, 4, 8, 8, 8), upsampling)).double()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    fast = fuse_for_inference(network)
+    x = torch.randn(2, 2, *(32, 16, 48)[:dims], dtype=torch.float64)
+    assert not any(isinstance(module, NORMS) for module in fast.modules())
+    assert network.training
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+    torch.testing.assert_close(fast(x), network.eval()(x))
+
+
+def test_other_layers_stay() -> None:
+    """A batch norm after no convolution, and one that always takes the batch's own statistics."""
+    own = nn.BatchNorm2d(3, track_running_stats=False)
+    network = with_history(
+        nn.Sequential(
+            nn.BatchNorm2d(2), nn.Conv2d(2, 3, 1), nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+        )
+    )
+    network.append(own)
+    fast = fuse_for_inference(network)
+    assert [type(layer) for layer in fast] == [type(layer) for layer in network]
+    x = torch.randn(2, 2, 5, 4)
+    torch.testing.assert_close(fast(x), network.eval()(x))

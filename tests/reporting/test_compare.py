@@ -1,0 +1,305 @@
+"""Means over seeds by hand, what is refused, and that the files say what the tables say."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.evaluation.results import find_evaluation, read_evaluation
+from crkd_cli.reporting.compare import compare_runs
+from crkd_cli.reporting.tables import tables
+
+CASES = {"a1": "a", "a2": "a", "b": "b", "c": "c", "d": "d", "e": "e", "f": "f"}  # case → patient
+NAN = math.nan
+
+
+@pytest.fixture
+def evaluated(write_evaluation, rng):
+    """evaluated("crkd", 1, …): a run whose Dice is 0.8 or so and whose HD95 is 5 mm or so."""
+
+    def make(method="crkd", seed=1, scores=None, cases=CASES, **facts):
+        if scores is None:
+            noise = rng.random((len(cases), 2, 2))
+            scores = noise * [0.2, 4.0] + [0.7, 3.0]
+        return read_evaluation(
+            write_evaluation(
+                f"{method}-seed{seed}", scores, cases, method=method, seed=seed, **facts
+            )
+        )
+
+    return make
+
+
+def test_means_over_seeds_by_hand(evaluated):
+    base = np.full((7, 2, 2), [0.5, 4.0])
+    base[:, 1, 0] = 0.7
+    runs = [
+        evaluated(seed=seed, scores=base + np.array([shift, 0.0]))
+        for seed, shift in ((1, 0.0), (2, 0.1), (3, 0.2))
+    ]
+    (entry,) = compare_runs(runs).entries
+    assert entry.name == "crkd"
+    assert (entry.mean[0].mean, entry.mean[0].sd) == pytest.approx(
+        (0.7, 0.1)
+    )  # of 0.6, 0.7 and 0.8
+    assert entry.classes["myo"][0].mean == pytest.approx(0.8)
+    assert (entry.mean[1].mean, entry.mean[1].sd) == pytest.approx((4.0, 0.0))
+    assert (entry.mean[0].low, entry.mean[0].high) == pytest.approx(
+        (0.7, 0.7)
+    )  # all patients alike
+
+
+def test_runs_of_a_changed_file_are_no_repetitions(evaluated):
+    same = [evaluated("mine", seed, method_sha256="ab") for seed in (1, 2)]
+    assert [len(entry.runs) for entry in compare_runs(same).entries] == [2]
+    other = evaluated("mine", 3, method_sha256="cd")
+    assert [len(entry.runs) for entry in compare_runs([*same, other]).entries] == [2, 1]
+
+
+def test_best_and_last_checkpoints_are_not_averaged(evaluated):
+    best, last = (
+        evaluated(seed=1, checkpoint="a/best.pth"),
+        evaluated(seed=2, checkpoint="b/last.pth"),
+    )
+    with pytest.raises(
+        UsageError,
+        match=r"crkd-seed1/.* was scored at best.pth and .*crkd-seed2/.* at last.pth; evaluate",
+    ):
+        compare_runs([last, best])
+    assert len(compare_runs([best, evaluated("supervised", checkpoint="last.pth")]).entries) == 2
+
+
+def test_one_run_has_no_spread_over_seeds(evaluated):
+    comparison = compare_runs([evaluated()])
+    assert math.isnan(comparison.entries[0].mean[0].sd)
+    assert comparison.tests == []
+    assert comparison.tree()["methods"][0]["mean"]["dice"]["sd"] is None
+
+
+def test_the_interval_is_over_patients(evaluated, rng):
+    """Against scipy: patients' sums and counts resampled together, seeds and classes averaged before."""
+    runs = [evaluated(seed=seed) for seed in (1, 2)]
+    per_case = np.mean([run.scores[..., 0] for run in runs], axis=(0, 2))
+    owner = np.unique(list(CASES.values()), return_inverse=True)[1]
+    theirs = stats.bootstrap(
+        (np.bincount(owner, per_case), np.bincount(owner)),
+        lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
+        paired=True,
+        method="percentile",
+        n_resamples=20_000,
+        random_state=rng,
+    ).confidence_interval
+    mean = compare_runs(runs).entries[0].mean[0]
+    assert (mean.low, mean.high) == pytest.approx((theirs.low, theirs.high), abs=2e-3)
+
+
+def test_the_test_between_methods_is_scipys(evaluated):
+    runs = [
+        evaluated(method, seed) for method in ("crkd", "supervised", "unimatch") for seed in (1, 2)
+    ]
+    comparison = compare_runs(runs)
+    assert [(t.metric, t.first, t.second) for t in comparison.tests[:3]] == [
+        ("dice", "crkd", "supervised"),
+        ("dice", "crkd", "unimatch"),
+        ("dice", "supervised", "unimatch"),
+    ]
+    means = [
+        np.mean([run.scores[..., 0] for run in pair], axis=(0, 2))
+        for pair in (runs[:2], runs[2:4], runs[4:])
+    ]
+    patients = [np.array([values[:2].mean(), *values[2:]]) for values in means]
+    ps = [stats.wilcoxon(patients[a], patients[b]).pvalue for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert [t.difference.p for t in comparison.tests[:3]] == pytest.approx(ps)
+    assert comparison.tests[0].difference.mean == pytest.approx((patients[0] - patients[1]).mean())
+    assert comparison.tests[0].difference.n == 6
+    assert min(t.p_holm for t in comparison.tests[:3]) == pytest.approx(min(1.0, 3 * min(ps)))
+
+
+def test_the_order_of_the_cases_does_not_matter(evaluated, write_evaluation):
+    runs = [evaluated("crkd"), evaluated("supervised")]
+    order = list(reversed(CASES))
+    turned = write_evaluation(
+        "turned",
+        runs[1].scores[::-1],
+        {case: CASES[case] for case in order},
+        method="supervised",
+        seed=1,
+    )
+    assert (
+        compare_runs([runs[0], read_evaluation(turned)]).tests[0].difference
+        == compare_runs(runs).tests[0].difference
+    )
+
+
+def test_undefined_scores_are_left_out_and_counted(evaluated):
+    scores = np.full((7, 2, 2), [0.5, 4.0])
+    scores[0, 0, 1] = NAN
+    scores[1:, 0, 1] = 6.0
+    entry = compare_runs([evaluated(scores=scores)]).entries[0]
+    assert entry.classes["rv"][1].mean == pytest.approx(6.0)
+    assert entry.mean[1].mean == pytest.approx(5.0)
+    assert [score.undefined for score in entry.mean] == [0, 1]
+
+
+def test_settings_make_entries_and_folders_name_them(write_evaluation, rng):
+    scores = rng.random((7, 2, 2))
+
+    def run(folder, seed, **methods):
+        config = {"methods": {"crkd": methods, "other": {"x": seed}}}
+        return read_evaluation(write_evaluation(folder, scores, CASES, seed=seed, config=config))
+
+    comparison = compare_runs(
+        [run("full-seed1", 1), run("full-seed2", 2), run("bare-seed1", 1, pixel=0)]
+    )
+    assert [(entry.name, len(entry.runs)) for entry in comparison.entries] == [
+        ("crkd (full)", 2),
+        ("crkd (bare)", 1),
+    ]
+    with pytest.raises(UsageError, match="same method, settings and seed 1; give one of them"):
+        compare_runs([run("one", 1), run("two", 1)])
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"dataset": "la"}, "data set acdc and la"),
+        ({"protocol": "paper"}, "protocol strict and paper"),
+        ({"part": "val"}, "part test and val"),
+        ({"labeled": 7}, "labeled cases 3 and 7"),
+        ({"split": "3-seed1"}, "split official-3 and 3-seed1"),
+        ({"metrics": ("dice", "hd95_px")}, "scores dice, hd95_mm and dice, hd95_px"),
+        ({"classes": ("rv", "lv")}, "classes rv, myo and rv, lv"),
+        (
+            {"cases": {**CASES, "g": "g"}},
+            r"test cases \(0 are only in the first, 1 only in the second\)",
+        ),
+        ({"cases": {**CASES, "a2": "h"}}, "the patients that the cases belong to"),
+        ({"truth": "1" * 64}, "the labels of the test cases"),
+        (
+            {"dataset": "la", "labeled": 4, "split": "official-4"},
+            "data set acdc and la; labeled cases 3 and 4; split",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(evaluated, facts, words):
+    with pytest.raises(
+        UsageError,
+        match=f"crkd-seed1/.* and .*supervised-seed1/.* cannot be compared; they differ in {words}",
+    ):
+        compare_runs([evaluated(), evaluated("supervised", **facts)])
+
+
+def test_finding_evaluations(write_evaluation, tmp_path, rng):
+    folder = write_evaluation("run", rng.random((7, 2, 2)), CASES)
+    run = folder.parent
+    for given in (run, folder, folder / "summary.json", folder / "cases.csv"):
+        assert find_evaluation(given, "strict", None) == folder
+    (run / "best.pth").touch()
+    command = f"run: crkd evaluate {run}/best.pth"
+    with pytest.raises(
+        UsageError,
+        match=rf"evaluation of val \(there is evaluation-strict-test: .*; {command} --part val$",
+    ):
+        find_evaluation(run, "strict", "val")
+    with pytest.raises(UsageError, match=f"{command} --protocol paper$"):
+        find_evaluation(run, "paper", None)
+    forward_concat = run / "evaluation-paper-val+test"
+    folder.rename(forward_concat)
+    assert find_evaluation(run, "paper", None) == forward_concat
+    with pytest.raises(UsageError, match="no run folder"):
+        find_evaluation(tmp_path, "strict", None)
+    with pytest.raises(UsageError, match=r"best.pth is a file; give run folders"):
+        find_evaluation(run / "best.pth", "strict", None)
+    with pytest.raises(CrkdError, match=r"there is no .*nowhere"):
+        find_evaluation(tmp_path / "nowhere", "strict", None)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "summary.json").write_text("{"),
+        lambda folder: (folder / "summary.json").write_text("[]"),
+        lambda folder: (folder / "cases.csv").unlink(),
+        lambda folder: (folder / "cases.csv").write_text(""),
+        lambda folder: (folder / "cases.csv").write_text(
+            "\n".join((folder / "cases.csv").read_text().splitlines()[:-1])
+        ),
+        lambda folder: (folder / "cases.csv").write_text(
+            (folder / "cases.csv").read_text().replace("rv", "lv")
+        ),
+        lambda folder: (folder / "cases.csv").write_text(
+            (folder / "cases.csv").read_text().replace("0.", "zero")
+        ),
+    ],
+)
+def test_damaged_files_are_named(write_evaluation, rng, damage):
+    folder = write_evaluation("run", rng.random((7, 2, 2)), CASES)
+    damage(folder)
+    with pytest.raises(
+        CrkdError,
+        match=r"run/evaluation-strict-test/(summary.json|cases.csv) cannot be used .*evaluate again",
+    ):
+        read_evaluation(folder)
+
+
+def test_what_the_table_says(evaluated):
+    """Hand-made scores: the best mean is marked, and the best of every class on its own."""
+    better = np.full((7, 2, 2), [0.8, 3.0])
+    better[:, 0, 0] = 0.6
+    worse = np.full((7, 2, 2), [0.5, 4.0])
+    worse[:, 0, 0] = 0.65
+    scores, tests, published = tables(
+        compare_runs([evaluated("supervised", scores=worse), evaluated("crkd", scores=better)])
+    )
+    assert scores.title == "acdc, test: 7 cases of 6 patients, strict protocol, 3 labeled"
+    assert [[cell.text for cell in row] for row in scores.sections[0]] == [
+        ["Dice %", "supervised", "1", "57.5", "[57.5, 57.5]", "65.0", "50.0"],
+        ["Dice %", "crkd", "1", "70.0", "[70.0, 70.0]", "60.0", "80.0"],
+    ]
+    assert [[cell.text for cell in row if cell.best] for row in scores.sections[0]] == [
+        ["65.0"],
+        ["70.0", "80.0"],
+    ]
+    assert [cell.text for cell in scores.sections[1][1] if cell.best] == [
+        "3.00"
+    ] * 3  # the smaller distance is the better
+    assert [cell.text for cell in tests.sections[0][0]] == [
+        "Dice %",
+        "supervised − crkd",
+        "-12.5",
+        "[-12.5, -12.5]",
+        "6",
+        "0.031",
+        "0.031",
+    ]
+    assert any(
+        row[0].text == "CRKD" and row[1].text == "paper" and row[3].text == "85.69"
+        for row in published.sections[0]
+    )
+    same = tables(
+        compare_runs([evaluated("supervised", scores=better), evaluated("crkd", scores=better)])
+    )[0]
+    assert not any(cell.best for section in same.sections for row in section for cell in row)
+    hidden = tables(compare_runs([evaluated()]), classes=1)[0]
+    assert hidden.headings == ["score", "method", "runs", "mean ± SD", "95 % CI"]
+    assert "2 classes are in the files" in hidden.notes[-1]
+
+
+def test_json_has_no_nan(evaluated):
+    scores = np.full((7, 2, 2), [0.5, NAN])
+    tree = compare_runs([evaluated(scores=scores), evaluated("supervised", scores=scores)]).tree()
+    assert "NaN" not in json.dumps(tree)
+    assert tree["tests"][1] == {
+        "metric": "hd95_mm",
+        "first": "crkd",
+        "second": "supervised",
+        "mean": None,
+        "low": None,
+        "high": None,
+        "n": 0,
+        "p": None,
+        "p_holm": None,
+    }
