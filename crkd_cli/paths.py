@@ -1,4 +1,4 @@
-"""Where things lie: packaged configurations and splits, the data root, and atomic writes."""
+"""Packaged files, the data root, and writes that a crash cannot leave half done."""
 
 import os
 import shutil
@@ -10,32 +10,34 @@ from pathlib import Path
 from crkd_cli.errors import CrkdError
 
 
-def packaged_folder(folder: str) -> Path:
-    """`configs` or `splits`: inside an installed wheel, else beside the package in a checkout."""
+def packaged_folder(name: str) -> Path:
+    """Return the folder `configs` or `splits`.
+
+    It is inside the package of an installed wheel and beside the package in a checkout.
+    """
     package = Path(__file__).parent
-    installed = package / folder
-    return installed if installed.is_dir() else package.parent / folder
+    installed = package / name
+    return installed if installed.is_dir() else package.parent / name
 
 
-def data_root(given: Path | None = None) -> Path:
-    """--data-root, else $CRKD_DATA, else ./data. Holds raw/NAME and prepared/NAME."""
-    return given or Path(os.environ.get("CRKD_DATA") or "data")
+def data_root(option: Path | None = None) -> Path:
+    """Return the folder with raw/ and prepared/: --data-root, else $CRKD_DATA, else ./data."""
+    return option or Path(os.environ.get("CRKD_DATA") or "data")
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that replaces it when the block ends well and vanishes when it does not.
+    """Yield a temporary file that replaces `path` if the block succeeds and is removed otherwise.
 
-    The content is synced before the rename, so a crash leaves the old file or the new one, never half of either.
-    Raises CrkdError, with the path, when the folder cannot be written or the disk is full.
+    The content is synced before the rename, so that a crash leaves the old file or the new one.
+    Raises CrkdError, with the path, if the folder cannot be written or the disk is full.
     """
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The suffix stays last: writers choose the format by it, some by lower case only.
-        handle, name = tempfile.mkstemp(
-            prefix=".tmp-", suffix="-" + path.name.lower(), dir=path.parent
-        )
+        # The suffix stays last and in lower case, because writers choose the format by it.
+        suffix = "-" + path.name.lower()
+        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=suffix, dir=path.parent)
         temporary = Path(name)
         os.close(handle)
         yield temporary
@@ -52,22 +54,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that is gone at the end, unless `put` gave it that place; so is what killed processes left.
+    """Yield a folder beside `target` that is removed at the end unless `replace_folder` moved it.
 
-    Raises CrkdError, with the path, when it cannot be written or the disk is full.
+    Leftovers of killed processes are removed first. Raises CrkdError, with the path, if the folder
+    cannot be written or the disk is full.
     """
     folder = None
     if blocked := next((path for path in target.parents if path.is_file()), None):
         raise CrkdError(f"{blocked} is a file; give a folder to --data-root")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if (old := _old(target)).exists() and not target.exists():  # killed while it was put
-            old.rename(target)
-        for left in (
-            old,
-            *target.parent.glob(f".tmp-{target.name}-{'?' * 8}"),
-        ):  # eight: no other data set's
-            shutil.rmtree(left, ignore_errors=True)
+        _remove_leftovers(target)
         folder = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
         yield folder
     except OSError as error:
@@ -80,33 +77,45 @@ def temporary_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def put(folder: Path, target: Path) -> None:
-    """Puts a temporary folder in the place of `target`, which stays where that fails."""
+def replace_folder(folder: Path, target: Path) -> None:
+    """Move a temporary folder to `target`; what was there before survives a failure."""
     folder.chmod(0o755)
-    old = _old(target)
+    backup = _backup(target)
     if target.exists():
-        target.rename(old)
+        target.rename(backup)
     try:
         folder.rename(target)
     except OSError:
-        if old.exists():
-            old.rename(target)
+        if backup.exists():
+            backup.rename(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _old(target: Path) -> Path:
-    return target.with_name(f".tmp-{target.name}-old")
+    shutil.rmtree(backup, ignore_errors=True)
 
 
 def create_output_folder(folder: Path, option: str) -> None:
-    """Creates the output `folder` before the work, so that nothing is lost for want of a place. Raises CrkdError."""
+    """Create `folder` before the work starts, so that no result is lost for lack of a place.
+
+    Raises CrkdError that names the `option` to give another folder with.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CrkdError(
-            f"cannot write to {folder}: {error.strerror or error}; give another with {option}"
-        ) from None
+        reason = error.strerror or error
+        raise CrkdError(f"cannot write to {folder}: {reason}; give another with {option}") from None
+
+
+def _remove_leftovers(target: Path) -> None:
+    backup = _backup(target)
+    if backup.exists() and not target.exists():  # killed during replace_folder
+        backup.rename(target)
+    # Exactly the eight random characters of mkdtemp: a longer name belongs to another dataset.
+    leftovers = target.parent.glob(f".tmp-{target.name}-{'?' * 8}")
+    for leftover in (backup, *leftovers):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _backup(target: Path) -> Path:
+    return target.with_name(f".tmp-{target.name}-old")
 
 
 def _umask() -> int:

@@ -1,8 +1,11 @@
-"""How work is told to the user: what the command line hands to the layers below it."""
+"""The callbacks through which long work reports to its caller."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-Notify = Callable[[str], None]  # one line
-Advance = Callable[..., None]  # advance(amount=1, note=None)
-Progress = Callable[[str, int | None, str], AbstractContextManager[Advance]]  # title, total, unit
+# notify(line)
+Notify = Callable[[str], None]
+# advance(amount=1, note=None)
+Advance = Callable[..., None]
+# with progress(title, total, unit) as advance: …
+Progress = Callable[[str, int | None, str], AbstractContextManager[Advance]]

@@ -35,8 +35,8 @@ def test_a_file_is_a_plugin(tmp_path: Path) -> None:
     [
         ("absent.py", None, ["cannot read", "No such file"]),
         ("my-flow.py", GOOD, ["rename the file", "'my-flow'"]),
-        ("crkd.py", GOOD, ["rename the file", "crkd is taken"]),
-        ("base.py", GOOD, ["rename the file", "base is taken"]),
+        ("crkd.py", GOOD, ["rename the file", "crkd is the name of an installed method"]),
+        ("base.py", GOOD, ["rename the file", "base is the name of an installed method"]),
         ("broken.py", HEAD + "class A(Method:\n", ["SyntaxError", "line 3"]),
         ("broken.py", "\0", ["cannot be loaded", "null bytes"]),
         (
@@ -50,17 +50,17 @@ def test_a_file_is_a_plugin(tmp_path: Path) -> None:
             ["ValueError: two lines", "line 4"],
         ),
         ("leaves.py", "raise SystemExit(0)\n", ["SystemExit: 0"]),
-        ("none.py", HEAD + "class A(Method): pass\n", ["registers 0 classes", ".register"]),
+        ("none.py", HEAD + "class A(Method): pass\n", ["registers no class", ".register"]),
         ("two.py", GOOD + "@METHODS.register\nclass B(A): pass\n", ["registers 2 classes (A, B)"]),
         (
             "other.py",
             HEAD + "@METHODS.register\nclass A: pass\n",
-            ["class A is no method", "crkd_cli.methods.base"],
+            ["class A is not a method", "crkd_cli.methods.base"],
         ),
         (
             "abstract.py",
             HEAD + "@METHODS.register\nclass A(Method): pass\n",
-            ["class A lacks what crkd_cli.methods.base"],
+            ["class A lacks an abstract method of crkd_cli.methods.base"],
         ),
     ],
 )
@@ -105,7 +105,7 @@ def test_entry_points_are_plugins(package: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=f"method {name} .*another package.*{word}"):
             METHODS[name]
     (tmp_path / "tide.py").write_text(GOOD)
-    with pytest.raises(UsageError, match="tide is taken"):
+    with pytest.raises(UsageError, match="tide is the name of an installed"):
         METHODS.add(tmp_path / "tide.py")
 
 

@@ -1,4 +1,4 @@
-"""The command `crkd`. Nothing heavy is imported here: `crkd --help` answers at once."""
+"""The command `crkd`. Nothing heavy is imported here, so that `crkd --help` answers at once."""
 
 from typing import Annotated
 
@@ -18,19 +18,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, function in (
-    ("prepare-data", prepare_data),
-    ("make-splits", make_splits),
-    ("train", train),
-    ("evaluate", evaluate),
-    ("compare", compare),
-    ("predict", predict),
-):
-    app.command(name, cls=WithMethods if function is train else None)(function)
+app.command("prepare-data")(prepare_data)
+app.command("make-splits")(make_splits)
+app.command("train", cls=WithMethods)(train)
+app.command("evaluate")(evaluate)
+app.command("compare")(compare)
+app.command("predict")(predict)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"crkd {__version__}")
         raise typer.Exit
 
@@ -38,11 +35,13 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Semi-supervised segmentation of medical images: raw scans in, a trained model, honest scores and masks out."""
+    """Segment medical images from few labels: raw scans in, a model, scores and masks out."""
 
 
 def main() -> None:
+    """Run the command line."""
     app()

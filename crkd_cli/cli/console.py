@@ -1,8 +1,9 @@
-"""What a person sees: notices, progress, tables, errors. Plain lines when piped, rich in a terminal."""
+"""What the user sees: messages, progress, tables, errors; plain when piped, rich in a terminal."""
 
 import os
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,97 +15,114 @@ import typer
 from crkd_cli.errors import CrkdError, is_out_of_memory
 
 if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
+
     from crkd_cli.reporting.tables import Table
 
 P = ParamSpec("P")
+WIDE_TERMINAL = 100  # columns that a table with a few classes needs
+PIPED_COLUMNS = 160  # wide enough that no table is cut off
+SECONDS_BETWEEN_LINES = 10  # of progress when piped
 _quiet = False
 
 
 def info(line: str) -> None:
-    """One plain line on stderr, unless --quiet: results go to stdout, what we chose or did goes to stderr."""
+    """Print a line to stderr unless --quiet; results alone go to stdout."""
     if not _quiet:
-        _tell(line)
+        _print_to_stderr(line)
 
 
 def warn(line: str) -> None:
-    """One plain line on stderr, with --quiet too; of several processes the first one speaks."""
-    _tell(line)
+    """Print a line to stderr even with --quiet."""
+    _print_to_stderr(line)
 
 
-def _tell(line: str) -> None:
+def _print_to_stderr(line: str) -> None:
     try:
         print(line, file=sys.stderr, flush=True)
-    except BrokenPipeError:  # nobody reads any more: that is no reason to lose the work
+    except BrokenPipeError:
+        # The reader is gone, which is no reason to lose the work.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def narrow() -> bool:
-    """Whether the terminal has fewer than the hundred columns that a table of a few classes takes."""
-    return sys.stdout.isatty() and shutil.get_terminal_size().columns < 100
+    """Return whether stdout is a terminal too narrow for a table with a few classes."""
+    return sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE_TERMINAL
 
 
 def show(table: "Table") -> None:
-    """A table on stdout, the best values bold in a terminal; 160 columns when piped, so that nothing is cut off."""
+    """Print a table to stdout, with the best values in bold in a terminal."""
     from rich.console import Console
-    from rich.table import Table as Rich
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-    caption = Text("\n".join(table.notes))
-    rich = Rich(
+    rich_table = RichTable(
         title=Text(table.title),
-        caption=caption,
+        caption=Text("\n".join(table.notes)),
         show_edge=False,
         title_justify="left",
         caption_justify="left",
     )
-    for i, name in enumerate(table.headings):
-        if i < table.words:  # which wrap where there is little room, before a number is cut off
-            rich.add_column(Text(name), overflow="fold", min_width=len(name))
+    for index, name in enumerate(table.headings):
+        if index < table.words:  # text wraps before numbers are cut off
+            rich_table.add_column(Text(name), overflow="fold", min_width=len(name))
         else:
-            rich.add_column(Text(name), justify="right", no_wrap=True)
+            rich_table.add_column(Text(name), justify="right", no_wrap=True)
+    separate = any(len(rows) > 1 for rows in table.sections)
     for section in table.sections:
-        above = ""
+        previous = ""
         for first, *others in section:
-            texts = [first._replace(text="") if first.text == above else first, *others]
-            rich.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in texts))
-            above = first.text
-        if any(len(rows) > 1 for rows in table.sections):
-            rich.add_section()
-    Console(width=None if sys.stdout.isatty() else 160).print(rich, "")
+            label = "" if first.text == previous else first.text
+            cells = [first._replace(text=label), *others]
+            rich_table.add_row(
+                *(Text(cell.text, style="bold" if cell.best else "") for cell in cells)
+            )
+            previous = first.text
+        if separate:
+            rich_table.add_section()
+    Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS).print(rich_table, "")
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
-    """A command's frame: sets --quiet, turns errors that a user can mend into one line and the exit code.
+    """Wrap a command: apply --quiet and turn expected errors into one line and an exit code.
 
-    Where torchrun has started several processes, they are joined; the first one speaks, and an error is told once.
+    If torchrun started several processes, they form one group; the first one prints, and an error
+    is reported once.
     """
 
     @wraps(function)
-    def framed(*args: P.args, **kwargs: P.kwargs) -> None:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
         global _quiet
-        several = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
-        _quiet = bool(kwargs.get("quiet")) or (several and os.environ.get("RANK") != "0")
+        distributed = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+        first = not distributed or os.environ.get("RANK") == "0"
+        _quiet = bool(kwargs.get("quiet")) or not first
+        verbose = bool(kwargs.get("verbose"))
         try:
-            if several:
-                _together(function, *args, **kwargs)
+            if distributed:
+                _run_in_group(function, *args, **kwargs)
             else:
                 function(*args, **kwargs)
         except CrkdError as error:
-            _end(f"error: {error}", error.exit_code, several, bool(kwargs.get("verbose")))
+            _exit(f"error: {error}", error.exit_code, distributed, verbose)
         except KeyboardInterrupt:
-            _end("interrupted", 130, several)
+            _exit("interrupted", 130, distributed)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            why = "error: not enough memory; free some, or train with a smaller data.frame or batch (--set)"
-            _end(why, 1, several, bool(kwargs.get("verbose")))
+            _exit(
+                "error: not enough memory; free some, or train with a smaller data.frame or batch "
+                "(--set)",
+                1,
+                distributed,
+                verbose,
+            )
 
-    return framed
+    return wrapper
 
 
-def _together(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> NoReturn:
-    """Runs `function` in this process of several, and ends the process."""
-    # torch's own warnings would come from every process: that all parameters are in use, say, although some may not be.
+def _run_in_group(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> NoReturn:
+    """Run `function` in this process of several, then end the process."""
+    # torch would print its warnings once per process.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from crkd_cli.runtime.distributed import exit_process, process_group
 
@@ -113,16 +131,16 @@ def _together(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) ->
     exit_process(0)
 
 
-def _end(line: str, code: int, several: bool, trace: bool = False) -> NoReturn:
-    """Says why the command ends, with `trace` also from where in the code, and ends it."""
-    lines = f"{traceback.format_exc().rstrip()}\n{line}" if trace else line
-    if not several:
-        _tell(lines)
+def _exit(line: str, code: int, distributed: bool, verbose: bool = False) -> NoReturn:
+    """Print why the command ends, after a traceback if `verbose`, and end it."""
+    lines = f"{traceback.format_exc().rstrip()}\n{line}" if verbose else line
+    if not distributed:
+        _print_to_stderr(lines)
         raise typer.Exit(code) from None
     from crkd_cli.runtime.distributed import claim_error_report, exit_process
 
     if claim_error_report():
-        _tell(lines)
+        _print_to_stderr(lines)
     exit_process(code)
 
 
@@ -130,24 +148,44 @@ def _end(line: str, code: int, several: bool, trace: bool = False) -> NoReturn:
 def progress(
     title: str, total: int | None, unit: str = "it", done: int = 0
 ) -> Iterator[Callable[..., None]]:
-    """A progress bar with rate and ETA in a terminal, a plain line about every ten seconds when piped.
+    """Show a bar with rate and ETA in a terminal, a line every ten seconds when piped.
 
-    `done` of `total` are done already. Yields advance(amount=1, note=None); `note` stands beside the bar (loss terms, the case).
+    Yields advance(amount=1, note=None), where `note` is shown beside the bar. `done` of `total`
+    are done already.
     """
     if _quiet:
-        yield lambda amount=1, note="": None
+        yield lambda amount=1, note=None: None
     elif sys.stderr.isatty():
-        yield from _bar(title, total, unit, done)
+        yield from _progress_bar(title, total, unit, done)
     else:
-        yield from _lines(title, total, unit, done)
+        yield from _progress_lines(title, total, unit, done)
 
 
-def _bar(title: str, total: int | None, unit: str, done: int) -> Iterator[Callable[..., None]]:
+def _progress_bar(
+    title: str, total: int | None, unit: str, done: int
+) -> Iterator[Callable[..., None]]:
     from rich.console import Console
+    from rich.progress import Progress
+
+    columns = _progress_columns(title, total)
+    with Progress(*columns, console=Console(stderr=True), expand=True) as bar:
+        task = bar.add_task(title, total=total, completed=done, rate="", note="")
+
+        def advance(amount: int = 1, note: str | None = None) -> None:
+            bar.advance(task, amount)
+            speed = bar.tasks[0].speed
+            bar.update(task, rate=f"{speed:.1f} {unit}/s" if speed else "")
+            if note is not None:
+                bar.update(task, note=note)
+
+        yield advance
+
+
+def _progress_columns(title: str, total: int | None) -> list["ProgressColumn"]:
+    """Return the columns of the bar; all but the note have a fixed width, so that nothing jumps."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -157,7 +195,8 @@ def _bar(title: str, total: int | None, unit: str, done: int) -> Iterator[Callab
     def fixed(width: int) -> Column:
         return Column(min_width=width, no_wrap=True)
 
-    columns = (
+    note = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # takes the rest of the line
+    return [
         TextColumn("{task.description}", table_column=fixed(len(title))),
         BarColumn(bar_width=20),
         MofNCompleteColumn(table_column=fixed(2 * len(str(total)) + 1)),
@@ -165,43 +204,32 @@ def _bar(title: str, total: int | None, unit: str, done: int) -> Iterator[Callab
         TimeElapsedColumn(table_column=fixed(7)),
         TextColumn("ETA", table_column=fixed(3)),
         TimeRemainingColumn(table_column=fixed(7)),
-        # The note takes what is left of the line.
-        TextColumn(
-            "{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
-        ),
-    )
-    with Progress(*columns, console=Console(stderr=True), expand=True) as bar:
-        task = bar.add_task(title, total=total, completed=done, rate="", note="")
-
-        def advance(amount: int = 1, note: str | None = None) -> None:
-            bar.advance(task, amount)
-            speed = bar.tasks[0].speed
-            shown = bar.tasks[0].fields["note"] if note is None else note
-            bar.update(task, rate=f"{speed:.1f} {unit}/s" if speed else "", note=shown)
-
-        yield advance
+        TextColumn("{task.fields[note]}", table_column=note),
+    ]
 
 
-def _lines(title: str, total: int | None, unit: str, done: int) -> Iterator[Callable[..., None]]:
-    import time
-
-    begin = last = time.monotonic()
-    first = done
-    shown = ""
+def _progress_lines(
+    title: str, total: int | None, unit: str, done: int
+) -> Iterator[Callable[..., None]]:
+    start = last_line = time.monotonic()
+    done_before = done
+    current_note = ""
 
     def advance(amount: int = 1, note: str | None = None) -> None:
-        nonlocal done, last, shown
+        nonlocal done, last_line, current_note
         done += amount
-        shown = shown if note is None else note
+        if note is not None:
+            current_note = note
         now = time.monotonic()
-        if now - last < 10 and done != total:
+        if now - last_line < SECONDS_BETWEEN_LINES and done != total:
             return
-        last = now
-        rate = (done - first) / max(now - begin, 1e-9)
-        left = f", {(total - done) / rate:.0f} s left" if total and rate else ""
-        of = f"/{total}" if total else ""
-        info(
-            f"{title} {done:.0f}{of} {unit}, {rate:.1f} {unit}/s{left}{'  ' + shown if shown else ''}"
-        )
+        last_line = now
+        rate = (done - done_before) / max(now - start, 1e-9)
+        line = f"{title} {done:.0f}{f'/{total}' if total else ''} {unit}, {rate:.1f} {unit}/s"
+        if total and rate:
+            line += f", {(total - done) / rate:.0f} s left"
+        if current_note:
+            line += f"  {current_note}"
+        info(line)
 
     yield advance

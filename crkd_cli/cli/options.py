@@ -9,23 +9,21 @@ DataRoot = Annotated[
     Path | None,
     typer.Option(
         "--data-root",
-        help="Holds raw/ and prepared/. Default: $CRKD_DATA, else ./data.",
+        help="Folder with raw/ and prepared/. Default: $CRKD_DATA, else ./data.",
         rich_help_panel="Data",
     ),
 ]
 Quiet = Annotated[
     bool,
-    typer.Option(
-        "--quiet", "-q", help="Print nothing but warnings and errors.", rich_help_panel="Output"
-    ),
+    typer.Option("--quiet", "-q", help="Print only warnings and errors.", rich_help_panel="Output"),
 ]
 Json = Annotated[
     bool,
-    typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel="Output"),
+    typer.Option("--json", help="Print the result as JSON to stdout.", rich_help_panel="Output"),
 ]
 Verbose = Annotated[
     bool,
-    typer.Option("--verbose", "-v", help="Show a traceback on errors.", rich_help_panel="Output"),
+    typer.Option("--verbose", "-v", help="Show a traceback with errors.", rich_help_panel="Output"),
 ]
 Device = Annotated[
     str | None,
@@ -38,7 +36,7 @@ Sets = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override one key: --set train.steps=2000.",
+        help="Override a configuration key: --set train.steps=2000.",
         rich_help_panel="Run",
     ),
 ]

@@ -9,7 +9,7 @@ from crkd_cli.data.raw.download import fetch
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
 from crkd_cli.errors import CrkdError, UsageError, did_you_mean
-from crkd_cli.paths import put, temporary_folder
+from crkd_cli.paths import replace_folder, temporary_folder
 from crkd_cli.progress import Notify, Progress
 
 
@@ -129,7 +129,7 @@ def _download(source: Source, home: Path, progress: Progress, notify: Notify) ->
 def _generate(source: Source, home: Path, progress: Progress) -> Path:
     with progress("drawing", None, "cases") as advance, temporary_folder(home) as folder:
         source.generate(folder, advance)
-        put(folder, home)
+        replace_folder(folder, home)
     return home
 
 

@@ -20,7 +20,7 @@ from crkd_cli.data.sources.base import RawCase, Source, resized
 from crkd_cli.data.splits import official_splits, preview
 from crkd_cli.data.store import RECIPE, CaseInfo, DatasetSpec, Index
 from crkd_cli.errors import CrkdError, UsageError
-from crkd_cli.paths import put, temporary_folder
+from crkd_cli.paths import replace_folder, temporary_folder
 from crkd_cli.progress import Progress
 
 
@@ -228,7 +228,7 @@ def _publish(folder: Path, store: Path, index: Index) -> None:
     (folder / "index.json").write_text(text + "\n", encoding="utf-8")
     if (store / "splits").is_dir():
         shutil.copytree(store / "splits", folder / "splits")
-    put(folder, store)
+    replace_folder(folder, store)
 
 
 def _sha256(file: Path) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from crkd_cli.errors import CrkdError
-from crkd_cli.paths import put, temporary_folder
+from crkd_cli.paths import replace_folder, temporary_folder
 from crkd_cli.progress import Progress
 
 MB = 1 << 20
@@ -47,7 +47,7 @@ def extract(archives: list[Path], target: Path, progress: Progress) -> None:
             _extract(archive, folder, progress)
         if target.is_dir():
             target.rmdir()  # empty: nobody's files are replaced
-        put(folder, target)
+        replace_folder(folder, target)
 
 
 def is_archive(path: Path) -> bool:
