@@ -1,7 +1,8 @@
-# make demo    see the whole thing work: generate hearts, train two models, compare them, draw a picture
-# make test    run the tests             make check    lint, types, import layers
-# make bench   measure the speed beside the published way of working, under 15 minutes on two cores; writes docs/performance.md
-# Each target sets up what it needs in $(VENV). The first call downloads PyTorch.
+# make demo    generate synthetic hearts, train two models, compare them, draw overlays
+# make test    run the fast tests        make test-all   also the slow ones and the real cases
+# make check   lint, format, types and import layers
+# make bench   measure the speed beside plain PyTorch code (15 minutes on two cores)
+# Each target installs what it needs into $(VENV); the first one downloads PyTorch.
 
 # The first of these that is Python 3.11 to 3.13.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -26,7 +27,7 @@ demo: $(VENV)/.installed
 	@cp $(DEMO_SCANS:%=$(DEMO)/data/raw/phantom/images/%.nii) $(DEMO)/scans
 	$(call step, predict scans --checkpoint runs/phantom-crkd-3/best.pth --overlay)
 	$(call step, compare runs/phantom-supervised-3 runs/phantom-crkd-3)
-	@echo "a demonstration on synthetic hearts; pictures of the masks: $(DEMO)/scans-masks/overlays"
+	@echo "This was a demonstration on synthetic hearts. Overlays: $(DEMO)/scans-masks/overlays"
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN) pytest -q -n auto --dist loadfile
@@ -36,6 +37,7 @@ test-all: $(VENV)/.installed-dev
 
 check: $(VENV)/.installed-dev
 	$(RUN) ruff check .
+	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) pytest -q tests/test_architecture.py
 
@@ -46,7 +48,7 @@ bench: $(VENV)/.installed-bench
 clean:
 	rm -rf $(DEMO) build dist
 
-# Test cases of the demonstration's split.
+# Test cases of the split above.
 DEMO_SCANS := heart002 heart009 heart015
 
 define step
@@ -54,7 +56,7 @@ define step
 endef
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "error: Python 3.11 to 3.13 is needed; say where: make PYTHON=/path/to/python3.12"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 to 3.13 is needed; give its path: make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --quiet --upgrade "pip>=25.1"
 	$(RUN) pip install --quiet -c constraints.txt -e '.[report]'

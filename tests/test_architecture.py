@@ -1,10 +1,11 @@
-"""The shape of the program: imports point one way, files stay short, plug-ins are files, --help loads nothing heavy."""
+"""The structure: imports point one way, files stay short, plug-ins are files, --help is light."""
 
 import ast
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ import pytest
 CHECKOUT = Path(__file__).parents[1]
 PACKAGE = CHECKOUT / "crkd_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = ("torch", "numpy", "scipy", "SimpleITK", "PIL", "h5py", "medpy", "matplotlib")
+HEAVY = ("torch", "numpy", "scipy", "SimpleITK", "PIL", "h5py", "medpy", "matplotlib", "nibabel")
 
-# Higher layers import lower ones, never the reverse; those of one row do not import each other.
+# Higher rows import lower ones, never the reverse; parts of one row do not import each other.
 ROWS = (
     ("__main__",),
     ("cli",),
@@ -39,7 +40,10 @@ def part_of(file: Path) -> str:
 
 
 def imports(file: Path, top_level: bool = False) -> Iterator[str]:
-    """Dotted names that a file imports (`from a import b` gives a.b); `top_level`: when it is itself imported."""
+    """Yield the dotted names that a file imports: `from a import b` gives a.b.
+
+    With `top_level`, only the imports that run when the file itself is imported.
+    """
     tree = ast.parse(file.read_text(encoding="utf-8"))
     nodes: list[ast.AST] = list(tree.body) if top_level else list(ast.walk(tree))
     for node in nodes:
@@ -50,9 +54,14 @@ def imports(file: Path, top_level: bool = False) -> Iterator[str]:
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
-def own_parts(file: Path) -> set[str]:
+def imported_parts(file: Path) -> set[str]:
     names = [name.split(".") for name in imports(file) if name.startswith("crkd_cli.")]
     return {name[1] for name in names if name[1] != "__version__"}
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(PACKAGE)))
@@ -60,8 +69,28 @@ def test_imports_point_down(file):
     part = part_of(file)
     if part == "__init__":
         return
-    for other in own_parts(file) - {part}:
+    for other in imported_parts(file) - {part}:
         assert ROW[other] > ROW[part], f"{file}: {part} must not import {other}"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    modules = {module_name(file): file for file in MODULES}
+    graph = {}
+    for name, file in modules.items():
+        paths = imports(file)
+        imported = {path if path in modules else path.rpartition(".")[0] for path in paths}
+        graph[name] = (imported & modules.keys()) - {name}
+    for folder in PLUGINS:
+        # A plug-in imports its package, which names the plug-ins' base class.
+        package = f"crkd_cli.{folder.replace('/', '.')}"
+        graph[package] = {name for name in graph[package] if not name.startswith(package)}
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_raw_formats_know_no_dataset():
+    for file in (PACKAGE / "data" / "raw").glob("*.py"):
+        inside = [name for name in imports(file) if name.startswith("crkd_cli.data.")]
+        assert all(name.startswith("crkd_cli.data.raw") for name in inside), file
 
 
 @pytest.mark.parametrize(
