@@ -1,4 +1,4 @@
-"""From the host to the device, and from stored values to network input."""
+"""Moves tensors to the device and turns stored values into network input."""
 
 import torch
 from torch import Tensor

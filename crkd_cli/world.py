@@ -1,8 +1,12 @@
-"""The processes of a run that torchrun started: which one this is, and what they exchange. Alone, everything here is free.
+"""The processes of a run that torchrun started, and the collectives between them.
 
-Every process holds an equal, contiguous part of the joint batch and computes the loss of the joint batch: sums run over all
-processes. DistributedDataParallel then averages N gradients of one and the same loss, each of which knows only its own part of
-what was exchanged; so the gradient of an exchange is the own part's, times N, and the average is exact.
+With a single process every function returns its input at no cost.
+
+Every process holds an equal, contiguous part of the joint batch and computes the same loss, that of
+the joint batch: its sums run over all processes. DistributedDataParallel then averages N gradients
+of this one loss, each of which covers only the process's own part of the tensors exchanged. The
+backward pass of a collective therefore returns the gradient of the process's own part times N, and
+the average over the processes is exact.
 """
 
 from collections.abc import Sequence
@@ -17,70 +21,76 @@ T = TypeVar("T")
 
 
 def size() -> int:
-    """N, the number of processes."""
+    """Return N, the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number, from 0; process 0 writes and reports."""
+    """Return this process's number, counted from 0. Process 0 writes and reports."""
     return dist.get_rank() if size() > 1 else 0
 
 
 def shard(joint: S) -> S:
-    """This process's part of what there is for the joint batch, cut along the first axis."""
+    """Return this process's part of `joint`, cut along the first axis; N must divide its length."""
     if size() == 1:
         return joint
-    own = len(joint) // size()
-    return joint[own * rank() : own * (rank() + 1)]
+    length = len(joint) // size()
+    return joint[length * rank() : length * (rank() + 1)]
+
+
+def strided_shard(cases: Sequence[T]) -> Sequence[T]:
+    """Return every N-th case, starting at this process's rank; N need not divide their number."""
+    return cases[rank() :: size()]
 
 
 def all_gather(x: Tensor) -> Tensor:
-    """x [B, …] of every process, of equal shapes → [N·B, …], in their order. Differentiable (see above)."""
+    """Concatenate x [B, …] of all processes, in rank order, to [N·B, …]. Differentiable.
+
+    All processes must pass equal shapes.
+    """
     if size() == 1:
         return x
-    joint: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
+    joint: Tensor = _AllGather.apply(x)  # type: ignore[no-untyped-call]
     return joint
 
 
 def all_sum(*xs: Tensor) -> tuple[Tensor, ...]:
-    """Each of xs summed over the processes, in float32 and in one exchange. Differentiable (see above)."""
+    """Sum each of `xs` over the processes, in float32 and in one collective. Differentiable."""
     if size() == 1:
         return xs
     flat = torch.cat([x.float().flatten() for x in xs])
     sums = torch.split(all_gather(flat.unsqueeze(0)).sum(0), [x.numel() for x in xs])
-    return tuple(one.view(x.shape) for one, x in zip(sums, xs, strict=True))
+    return tuple(total.view(x.shape) for total, x in zip(sums, xs, strict=True))
 
 
 def all_mean(x: Tensor) -> Tensor:
-    """Mean of the processes' x, all of which count alike. Differentiable (see above)."""
+    """Average x over the processes, with equal weights. Differentiable."""
     return x if size() == 1 else all_sum(x)[0] / size()
 
 
 def broadcast(x: Tensor) -> Tensor:
-    """Process 0's x, on every process. Shapes must be equal."""
+    """Copy process 0's x into every process's x, in place, and return it. Shapes must be equal."""
     if size() > 1:
         dist.broadcast(x, 0)
     return x
 
 
-def strided_shard(cases: Sequence[T]) -> Sequence[T]:
-    """This process's share of cases that need not divide evenly: every N-th one."""
-    return cases[rank() :: size()]
-
-
 def gather_results(results: list[T]) -> list[T]:
-    """The results of all shares in the order of the cases, on every process."""
+    """Gather the results for the cases of every `strided_shard`, in the order of the cases.
+
+    Every process gets all of them.
+    """
     if size() == 1:
         return results
-    shares: list[Any] = [None] * size()
-    dist.all_gather_object(shares, results)
-    joint: list[Any] = [None] * sum(map(len, shares))
-    for number, own in enumerate(shares):
-        joint[number :: size()] = own
+    shards: list[Any] = [None] * size()
+    dist.all_gather_object(shards, results)
+    joint: list[Any] = [None] * sum(map(len, shards))
+    for number, shard_results in enumerate(shards):
+        joint[number :: size()] = shard_results
     return joint
 
 
-class _Gather(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         x = x.contiguous()

@@ -11,13 +11,15 @@ from crkd_cli.cli.options import DataRoot, Device, Quiet, Sets, Verbose
 from crkd_cli.methods import METHODS
 
 if TYPE_CHECKING:
+    from crkd_cli.training.loop import Run
     from crkd_cli.training.plan import Plan
 
 
 class WithMethods(typer.core.TyperCommand):
-    """`crkd train`, whose help ends with the methods."""
+    """`crkd train`, whose help ends with the list of methods."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help of the command, then the methods."""
         super().format_help(ctx, formatter)
         from crkd_cli.cli.about import show_methods
 
@@ -30,7 +32,7 @@ def train(
         str | None,
         typer.Option(
             "--dataset",
-            help="isic2018, kvasir, acdc, la, phantom, phantom3d, or a set of your own.",
+            help="isic2018, kvasir, acdc, la, phantom, phantom3d, or a dataset of your own.",
             rich_help_panel="Data",
         ),
     ] = None,
@@ -38,14 +40,16 @@ def train(
         str | None,
         typer.Option(
             "--labeled",
-            help="Labeled patients: 4, a share such as 5%, or all.",
+            help="Labeled patients: a number such as 4, a share such as 5%, or all.",
             rich_help_panel="Data",
         ),
     ] = None,
     split: Annotated[
         Path | None,
         typer.Option(
-            "--split", help="A split file instead of the one for --labeled.", rich_help_panel="Data"
+            "--split",
+            help="Split file to use instead of the one for --labeled.",
+            rich_help_panel="Data",
         ),
     ] = None,
     data_root: DataRoot = None,
@@ -62,7 +66,7 @@ def train(
         Path | None,
         typer.Option(
             "--config",
-            help="Configuration file. Default: the data set's packaged one.",
+            help="Configuration file. Default: the one packaged for the dataset.",
             rich_help_panel="Run",
         ),
     ] = None,
@@ -71,7 +75,8 @@ def train(
         str | None,
         typer.Option(
             "--seeds",
-            help="Several runs, one after the other, each in a folder that ends in -seedN: 1337,1338,1339.",
+            help="Train one run per seed, one after the other, in folders that end in -seedN: "
+            "1337,1338,1339.",
             metavar="N,N,…",
             rich_help_panel="Run",
         ),
@@ -79,7 +84,9 @@ def train(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="Run folder. Default: runs/DATASET-METHOD-LABELED.", rich_help_panel="Run"
+            "--out",
+            help="Run folder. Default: runs/DATASET-METHOD-LABELED.",
+            rich_help_panel="Run",
         ),
     ] = None,
     stop_after: Annotated[
@@ -88,8 +95,8 @@ def train(
             "--stop-after",
             min=1,
             metavar="STEPS",
+            help="Stop early, after STEPS steps, with the schedules of the full run.",
             rich_help_panel="Run",
-            help="Stop early, after STEPS steps; the schedules remain those of the full run.",
         ),
     ] = None,
     device: Device = None,
@@ -98,123 +105,159 @@ def train(
 ) -> None:
     """Train a segmentation model on a few labeled and many unlabeled cases.
 
-    The run folder gets checkpoints, the log and the resolved configuration.
+    The run folder gets the checkpoints, the log and the resolved configuration.
 
-    The same command again goes on where a run stopped; a larger --set train.steps= extends a finished one.
+    If interrupted, rerun the same command to resume. A larger --set train.steps= extends a
+    finished run.
 
-    With --stop-after the run ends early, validated and saved; without it, the same command goes on to the end.
+    With --stop-after, the run ends early and is validated and saved; rerun without it to continue.
 
-    With --seeds the same holds for the whole line: finished runs are passed over, the others go on.
+    With --seeds, rerunning skips finished runs and resumes the others.
 
     On several GPUs: torchrun --nproc_per_node=N -m crkd_cli train, with the same options.
 
     Example: crkd train --dataset la --labeled 4
     """
     info("loading PyTorch")
-    from crkd_cli.paths import data_root as root
+    from crkd_cli.paths import data_root as find_data_root
     from crkd_cli.training.plan import Request, parse_seeds, plan
 
     if method and method.endswith(".py"):
         method = METHODS.add(Path(method))
-    sets = [*(sets or []), *([f"train.device={device}"] if device else [])]
-    numbers: list[int | None] = [*parse_seeds(seeds, sets)] if seeds is not None else [None]
+    sets = list(sets or [])
+    if device:
+        sets.append(f"train.device={device}")
+    run_seeds: list[int | None] = [None]
+    if seeds is not None:
+        run_seeds = [*parse_seeds(seeds, sets)]
+    root = find_data_root(data_root)
     requests = [
         Request(
-            dataset, labeled, method, config, split, out, sets, root(data_root), number, stop_after
+            dataset=dataset,
+            labeled=labeled,
+            method=method,
+            config=config,
+            split=split,
+            out=out,
+            sets=sets,
+            data_root=root,
+            seed=seed,
+            stop_after=stop_after,
         )
-        for number in numbers
+        for seed in run_seeds
     ]
     for request in requests[1:]:
-        plan(request)  # what is wrong with a later run is said before the first one takes its hours
+        plan(request)  # report mistakes in a later run before the first one takes hours
     folders = [_train(plan(request)) for request in requests]
     if seeds is not None:
         info(f"all {len(folders)} runs are done: {' '.join(map(str, folders))}")
 
 
-def _train(planned: "Plan") -> Path:
-    """One run, from where it stands to its end; gives its folder."""
+def _train(plan: "Plan") -> Path:
+    """Train one run from its last checkpoint to its end; return its folder."""
     from crkd_cli import world
-    from crkd_cli.reporting.curves import draw_curves
-    from crkd_cli.runtime.device import describe
     from crkd_cli.runtime.distributed import Agreement
-    from crkd_cli.runtime.metrics_log import write_metrics
-    from crkd_cli.training.loop import Stopped
-    from crkd_cli.training.loop import train as run_loop
+    from crkd_cli.training.interruptions import StoppedBySignalError
     from crkd_cli.training.start import start
 
-    parts, store, steps = planned.split, planned.store, planned.config.train.steps
+    is_writer = world.rank() == 0
+    _announce(plan)
+    if plan.finished:
+        _announce_finished(plan)
+        if is_writer:
+            _write_missing_files(plan)
+        return plan.folder
+    run = start(plan)
+    metrics = _run(run)
+    if is_writer:
+        _finish(plan, metrics)
+    if run.signal:
+        Agreement().barrier()  # process 0 has written everything before any process ends
+        raise StoppedBySignalError(run.signal, plan.stop)
+    return plan.folder
+
+
+def _announce(plan: "Plan") -> None:
+    split, config = plan.split, plan.config
     info(
-        f"data: {store.root}, split {parts.name}: {len(parts.labeled)} labeled, {len(parts.unlabeled)} unlabeled, "
-        f"{len(parts.val)} validation, {len(parts.test)} test"
+        f"data: {plan.store.root}, split {split.name}: {len(split.labeled)} labeled, "
+        f"{len(split.unlabeled)} unlabeled, {len(split.val)} validation, {len(split.test)} test"
     )
-    info(f"run: {planned.folder}, method {planned.config.method}, configuration {planned.source}")
-    if planned.author_settings:
+    info(f"run: {plan.folder}, method {config.method}, configuration {plan.source}")
+    if plan.author_settings:
+        settings = ", ".join(plan.author_settings)
+        info(f"using the authors' settings for {plan.store.spec.name}: {settings}")
+
+
+def _announce_finished(plan: "Plan") -> None:
+    steps = plan.config.train.steps
+    if plan.resumed and plan.resumed.step < steps:
         info(
-            f"as its authors set on {planned.store.spec.name}: {', '.join(planned.author_settings)}"
+            f"this run has done {plan.resumed.step} of {steps} steps; rerun without --stop-after "
+            "to continue"
         )
-    if planned.finished:
-        if planned.resumed and planned.resumed.step < steps:
-            info(
-                f"this run has done {planned.resumed.step} of {steps} steps; without --stop-after it goes on"
-            )
-        else:
-            info(
-                f"this run is finished ({steps} steps); --set train.steps={2 * steps} would extend it"
-            )
-        if not world.rank():
-            _complete(planned)
-        return planned.folder
-    run = start(planned)
+    else:
+        info(f"this run is finished ({steps} steps); --set train.steps={2 * steps} would extend it")
+
+
+def _run(run: "Run") -> dict[str, Any]:
+    """Train with a progress bar; return the metrics of the run."""
+    from crkd_cli.runtime.device import describe
+    from crkd_cli.training.loop import train
+
     info(f"device: {describe(run.device, run.precision)}")
     if not run.val:
         info("the split has no validation cases: the last checkpoint is the result")
     done = run.checkpoint.step
     if done:
         info(f"resuming after step {done}")
-    with progress("training", planned.stop, "steps", done) as advance:
+    with progress("training", run.stop, "steps", done) as advance:
 
         def report(step: int, values: dict[str, float]) -> None:
             nonlocal done
-            advance(step - done, _line(values) if values else None)
+            note = _progress_note(values) if values else None
+            advance(step - done, note)
             done = step
 
-        metrics = run_loop(run, report, warn, info)
-    if not world.rank():
-        write_metrics(planned.folder, metrics)
-        if not draw_curves(planned.folder):
-            info("curves.png is left out: it needs matplotlib (pip install 'crkd[report]')")
-        result = planned.folder / ("best.pth" if metrics["best"] else "last.pth")
-        done_steps = (
-            "done" if planned.stop == steps else f"stopped after {planned.stop} of {steps} steps"
-        )
-        info(f"{done_steps}: {result}; next: crkd evaluate {result}")
-    if run.signal:
-        Agreement().barrier()  # process 0 has written before any process ends
-        raise Stopped(run.signal, planned.stop)
-    return planned.folder
+        return train(run, report, warn, info)
 
 
-def _complete(planned: "Plan") -> None:
-    """Writes what a finished run lacks: it was killed at its very end, or had no matplotlib."""
+def _finish(plan: "Plan", metrics: dict[str, Any]) -> None:
+    """Write metrics.json and curves.png, and say what the result is."""
     from crkd_cli.reporting.curves import draw_curves
     from crkd_cli.runtime.metrics_log import write_metrics
 
-    metrics = (
-        planned.resumed and planned.resumed.training and planned.resumed.training.get("metrics")
-    )
-    if metrics and not (planned.folder / "metrics.json").is_file():
-        write_metrics(planned.folder, metrics)
-    if not (planned.folder / "curves.png").is_file():
-        draw_curves(planned.folder)
+    write_metrics(plan.folder, metrics)
+    if not draw_curves(plan.folder):
+        info("curves.png was not drawn: it needs matplotlib (pip install 'crkd[report]')")
+    result = plan.folder / ("best.pth" if metrics["best"] else "last.pth")
+    steps = plan.config.train.steps
+    outcome = "done" if plan.stop == steps else f"stopped after {plan.stop} of {steps} steps"
+    info(f"{outcome}: {result}; next: crkd evaluate {result}")
 
 
-def _line(values: dict[str, float]) -> str:
-    """The terms that a person watches, in one line."""
+def _write_missing_files(plan: "Plan") -> None:
+    """Write what a finished run lacks if it was killed at its very end, or had no matplotlib."""
+    from crkd_cli.reporting.curves import draw_curves
+    from crkd_cli.runtime.metrics_log import write_metrics
+
+    training = plan.resumed.training if plan.resumed else None
+    metrics = training.get("metrics") if training else None
+    if metrics and not (plan.folder / "metrics.json").is_file():
+        write_metrics(plan.folder, metrics)
+    if not (plan.folder / "curves.png").is_file():
+        draw_curves(plan.folder)
+
+
+def _progress_note(values: dict[str, float]) -> str:
+    """Return the values that are worth watching, in one line."""
     from crkd_cli.runtime.metrics_log import RATES
 
-    shown = [
+    terms = [
         f"{name} {value:.3g}"
         for name, value in values.items()
         if name not in RATES and "/dice/" not in name and not name.startswith("label_share")
     ]
-    return "  ".join(shown + ([f"skipped {values['skipped']:.0f}"] if values["skipped"] else []))
+    if values["skipped"]:
+        terms.append(f"skipped {values['skipped']:.0f}")
+    return "  ".join(terms)

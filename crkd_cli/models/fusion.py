@@ -22,10 +22,6 @@ def fuse_for_inference(network: nn.Module, precision: torch.dtype = torch.float3
     convolutions' weights are rounded once instead of at every call.
     """
     network = copy.deepcopy(network).requires_grad_(False).eval()
-    for buffer in (
-        network.buffers()
-    ):  # parts of one tensor in training, and whoever copies a part copies the whole
-        buffer.data = buffer.data.clone()
     rounded = precision != torch.float32
     for sequence in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
         for (place, layer), (after, norm) in pairwise(list(sequence.named_children())):

@@ -1,50 +1,78 @@
 """The learning curves of one run as a picture in its folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from crkd_cli.paths import atomic_write
 from crkd_cli.runtime.metrics_log import RATES, mean_label_shares, read_log
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+VALIDATION = "validation Dice"
+PSEUDO_LABELS = "share of pseudo-labels"
+FEW_POINTS = 20  # a curve with fewer points shows them
+
+Lines = Sequence[dict[str, Any]]
+
 
 def draw_curves(folder: Path) -> bool:
-    """curves.png from log.jsonl: losses, validation Dice, pseudo-labels. False if matplotlib (extra `report`) is missing."""
+    """Draw curves.png from log.jsonl: losses, validation Dice and pseudo-labels.
+
+    Returns False if matplotlib (extra `report`) is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return False
     lines = read_log(folder)
-    names = list(dict.fromkeys(name for line in lines for name in line if name != "step"))
-    panels = {
-        "validation Dice": [n for n in names if n.startswith("val")],
-        "share of pseudo-labels": [n for n in names if n == "kept" or n.startswith("share_")],
-    }
-    truth = mean_label_shares(lines)
-    others = {
-        *RATES,
-        *(f"label_{name}" for name in truth),
-        *(name for members in panels.values() for name in members),
-    }
-    panels = {"loss": [n for n in names if n not in others], **panels}
-    panels = {title: members for title, members in panels.items() if members}
-    figure = Figure(figsize=(5.0 * max(len(panels), 1), 3.6), layout="constrained")
-    for axes, (title, members) in zip(
-        figure.subplots(1, max(len(panels), 1), squeeze=False)[0], panels.items(), strict=False
-    ):
-        for name in members:
-            points = [(line["step"], line[name]) for line in lines if name in line]
-            marker = "o" if len(points) < 20 else None
-            (curve,) = axes.plot(
-                *zip(*points, strict=True), label=name, linewidth=1.2, marker=marker, markersize=3
-            )
-            if name in truth:  # dotted: the same class's share of the labels
-                axes.axhline(truth[name], color=curve.get_color(), linestyle=":", linewidth=1.0)
-        axes.set(xlabel="step", title=title)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, frameon=False)
-        if title != "validation Dice" and any(
-            (line.get(name) or 0) > 0 for line in lines for name in members
-        ):
-            axes.set_yscale("log")
-    with atomic_write(folder / "curves.png") as temporary:
-        figure.savefig(temporary, dpi=120)
+    panels = _choose_panels(lines)
+    count = max(len(panels), 1)
+    figure = Figure(figsize=(5.0 * count, 3.6), layout="constrained")
+    all_axes = figure.subplots(1, count, squeeze=False)[0]
+    for axes, (title, names) in zip(all_axes, panels.items(), strict=False):
+        _draw_panel(axes, title, names, lines)
+    _save(figure, folder / "curves.png")
     return True
+
+
+def _choose_panels(lines: Lines) -> dict[str, list[str]]:
+    """Return the names of the values in every panel that has any, by its title."""
+    names = list(dict.fromkeys(name for line in lines for name in line if name != "step"))
+    validation = [name for name in names if name.startswith("val")]
+    pseudo_labels = [name for name in names if name == "kept" or name.startswith("share_")]
+    label_shares = [f"label_{name}" for name in mean_label_shares(lines)]
+    elsewhere = {*RATES, *label_shares, *validation, *pseudo_labels}
+    losses = [name for name in names if name not in elsewhere]
+    panels = {"loss": losses, VALIDATION: validation, PSEUDO_LABELS: pseudo_labels}
+    return {title: members for title, members in panels.items() if members}
+
+
+def _draw_panel(axes: "Axes", title: str, names: Sequence[str], lines: Lines) -> None:
+    label_shares = mean_label_shares(lines)
+    for name in names:
+        color = _draw_curve(axes, name, lines)
+        if name in label_shares:  # dotted: the share of the same class in the labels
+            axes.axhline(label_shares[name], color=color, linestyle=":", linewidth=1.0)
+    axes.set(xlabel="step", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, frameon=False)
+    has_positive = any((line.get(name) or 0) > 0 for line in lines for name in names)
+    if title != VALIDATION and has_positive:
+        axes.set_yscale("log")
+
+
+def _draw_curve(axes: "Axes", name: str, lines: Lines) -> Any:
+    """Draw the values called `name` over the steps; return the curve's color."""
+    points = [(line["step"], line[name]) for line in lines if name in line]
+    steps, values = zip(*points, strict=True)
+    marker = "o" if len(points) < FEW_POINTS else None
+    (curve,) = axes.plot(steps, values, label=name, linewidth=1.2, marker=marker, markersize=3)
+    return curve.get_color()
+
+
+def _save(figure: "Figure", file: Path) -> None:
+    with atomic_write(file) as temporary:
+        figure.savefig(temporary, dpi=120)

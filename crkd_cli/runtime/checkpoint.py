@@ -1,7 +1,7 @@
-"""Checkpoints: tensors and plain types only, written atomically, loaded without running code from the file.
+"""Checkpoints: tensors and plain types only, written atomically and loaded without running code.
 
-They hold no states of random generators: every draw of a run is seeded anew by (seed, step) or (seed, item), see step_seed and
-data/stream.py, so that the step alone says how a run goes on.
+A checkpoint holds no random generator states: every draw of a run is seeded by (seed, step) or
+(seed, item), see `step_seed` and data/stream.py, so the step alone determines how a run continues.
 """
 
 from dataclasses import dataclass
@@ -21,19 +21,22 @@ from crkd_cli.paths import atomic_write
 from crkd_cli.runtime.run_folder import result_checkpoint
 
 FORMAT = "crkd checkpoint 5"
-_READABLE = ("crkd checkpoint 4", FORMAT)  # 4: with the old names in crkd_cli/renamed.py
+# Format 4 has the old names in crkd_cli/renamed.py.
+_READABLE_FORMATS = ("crkd checkpoint 4", FORMAT)
+_ADVICE = "give a best.pth or last.pth that crkd train wrote"
 
 
 class UserMethod(Strict, frozen=True):
-    """A method from a user's own file. No command but `crkd train --method FILE` runs the file."""
+    """A method from a user's own file. Only `crkd train --method FILE` runs the file."""
 
     sha256: str  # of the file
-    predictor: str  # the name in the method of the network that predicts, which needs no code but the package's
+    # The name of the predicting network in the method; it runs without the file.
+    predictor: str
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that evaluation and prediction need; `training` holds what resuming needs besides."""
+    """The state of a run: all that evaluation and prediction need, and what resuming needs."""
 
     step: int  # batches trained on
     config: Config
@@ -41,20 +44,23 @@ class Checkpoint:
     split: Split
     data: str  # the store's digest when the run began
     weights: dict[str, Tensor]  # the method's state
-    # Optimizer state, counters, a finished run's metrics; None in best.pth but where the method restores it.
+    # For resuming: optimizer state, counters, the metrics of a finished run. None in best.pth,
+    # unless the method restores it during training.
     training: dict[str, Any] | None
     best: dict[str, Any] | None  # step and score of the best validation so far
-    statistics: dict[str, Tensor] | None = (
-        None  # renewed ones of the predictor; None: those in weights are to be used
-    )
-    precision: str = "fp32"  # bf16 or fp32: what the run computes in, which resuming keeps
-    user_method: UserMethod | None = None  # None for a method that is installed
+    # Recalibrated batch norm statistics of the predictor; None: predict with those in `weights`.
+    statistics: dict[str, Tensor] | None = None
+    precision: str = "fp32"  # bf16 or fp32; a resumed run keeps it
+    user_method: UserMethod | None = None  # None for an installed method
     code_version: str = __version__
     path: Path = Path()
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes `checkpoint` to `path`: a crash leaves the old file or the new one."""
+    """Write `checkpoint` to `path`; a crash leaves either the old file or the new one.
+
+    Raises OSError if the disk is full.
+    """
     content = {
         "format": FORMAT,
         "step": checkpoint.step,
@@ -73,50 +79,61 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     with atomic_write(path) as temporary:
         try:
             torch.save(content, temporary)
-        except RuntimeError as error:  # torch's own writer reports a full disk so
+        except RuntimeError as error:  # how torch's own writer reports a full disk
             raise OSError(f"{error}".splitlines()[0]) from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, or in the run folder `path` (best.pth, else last.pth), on the CPU.
+    """Load the checkpoint `path`, or that of the run folder `path`, onto the CPU.
 
-    Raises CrkdError for anything else, and runs no code from the file.
+    In a run folder it is best.pth, or else last.pth. Raises CrkdError for any other file, and never
+    runs code from it.
     """
-    advice = "give a best.pth or last.pth that crkd train wrote"
     if path.is_dir() and result_checkpoint(path).is_file():
         path = result_checkpoint(path)
     if not path.is_file():
-        there = result_checkpoint(path.parent)
-        raise CrkdError(
-            f"there is no checkpoint {path}; {f'there is {there}' if there.is_file() else advice}"
-        )
+        neighbor = result_checkpoint(path.parent)
+        advice = f"there is {neighbor}" if neighbor.is_file() else _ADVICE
+        raise CrkdError(f"there is no checkpoint {path}; {advice}")
+    content = _read(path)
+    try:
+        return _parse(content, path)
+    except (KeyError, msgspec.ValidationError) as error:
+        raise CrkdError(f"{path} is a damaged checkpoint ({error}); {_ADVICE}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read the content of a checkpoint file of a format that this version knows."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception:  # damaged and foreign files fail in many ways, all of which mean the same
+    except Exception:  # damaged and foreign files fail in many ways, which all mean the same
         raise CrkdError(
-            f"{path} is no checkpoint, or it is damaged or unsafe to load; {advice}"
+            f"{path} is not a checkpoint, or it is damaged or unsafe to load; {_ADVICE}"
         ) from None
-    if not isinstance(content, dict) or content.get("format") not in _READABLE:
-        raise CrkdError(f"{path} is no checkpoint of this version of crkd; {advice}")
-    try:
-        renamed.translate_config(content["config"])
-        weights, statistics = content["weights"], content["statistics"]
-        return Checkpoint(
-            step=content["step"],
-            config=msgspec.convert(content["config"], Config),
-            spec=msgspec.convert(content["spec"], DatasetSpec),
-            split=msgspec.convert(content["split"], Split),
-            data=content["data"],
-            weights=renamed.translate_weights(weights),
-            training=content["training"],
-            best=content["best"],
-            statistics=statistics and renamed.translate_weights(statistics),
-            precision=content["precision"],
-            user_method=msgspec.convert(content.get("own"), UserMethod | None),
-            code_version=content["code_version"],
-            path=path,
-        )
-    except (KeyError, msgspec.ValidationError) as error:
-        raise CrkdError(f"{path} is a damaged checkpoint ({error}); {advice}") from None
+    if not isinstance(content, dict) or content.get("format") not in _READABLE_FORMATS:
+        raise CrkdError(f"{path} is not a checkpoint of this version of crkd; {_ADVICE}")
+    return content
+
+
+def _parse(content: dict[str, Any], path: Path) -> Checkpoint:
+    renamed.translate_config(content["config"])
+    statistics = content["statistics"]
+    if statistics is not None:
+        statistics = renamed.translate_weights(statistics)
+    return Checkpoint(
+        step=content["step"],
+        config=msgspec.convert(content["config"], Config),
+        spec=msgspec.convert(content["spec"], DatasetSpec),
+        split=msgspec.convert(content["split"], Split),
+        data=content["data"],
+        weights=renamed.translate_weights(content["weights"]),
+        training=content["training"],
+        best=content["best"],
+        statistics=statistics,
+        precision=content["precision"],
+        user_method=msgspec.convert(content.get("own"), UserMethod | None),
+        code_version=content["code_version"],
+        path=path,
+    )

@@ -1,6 +1,6 @@
-"""Several processes for one run, as torchrun starts them: joining, agreeing on a stop, and the end of a process.
+"""The processes of one run, as torchrun starts them: joining, stopping together, losing one.
 
-Everything here does nothing, at no cost, where there is one process.
+With a single process everything here does nothing, at no cost.
 """
 
 import os
@@ -23,30 +23,25 @@ from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.methods.base import Method
 from crkd_cli.models.networks.base import Decoder, Network
 
-PATIENCE = timedelta(hours=2)  # for a process that is busy alone: process 0 while it validates
-_store: Any = None  # what the processes share besides tensors; outlives the group
+# How long a collective waits for a process that works alone, such as process 0 while it validates.
+TIMEOUT = timedelta(hours=2)
+# The key-value store of the processes; it outlives the process group.
+_store: Any = None
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Inside, the processes of this run are one `world`. Raises UsageError where the environment is not torchrun's, and
-    CrkdError where another process ended.
+    """Join the processes of this run to one `world`.
+
+    Raises UsageError if the environment is not torchrun's, and CrkdError if another process ended.
     """
-    global _store
     try:
-        store, rank, size = next(iter(rendezvous("env://")))
-        _store = PrefixStore("crkd", store)
-        # The processor's tensors go through gloo beside the GPUs' through NCCL: a stop is agreed on without a GPU.
-        backend = (
-            "cpu:gloo,cuda:nccl"
-            if torch.cuda.is_available() and dist.is_nccl_available()
-            else "gloo"
-        )
-        dist.init_process_group(backend, store=_store, rank=rank, world_size=size, timeout=PATIENCE)
+        _init_process_group()
     except (ValueError, RuntimeError) as error:
-        what = str(error).splitlines()[0]
+        problem = str(error).splitlines()[0]
         raise UsageError(
-            f"WORLD_SIZE is set, but no processes are found ({what}); start with torchrun, or unset it"
+            f"WORLD_SIZE is set, but no processes are found ({problem}); start with torchrun, or "
+            "unset it"
         ) from None
     try:
         yield
@@ -54,102 +49,119 @@ def process_group() -> Iterator[None]:
         if not is_lost_process(error):
             raise
         raise CrkdError("another process of this command ended before its work was done") from None
-    # Not after an error: it would wait for those who wait for this process.
+    # Not after an error: this would wait for processes that wait for this one.
     dist.destroy_process_group()
 
 
+def _init_process_group() -> None:
+    global _store
+    store, rank, size = next(iter(rendezvous("env://")))
+    _store = PrefixStore("crkd", store)
+    # CPU tensors go through gloo even on GPUs: agreeing on a stop must not synchronize a GPU.
+    has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
+    dist.init_process_group(backend, store=_store, rank=rank, world_size=size, timeout=TIMEOUT)
+
+
 def is_lost_process(error: Exception) -> bool:
-    """Whether `error` says that another process cannot be reached any more."""
+    """Whether `error` means that another process can no longer be reached."""
     return world.size() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
 def claim_error_report() -> bool:
-    """True for the first process of the run that asks, so that an error which several meet is told once."""
+    """Return True in the first process that asks, so that a shared error is reported once."""
     try:
         return _store is None or bool(_store.add("told", 1) == 1)
-    except RuntimeError:  # the store went with the process that held it
+    except RuntimeError:  # the process that hosted the store is gone
         return True
 
 
 def exit_process(code: int) -> NoReturn:
-    """Ends this process at once: threads that still hold tensors of an exchange would crash an interpreter that closes."""
+    """End this process without interpreter shutdown.
+
+    Threads that still hold tensors of a collective would crash it.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def data_parallel(method: Method) -> Callable[..., dict[str, Tensor]]:
-    """(batch, step) → losses; backward from them leaves the gradient of the joint batch in every process."""
+    """Return (batch, step) → losses, whose backward pass yields the gradient of the joint batch."""
     if world.size() == 1:
         return method
-    # The student learns at every step; what a method holds besides may rest in some phases and gets no gradient then.
-    others = {
-        name
-        for name, p in method.named_parameters()
-        if p.requires_grad and not name.startswith("student.")
-    }
-    # In channels_last the strides of a 1-wide kernel have several names.
+    # The student gets a gradient at every step; other networks may rest in some phases.
+    has_others = any(
+        parameter.requires_grad and not name.startswith("student.")
+        for name, parameter in method.named_parameters()
+    )
+    # In channels_last the strides of a 1-wide kernel are ambiguous.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    return DistributedDataParallel(method, find_unused_parameters=bool(others))
+    return DistributedDataParallel(method, find_unused_parameters=has_others)
 
 
 def sync_batch_norm(method: Method) -> Method:
-    """On GPUs, the batch norm of networks and further decoders takes its statistics over the joint batch; names of weights stay.
+    """Convert the batch norm of networks and further decoders to SyncBatchNorm, on GPUs.
 
-    A projection needs nothing: it sees the joint samples in every process.
-    On CPUs, for which torch has no such layer, training normalizes over each process's part; process 0's averages are kept.
+    The names of the weights do not change. A projection needs no conversion: every process passes
+    the joint samples through it. On CPUs torch has no SyncBatchNorm: each process normalizes by its
+    part of the batch, and the running statistics of process 0 are kept.
     """
     if world.size() > 1 and next(method.parameters()).device.type == "cuda":
-        for part in [
-            module for module in method.modules() if isinstance(module, (Network, Decoder))
-        ]:
-            nn.SyncBatchNorm.convert_sync_batchnorm(part)  # type: ignore[no-untyped-call]    # in place
+        networks = [module for module in method.modules() if isinstance(module, (Network, Decoder))]
+        for network in networks:
+            nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     return method
 
 
 def check_divisible(name: str, batch: int) -> None:
-    """Raises UsageError if a joint batch of `batch` cannot be split evenly."""
+    """Raise UsageError if the processes cannot share a joint batch of `batch` items evenly."""
     size = world.size()
     if batch % size:
         raise UsageError(
-            f"{name} = {batch} cannot be split evenly among {size} processes; "
-            f"start another number of them, or use --set {name}={-(-batch // size) * size}"
+            f"{name} = {batch} cannot be split evenly among {size} processes; start a different "
+            f"number of processes, or use --set {name}={-(-batch // size) * size}"
         )
 
 
 def check_same_step(step: int, what: str) -> None:
-    """Raises UsageError if the processes do not stand at the same step: they do not see the same `what`."""
+    """Raise UsageError if the processes are at different steps: each sees a different `what`."""
     steps = world.all_gather(torch.tensor([step]))
     if (steps != step).any():
         raise UsageError(
-            f"the processes do not see the same {what}; it must lie on a disk that all machines share"
+            f"the processes do not see the same {what}; it must be on a disk that all machines "
+            "share"
         )
 
 
 class Agreement:
-    """The highest number that any process put in: told at once where there is one, else a step later, without waiting."""
+    """Tells every process the highest number that any process passes in, without waiting.
+
+    With several processes, a call returns the result of the previous one.
+    """
 
     def __init__(self) -> None:
-        self._running: tuple[Tensor, Any] | None = None
+        self._pending: tuple[Tensor, Any] | None = None
 
     def __call__(self, number: int) -> int:
+        """Pass in `number`; return the highest number of this call, or of the previous one."""
         if world.size() == 1:
             return number
         agreed = self.finish()
         highest = torch.tensor(number)
-        self._running = highest, dist.all_reduce(highest, dist.ReduceOp.MAX, async_op=True)
+        self._pending = highest, dist.all_reduce(highest, dist.ReduceOp.MAX, async_op=True)
         return agreed
 
     def barrier(self) -> None:
-        """Waits until all processes are here."""
+        """Wait until all processes are here."""
         self(0)
         self.finish()
 
     def finish(self) -> int:
-        """Waits for what is on its way; gives what the processes have agreed on."""
-        running, self._running = self._running, None
-        if running is None:
+        """Wait for the pending call, if there is one, and return what was agreed on."""
+        pending, self._pending = self._pending, None
+        if pending is None:
             return 0
-        highest, work = running
+        highest, work = pending
         work.wait()
         return int(highest)

@@ -1,4 +1,4 @@
-"""What a run writes besides checkpoints: log.jsonl, metrics.json, curves.png, TensorBoard events."""
+"""The logs of a run folder: log.jsonl, metrics.json and TensorBoard events."""
 
 import json
 import math
@@ -10,28 +10,31 @@ from typing import Any
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.paths import atomic_write
 
-# What the loop logs besides a method's losses.
+# What the loop logs in addition to a method's losses.
 RATES = ("grad_norm", "steps_per_second", "waiting", "skipped", "restored_step")
 
 
 class MetricsLog:
-    """The log of a run folder. Lines after `step` (of a run that was killed and goes on from there) are dropped."""
+    """Writes log.jsonl and, with `tensorboard`, event files.
+
+    Lines after `step` are dropped: they are from a run that was killed and is now resumed from
+    there. Raises UsageError if TensorBoard is not installed.
+    """
 
     def __init__(self, folder: Path, step: int, *, tensorboard: bool) -> None:
         self.file = folder / "log.jsonl"
-        kept = [line for line in read_log(folder) if line["step"] <= step]
+        kept = [json.dumps(line) + "\n" for line in read_log(folder) if line["step"] <= step]
         with atomic_write(self.file) as temporary:
-            temporary.write_text(
-                "".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8"
-            )
-        self._events = _events(folder, step) if tensorboard else None
+            temporary.write_text("".join(kept), encoding="utf-8")
+        self._events = _event_writer(folder, step) if tensorboard else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line: {"step": step, **values}; null for what is not finite. Raises CrkdError if the disk is full."""
-        line = json.dumps(
-            {"step": step, **{name: _short(value) for name, value in values.items()}},
-            allow_nan=False,
-        )
+        """Append the line {"step": step, **values}, with null for values that are not finite.
+
+        Raises CrkdError if the disk is full.
+        """
+        rounded = {name: _round(value) for name, value in values.items()}
+        line = json.dumps({"step": step, **rounded}, allow_nan=False)
         try:
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -42,12 +45,13 @@ class MetricsLog:
                 self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Close the event file."""
         if self._events is not None:
             self._events.close()
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log.jsonl; a last line cut by a kill is left out."""
+    """Read the lines of a run's log.jsonl, without a last line that a kill cut short."""
     file = folder / "log.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     parsed = []
@@ -60,22 +64,25 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """Write metrics.json."""
+    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     with atomic_write(folder / "metrics.json") as temporary:
-        temporary.write_text(
-            json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(text, encoding="utf-8")
 
 
 def mean_label_shares(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The classes' shares of the labels, as means over a run's log lines: {"share_1": …}, named as the pseudo-labels' are."""
-    names = sorted({name for line in lines for name in line if name.startswith("label_share_")})
+    """Return the mean share of each class in the labels over the lines of a log.
+
+    The keys are those of the pseudo-labels' shares: "share_1", "share_2" …
+    """
+    keys = sorted({key for line in lines for key in line if key.startswith("label_share_")})
     return {
-        name.removeprefix("label_"): fmean(line[name] for line in lines if name in line)
-        for name in names
+        key.removeprefix("label_"): fmean(line[key] for line in lines if key in line)
+        for key in keys
     }
 
 
-def _events(folder: Path, step: int) -> Any:
+def _event_writer(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -85,5 +92,5 @@ def _events(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
 
-def _short(value: float) -> float | None:
+def _round(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None

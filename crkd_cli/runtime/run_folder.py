@@ -8,7 +8,7 @@ from crkd_cli.errors import CrkdError, UsageError
 
 
 def result_checkpoint(run: Path) -> Path:
-    """Return the checkpoint that is the result of a run: best.pth if there is one, else last.pth."""
+    """Return the result of a run: best.pth if there is one, else last.pth."""
     best = run / "best.pth"
     return best if best.is_file() else run / "last.pth"
 

@@ -1,8 +1,9 @@
-"""Methods from a user's file or another package: what goes wrong in one is a line that names the file."""
+"""Methods from a user's file or another package: their errors name the file, in one line."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 
@@ -11,33 +12,31 @@ from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method
 from crkd_cli.runtime.distributed import is_lost_process
 
+# What a method may ask of the loop.
+ALLOWED = {"unlabeled_streams": range(3), "strong_views": range(100), "updates": range(1, 100)}
+
 
 def check_declaration(kind: type[Method]) -> type[Method]:
-    """The method as it is. Raises UsageError if it asks the loop for what there is not."""
-    most = {"unlabeled_streams": range(3), "strong_views": range(100), "updates": range(1, 100)}
-    for name, allowed in most.items():
-        if getattr(kind, name) not in allowed:
-            few = f"{allowed[0]} to {allowed[-1]}"
+    """Return `kind`. Raises UsageError if a class attribute is out of range."""
+    for name, allowed in ALLOWED.items():
+        value = getattr(kind, name)
+        if value not in allowed:
             raise UsageError(
-                f"{source_file(kind)}: {kind.__name__}.{name} = {getattr(kind, name)!r}; give a whole number, {few}"
+                f"{source_file(kind)}: {kind.__name__}.{name} = {value!r}; expected a whole "
+                f"number, {allowed[0]} to {allowed[-1]}"
             )
     return kind
 
 
 @contextmanager
 def attribute_errors(kind: type[Method]) -> Iterator[None]:
-    """Inside, errors of a method that is not one of the built-in ones become UsageErrors, with the line in its file."""
+    """Turn the errors of a method that is not built in into UsageErrors with its file and line."""
     try:
         yield
     except (CrkdError, MemoryError):
         raise
     except Exception as error:
-        if (
-            METHODS.is_builtin(kind)
-            or is_out_of_memory(error)
-            or is_lost_process(error)
-            or _one_value(error)
-        ):
+        if METHODS.is_builtin(kind) or _is_explained_elsewhere(error):
             raise
         file = source_file(kind)
         raise UsageError(
@@ -46,35 +45,46 @@ def attribute_errors(kind: type[Method]) -> Iterator[None]:
 
 
 def check_losses(losses: dict[str, Tensor], kind: type[Method]) -> dict[str, Tensor]:
-    """What a method's `losses` gave. Raises UsageError unless it is scalar tensors by name and "total" has a gradient."""
-    wanted = 'give a dict of tensors with one value each, "total" among them'
+    """Return `losses`, the result of a method's `losses()`.
+
+    Raises UsageError unless it is a dict of scalar tensors whose "total" has a gradient.
+    """
+    file = source_file(kind)
+    expected = 'expected a dict of tensors with one value each, "total" among them'
     if not isinstance(losses, dict) or "total" not in losses:
-        found = (
-            f"the names {', '.join(map(str, losses))}"
-            if isinstance(losses, dict)
-            else type(losses).__name__
-        )
-        raise UsageError(f"{source_file(kind)}: losses() returned {found}; {wanted}")
+        raise UsageError(f"{file}: losses() returned {_describe_result(losses)}; {expected}")
     for name, value in losses.items():
-        if not isinstance(value, Tensor) or value.ndim:
-            found = (
-                f"of shape {[*value.shape]}"
-                if isinstance(value, Tensor)
-                else f"a {type(value).__name__}"
+        if not isinstance(value, Tensor):
+            raise UsageError(
+                f'{file}: "{name}" of losses() is a {type(value).__name__}; {expected}'
             )
-            raise UsageError(f'{source_file(kind)}: "{name}" of losses() is {found}; {wanted}')
+        if value.ndim:
+            raise UsageError(
+                f'{file}: "{name}" of losses() is of shape {[*value.shape]}; {expected}'
+            )
     if not losses["total"].requires_grad:
         raise UsageError(
-            f'{source_file(kind)}: "total" of losses() has no gradient; compute it from the answers of self.student'
+            f'{file}: "total" of losses() has no gradient; compute it from the outputs of '
+            "self.student"
         )
     return losses
 
 
-def _one_value(error: Exception) -> bool:
-    """Batch norm's own words for too small a batch, of which the loop says more."""
+def is_single_value_error(error: Exception) -> bool:
+    """Whether batch norm refused a batch with one value per channel."""
     return "more than 1 value per channel" in str(error)
 
 
 def source_file(kind: type[Method]) -> str:
-    """Where a method is written."""
+    """Return the file that a method is defined in."""
     return str(sys.modules[kind.__module__].__file__)
+
+
+def _is_explained_elsewhere(error: Exception) -> bool:
+    return is_out_of_memory(error) or is_lost_process(error) or is_single_value_error(error)
+
+
+def _describe_result(losses: Any) -> str:
+    if isinstance(losses, dict):
+        return f"the names {', '.join(map(str, losses))}"
+    return type(losses).__name__

@@ -1,12 +1,10 @@
-"""The loop: one for every method, in 2D and 3D, on CPU and GPU."""
+"""The training loop: one for every method, in 2D and 3D, on CPU and GPU."""
 
 import math
-import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -14,392 +12,324 @@ from filelock import FileLock
 from torch import Tensor
 
 from crkd_cli import world
+from crkd_cli.data.batch import Batch
 from crkd_cli.data.store import Store
 from crkd_cli.data.stream import Prefetch
-from crkd_cli.errors import CrkdError, UsageError, pluralize
+from crkd_cli.errors import CrkdError, pluralize
 from crkd_cli.methods.base import Method
 from crkd_cli.progress import Notify
 from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from crkd_cli.runtime.device import describe
-from crkd_cli.runtime.distributed import Agreement, data_parallel, is_lost_process
+from crkd_cli.runtime.distributed import Agreement, data_parallel
 from crkd_cli.runtime.metrics_log import MetricsLog, read_log
 from crkd_cli.runtime.user_method import attribute_errors, check_losses
-from crkd_cli.schedules import multistep, poly
 from crkd_cli.training.batch_norm import BatchNormRecalibration
-from crkd_cli.training.batches import BatchLoader, step_seed
+from crkd_cli.training.batches import BatchLoader, HostBatch, step_seed
+from crkd_cli.training.interruptions import SignalCatcher, StoppedBySignalError, explain_errors
 from crkd_cli.training.monitor import TrainingMonitor, label_shares
-from crkd_cli.training.optimizer import GuardedOptimizer
+from crkd_cli.training.optimizer import GuardedOptimizer, learning_rate
+from crkd_cli.training.step_stats import StepStats
 from crkd_cli.training.validator import ValidationScore, Validator
 
-MAX_NONFINITE_STEPS = 10  # steps in a row with a non-finite loss or gradient that end a run
+# Steps in a row with a non-finite loss or gradient after which a run ends.
+MAX_NONFINITE_STEPS = 10
 
-
-class Stopped(CrkdError):
-    """A signal ended the run after a step, with everything saved."""
-
-    def __init__(self, number: int, step: int) -> None:
-        name = signal.Signals(number).name
-        super().__init__(
-            f"stopped by {name} after step {step}; everything is saved: the same command goes on"
-        )
-        self.exit_code = 128 + number
-
-
-class ProcessLost(CrkdError):
-    """Another process of the run ended."""
-
-    def __init__(self, last: Path) -> None:
-        saved = (
-            f"{last} of step {load_checkpoint(last).step} is intact"
-            if last.exists()
-            else "nothing was saved yet"
-        )
-        super().__init__(f"another process of this run ended; {saved}: the same command goes on")
+# Called with the number of steps done and the values of the log line, empty if there is none.
+StepCallback = Callable[[int, dict[str, float]], None]
 
 
 @dataclass
 class Run:
-    """The parts of a run, put together in engine/start.py."""
+    """The parts of a run, as training/start.py builds them."""
 
-    checkpoint: Checkpoint  # where the run stands; its path is last.pth
+    checkpoint: Checkpoint  # the step to continue from; its path is last.pth
     method: Method  # on the device
     optimizer: GuardedOptimizer
     loader: BatchLoader
     store: Store
-    val: list[str]  # validation cases; none: the last checkpoint is the result
+    val: list[str]  # validation cases; if there are none, the last checkpoint is the result
     stop: int  # the step to stop after: train.steps, or an earlier one
     device: torch.device
     precision: torch.dtype
-    lock: FileLock | None  # of the run folder, held by process 0 until the run ends
-    signal: int = 0  # one that came in the last step: the run is whole, but nothing may follow
-
-
-StepCallback = Callable[[int, dict[str, float]], None]
+    lock: FileLock | None  # of the run folder; process 0 holds it until the run ends
+    signal: int = 0  # one that came in the last step: this run is done, but no other may follow
 
 
 def train(
     run: Run, report: StepCallback, warn: Notify | None = None, notify: Notify | None = None
 ) -> dict[str, Any]:
-    """Runs from where the checkpoint stands to step `run.stop`; gives the content of metrics.json.
+    """Train from the step of the run's checkpoint to `run.stop`; return the metrics of the run.
 
-    `report(step, values)` is told after every step; values is empty but where the run is logged. `warn(line)` is told of signs
-    that the run goes wrong, each once; `say(line)` of the rest. Raises Stopped on SIGTERM, SIGINT and SIGUSR1, but in the last
-    step, after which the run knows of it; and CrkdError after ten non-finite steps in a row; the last good checkpoint is on disk
-    in either case. Of several processes, which stop together, the first one alone validates and writes. Raises Lost if another
-    one ended.
+    `report` is called after every step, `warn` once for each sign that the run goes wrong, and
+    `notify` for everything else. Several processes stop together; process 0 alone validates and
+    writes.
+
+    Raises StoppedBySignalError after SIGTERM, SIGINT or SIGUSR1 (a signal in the last step sets
+    `run.signal` instead), ProcessLostError if another process ended, and CrkdError after ten
+    non-finite steps in a row. The last good checkpoint is on disk in each case.
     """
-    config = run.checkpoint.config.train
-    folder = run.checkpoint.path.parent
-    journal = (
-        MetricsLog(folder, run.checkpoint.step, tensorboard=config.tensorboard)
-        if world.rank() == 0
-        else None
-    )
-    recalibration = (
-        BatchNormRecalibration(run.loader, run.precision)
-        if run.loader.unlabeled and config.recalibrate_batch_norm
-        else None
-    )
-    validator = None
-    if run.val and journal:
-        blank = replace(run.checkpoint, training=None)
-        validator = Validator(
-            run.method, run.store, run.val, blank, run.device, run.precision, recalibration
-        )
-    loop = _Loop(run, journal, validator, recalibration, report, warn, notify)
-    agree = Agreement()
-    prefetch = Prefetch(run.loader.read, run.checkpoint.step, run.stop)
-    with _Signals() as signals:
-        try:
-            for step, raws in zip(
-                range(run.checkpoint.step, run.stop), loop.timed(prefetch), strict=True
-            ):
-                loop.step(step, raws)
-                stop = agree(
-                    signals.received or 0
-                )  # read once: what comes later waits for the next step
-                loop.housekeep(step + 1, stop=stop > 0)
-                if stop and step + 1 < run.stop:
-                    agree.barrier()  # process 0 has saved before any process ends
-                    raise Stopped(stop, step + 1)
-            run.signal = max(agree(signals.received or 0), agree.finish())
-        except RuntimeError as error:
-            if not is_lost_process(error):
-                raise
-            raise ProcessLost(run.checkpoint.path) from None
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):  # torch's words
-                raise
-            raise UsageError(
-                "batch norm gets a single value from one image whose data.frame is 16 on every side; use a larger frame, or 2 "
-                "images or more for every process: --set data.labeled_batch_size=2 --set data.unlabeled_batch_size=2"
-            ) from None
-        finally:
-            prefetch.close()
-            if validator:
-                validator.close()
-            if journal:
-                journal.close()
-            if run.lock:
-                run.lock.release()
-    return loop.summary()
+    trainer = _Trainer(run, report, warn, notify)
+    with SignalCatcher() as signals, closing(trainer), explain_errors(run.checkpoint.path):
+        trainer.train(signals)
+    return trainer.metrics()
 
 
-class _Loop:
+class _Trainer:
+    """Trains a run, and logs, validates and saves it between steps."""
+
     def __init__(
-        self,
-        run: Run,
-        journal: MetricsLog | None,
-        validator: Validator | None,
-        recalibration: BatchNormRecalibration | None,
-        report: StepCallback,
-        warn: Notify | None,
-        notify: Notify | None,
+        self, run: Run, report: StepCallback, warn: Notify | None, notify: Notify | None
     ) -> None:
-        self.run, self.journal, self.validator, self.recalibration = (
-            run,
-            journal,
-            validator,
-            recalibration,
-        )
-        self.report, self.warn, self.notify = report, warn, notify
-        self.config = run.checkpoint.config.train
-        at = run.method.restore_best_after
-        self.restore_after = (
-            at if at < self.config.steps else 0
-        )  # at the very end nothing would follow
-        self.losses = data_parallel(run.method)
-        self.seen: dict[
-            str, list[Tensor]
-        ] = {}  # scalars of the steps since the last log line, on the device
-        self.counted = 0
-        self.begin = self.saved = self.logged = time.monotonic()
-        self.waited = self.waited_total = 0.0
-        self.last: dict[str, float] = {}
-        self.dice: dict[str, float] = {}
-        checkpoint = run.checkpoint
-        self.classes = len(checkpoint.spec.classes)
-        self.watch = TrainingMonitor(
-            checkpoint.spec.classes,
-            self.config.steps,
-            read_log(checkpoint.path.parent) if journal else (),
-        )
+        checkpoint, config = run.checkpoint, run.checkpoint.config.train
+        folder, is_writer = checkpoint.path.parent, world.rank() == 0
+        self._run, self._config = run, config
+        self._report, self._warn, self._notify = report, warn, notify
 
-    def timed(self, prefetch: Prefetch[Any]) -> Any:
-        """The prefetched items, with the time spent waiting for them counted."""
-        items = iter(prefetch)
-        while True:
-            begin = time.monotonic()
-            try:
-                item = next(items)
-            except StopIteration:
-                return
-            self.waited += time.monotonic() - begin
-            yield item
+        self._log: MetricsLog | None = None
+        if is_writer:
+            self._log = MetricsLog(folder, checkpoint.step, tensorboard=config.tensorboard)
+        self._recalibration: BatchNormRecalibration | None = None
+        if run.loader.unlabeled and config.recalibrate_batch_norm:
+            self._recalibration = BatchNormRecalibration(run.loader, run.precision)
+        self._validator: Validator | None = None
+        if run.val and is_writer:
+            self._validator = self._build_validator()
+        earlier_lines = read_log(folder) if is_writer else []
+        self._monitor = TrainingMonitor(checkpoint.spec.classes, config.steps, earlier_lines)
 
-    def step(self, step: int, raws: Any) -> None:
-        """One batch and the method's updates on it. No host synchronization."""
-        run = self.run
-        batch = run.loader.batch(raws, step)
-        # Dropout, CutMix and sampling are a function of the step too. The processes' draws differ.
-        torch.manual_seed(step_seed(self.config.seed, step) + world.rank())
-        for _ in range(run.method.updates):
-            run.optimizer.remember()  # here, for after_step moves a teacher's statistics
-            bf16 = torch.autocast(
-                run.device.type, torch.bfloat16, enabled=run.precision == torch.bfloat16
-            )
-            with bf16, attribute_errors(type(run.method)):
-                losses = check_losses(self.losses(batch, step), type(run.method))
-            torch.autograd.backward(losses["total"])
-            norm = run.optimizer.step(losses["total"], self.rate(step))
-            truth = label_shares(batch.labeled.label, self.classes) if "share_1" in losses else {}
-            for name, value in {**losses, **truth, "grad_norm": norm}.items():
-                self.seen.setdefault(name, []).append(value.detach())
-        with attribute_errors(type(run.method)):
-            run.method.after_step(step)
-        self.counted += 1
+        self._compute_losses = data_parallel(run.method)
+        self._stats = StepStats()
+        self._last_means: dict[str, float] = {}  # of the latest log line
+        self._val_dice: dict[str, float] = {}  # of the latest validation
+        self._begin = self._last_save = time.monotonic()
+        # At the very end there would be no step left to train from the restored state.
+        restore_after = run.method.restore_best_after
+        self._restore_after = restore_after if restore_after < config.steps else 0
+        self._prefetch = Prefetch(run.loader.read, checkpoint.step, run.stop)
 
-    def rate(self, step: int) -> float:
-        """The learning rate of `step`."""
-        config = self.config
-        if config.lr_schedule == "poly":
-            return config.lr * poly(step, config.lr_horizon * config.steps, config.lr_power)
-        if config.lr_schedule == "step":
-            return config.lr * multistep(step, config.steps, config.lr_milestones)
-        return config.lr
+    def train(self, signals: SignalCatcher) -> None:
+        agree = Agreement()
+        for step, items, waited in self._batches():
+            self._train_step(step, items)
+            self._stats.end_step(waited)
+            # Read once: a signal that comes later is handled after the next step.
+            stop = agree(signals.received)
+            self._after_step(step + 1, stopped=stop > 0)
+            if stop and step + 1 < self._run.stop:
+                agree.barrier()  # process 0 has saved before any process ends
+                raise StoppedBySignalError(stop, step + 1)
+        self._run.signal = max(agree(signals.received), agree.finish())
 
-    def housekeep(self, done: int, *, stop: bool) -> None:
-        """What happens between steps, after `done` of them: log, validate, save."""
-        finished = done == self.run.stop
-        if done % self.config.log_every == 0 or finished or stop:
-            self.log(done)
-        else:
-            self.report(done, {})
-        if self.validator and self.validator.ready():
-            self.note(self.validator.finish())
-        # A score where a run stops early must not decide what is restored when it goes on: without the stop there is none.
-        due = done % self.config.eval_every == 0 or (finished and done > self.restore_after)
-        if self.validator and due:
-            self.note(self.validator.finish())
-            self.validator.start(
-                self.run.method,
-                done,
-                self.run.optimizer.state_dict() if self.restore_after else None,
-            )
-        restore = done == self.restore_after
-        if restore:
-            self.restore_best(done)
-        if stop and not finished:
-            self.save(
-                done, renew=False
-            )  # first what resuming needs: whoever sent the signal may not wait long
-        # What was restored is saved at once: best.pth may soon be of a later step.
-        if (
-            finished
-            or stop
-            or restore
-            or time.monotonic() - self.saved >= 60.0 * self.config.save_minutes
-        ):
-            self.save(done, renew=True)
-
-    def log(self, done: int) -> None:
-        """Reads the means from the device, writes one line, and looks at the count of non-finite steps."""
-        if not self.counted:
-            return
-        optimizer = self.run.optimizer
-        limit = min(MAX_NONFINITE_STEPS, self.run.stop)
-        if optimizer.worst_streak() >= limit * self.run.method.updates:
-            raise CrkdError(self.diverged(limit, done))
-        now = time.monotonic()
-        means = world.all_mean(
-            torch.stack(
-                [_finite_mean(torch.stack(values).float()) for values in self.seen.values()]
-            )
-        )
-        self.last = dict(zip(self.seen, means.tolist(), strict=True))
-        seconds = max(now - self.logged, 1e-9)
-        rates = {"steps_per_second": self.counted / seconds, "waiting": self.waited / seconds}
-        values = {**self.last, **rates, "skipped": float(optimizer.skipped())}
-        self.write(done, values)
-        self.report(done, {**values, **self.dice})
-        self.waited_total += self.waited
-        self.seen, self.counted, self.logged, self.waited = {}, 0, now, 0.0
-
-    def diverged(self, steps: int, done: int) -> str:
-        """Why a run ends whose loss was not finite in so many steps."""
-        last = self.run.checkpoint.path
-        saved = f"{last} is the last good state" if last.exists() else "nothing was saved yet"
-        names = ", ".join(name for name, values in self.seen.items() if not values[-1].isfinite())
-        precise = "" if self.run.precision == torch.float32 else "--set train.precision=fp32, or "
-        return (
-            f"the loss was not finite in {pluralize(steps, 'step')} in a row before step {done} ({names}); {saved}. "
-            f"Try {precise}a smaller --set train.lr=, in another run folder (--out)"
-        )
-
-    def note(self, score: ValidationScore | None) -> None:
-        if score is not None:
-            self.dice = {f"val/{name}": value for name, value in score.dice.items()}
-            self.write(score.step, self.dice)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        if self.journal:
-            self.journal.write(step, values)
-            for warning in self.watch(step, values):
-                if self.warn:
-                    self.warn(warning)
-
-    def restore_best(self, done: int) -> None:
-        """Goes on from best.pth, if a state was validated. Several processes read it from the disk that they share."""
-        if self.validator:
-            self.note(self.validator.finish())
-        known = self.validator.best if self.validator else None
-        if not world.broadcast(torch.tensor(int(known is not None))):  # process 0 alone validates
-            return
-        best = load_checkpoint(self.run.checkpoint.path.with_name("best.pth"))
-        if best.training is None:
-            raise CrkdError(
-                f"{best.path} lacks the optimizer's state: it is of an older version; give another folder with --out"
-            )
-        self.run.method.load_state_dict(best.weights)
-        self.run.optimizer.load_state_dict(best.training)
-        self.write(done, {"restored_step": float(best.step)})
-        if self.notify:
-            self.notify(
-                f"step {done}: goes on from step {best.step}, the best so far on the validation cases"
-            )
-
-    def save(self, done: int, *, renew: bool) -> None:
-        """last.pth, by process 0; a running validation ends first, so that the checkpoint knows the best one.
-
-        `renew`: with the statistics that the predictor is to use, which take some forward passes.
-        """
-        if world.rank():
-            return
-        if self.validator:
-            self.note(self.validator.finish())
-        training = self.run.optimizer.state_dict()
-        if done == self.run.stop:
-            training["metrics"] = (
-                self.summary()
-            )  # a run that is killed before it writes metrics.json has them here
-        state = replace(
-            self.run.checkpoint,
-            step=done,
-            weights=self.run.method.state_dict(),
-            training=training,
-            best=self.validator.best if self.validator else None,
-            statistics=self.recalibration.statistics(self.run.method.predictor)
-            if self.recalibration and renew
-            else None,
-        )
-        save_checkpoint(state, state.path)
-        self.saved = time.monotonic()
-
-    def summary(self) -> dict[str, Any]:
-        seconds = time.monotonic() - self.begin
-        steps = self.run.stop - self.run.checkpoint.step
+    def metrics(self) -> dict[str, Any]:
+        """Return the content of metrics.json."""
+        seconds = time.monotonic() - self._begin
+        steps = self._run.stop - self._run.checkpoint.step
+        last = {
+            name: value if math.isfinite(value) else None
+            for name, value in self._last_means.items()
+        }
         return {
-            "steps": self.run.stop,
+            "steps": self._run.stop,
             "seconds": round(seconds, 1),
             "steps_per_second": round(steps / seconds, 3) if seconds else 0.0,
-            "waiting": round(self.waited_total / seconds, 4) if seconds else 0.0,
-            "skipped": self.run.optimizer.skipped(),
-            "last": {
-                name: value if math.isfinite(value) else None for name, value in self.last.items()
-            },
-            "best": self.validator.best if self.validator else None,
-            "device": describe(self.run.device, self.run.precision),
+            "waiting": round(self._stats.seconds_waited / seconds, 4) if seconds else 0.0,
+            "skipped": self._run.optimizer.skipped(),
+            "last": last,
+            "best": self._best(),
+            "device": describe(self._run.device, self._run.precision),
         }
 
+    def close(self) -> None:
+        """End the threads, close the files and release the run folder."""
+        self._prefetch.close()
+        if self._validator:
+            self._validator.close()
+        if self._log:
+            self._log.close()
+        if self._run.lock:
+            self._run.lock.release()
 
-def _finite_mean(values: Tensor) -> Tensor:
-    """values [N] → the mean of those that are finite; NaN if none is."""
-    return values.masked_fill(~values.isfinite(), math.nan).nanmean()
+    # Training
 
+    def _batches(self) -> Iterator[tuple[int, list[HostBatch], float]]:
+        """Yield (step, items of the step, seconds waited for them)."""
+        begin = time.monotonic()
+        for step, items in enumerate(self._prefetch, self._run.checkpoint.step):
+            yield step, items, time.monotonic() - begin
+            begin = time.monotonic()
 
-class _Signals:
-    """Remembers SIGTERM, SIGINT and SIGUSR1 for the end of the step; a second one acts as usual.
+    def _train_step(self, step: int, items: list[HostBatch]) -> None:
+        """Train on one batch, with as many updates as the method asks for.
 
-    Not where there are several processes: torchrun passes on a signal that a terminal has sent to all of them already.
-    """
+        Never makes the host wait for the device.
+        """
+        run = self._run
+        batch = run.loader.batch(items, step)
+        # Dropout, CutMix and sampling depend on the step alone, and differ between processes.
+        torch.manual_seed(step_seed(self._config.seed, step) + world.rank())
+        for _ in range(run.method.updates):
+            self._update(batch, step)
+        with attribute_errors(type(run.method)):
+            run.method.after_step(step)
 
-    received: int | None = None
+    def _update(self, batch: Batch, step: int) -> None:
+        run = self._run
+        run.optimizer.remember()  # before every update: after_step moves a teacher's statistics
+        losses = self._forward(batch, step)
+        torch.autograd.backward(losses["total"])
+        norm = run.optimizer.step(losses["total"], learning_rate(self._config, step))
+        shares: dict[str, Tensor] = {}
+        if "share_1" in losses:
+            shares = label_shares(batch.labeled.label, len(run.checkpoint.spec.classes))
+        self._stats.add({**losses, **shares, "grad_norm": norm})
 
-    def __enter__(self) -> "_Signals":
-        self._before = {
-            n: signal.signal(n, self._receive)
-            for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-        }
-        return self
+    def _forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        device, kind = self._run.device.type, type(self._run.method)
+        bf16 = self._run.precision == torch.bfloat16
+        with torch.autocast(device, torch.bfloat16, enabled=bf16), attribute_errors(kind):
+            return check_losses(self._compute_losses(batch, step), kind)
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        if world.size() == 1:
-            self._restore()
+    # Between steps
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def _after_step(self, done: int, *, stopped: bool) -> None:
+        """Do what is due after `done` steps: log, validate, restore, save."""
+        finished = done == self._run.stop
+        if done % self._config.log_every == 0 or finished or stopped:
+            self._log_step(done)
+        else:
+            self._report(done, {})
+        self._validate(done, finished=finished)
+        restored = done == self._restore_after
+        if restored:
+            self._restore_best(done)
+        if stopped and not finished:
+            # First what resuming needs: whoever sent the signal may not wait long.
+            self._save(done, recalibrate=False)
+        # A restored state is saved at once: best.pth may soon be of a later step.
+        if finished or stopped or restored or self._save_is_due():
+            self._save(done, recalibrate=True)
 
-    def __exit__(self, *exception: object) -> None:
-        self._restore()
+    def _log_step(self, done: int) -> None:
+        """Read the means from the device, write a log line, end a run that diverged."""
+        optimizer = self._run.optimizer
+        limit = min(MAX_NONFINITE_STEPS, self._run.stop)
+        if optimizer.worst_streak() >= limit * self._run.method.updates:
+            raise CrkdError(self._describe_divergence(limit, done))
+        self._last_means, rates = self._stats.collect()
+        values = {**self._last_means, **rates, "skipped": float(optimizer.skipped())}
+        self._write(done, values)
+        self._report(done, {**values, **self._val_dice})
+
+    def _describe_divergence(self, steps: int, done: int) -> str:
+        last = self._run.checkpoint.path
+        saved = f"{last} is the last good state" if last.exists() else "nothing was saved yet"
+        names = ", ".join(self._stats.nonfinite())
+        remedy = "a smaller --set train.lr="
+        if self._run.precision != torch.float32:
+            remedy = f"--set train.precision=fp32, or {remedy}"
+        return (
+            f"the loss was not finite in {pluralize(steps, 'step')} in a row before step {done} "
+            f"({names}); {saved}. Try {remedy}, in another run folder (--out)"
+        )
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        """Write a log line, and warn if it shows that the run goes wrong."""
+        if self._log is None:
+            return
+        self._log.write(step, values)
+        for warning in self._monitor(step, values):
+            if self._warn:
+                self._warn(warning)
+
+    # Validation
+
+    def _build_validator(self) -> Validator:
+        run = self._run
+        template = replace(run.checkpoint, training=None)
+        return Validator(
+            run.method,
+            run.store,
+            run.val,
+            template,
+            run.device,
+            run.precision,
+            self._recalibration,
+        )
+
+    def _validate(self, done: int, *, finished: bool) -> None:
+        """Log a score that is ready, and start the validation that is due after `done` steps."""
+        validator = self._validator
+        if validator is None:
+            return
+        if validator.ready():
+            self._finish_validation()
+        # Where a run stops early, a score must not decide what is restored after it is resumed: a
+        # run that does not stop there has no such score.
+        due = done % self._config.eval_every == 0 or (finished and done > self._restore_after)
+        if due:
+            self._finish_validation()
+            training = self._run.optimizer.state_dict() if self._restore_after else None
+            validator.start(self._run.method, done, training)
+
+    def _finish_validation(self) -> None:
+        """Wait for the running validation, if there is one, and log its score."""
+        score: ValidationScore | None = self._validator.finish() if self._validator else None
+        if score is not None:
+            self._val_dice = {f"val/{name}": value for name, value in score.dice.items()}
+            self._write(score.step, self._val_dice)
+
+    def _best(self) -> dict[str, Any] | None:
+        return self._validator.best if self._validator else None
+
+    # Checkpoints
+
+    def _restore_best(self, done: int) -> None:
+        """Continue from best.pth if any state was validated; every process reads the file."""
+        self._finish_validation()
+        # Process 0 alone validates, and so knows whether there is a best state.
+        if not world.broadcast(torch.tensor(int(self._best() is not None))):
+            return
+        best = load_checkpoint(self._run.checkpoint.path.with_name("best.pth"))
+        if best.training is None:
+            raise CrkdError(
+                f"{best.path} lacks the optimizer's state because an older version wrote it; "
+                "give another folder with --out"
+            )
+        self._run.method.load_state_dict(best.weights)
+        self._run.optimizer.load_state_dict(best.training)
+        self._write(done, {"restored_step": float(best.step)})
+        if self._notify:
+            self._notify(
+                f"step {done}: restored step {best.step}, the best so far on the validation cases"
+            )
+
+    def _save_is_due(self) -> bool:
+        return time.monotonic() - self._last_save >= 60.0 * self._config.save_minutes
+
+    def _save(self, done: int, *, recalibrate: bool) -> None:
+        """Write last.pth, in process 0.
+
+        A running validation ends first, so that the checkpoint knows the best score. With
+        `recalibrate`, the file includes the predictor's recalibrated batch norm statistics, which
+        take some forward passes.
+        """
+        if world.rank() != 0:
+            return
+        self._finish_validation()
+        training = self._run.optimizer.state_dict()
+        if done == self._run.stop:
+            # For a run that is killed before it writes metrics.json.
+            training["metrics"] = self.metrics()
+        statistics: dict[str, Tensor] | None = None
+        if self._recalibration and recalibrate:
+            statistics = self._recalibration.statistics(self._run.method.predictor)
+        checkpoint = replace(
+            self._run.checkpoint,
+            step=done,
+            weights=self._run.method.state_dict(),
+            training=training,
+            best=self._best(),
+            statistics=statistics,
+        )
+        save_checkpoint(checkpoint, checkpoint.path)
+        self._last_save = time.monotonic()

@@ -1,4 +1,4 @@
-"""Signs in the log that a training run goes wrong, each told once, in one line."""
+"""Warns when the log shows that a training run goes wrong: each sign once, in one line."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,80 +7,92 @@ from typing import Any
 
 from torch import Tensor
 
-FACTOR = 5.0  # pseudo-labels with a share of a class beyond this many times that in the labels, or below its part
-PATIENCE = 0.1  # share of the run for which they must be so, and in which nothing is judged yet
-FALL = 0.5  # of the best validation Dice
+# A class's share of the pseudo-labels is wrong if it is more than this many times its share of the
+# labels, or less than this fraction of it.
+FACTOR = 5.0
+# Share of the run for which it must be wrong, and share at the start in which nothing is judged.
+PATIENCE = 0.1
+# Validation Dice falls if it is below this fraction of the best.
+FALL = 0.5
 
 Values = Mapping[str, float | None]
 
 
 def label_shares(label: Tensor, classes: int) -> dict[str, Tensor]:
-    """The share of every foreground class among the pixels of a batch's label [L, *S]: "label_share_1" …
+    """Return the share of every foreground class among the pixels of label [L, *S].
 
-    Of the batch, not of the whole cases: a random crop holds more of what lies in the middle.
+    The keys are "label_share_1", "label_share_2" … The share is of the batch, not of whole cases: a
+    random crop contains more of what lies in the center.
     """
     return {f"label_share_{k}": (label == k).float().mean() for k in range(1, classes)}
 
 
 class TrainingMonitor:
-    """Looks at a run's log lines as they are written; what earlier lines of a resumed run showed is not told again."""
+    """Checks the log lines of a run as they are written.
+
+    `classes` includes the background; `steps` is the length of the run. `lines` are the earlier log
+    lines of a resumed run, whose signs are not reported again.
+    """
 
     def __init__(
         self, classes: Sequence[str], steps: int, lines: Iterable[Mapping[str, Any]] = ()
     ) -> None:
-        """classes: with the background; steps: length of the run; lines: those of its log so far."""
         self._classes, self._steps = classes, steps
-        self._labels: dict[int, list[float]] = defaultdict(
-            list
-        )  # a class's shares of the labels so far
-        self._since: dict[int, int] = {}  # step from which on a class's share is wrong
-        self._told: set[str] = set()
-        self._best = (0.0, 0)  # validation Dice and its step
+        self._label_shares: dict[int, list[float]] = defaultdict(list)  # by class
+        self._wrong_since: dict[int, int] = {}  # class → step
+        self._reported: set[str] = set()
+        self._best_dice, self._best_step = 0.0, 0
         for line in lines:
             self(line["step"], line)
 
     def __call__(self, step: int, values: Values) -> list[str]:
-        """Warnings that the log line of `step` gives rise to."""
-        for k in range(1, len(self._classes)):
+        """Return the warnings that the log line of `step` gives rise to."""
+        foreground = range(1, len(self._classes))
+        for k in foreground:
             share = values.get(f"label_share_{k}")
             if share is not None:
-                self._labels[k].append(share)
+                self._label_shares[k].append(share)
         if step < PATIENCE * self._steps:
             return []
-        warnings = [self._share(step, k, values) for k in range(1, len(self._classes))]
-        return [warning for warning in [*warnings, self._fall(step, values)] if warning]
+        warnings = [self._check_share(step, k, values) for k in foreground]
+        warnings.append(self._check_dice(step, values))
+        return [warning for warning in warnings if warning]
 
-    def _share(self, step: int, k: int, values: Values) -> str | None:
-        found, wanted = values.get(f"share_{k}"), fmean(self._labels[k] or [0.0])
-        if found is None or not wanted:
+    def _check_share(self, step: int, k: int, values: Values) -> str | None:
+        share = values.get(f"share_{k}")
+        expected = fmean(self._label_shares[k] or [0.0])
+        if share is None or not expected:
             return None
-        if wanted / FACTOR <= found <= wanted * FACTOR:
-            self._since.pop(k, None)
+        if expected / FACTOR <= share <= expected * FACTOR:
+            self._wrong_since.pop(k, None)
             return None
-        since = self._since.setdefault(k, step)
-        if step - since < PATIENCE * self._steps or not self._first(f"share {k}"):
+        since = self._wrong_since.setdefault(k, step)
+        if step - since < PATIENCE * self._steps or not self._is_new(f"share {k}"):
             return None
-        advice = "lower" if found < wanted else "raise"
+        advice = "lower" if share < expected else "raise"
         return (
-            f"warning: {self._classes[k]} has been {100 * found:.2g} % of the pseudo-labels since step {since}, but is "
-            f"{100 * wanted:.2g} % of the labels; if the unlabeled cases show it as often, {advice} the method's "
-            "confidence (--set) in another run folder, or label more cases"
+            f"warning: {self._classes[k]} has been {100 * share:.2g} % of the pseudo-labels since "
+            f"step {since}, but is {100 * expected:.2g} % of the labels; if it is as common in the "
+            f"unlabeled cases, {advice} the method's confidence (--set) in another run folder, or "
+            "label more cases"
         )
 
-    def _fall(self, step: int, values: Values) -> str | None:
+    def _check_dice(self, step: int, values: Values) -> str | None:
         dice = values.get("val/dice")
         if dice is None:
             return None
-        best, when = self._best = max(self._best, (dice, step), key=lambda one: one[0])
-        if dice >= FALL * best or not self._first("fall"):
+        if dice > self._best_dice:
+            self._best_dice, self._best_step = dice, step
+        if dice >= FALL * self._best_dice or not self._is_new("fall"):
             return None
         return (
-            f"warning: validation Dice fell to {100 * dice:.1f} % at step {step}, from {100 * best:.1f} % at step {when}, "
-            "which best.pth keeps; if it does not recover, try a smaller --set train.lr= in another run folder (--out)"
+            f"warning: validation Dice fell to {100 * dice:.1f} % at step {step}, from "
+            f"{100 * self._best_dice:.1f} % at step {self._best_step}, which best.pth keeps; if it "
+            "does not recover, try a smaller --set train.lr= in another run folder (--out)"
         )
 
-    def _first(self, what: str) -> bool:
-        """Whether `what` has not been told yet; from now on it has."""
-        new = what not in self._told
-        self._told.add(what)
-        return new
+    def _is_new(self, sign: str) -> bool:
+        """Whether `sign` was not reported yet; it counts as reported from now on."""
+        is_new = sign not in self._reported
+        self._reported.add(sign)
+        return is_new

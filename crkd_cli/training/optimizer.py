@@ -1,4 +1,4 @@
-"""Optimizers that change nothing in a step whose loss or gradient is not finite, without asking the device for it."""
+"""Optimizers that skip a step whose loss or gradient is not finite, without asking the device."""
 
 from typing import Any
 
@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from crkd_cli.config import TrainConfig
+from crkd_cli.schedules import multistep, poly
 
-# What torch keeps for every parameter, by the name it has in a checkpoint.
+# The state that torch's optimizers keep for every parameter: name in a checkpoint → name in torch.
 _MOMENTUM = {"momentum": "momentum_buffer"}
 SLOTS = {
     "sgd": _MOMENTUM,
@@ -17,100 +18,110 @@ SLOTS = {
 
 
 class GuardedOptimizer:
-    """SGD with momentum (plain or Nesterov's) or AdamW, with weight decay, over a method's parameters.
+    """SGD with (Nesterov) momentum or AdamW, with weight decay, over a method's parameters.
 
-    A step whose loss or gradient norm is not finite changes neither weights, momentum nor buffers (batch norm's statistics,
-    class shares). Such steps are counted on the device and read when the loop logs. `remember` comes before the forward passes.
+    A step whose loss or gradient norm is not finite changes neither the weights nor the optimizer's
+    state nor the method's buffers (batch norm statistics, class shares). Skipped steps are counted
+    on the device and read when the loop logs.
+
+    Call `remember` before the forward passes of every step.
     """
 
     def __init__(self, method: nn.Module, train: TrainConfig) -> None:
         self._parameters = [p for p in method.parameters() if p.requires_grad]
-        self._buffers = _joined(list(method.buffers()))
-        self._before = [flat.clone() for flat in self._buffers]
-        self._inner = _inner(self._parameters, train)
+        self._buffers = list(method.buffers())
+        self._remembered = [buffer.clone() for buffer in self._buffers]
+        self._inner = _build_optimizer(self._parameters, train)
         self._slots = SLOTS[train.optimizer]
-        for parameter in self._parameters:
-            # Zeros from the start: a first step that is skipped would leave torch's own without values.
-            for slot in self._slots.values():
-                scalar = torch.zeros((), device=parameter.device)
-                self._inner.state[parameter][slot] = (
-                    scalar if slot == "step" else torch.zeros_like(parameter)
-                )
+        self._init_state()
         device = self._parameters[0].device
-        self._skipped, self._streak, self._worst = (
-            torch.zeros((), device=device) for _ in range(3)
-        )
+        self._skipped = torch.zeros((), device=device)
+        self._streak = torch.zeros((), device=device)
+        self._worst_streak = torch.zeros((), device=device)
 
     def remember(self) -> None:
-        """Notes the buffers' values, to which the next step goes back if it is not finite."""
-        for flat, before in zip(self._buffers, self._before, strict=True):
-            before.copy_(flat)
+        """Copy the buffers; a step that is skipped restores them."""
+        if self._buffers:
+            torch._foreach_copy_(self._remembered, self._buffers)
 
     def step(self, loss: Tensor, lr: float) -> Tensor:
-        """Applies the gradients of `loss` with learning rate `lr`, clears them, and gives their norm."""
+        """Apply the gradients of `loss` with learning rate `lr`, clear them, return their norm."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        bad = (~torch.isfinite(norm + loss.detach())).float()
+        skip = ~torch.isfinite(norm + loss.detach())
         self._inner.param_groups[0]["lr"] = lr
-        self._inner.found_inf = bad  # type: ignore[attr-defined]    # the fused kernels' own switch, as GradScaler uses it
+        # The fused kernels leave everything as it is where this is 1; GradScaler uses it too.
+        self._inner.found_inf = skip.float()  # type: ignore[attr-defined]
         self._inner.step()
         self._inner.zero_grad()
-        keep = bad > 0
-        for flat, before in zip(self._buffers, self._before, strict=True):
-            flat.copy_(torch.where(keep, before, flat))
-        self._skipped += bad
-        self._streak = (self._streak + 1.0) * bad
-        self._worst = torch.maximum(self._worst, self._streak)
+        self._restore_buffers(skip)
+        self._skipped += skip
+        self._streak = (self._streak + 1.0) * skip
+        self._worst_streak = torch.maximum(self._worst_streak, self._streak)
         return norm
 
     def skipped(self) -> int:
-        """Steps skipped so far (reads the device)."""
+        """Return the number of skipped steps (reads the device)."""
         return int(self._skipped)
 
     def worst_streak(self) -> int:
-        """The longest row of skipped steps so far (reads the device)."""
-        return int(self._worst)
+        """Return the largest number of steps skipped in a row (reads the device)."""
+        return int(self._worst_streak)
 
     def state_dict(self) -> dict[str, Any]:
-        slots = {
+        """Return the state of every parameter, in their order, and the counters."""
+        state: dict[str, Any] = {
             name: [self._inner.state[p][slot] for p in self._parameters]
             for name, slot in self._slots.items()
         }
-        return {**slots, "skipped": self._skipped, "streak": self._streak}
+        return {**state, "skipped": self._skipped, "streak": self._streak}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copy the values of `state_dict` into this optimizer."""
         for name, slot in self._slots.items():
             for parameter, value in zip(self._parameters, state[name], strict=True):
                 self._inner.state[parameter][slot].copy_(value)
         self._skipped.copy_(state["skipped"])
         self._streak.copy_(state["streak"])
 
+    def _init_state(self) -> None:
+        """Fill the state with zeros; torch leaves it uninitialized if the first step is skipped."""
+        for parameter in self._parameters:
+            state = self._inner.state[parameter]
+            for slot in self._slots.values():
+                if slot == "step":
+                    state[slot] = torch.zeros((), device=parameter.device)
+                else:
+                    state[slot] = torch.zeros_like(parameter)
 
-def _joined(buffers: list[Tensor]) -> list[Tensor]:
-    """Makes the buffers parts of one tensor a type, and gives these: a GPU then guards a hundred in the time of one."""
-    joined = []
-    for kind in dict.fromkeys(buffer.dtype for buffer in buffers):
-        alike = [buffer for buffer in buffers if buffer.dtype == kind]
-        joined.append(torch.cat([buffer.flatten() for buffer in alike]))
-        for buffer, part in zip(
-            alike, torch.split(joined[-1], [buffer.numel() for buffer in alike]), strict=True
-        ):
-            buffer.data = part.view(buffer.shape)
-    return joined
+    def _restore_buffers(self, skip: Tensor) -> None:
+        for buffer, remembered in zip(self._buffers, self._remembered, strict=True):
+            torch.where(skip, remembered, buffer, out=buffer)
 
 
-def _inner(parameters: list[nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
-    decay = train.weight_decay
+def learning_rate(train: TrainConfig, step: int) -> float:
+    """Return the learning rate of `step`."""
+    if train.lr_schedule == "poly":
+        return train.lr * poly(step, train.lr_horizon * train.steps, train.lr_power)
+    if train.lr_schedule == "step":
+        return train.lr * multistep(step, train.steps, train.lr_milestones)
+    return train.lr
+
+
+def _build_optimizer(parameters: list[nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
     if train.optimizer == "adamw":
         return torch.optim.AdamW(
-            parameters, lr=0.0, betas=(train.momentum, 0.999), weight_decay=decay, fused=True
+            parameters,
+            lr=0.0,
+            betas=(train.momentum, 0.999),
+            weight_decay=train.weight_decay,
+            fused=True,
         )
-    nesterov = train.optimizer == "nesterov"
     return torch.optim.SGD(
         parameters,
         lr=0.0,
         momentum=train.momentum,
-        weight_decay=decay,
-        nesterov=nesterov,
+        weight_decay=train.weight_decay,
+        nesterov=train.optimizer == "nesterov",
         fused=True,
     )

@@ -1,4 +1,4 @@
-"""From a command line to a definite plan: configuration, split, run folder, state to resume from."""
+"""From the command line to a plan: configuration, split, run folder, state to resume from."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +86,9 @@ def parse_seeds(text: str, sets: list[str]) -> list[int]:
             f"--seeds {text!r}: expected whole numbers separated by commas, for example "
             "1337,1338,1339"
         ) from None
-    if twice := [seed for seed in dict.fromkeys(seeds) if seeds.count(seed) > 1]:
-        raise UsageError(f"--seeds {text!r} names {twice[0]} twice: it would be the same run")
+    duplicates = [seed for seed in seeds if seeds.count(seed) > 1]
+    if duplicates:
+        raise UsageError(f"--seeds {text!r} names {duplicates[0]} twice: it would be the same run")
     if any(override.partition("=")[0] == "train.seed" for override in sets):
         raise UsageError("--seeds and --set train.seed both set the seed; give one of them")
     return seeds
@@ -115,7 +116,7 @@ def plan(request: Request) -> Plan:
 
 
 def default_config(store: Store) -> Path:
-    """Return the packaged configuration of the store's data set, or else the one for own data."""
+    """Return the packaged configuration of the store's dataset, else that for custom data."""
     packaged = packaged_folder("configs")
     by_name = packaged / f"{store.spec.name}.yaml"
     if by_name.is_file():
@@ -143,7 +144,7 @@ def _open_store(request: Request) -> tuple[Store, Path, dict[str, Any]]:
     prepared = request.data_root / "prepared"
     if request.config is None:
         if request.dataset is None:
-            raise UsageError("name a data set with --dataset, or a configuration with --config")
+            raise UsageError("name a dataset with --dataset, or a configuration with --config")
         store = Store(prepared / request.dataset)
         source = default_config(store)
         return store, source, read_yaml(source)
@@ -164,8 +165,8 @@ def _resolve_config(
     config = build_config(tree, source, [named, *overrides])
     if config.data.name != store.root.name:
         raise UsageError(
-            f"--set data.name={config.data.name} and --dataset {store.root.name} name two data "
-            "sets; give one of them"
+            f"--set data.name={config.data.name} and --dataset {store.root.name} name two "
+            "datasets; give one of them"
         )
     author_settings: list[str] = []
     if request.config is None:
@@ -181,7 +182,7 @@ def _params_of(method: str) -> type[Any]:
 
 
 def _author_settings(method: str, dataset: str, overrides: list[str]) -> list[str]:
-    """List the authors' settings on this data set that the user does not override, as key=value."""
+    """List the authors' settings on this dataset that the user does not override, as key=value."""
     set_by_user = {override.partition("=")[0] for override in overrides}
     if "train.lr_schedule" in set_by_user:
         set_by_user.add("train.lr_milestones")  # they belong to the authors' schedule

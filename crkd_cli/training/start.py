@@ -1,4 +1,4 @@
-"""From a plan to a run: its parts are built, restored from the checkpoint, and the folder locked."""
+"""From a plan to a run: builds the parts, restores the checkpoint, locks the run folder."""
 
 from dataclasses import replace
 

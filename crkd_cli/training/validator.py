@@ -1,10 +1,9 @@
-"""Validation while training goes on: a copy of the method is scored in one background thread."""
+"""Validation during training: a copy of the method is scored in a background thread."""
 
 import copy
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,52 +19,54 @@ from crkd_cli.training.batch_norm import BatchNormRecalibration
 
 @dataclass(frozen=True)
 class ValidationScore:
+    """The Dice of a snapshot, in [0, 1]."""
+
     step: int
-    dice: dict[str, float]  # "dice" the mean of the classes, "dice/NAME" each, in [0, 1]
+    dice: dict[str, float]  # "dice/NAME" of every foreground class, and "dice", their mean
 
 
 class Validator:
-    """Scores snapshots on the validation cases, one at a time, and keeps the best as best.pth (the earliest of equals)."""
+    """Scores snapshots on the validation cases, one at a time, and saves the best as best.pth.
+
+    Of equal scores the earliest is the best. `template` is the checkpoint of the run, without
+    weights. With `recalibration`, a snapshot predicts with recomputed batch norm statistics.
+    """
 
     def __init__(
         self,
         method: Method,
         store: Store,
         cases: Sequence[str],
-        blank: Checkpoint,
+        template: Checkpoint,
         device: torch.device,
         precision: torch.dtype,
         recalibration: BatchNormRecalibration | None,
     ) -> None:
-        """`renewal`: None where the statistics of batch norm stay as they were trained."""
-        self._copy = copy.deepcopy(method).requires_grad_(False).eval()
+        self._method = copy.deepcopy(method).requires_grad_(False).eval()
         self._inferer = Inferer(
-            self._copy.predictor, blank.config.data.frame, blank.spec, device, precision
+            self._method.predictor, template.config.data.frame, template.spec, device, precision
         )
-        self._store, self._cases, self._blank, self._recalibration = (
-            store,
-            cases,
-            blank,
-            recalibration,
-        )
+        self._store, self._cases = store, cases
+        self._template, self._recalibration = template, recalibration
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="validate")
         self._running: Future[ValidationScore] | None = None
-        self.best: dict[str, Any] | None = blank.best
-        self.file: Path = blank.path.with_name("best.pth")
+        self._path = template.path.with_name("best.pth")
+        self.best: dict[str, Any] | None = template.best
 
     def start(self, method: Method, step: int, training: dict[str, Any] | None = None) -> None:
-        """Takes a snapshot of `method` after `step` steps and scores it in the background. Call `finish` before.
+        """Take a snapshot of `method` after `step` steps and score it in the background.
 
-        `training`: what the checkpoint of a best score is to hold for training to go on from it.
+        Call `finish` before. If the snapshot becomes the best, its checkpoint includes
+        `training`, so that training can continue from it.
         """
         weights = copy.deepcopy(method.state_dict())
-        self._copy.load_state_dict(weights)
+        self._method.load_state_dict(weights)
         statistics = None
         if self._recalibration:
-            self._recalibration(self._copy.predictor)
-            statistics = dict(self._copy.predictor.named_buffers())
+            self._recalibration(self._method.predictor)
+            statistics = dict(self._method.predictor.named_buffers())
         snapshot = replace(
-            self._blank,
+            self._template,
             step=step,
             weights=weights,
             training=copy.deepcopy(training),
@@ -74,36 +75,38 @@ class Validator:
         self._running = self._pool.submit(self._score, snapshot)
 
     def ready(self) -> bool:
-        """Whether a score waits to be fetched."""
+        """Whether a validation is done, so that `finish` does not wait."""
         return self._running is not None and self._running.done()
 
     def finish(self) -> ValidationScore | None:
-        """Waits for the running validation, if there is one, and gives its score."""
+        """Wait for the running validation and return its score; None if none is running."""
         running, self._running = self._running, None
         return running.result() if running else None
 
     def close(self) -> None:
+        """Wait for the running validation and end the thread."""
         self._pool.shutdown()
 
     def _score(self, snapshot: Checkpoint) -> ValidationScore:
         self._inferer.refresh()
-        score = ValidationScore(
-            snapshot.step, validation_dice(self._inferer, self._store, self._cases)
-        )
-        if self.best is None or score.dice["dice"] > self.best["dice"]:
-            self.best = {"step": snapshot.step, "dice": score.dice["dice"]}
-            save_checkpoint(replace(snapshot, best=self.best), self.file)
-        return score
+        scores = validation_dice(self._inferer, self._store, self._cases)
+        if self.best is None or scores["dice"] > self.best["dice"]:
+            self.best = {"step": snapshot.step, "dice": scores["dice"]}
+            save_checkpoint(replace(snapshot, best=self.best), self._path)
+        return ValidationScore(snapshot.step, scores)
 
 
 def validation_dice(inferer: Inferer, store: Store, cases: Sequence[str]) -> dict[str, float]:
-    """Dice over `cases`, for training: "dice/NAME" of every foreground class, "dice" the mean of the classes."""
+    """Return the Dice over `cases`, in [0, 1].
+
+    "dice/NAME" is the mean over the cases of a foreground class, "dice" the mean of the classes.
+    """
     classes = store.spec.classes
     scores = []
     for case in cases:
-        truth = store.native_label(case)
-        labels = inferer(store.image(case), truth.shape)
-        scores.append(dice(confusion(labels, truth, len(classes)))[1:])
+        reference = store.native_label(case)
+        prediction = inferer(store.image(case), reference.shape)
+        scores.append(dice(confusion(prediction, reference, len(classes)))[1:])
     means = np.mean(scores, axis=0)
     by_class = {f"dice/{name}": float(mean) for name, mean in zip(classes[1:], means, strict=True)}
     return {"dice": float(means.mean()), **by_class}

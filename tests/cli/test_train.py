@@ -100,7 +100,7 @@ def test_a_run_that_stops_early_says_so_and_goes_on(
     )
     assert json.loads((run / "metrics.json").read_text())["steps"] == 3
     again = train("--stop-after", "3")
-    assert "this run has done 3 of 4 steps; without --stop-after it goes on" in again.stderr
+    assert "this run has done 3 of 4 steps; rerun without --stop-after to continue" in again.stderr
     whole = train()
     assert "resuming after step 3" in whole.stderr
     assert "done: runs/toy-crkd-2/best.pth" in whole.stderr
@@ -217,8 +217,8 @@ def test_own_data_without_a_configuration(cli: Callable[..., Result], toy: Path)
             2,
             ["train", "lr_milestones need lr_schedule step, not poly"],
         ),
-        (["--device", "cuda:99"], 2, ["cuda:99", "not there"]),
-        (["--device", "toaster"], 2, ["toaster"]),
+        (["--device", "cuda:99"], 2, ["cuda:99", "does not exist"]),
+        (["--device", "toaster"], 2, ["unknown device 'toaster'"]),
         (["--config", "absent.yaml"], 2, ["absent.yaml"]),
         (["--split", "absent.yaml"], 2, ["absent.yaml"]),
     ],
@@ -322,7 +322,7 @@ def test_a_run_folder_that_cannot_be_written(train: Callable[..., Result], toy: 
 def test_a_foreign_checkpoint_in_the_run_folder(train: Callable[..., Result], toy: Path) -> None:
     (toy / "run").mkdir()
     (toy / "run" / "last.pth").write_text("not a checkpoint")
-    refused(train("--out", "run"), 1, "run/last.pth", "no checkpoint")
+    refused(train("--out", "run"), 1, "run/last.pth", "is not a checkpoint")
     assert (toy / "run" / "last.pth").read_text() == "not a checkpoint"
 
 

@@ -10,9 +10,9 @@ from crkd_cli.runtime.device import pick_precision
 
 PROGRAM = """
 import resource, torch
-from crkd_cli.runtime.device import reuse_memory
+from crkd_cli.runtime.device import keep_freed_memory
 if {reuse}:
-    reuse_memory()
+    keep_freed_memory()
 network = torch.nn.Sequential(*[torch.nn.Conv2d(1, 1, 3, padding=1), torch.nn.ReLU()] * 2)
 image = torch.randn(8, 1, 512, 512)
 for step in range(15):

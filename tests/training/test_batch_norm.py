@@ -13,7 +13,7 @@ from crkd_cli.errors import CrkdError
 from crkd_cli.models.blocks import Dropout
 from crkd_cli.runtime.build import load_method, load_predictor
 from crkd_cli.runtime.checkpoint import load_checkpoint
-from crkd_cli.training.batch_norm import BATCHES, ORDER, BatchNormRecalibration
+from crkd_cli.training.batch_norm import BATCHES, STREAM, BatchNormRecalibration
 from crkd_cli.training.loop import train
 from crkd_cli.training.plan import Plan
 from crkd_cli.training.start import start
@@ -30,7 +30,7 @@ def test_renewed_statistics_are_those_of_training_mode_without_dropout(tiny: Pla
     run = start(tiny("method=unimatch"))
     first = run.loader.unlabeled[0]
     batches = [
-        Stream(first.dataset, first.size, run.loader.seed, ORDER).batch(number)
+        Stream(first.dataset, first.size, run.loader.seed, STREAM).batch(number)
         for number in range(BATCHES)
     ]
     network, expected = run.method.student.train(), copy.deepcopy(run.method.student).eval()

@@ -180,7 +180,7 @@ def test_a_signal_to_any_process_saves_and_ends_all(
     step = checkpoints.load_checkpoint(tmp_path / "run" / "last.pth").step
     assert step >= 5
     assert ranks.errors() == [
-        f"error: stopped by SIGTERM after step {step}; everything is saved: the same command goes on"
+        f"error: stopped by SIGTERM after step {step}; everything is saved; rerun the same command to resume"
     ]
 
 
@@ -202,7 +202,7 @@ def test_a_killed_process_ends_the_run_with_a_whole_checkpoint(
     [line] = ranks.errors()
     assert (
         line
-        == f"error: another process of this run ended; {last} of step {step} is intact: the same command goes on"
+        == f"error: another process of this run ended; {last} of step {step} is intact; rerun the same command to resume"
     )
     result = cli(*training(tmp_path, f"train.steps={step + 2}", *often))
     assert result.exit_code == 0

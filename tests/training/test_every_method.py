@@ -20,7 +20,8 @@ from crkd_cli.errors import UsageError
 from crkd_cli.methods import METHODS
 from crkd_cli.runtime import checkpoint as checkpoints
 from crkd_cli.training.batches import build_loader
-from crkd_cli.training.loop import Stopped, train
+from crkd_cli.training.interruptions import StoppedBySignalError
+from crkd_cli.training.loop import train
 from crkd_cli.training.plan import Plan, Request, plan
 from crkd_cli.training.start import start
 
@@ -35,7 +36,7 @@ def stop_and_resume(tiny: Planner, *sets: str) -> checkpoints.Checkpoint:
             os.kill(os.getpid(), signal.SIGTERM)
 
     train(start(tiny(*sets, out="whole")), lambda step, values: None)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedBySignalError):
         train(start(tiny(*sets, out="parts")), stop_once)
     train(start(tiny(*sets, out="parts")), lambda step, values: None)
     whole, parts = (
@@ -161,7 +162,7 @@ def test_published_settings_give_way_to_the_user(
 ) -> None:
     result = acdc("--method", "crossmatch", "--set", "train.steps=2")
     assert result.exit_code == 0, result.stderr
-    assert "as its authors set on acdc: train.optimizer=nesterov\n" in result.stderr
+    assert "using the authors' settings for acdc: train.optimizer=nesterov\n" in result.stderr
     resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (resolved["train"]["optimizer"], resolved["train"]["steps"]) == ("nesterov", 2)
     assert acdc("--method", "crossmatch", "--set", "train.steps=3").exit_code == 0  # goes on
@@ -253,7 +254,7 @@ def test_a_copied_store_keeps_its_own_name(acdc: Callable[..., Result], tmp_path
     assert (planned.config.data.name, planned.source.name) == ("acdc2", "acdc.yaml")
     assert "train.optimizer=nesterov" in planned.author_settings
     with pytest.raises(
-        UsageError, match=r"--set data\.name=acdc and --dataset acdc2 name two data sets"
+        UsageError, match=r"--set data\.name=acdc and --dataset acdc2 name two datasets"
     ):
         plan(replace(request, sets=["data.name=acdc"]))
 
@@ -268,7 +269,7 @@ def test_a_configuration_of_ones_own_is_complete(
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(tree))
     result = acdc("--config", tmp_path / "own.yaml", "--out", tmp_path / "other")
     assert result.exit_code == 0, result.stderr
-    assert "as its authors set" not in result.stderr
+    assert "the authors' settings" not in result.stderr
     assert (
         yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())["train"]["optimizer"]
         == "adamw"

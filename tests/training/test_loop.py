@@ -21,7 +21,8 @@ from crkd_cli.runtime.checkpoint import load_checkpoint, save_checkpoint
 from crkd_cli.runtime.metrics_log import MetricsLog
 from crkd_cli.schedules import multistep, poly
 from crkd_cli.training.batches import build_loader, step_seed
-from crkd_cli.training.loop import Stopped, train
+from crkd_cli.training.interruptions import StoppedBySignalError
+from crkd_cli.training.loop import train
 from crkd_cli.training.plan import Plan, Request, plan
 from crkd_cli.training.start import start
 
@@ -131,7 +132,7 @@ def test_stopped_by_a_signal_and_resumed_is_bit_equal(
         if step == 5:
             os.kill(os.getpid(), number)
 
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(StoppedBySignalError) as stopped:
         train(start(tiny(out="parts")), stop_once)
     assert stopped.value.exit_code == 128 + number
     again = tiny(out="parts")

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from crkd_cli.errors import CrkdError
 from crkd_cli.runtime.checkpoint import load_checkpoint, save_checkpoint
-from crkd_cli.training.loop import Stopped, train
+from crkd_cli.training.interruptions import StoppedBySignalError
+from crkd_cli.training.loop import train
 from crkd_cli.training.plan import Plan
 from crkd_cli.training.start import start
 from tests.training.test_distributed import crkd, training
@@ -55,7 +56,7 @@ def test_the_second_stage_begins_with_the_best_weights_and_their_optimizer(tiny:
     train(start(early), quiet)
     assert len(set(logged(whole.folder, "val/dice").values())) == 1
     assert logged(whole.folder, "restored_step") == {10: 2}
-    assert said == ["step 10: goes on from step 2, the best so far on the validation cases"]
+    assert said == ["step 10: restored step 2, the best so far on the validation cases"]
     assert_equal(state(early.folder), state(whole.folder))
 
 
@@ -92,7 +93,7 @@ def test_stopped_by_a_signal_at_the_step_that_restores(tiny: Planner) -> None:
         if done == 10:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedBySignalError):
         train(start(tiny(*BCP)), stop_once)
     parts = tiny(*BCP)
     train(start(parts), quiet)
@@ -132,7 +133,7 @@ def test_a_best_checkpoint_without_the_optimizer_ends_the_run_in_one_line(tiny: 
     best = planned.folder / "best.pth"
     save_checkpoint(replace(load_checkpoint(best), training=None), best)
     with pytest.raises(
-        CrkdError, match=r"best\.pth lacks the optimizer's state: it is of an older version"
+        CrkdError, match=r"best\.pth lacks the optimizer's state because an older version wrote it"
     ):
         train(start(tiny(*BCP)), quiet)
 

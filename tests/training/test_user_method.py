@@ -181,14 +181,18 @@ ASKS, LAST = "    strong_views = 1", "        return {"
             "self",
             ["TypeError", "losses() takes 1 positional argument"],
         ),
-        (ASKS, "    strong_views = 'two'", ["strong_views = 'two'; give a whole number, 0 to 99"]),
+        (
+            ASKS,
+            "    strong_views = 'two'",
+            ["strong_views = 'two'; expected a whole number, 0 to 99"],
+        ),
         (ASKS, "    strong_views = 0", ["IndexError", ", line "]),
         (
             ASKS,
             f"{ASKS}\n    unlabeled_streams = 5",
-            ["unlabeled_streams = 5; give a whole number, 0 to 2"],
+            ["unlabeled_streams = 5; expected a whole number, 0 to 2"],
         ),
-        (ASKS, f"{ASKS}\n    updates = 0", ["updates = 0; give a whole number, 1 to 99"]),
+        (ASKS, f"{ASKS}\n    updates = 0", ["updates = 0; expected a whole number, 1 to 99"]),
         (ASKS, f"{ASKS}\n\n    def __init__(self, task, params): pass", ["AttributeError"]),
         (
             ASKS,

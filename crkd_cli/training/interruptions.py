@@ -1,0 +1,88 @@
+"""What ends a run early: signals, the loss of another process, and errors with a known remedy."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from crkd_cli import world
+from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.runtime.checkpoint import load_checkpoint
+from crkd_cli.runtime.distributed import is_lost_process
+from crkd_cli.runtime.user_method import is_single_value_error
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StoppedBySignalError(CrkdError):
+    """A signal ended the run after a step; everything is saved. Exit code 128 + the signal."""
+
+    def __init__(self, number: int, step: int) -> None:
+        name = signal.Signals(number).name
+        super().__init__(
+            f"stopped by {name} after step {step}; everything is saved; "
+            "rerun the same command to resume"
+        )
+        self.exit_code = 128 + number
+
+
+class ProcessLostError(CrkdError):
+    """Another process of the run ended; the message says what the checkpoint `last` holds."""
+
+    def __init__(self, last: Path) -> None:
+        saved = "nothing was saved yet"
+        if last.exists():
+            saved = f"{last} of step {load_checkpoint(last).step} is intact"
+        super().__init__(
+            f"another process of this run ended; {saved}; rerun the same command to resume"
+        )
+
+
+class SignalCatcher:
+    """Notes SIGTERM, SIGINT and SIGUSR1 in `received`, to be acted on at the end of the step.
+
+    In a single process a second signal acts as usual. With several processes it is noted too:
+    torchrun forwards a signal that the terminal has already sent to every process.
+    """
+
+    received: int = 0  # the signal's number; 0: none so far
+
+    def __enter__(self) -> "SignalCatcher":
+        self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore_handlers()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        if world.size() == 1:
+            self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def explain_errors(last: Path) -> Iterator[None]:
+    """Turn the errors of torch that the user can act on into CrkdErrors.
+
+    A lost process becomes a ProcessLostError that names `last`, the run's checkpoint; batch norm's
+    complaint about a single value becomes a UsageError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        raise ProcessLostError(last) from None
+    except ValueError as error:
+        if not is_single_value_error(error):
+            raise
+        raise UsageError(
+            "batch norm gets a single value per channel, from one image whose data.frame is 16 on "
+            "every side; use a larger frame, or at least 2 images per process: "
+            "--set data.labeled_batch_size=2 --set data.unlabeled_batch_size=2"
+        ) from None
