@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on the device. Parameters are drawn on the host from a given generator, once for image and label.
+"""Augmentation of whole batches on the device.
 
-Letters: B batch, C channels, *S two or three spatial axes.
+Parameters are drawn on the host from a given generator, once for an image and its label.
 """

@@ -1,6 +1,8 @@
-"""Intensity: jitter, gamma, blur, bias field. Every sample of a batch has its own parameters; images only.
+"""Intensity: jitter, gamma, noise, blur, bias field. Applied to images only.
 
-Letters: B batch, C channels, *S two or three spatial axes. Parameters are tensors on the images' device.
+Every sample of a batch has its own parameters, which are tensors on the device of the images.
+
+Shapes: B images, C channels, *S spatial axes (two or three).
 """
 
 import math
@@ -14,46 +16,55 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def per_sample(values: Tensor, x: Tensor) -> Tensor:
-    """values [B] shaped to broadcast against x [B, …]."""
+    """Reshape values [B] to broadcast against x [B, …]."""
     return values.view(-1, *[1] * (x.ndim - 1))
 
 
-def span(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(lowest, highest) value of every sample, each [B, 1, …]."""
+def value_range(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the lowest and the highest value of every sample, each [B, 1, …]."""
     axes = tuple(range(1, x.ndim))
     return x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)
 
 
 def jitter(x: Tensor, brightness: Tensor, contrast: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Values scaled by brightness [B] from `low`, then by contrast [B] about the mean; kept within [low, high]."""
+    """Scale values from `low` by brightness [B], then about their mean by contrast [B].
+
+    The result is clamped to [low, high].
+    """
     x = ((x - low) * per_sample(brightness, x) + low).clamp(low, high)
     mean = x.mean(tuple(range(1, x.ndim)), keepdim=True)
     return ((x - mean) * per_sample(contrast, x) + mean).clamp(low, high)
 
 
 def recolor(x: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
-    """RGB x [B, 3, *S] in [0, 1] with chroma scaled by saturation [B] and turned by hue [B] (of a full turn), luma kept."""
+    """Scale the chroma of RGB images by saturation [B] and turn it by hue [B], keeping the luma.
+
+    x is [B, 3, *S] in [0, 1]; hue is a fraction of a full turn.
+    """
     luma = to_device(torch.tensor(LUMA), x.device)
     gray = torch.einsum("bc...,c->b...", x, luma).unsqueeze(1)
-    # A turn about the gray axis (Rodrigues), applied to the chroma x − gray, whose luma is then removed again.
+    # A turn about the gray axis (Rodrigues' formula) is applied to the chroma x − gray. It adds
+    # luma, which is removed again.
     angle = hue * (2.0 * torch.pi)
-    cross = to_device(
-        torch.tensor(((0.0, -1.0, 1.0), (1.0, 0.0, -1.0), (-1.0, 1.0, 0.0))) / 3.0**0.5, x.device
-    )
-    eye, third = torch.eye(3, device=x.device), torch.full((3, 3), 1.0 / 3.0, device=x.device)
     cos, sin = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
+    eye, third = torch.eye(3, device=x.device), torch.full((3, 3), 1.0 / 3.0, device=x.device)
+    cross = torch.tensor(((0.0, -1.0, 1.0), (1.0, 0.0, -1.0), (-1.0, 1.0, 0.0))) / 3.0**0.5
+    cross = to_device(cross, x.device)
     matrix = (cos * eye + sin * cross + (1.0 - cos) * third) * saturation.view(-1, 1, 1)
     matrix = matrix - (luma @ matrix).unsqueeze(1)
     return (gray + torch.einsum("bij,bj...->bi...", matrix, x - gray)).clamp(0.0, 1.0)
 
 
 def gamma(x: Tensor, exponent: Tensor) -> Tensor:
-    """sign(x) · |x|^exponent [B]: values keep their sign, 0 and ±1 stay (TorchIO's RandomGamma)."""
+    """Compute sign(x) · |x|^exponent with exponent [B], as TorchIO's RandomGamma does.
+
+    Values keep their sign; 0 and ±1 do not change.
+    """
     return x.sign() * x.abs() ** per_sample(exponent, x)
 
 
 def noise(x: Tensor, sigma: float) -> Tensor:
-    """x plus Gaussian noise of `sigma`, cut at two sigmas, drawn by torch's generator on x's device."""
+    """Add Gaussian noise of standard deviation `sigma`, clamped to ±2 sigma."""
     return x + (sigma * torch.randn_like(x)).clamp(-2.0 * sigma, 2.0 * sigma)
 
 
@@ -62,11 +73,15 @@ def blur(
 ) -> Tensor:
     """Convolve x [B, C, *S] with a Gaussian whose width differs by sample and axis.
 
-    sigma [B, axes] in pixels; 0 leaves an axis unchanged. The kernel ends after `radius` pixels, and after
-    `truncate` sigmas, rounded to whole pixels. Beyond the border the edge pixel repeats (SciPy's mode
-    "nearest"); with `mirror` the image is reflected, edge pixel included (SciPy's "reflect").
+    Computed as one batched product with a banded matrix per axis, without a loop over samples.
 
-    One batched product with a banded matrix per axis, so no loop over samples is needed.
+    Args:
+        x: images [B, C, *S].
+        sigma: [B, axes] in pixels; 0 leaves an axis unchanged.
+        radius: pixels after which the kernel ends.
+        truncate: sigmas after which it ends, rounded to whole pixels.
+        mirror: beyond the border, reflect the image with its edge pixel (SciPy's "reflect")
+            instead of repeating the edge pixel (SciPy's "nearest").
     """
     for axis in range(2, x.ndim):
         weights = _kernels(sigma[:, axis - 2], x.shape[axis], radius, truncate)
@@ -76,7 +91,7 @@ def blur(
 
 
 def _kernels(sigma: Tensor, side: int, radius: int, truncate: float) -> Tensor:
-    """[B, side, side + 2 radius]: row m holds the kernel centerd on pixel m of a padded line."""
+    """Return [B, side, side + 2 radius]: row m holds the kernel centered on pixel m."""
     sigma = sigma.clamp(min=1e-3).view(-1, 1, 1)
     inside = torch.arange(side, device=sigma.device)
     padded = torch.arange(-radius, side + radius, device=sigma.device)
@@ -87,7 +102,7 @@ def _kernels(sigma: Tensor, side: int, radius: int, truncate: float) -> Tensor:
 
 
 def _repeated(weights: Tensor, radius: int) -> Tensor:
-    """Add the weights beyond each edge to the edge's pixel: [B, side, side + 2 radius] → [B, side, side]."""
+    """Add the weights beyond each edge to the edge pixel: [B, m, side + 2 r] → [B, m, side]."""
     matrix = weights[:, :, radius:-radius].clone()
     matrix[:, :, 0] += weights[:, :, :radius].sum(2)
     matrix[:, :, -1] += weights[:, :, -radius:].sum(2)
@@ -95,21 +110,22 @@ def _repeated(weights: Tensor, radius: int) -> Tensor:
 
 
 def _mirrored(weights: Tensor, radius: int) -> Tensor:
-    """Add the weights beyond each edge to the pixels they reflect: [B, side, side + 2 radius] → [B, side, side]."""
+    """Add the weights beyond each edge to their mirror images: [B, m, side + 2 r] → [B, m, side]."""
     side = weights.shape[1]
-    at = torch.arange(-radius, side + radius, device=weights.device) % (2 * side)
-    source = torch.minimum(at, 2 * side - 1 - at)
+    position = torch.arange(-radius, side + radius, device=weights.device) % (2 * side)
+    source = torch.minimum(position, 2 * side - 1 - position)
     return torch.zeros_like(weights[:, :, :side]).index_add_(2, source, weights)
 
 
 def bias_field(x: Tensor, coefficients: Tensor) -> Tensor:
-    """exp of a polynomial in coordinates from −1 to 1: coefficients [B, n, n(, n)] of powers per axis → [B, 1, *S].
+    """Evaluate exp of a polynomial in coordinates from −1 to 1, one per sample, as [B, 1, *S].
 
-    Contracted axis by axis, so a volume costs n multiplications a voxel and no basis is stored.
+    coefficients [B, n, n(, n)] are indexed by the power of each axis. The polynomial is
+    contracted axis by axis, so a volume costs n multiplications per voxel and no basis is stored.
     """
     powers = torch.arange(coefficients.shape[1], device=x.device)
     field = coefficients
     for side in x.shape[2:]:
         basis = torch.linspace(-1.0, 1.0, side, device=x.device).unsqueeze(1) ** powers  # [side, n]
-        field = torch.tensordot(field, basis, dims=([1], [1]))  # that power axis → last
+        field = torch.tensordot(field, basis, dims=([1], [1]))  # the first power axis → the last
     return field.exp().unsqueeze(1)

@@ -1,4 +1,10 @@
-"""CutMix: samples get a box of another image, or pairs of them swap one."""
+"""CutMix: samples get a box of another image, or pairs of samples swap one.
+
+Boxes are drawn from torch's CPU generator. All processes use the draw of process 0 for the joint
+batch, each its own part of it.
+
+Shapes: B images, C channels, *S spatial axes (two or three).
+"""
 
 from collections.abc import Sequence
 
@@ -8,12 +14,12 @@ from torch import Tensor
 from crkd_cli import world
 from crkd_cli.transfer import to_device
 
-AREA = (0.02, 0.4)  # of the image (2D) or volume (3D)
+AREA = (0.02, 0.4)  # fraction of the image (2D) or volume (3D)
 ASPECT = (0.3, 1 / 0.3)
 
 
-def box_sides(fraction: Tensor, aspect: Tensor, dims: int) -> Tensor:
-    """Sides as fractions of the image's, [N, dims], whose product is `fraction` [N].
+def box_size(fraction: Tensor, aspect: Tensor, dims: int) -> Tensor:
+    """Return the sides of boxes that cover `fraction` [N], as fractions of the image, [N, dims].
 
     2D: √(a/r), √(a·r). 3D: ∛(v/r), ∛(v·r), ∛v.
     """
@@ -22,78 +28,94 @@ def box_sides(fraction: Tensor, aspect: Tensor, dims: int) -> Tensor:
 
 
 def draw_boxes(count: int, dims: int) -> tuple[Tensor, Tensor]:
-    """(low, high), two [count, dims] fractions in [0, 1]: random boxes that lie wholly inside.
+    """Draw boxes that lie inside the image, as corners (low, high) in [0, 1], each [count, dims].
 
-    Area fraction uniform in [0.02, 0.4]; aspect uniform in [0.3, 1/0.3], limited to what fits.
+    The area fraction is uniform in [0.02, 0.4], the aspect uniform in [0.3, 1/0.3] as far as the
+    box fits.
     """
     fraction = torch.empty(count).uniform_(*AREA)
     # A side is at most 1: a·r ≤ 1 and a/r ≤ 1.
     lowest, highest = fraction.clamp(min=ASPECT[0]), (1.0 / fraction).clamp(max=ASPECT[1])
     aspect = lowest + torch.rand(count) * (highest - lowest)
-    sides = box_sides(fraction, aspect, dims)
-    low = torch.rand(count, dims) * (1.0 - sides)
-    return low, low + sides
+    size = box_size(fraction, aspect, dims)
+    low = torch.rand(count, dims) * (1.0 - size)
+    return low, low + size
 
 
 def draw_swap(
     shape: torch.Size, device: torch.device, probability: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """(partner [B], box [B, *S] boolean), on `device`, for a batch of `shape` [B, C, *S]; drawn from torch's CPU generator.
+    """Pair the samples of a batch of `shape` [B, C, *S] at random and draw a box for each pair.
 
-    Samples are paired at random; with `probability` a pair swaps one box, the same in both. An odd sample stays as it is. Of
-    several processes all use the draw of process 0 for the joint batch, in which partners are numbered, and get their part.
+    With `probability` a pair swaps its box, else the box is empty. An odd sample out keeps its
+    image.
+
+    Returns:
+        partner [B], numbered in the joint batch, and box [B, *S] (boolean), both on `device`.
     """
     batch, spatial = shape[0] * world.size(), shape[2:]
     pairs = batch // 2
     order = torch.randperm(batch)
-    partner = torch.arange(batch)
     first, second = order[:pairs], order[pairs : 2 * pairs]
+    partner = torch.arange(batch)
     partner[first], partner[second] = second, first
-    corners = torch.zeros(2, batch, len(spatial))  # a box from 0 to 0 is empty
-    drawn = torch.stack(draw_boxes(pairs, len(spatial))) * (torch.rand(pairs, 1) < probability)
-    corners[:, first] = corners[:, second] = drawn
-    # Only corners go to the device: copying whole boxes there would make the host wait.
+
+    boxes = torch.stack(draw_boxes(pairs, len(spatial)))  # [2, pairs, dims]
+    boxes = boxes * (torch.rand(pairs, 1) < probability)  # a box from 0 to 0 is empty
+    corners = torch.zeros(2, batch, len(spatial))
+    corners[:, first] = corners[:, second] = boxes
+    # Only corners go to the device: copying the boxes there would make the host wait.
     partner, low, high = (
-        world.shard(world.broadcast(to_device(t, device))) for t in (partner, *corners)
+        world.shard(world.broadcast(to_device(x, device))) for x in (partner, *corners)
     )
-    return partner, fill(low, high, spatial)
+    return partner, box_mask(low, high, spatial)
 
 
 def draw_mix(shape: torch.Size, device: torch.device, probability: float = 0.5) -> Tensor:
-    """Boxes [B, *S], boolean, on `device`, for a batch of `shape` [B, C, *S]: every sample's own with `probability`, else none.
+    """Draw one box per sample of a batch of `shape` [B, C, *S]: boolean [B, *S] on `device`.
 
-    Drawn from torch's CPU generator; several processes get their parts of the draw of process 0 for the joint batch.
+    A sample gets a box with `probability`, else its box is empty.
     """
     count, spatial = shape[0] * world.size(), shape[2:]
     corners = torch.stack(draw_boxes(count, len(spatial))) * (torch.rand(count, 1) < probability)
-    low, high = (world.shard(world.broadcast(to_device(t, device))) for t in corners)
-    return fill(low, high, spatial)
+    low, high = (world.shard(world.broadcast(to_device(x, device))) for x in corners)
+    return box_mask(low, high, spatial)
 
 
 def draw_box(spatial: torch.Size, device: torch.device, side: float) -> Tensor:
-    """One box [1, *S], boolean, for all samples and processes: ⌊side · S⌋ pixels on every axis, anywhere inside."""
-    whole = torch.tensor([spatial])
-    sides = (side * whole).floor()
-    corner = (torch.rand(1, len(spatial)) * (whole - sides)).floor()
-    low, high = (world.broadcast(to_device(t / whole, device)) for t in (corner, corner + sides))
-    return fill(low, high, spatial)
+    """Draw one box for all samples and processes: boolean [1, *S] on `device`.
+
+    It measures ⌊side · S⌋ pixels on every axis and lies anywhere inside.
+    """
+    image_size = torch.tensor([spatial])
+    size = (side * image_size).floor()
+    corner = (torch.rand(1, len(spatial)) * (image_size - size)).floor()
+    low, high = (
+        world.broadcast(to_device(x / image_size, device)) for x in (corner, corner + size)
+    )
+    return box_mask(low, high, spatial)
 
 
-def fill(low: Tensor, high: Tensor, spatial: Sequence[int]) -> Tensor:
-    """The boxes with corners low and high [B, axes], fractions in [0, 1], as boolean [B, *S]: pixels whose centers lie inside."""
-    box = torch.ones(len(low), *spatial, dtype=torch.bool, device=low.device)
+def box_mask(low: Tensor, high: Tensor, spatial: Sequence[int]) -> Tensor:
+    """Render boxes with corners low and high [B, axes] in [0, 1] as boolean masks [B, *S].
+
+    A pixel belongs to a box if its center lies inside.
+    """
+    mask = torch.ones(len(low), *spatial, dtype=torch.bool, device=low.device)
     for axis, side in enumerate(spatial):
         centers = (torch.arange(side, device=low.device) + 0.5) / side
-        within = (centers >= low[:, axis : axis + 1]) & (centers < high[:, axis : axis + 1])
-        box &= within.view(-1, *[side if a == axis else 1 for a in range(len(spatial))])
-    return box
+        inside = (centers >= low[:, axis : axis + 1]) & (centers < high[:, axis : axis + 1])
+        shape = [1] * len(spatial)
+        shape[axis] = side
+        mask &= inside.view(-1, *shape)
+    return mask
 
 
 def mix(x: Tensor, other: Tensor, box: Tensor) -> Tensor:
-    """x [B, C, *S] or [B, *S] with the box [B, *S] or [1, *S] taken from `other`, of x's shape."""
+    """Take the box [B, *S] or [1, *S] of x [B, C, *S] or [B, *S] from `other`, shaped like x."""
     return torch.where(box.unsqueeze(1) if x.ndim > box.ndim else box, other, x)
 
 
 def swap(x: Tensor, partner: Tensor, box: Tensor) -> Tensor:
-    """x [B, C, *S] or [B, *S] with every sample's box [B, *S] taken from its partner [B], a number in the joint batch."""
+    """Take the box [B, *S] of every sample of x [B, C, *S] or [B, *S] from its partner [B]."""
     return mix(x, world.all_gather(x)[partner], box)

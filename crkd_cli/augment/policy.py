@@ -1,12 +1,16 @@
-"""Which augmentation suits which images: the weak one is geometry, the strong one intensity (published settings).
+"""Which augmentation is applied to which images: the weak one is geometry, the strong one intensity.
 
-| images        | weak                                                           | strong                                        |
-|---------------|----------------------------------------------------------------|-----------------------------------------------|
-| RGB           | half: flips and 90° turns; a quarter: ±20°; a quarter: nothing | jitter 0.4, hue ±0.1, gray, blur              |
-| gray, MR (2D) | the same                                                       | jitter 0.5, blur                              |
-| volumes       | flips and 90° turns in plane                                   | bias field, gamma e^±0.5, blur (as TorchIO)   |
+The settings are the published ones:
 
-Letters: B batch, C channels, *S two or three spatial axes.
+| images      | weak                                                 | strong                       |
+|-------------|------------------------------------------------------|------------------------------|
+| RGB         | ½: flips and 90° turns; ¼: rotation ±20°; ¼: nothing | jitter 0.4, hue ±0.1, gray   |
+|             |                                                      | scale, blur                  |
+| gray, MR 2D | the same                                             | jitter 0.5, blur             |
+| volumes     | flips and 90° turns in plane                         | bias field, gamma e^±0.5,    |
+|             |                                                      | blur (as TorchIO)            |
+
+Shapes: B images, C channels, *S spatial axes (two or three).
 """
 
 from dataclasses import dataclass
@@ -15,107 +19,141 @@ import torch
 from torch import Generator, Tensor
 
 from crkd_cli import world
-from crkd_cli.augment.intensity import bias_field, blur, gamma, jitter, recolor, span
-from crkd_cli.augment.spatial import rotate, turn
+from crkd_cli.augment.intensity import (
+    bias_field,
+    blur,
+    gamma,
+    jitter,
+    recolor,
+    value_range,
+)
+from crkd_cli.augment.spatial import flip_and_transpose, rotate
 from crkd_cli.transfer import to_device
 
-DEGREES = 20.0  # largest rotation
-SIGMA = (0.1, 2.0)  # blur, pixels
-RADIUS, TRUNCATE = 6, 4.0  # where its kernel ends: in 2D in pixels, in 3D in sigmas
-CHANCE, GRAY, BLUR = 0.8, 0.2, 0.5
-ORDER, COEFFICIENT, GAMMA = (
-    3,
-    0.5,
-    0.5,
-)  # bias field: degree and largest coefficient; gamma: largest logarithm
+MAX_DEGREES = 20.0
+INTENSITY_PROBABILITY = 0.8  # of jitter in 2D, of bias field and gamma in 3D
+MAX_HUE = 0.1  # of a full turn
+GRAY_PROBABILITY = 0.2
+BLUR_PROBABILITY = 0.5
+BLUR_SIGMA = (0.1, 2.0)  # pixels
+BLUR_RADIUS_2D = 6  # pixels
+BLUR_TRUNCATE_3D = 4.0  # sigmas
+BIAS_DEGREE = 3  # of the polynomial
+MAX_BIAS_COEFFICIENT = 0.5
+MAX_LOG_GAMMA = 0.5
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The augmentation of one data set: a function of its images and of a generator on the CPU, on any device.
+    """The augmentation of one dataset, a function of its images and of a CPU generator.
 
-    Of several processes each draws for the joint batch and uses its part: an image gets the same as in one process.
+    Each of several processes draws for the joint batch and uses its part, so that every image
+    is augmented as it would be in a single process.
     """
 
     modality: str  # rgb, gray or mr
-    bounded: bool  # values lie in [0, 1]; otherwise every sample's own range is kept
+    bounded: bool  # values lie in [0, 1]; otherwise the range of every sample is kept
     dims: int  # spatial axes of the network
-    plane: tuple[int, int]  # spatial axes of an image's plane: turns stay inside it
+    plane: tuple[int, int]  # the spatial axes in which images are turned
 
     def weak(
         self, image: Tensor, label: Tensor | None, generator: Generator
     ) -> tuple[Tensor, Tensor | None]:
-        """image [B, C, *S] and label [B, *S] under one geometry drawn for each sample."""
+        """Apply one random geometry per sample to image [B, C, *S] and label [B, *S]."""
         count = len(image)
-        kind = _uniform(count, 0.0, 1.0, generator)
+        choice = _uniform(count, 0.0, 1.0, generator)
         moves = _uniform((count, 3), 0.0, 1.0, generator) < 0.5
-        degrees = _uniform(count, -DEGREES, DEGREES, generator)
+        degrees = _uniform(count, -MAX_DEGREES, MAX_DEGREES, generator)
         if self.dims == 2:
-            moves &= (kind < 0.5).unsqueeze(1)
-        moves = to_device(moves, image.device)
-        image = turn(image, moves, self.plane)
-        if label is not None:
-            label = turn(label.unsqueeze(1), moves, self.plane).squeeze(1)
-        turned = torch.nonzero((kind >= 0.5) & (kind < 0.75)).flatten()
-        if self.dims == 2 and len(turned):
-            degrees = to_device(degrees[turned], image.device)
-            turned = to_device(turned, image.device)
-            image = image.index_copy(
-                0, turned, rotate(image[turned], degrees, self.plane, "bilinear")
-            )
-            if label is not None:
-                rotated = rotate(label[turned].unsqueeze(1).float(), degrees, self.plane, "nearest")
-                label = label.index_copy(0, turned, rotated.squeeze(1).to(label.dtype))
+            moves &= (choice < 0.5).unsqueeze(1)
+        image, label = self._flip_and_transpose(image, label, to_device(moves, image.device))
+
+        rotated = torch.nonzero((choice >= 0.5) & (choice < 0.75)).flatten()
+        if self.dims == 2 and len(rotated):
+            image, label = self._rotate(image, label, rotated, degrees[rotated])
         return image, label
 
     def strong(self, image: Tensor, generator: Generator) -> Tensor:
-        """image [B, C, *S] with intensities changed; geometry stays."""
-        count, device = len(image), image.device
-        chosen = _uniform(count, 0.0, 1.0, generator) < CHANCE
+        """Change the intensities of image [B, C, *S] and leave its geometry alone."""
+        chosen = _uniform(len(image), 0.0, 1.0, generator) < INTENSITY_PROBABILITY
         if self.dims == 2:
-            sigma = _uniform(count, *SIGMA, generator)
-            sigma = sigma * (_uniform(count, 0.0, 1.0, generator) < BLUR)
-            image = self._jitter(image, chosen, generator)
-            return blur(image, to_device(sigma.unsqueeze(1).expand(-1, 2), device), RADIUS)
-        sigma = _uniform((count, 3), *SIGMA, generator)
-        sigma = sigma * (_uniform((count, 1), 0.0, 1.0, generator) < BLUR)
-        image = self._scanner(image, chosen, generator)
-        radius = int(TRUNCATE * SIGMA[1] + 0.5)
-        return blur(image, to_device(sigma, device), radius, truncate=TRUNCATE, mirror=True)
+            return self._strong_2d(image, chosen, generator)
+        return self._strong_3d(image, chosen, generator)
+
+    def _flip_and_transpose(
+        self, image: Tensor, label: Tensor | None, moves: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        image = flip_and_transpose(image, moves, self.plane)
+        if label is not None:
+            label = flip_and_transpose(label.unsqueeze(1), moves, self.plane).squeeze(1)
+        return image, label
+
+    def _rotate(
+        self, image: Tensor, label: Tensor | None, index: Tensor, degrees: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Rotate the samples `index` [R] by `degrees` [R]."""
+        index, degrees = to_device(index, image.device), to_device(degrees, image.device)
+        rotated = rotate(image[index], degrees, self.plane, "bilinear")
+        image = image.index_copy(0, index, rotated)
+        if label is not None:
+            rotated = rotate(label[index].unsqueeze(1).float(), degrees, self.plane, "nearest")
+            label = label.index_copy(0, index, rotated.squeeze(1).to(label.dtype))
+        return image, label
+
+    def _strong_2d(self, image: Tensor, chosen: Tensor, generator: Generator) -> Tensor:
+        """Jitter the samples that are `chosen` [B], then blur."""
+        count = len(image)
+        sigma = _uniform(count, *BLUR_SIGMA, generator)
+        sigma = sigma * (_uniform(count, 0.0, 1.0, generator) < BLUR_PROBABILITY)
+        sigma = to_device(sigma.unsqueeze(1).expand(-1, 2), image.device)
+        return blur(self._jitter(image, chosen, generator), sigma, BLUR_RADIUS_2D)
+
+    def _strong_3d(self, image: Tensor, chosen: Tensor, generator: Generator) -> Tensor:
+        """Apply a bias field and gamma to the samples that are `chosen` [B], then blur."""
+        count = len(image)
+        sigma = _uniform((count, 3), *BLUR_SIGMA, generator)
+        sigma = sigma * (_uniform((count, 1), 0.0, 1.0, generator) < BLUR_PROBABILITY)
+        image = self._bias_and_gamma(image, chosen, generator)
+        radius = int(BLUR_TRUNCATE_3D * BLUR_SIGMA[1] + 0.5)
+        sigma = to_device(sigma, image.device)
+        return blur(image, sigma, radius, truncate=BLUR_TRUNCATE_3D, mirror=True)
 
     def _jitter(self, image: Tensor, chosen: Tensor, generator: Generator) -> Tensor:
+        """Change brightness and contrast, and the color of RGB images."""
         count, device = len(image), image.device
         strength = 0.4 if self.modality == "rgb" else 0.5
-        factors = torch.stack(
-            [_uniform(count, 1.0 - strength, 1.0 + strength, generator) for _ in range(3)]
-        )
-        factors = torch.where(chosen, factors, 1.0)
-        hue = to_device(torch.where(chosen, _uniform(count, -0.1, 0.1, generator), 0.0), device)
-        gray = _uniform(count, 0.0, 1.0, generator) < GRAY
+        drawn = [_uniform(count, 1.0 - strength, 1.0 + strength, generator) for _ in range(3)]
+        factors = torch.where(chosen, torch.stack(drawn), 1.0)
+        hue = torch.where(chosen, _uniform(count, -MAX_HUE, MAX_HUE, generator), 0.0)
+        gray = _uniform(count, 0.0, 1.0, generator) < GRAY_PROBABILITY
         factors[2, gray] = 0.0
         brightness, contrast, saturation = to_device(factors, device).unbind()
-        low, high = (image.new_zeros(()), image.new_ones(())) if self.bounded else span(image)
-        image = jitter(image, brightness, contrast, low, high)
-        return recolor(image, saturation, hue) if self.modality == "rgb" else image
 
-    def _scanner(self, image: Tensor, chosen: Tensor, generator: Generator) -> Tensor:
-        """Multiply the samples that are `chosen` [B] by a random bias field, then apply a random gamma."""
+        if self.bounded:
+            low, high = image.new_zeros(()), image.new_ones(())
+        else:
+            low, high = value_range(image)
+        image = jitter(image, brightness, contrast, low, high)
+        if self.modality == "rgb":
+            image = recolor(image, saturation, to_device(hue, device))
+        return image
+
+    def _bias_and_gamma(self, image: Tensor, chosen: Tensor, generator: Generator) -> Tensor:
         count, device = len(image), image.device
-        powers = ORDER + 1
-        degree = sum(torch.meshgrid(*[torch.arange(powers)] * self.dims, indexing="ij"))
-        coefficients = _uniform(
-            (count, *[powers] * self.dims), -COEFFICIENT, COEFFICIENT, generator
-        ) * (degree <= ORDER)
+        powers = [BIAS_DEGREE + 1] * self.dims
+        degree = sum(torch.meshgrid(*map(torch.arange, powers), indexing="ij"))
+        limit = MAX_BIAS_COEFFICIENT
+        coefficients = _uniform((count, *powers), -limit, limit, generator)
+        coefficients = coefficients * (degree <= BIAS_DEGREE)
         coefficients = coefficients * chosen.view(-1, *[1] * self.dims)
-        exponent = torch.exp(_uniform(count, -GAMMA, GAMMA, generator) * chosen)
-        # Both act about 0, which is the mean of a normalized volume, as TorchIO has it.
-        return gamma(
-            image * bias_field(image, to_device(coefficients, device)), to_device(exponent, device)
-        )
+        log_gamma = _uniform(count, -MAX_LOG_GAMMA, MAX_LOG_GAMMA, generator) * chosen
+        # Both act about 0, the mean of a normalized volume, as in TorchIO.
+        image = image * bias_field(image, to_device(coefficients, device))
+        return gamma(image, to_device(torch.exp(log_gamma), device))
 
 
 def _uniform(shape: int | tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
-    """Uniform in [low, high), of `shape`, whose first axis counts this process's samples."""
+    """Draw from [low, high); the first axis of `shape` counts the samples of this process."""
     count, *rest = (shape,) if isinstance(shape, int) else shape
     drawn = torch.rand(count * world.size(), *rest, generator=generator)
     return world.shard(drawn) * (high - low) + low

@@ -1,6 +1,6 @@
-"""Geometry: resizing, flips and turns, rotation. The same parameters serve image and label.
+"""Geometry: resizing, flips and 90° turns, rotation. Image and label get the same parameters.
 
-Letters: B batch, C channels, *S two or three spatial axes, counted from 0 (first spatial axis).
+Shapes: B images, C channels, *S spatial axes (two or three). Spatial axes are numbered from 0.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,11 @@ from torch.nn import functional
 
 
 def resize_image(x: Tensor, size: Sequence[int], modality: str) -> Tensor:
-    """x [B, C, *S] → [B, C, *size]: nearest for MR (as published for ACDC), (tri)linear else, antialiased in 2D."""
+    """Resize x [B, C, *S] to [B, C, *size].
+
+    MR images get the nearest value, as published for ACDC; others are interpolated linearly,
+    with antialiasing in 2D.
+    """
     if tuple(x.shape[2:]) == tuple(size):
         return x
     if modality == "mr":
@@ -22,32 +26,34 @@ def resize_image(x: Tensor, size: Sequence[int], modality: str) -> Tensor:
 
 
 def resize_label(label: Tensor, size: Sequence[int]) -> Tensor:
-    """label [B, *S] uint8 → [B, *size], nearest."""
+    """Resize label [B, *S] (uint8) to [B, *size], taking the nearest value."""
     return functional.interpolate(label.unsqueeze(1), tuple(size), mode="nearest-exact").squeeze(1)
 
 
-def turn(x: Tensor, moves: Tensor, axes: tuple[int, int]) -> Tensor:
-    """x [B, ?, *S] with sample b flipped along axes[0] and axes[1] and transposed where moves[b] (three booleans) says so.
+def flip_and_transpose(x: Tensor, moves: Tensor, axes: tuple[int, int]) -> Tensor:
+    """Flip every sample of x [B, C, *S] along the two `axes` and transpose them.
 
-    The three moves generate all eight flips and 90° turns of a square. Transposing needs equal sides.
+    `moves` [B, 3] says which: flip along axes[0], flip along axes[1], transpose. Together they
+    generate all eight flips and 90° turns of a square. Sides that differ are not transposed.
     """
     first, second = axes[0] + 2, axes[1] + 2
-    chosen = moves.view(*moves.shape, *[1] * (x.ndim - 1)).unbind(1)
-    x = torch.where(chosen[0], x.flip(first), x)
-    x = torch.where(chosen[1], x.flip(second), x)
+    masks = moves.view(*moves.shape, *[1] * (x.ndim - 1)).unbind(1)
+    x = torch.where(masks[0], x.flip(first), x)
+    x = torch.where(masks[1], x.flip(second), x)
     if x.shape[first] == x.shape[second]:
-        x = torch.where(chosen[2], x.transpose(first, second), x)
+        x = torch.where(masks[2], x.transpose(first, second), x)
     return x
 
 
 def rotate(x: Tensor, degrees: Tensor, axes: tuple[int, int], mode: str) -> Tensor:
-    """x [B, C, *S] turned by degrees [B] in the plane of `axes` about the center; zeros come in from outside.
+    """Rotate x [B, C, *S] by degrees [B] in the plane of `axes` about its center.
 
-    Angles turn axes[0] towards axes[1]; pixels are square: a plane of unequal sides is not sheared. `mode`: bilinear or nearest.
+    Positive angles turn axes[0] towards axes[1]. Pixels are square: a plane with unequal sides is
+    not sheared. Zeros come in from outside. `mode` is "bilinear" or "nearest".
     """
     dims = x.ndim - 2
     radians = torch.deg2rad(degrees)
-    sides = [float(s) for s in x.shape[2:]]
+    sides = [float(side) for side in x.shape[2:]]
     matrix = torch.eye(dims, dims + 1, device=x.device).repeat(len(x), 1, 1)
     # grid_sample counts coordinates from the last axis, each in [-1, 1] over its own side.
     i, j = dims - 1 - axes[0], dims - 1 - axes[1]

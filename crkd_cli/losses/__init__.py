@@ -1,5 +1,6 @@
-"""Loss terms as pure functions over any number of spatial axes.
+"""Loss terms as pure functions that work in 2D and 3D.
 
-Letters: B batch, K classes, F features, *S two or three spatial axes. `log_p` is a log-softmax over K in float32, computed once
-per stream and shared by all its terms. `mask` is boolean, True where a pixel counts; a mean over nothing is 0.
+Shapes: B images, K classes, F features, *S spatial axes (two or three). `log_p` is a log-softmax
+over K in float32, computed once per stream and shared by all terms. A `mask` is boolean and True
+where a pixel counts; the mean over an empty mask is 0.
 """

@@ -1,4 +1,7 @@
-"""Connected components of masks, for cleaning pseudo-labels, on any device and without host synchronization on a GPU."""
+"""Connected components of masks, for cleaning pseudo-labels.
+
+Works on any device and never synchronizes a GPU with the host.
+"""
 
 import math
 
@@ -10,42 +13,52 @@ from torch.nn import functional
 
 
 def largest_component(mask: Tensor) -> Tensor:
-    """mask [N, *S] boolean → the largest component of each, [N, *S]; neighbors touch at a face, an edge or a corner."""
-    return (
-        torch.stack([_by_scipy(one) for one in mask])
-        if mask.device.type == "cpu"
-        else by_hooking(mask)
-    )
+    """Keep the largest connected component of every mask, boolean [N, *S].
 
-
-def _by_scipy(mask: Tensor) -> Tensor:
-    inside = mask.numpy()
-    numbers, _ = ndimage.label(inside, np.ones((3,) * inside.ndim))
-    sizes = np.bincount(numbers[inside], minlength=1)
-    return torch.from_numpy(inside & (numbers == sizes.argmax()))
-
-
-def by_hooking(mask: Tensor) -> Tensor:
-    """`largest_component` by operations on whole tensors, which a GPU does without asking the host.
-
-    Trees of pixels are hooked to the highest number seen next to them and shortened until every component is one tree whose root
-    is its highest number (FastSV; Zhang, Azad and Hu, SIAM Parallel Processing 2020).
+    Pixels are connected if they share a face, an edge or a corner.
     """
-    shape, inside = mask.shape, mask.flatten(1)
-    parent = torch.arange(inside.shape[1], device=mask.device).expand_as(inside).contiguous()
-    # Noise takes 10 to 13 rounds, a path that winds through the whole image log₂ n.
-    for _ in range(math.ceil(math.log2(inside.shape[1])) + 8):
-        grand = parent.gather(1, parent)
-        highest = _highest_neighbor(torch.where(inside, grand, -1).view(shape)).flatten(1)
-        highest = torch.where(inside, highest, grand)
-        new = parent.scatter_reduce(1, parent, highest, "amax")
-        parent = torch.maximum(torch.maximum(new, highest), grand)
-    sizes = torch.zeros(inside.shape, device=mask.device).scatter_add_(1, parent, inside.float())
-    return (inside & (parent == sizes.argmax(1, keepdim=True))).view(shape)
+    if mask.device.type == "cpu":
+        return torch.stack([_largest_by_scipy(single) for single in mask])
+    return largest_by_fastsv(mask)
 
 
-def _highest_neighbor(numbers: Tensor) -> Tensor:
-    """Integers [N, *S], at least −1 → the highest among each pixel and its neighbors, [N, *S]."""
+def _largest_by_scipy(mask: Tensor) -> Tensor:
+    inside = mask.numpy()
+    components, _ = ndimage.label(inside, np.ones((3,) * inside.ndim))
+    sizes = np.bincount(components[inside], minlength=1)
+    return torch.from_numpy(inside & (components == sizes.argmax()))
+
+
+def largest_by_fastsv(mask: Tensor) -> Tensor:
+    """Compute `largest_component` with whole-tensor operations, for a GPU."""
+    inside = mask.flatten(1)  # [N, pixels]
+    roots = _component_roots(mask)
+    sizes = torch.zeros(inside.shape, device=mask.device).scatter_add_(1, roots, inside.float())
+    return (inside & (roots == sizes.argmax(1, keepdim=True))).view(mask.shape)
+
+
+def _component_roots(mask: Tensor) -> Tensor:
+    """Label every pixel with the highest pixel number of its component: [N, *S] → [N, pixels].
+
+    Implements FastSV (Zhang, Azad and Hu, SIAM Parallel Processing 2020): trees of pixels are
+    hooked to the highest number seen next to them and shortened, until every component is one
+    tree. Pixels outside the mask are their own roots.
+    """
+    inside = mask.flatten(1)
+    num_pixels = inside.shape[1]
+    parent = torch.arange(num_pixels, device=mask.device).expand_as(inside).contiguous()
+    # Noise takes 10 to 13 rounds, a path that winds through the whole image log₂(pixels).
+    for _ in range(math.ceil(math.log2(num_pixels)) + 8):
+        grandparent = parent.gather(1, parent)
+        numbers = torch.where(inside, grandparent, -1).view(mask.shape)
+        highest = torch.where(inside, _neighbor_maximum(numbers).flatten(1), grandparent)
+        hooked = parent.scatter_reduce(1, parent, highest, "amax")
+        parent = torch.maximum(torch.maximum(hooked, highest), grandparent)
+    return parent
+
+
+def _neighbor_maximum(numbers: Tensor) -> Tensor:
+    """Return the maximum of each pixel and its neighbors, integers [N, *S] of at least −1."""
     pool = (functional.max_pool2d, functional.max_pool3d)[numbers.ndim - 3]
     exact = torch.float32 if numbers[0].numel() < 2**24 else torch.float64
     pooled: Tensor = pool(numbers.to(exact).unsqueeze(1), 3, stride=1, padding=1)

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from crkd_cli.augment.mix import box_sides, draw_box, draw_boxes, draw_mix, draw_swap, mix, swap
+from crkd_cli.augment.mix import box_size, draw_box, draw_boxes, draw_mix, draw_swap, mix, swap
 
 
-def test_box_sides_by_hand() -> None:
+def test_box_size_by_hand() -> None:
     # 2D: √(a/r), √(a·r) of a = 0.16, r = 4.  3D: ∛(v/r), ∛(v·r), ∛v of v = 0.064, r = 8.
     torch.testing.assert_close(
-        box_sides(torch.tensor([0.16]), torch.tensor([4.0]), 2), torch.tensor([[0.2, 0.8]])
+        box_size(torch.tensor([0.16]), torch.tensor([4.0]), 2), torch.tensor([[0.2, 0.8]])
     )
     torch.testing.assert_close(
-        box_sides(torch.tensor([0.064]), torch.tensor([8.0]), 3), torch.tensor([[0.2, 0.8, 0.4]])
+        box_size(torch.tensor([0.064]), torch.tensor([8.0]), 3), torch.tensor([[0.2, 0.8, 0.4]])
     )
 
 

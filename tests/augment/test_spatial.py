@@ -7,7 +7,7 @@ import pytest
 import scipy.ndimage
 import torch
 
-from crkd_cli.augment.spatial import resize_image, resize_label, rotate, turn
+from crkd_cli.augment.spatial import resize_image, resize_label, rotate, flip_and_transpose
 
 
 def test_turn_gives_the_eight_symmetries_of_a_square(dims: int) -> None:
@@ -15,7 +15,7 @@ def test_turn_gives_the_eight_symmetries_of_a_square(dims: int) -> None:
     shape = (5, 5) if dims == 2 else (3, 5, 5)
     x = torch.arange(float(np.prod(shape))).view(1, 1, *shape).repeat(8, 1, *[1] * dims)
     moves = torch.tensor(list(itertools.product([False, True], repeat=3)))
-    got = {tuple(sample.flatten().tolist()) for sample in turn(x, moves, plane)}
+    got = {tuple(sample.flatten().tolist()) for sample in flip_and_transpose(x, moves, plane)}
     array, axes = x[0, 0].numpy(), tuple(axis for axis in plane)
     expected = set()
     for k in range(4):
@@ -27,7 +27,7 @@ def test_turn_gives_the_eight_symmetries_of_a_square(dims: int) -> None:
 
 def test_turn_only_flips_where_sides_differ() -> None:
     x = torch.arange(6.0).view(1, 1, 2, 3)
-    assert torch.equal(turn(x, torch.tensor([[True, False, True]]), (0, 1)), x.flip(2))
+    assert torch.equal(flip_and_transpose(x, torch.tensor([[True, False, True]]), (0, 1)), x.flip(2))
 
 
 @pytest.mark.parametrize(("dims", "plane"), [(2, (0, 1)), (3, (0, 1)), (3, (1, 2))])
