@@ -1,4 +1,7 @@
-"""The contract of a method: it turns a batch into losses. No files, no devices, no loop."""
+"""The contract of a method, which turns a batch into losses. No files, no devices, no loop.
+
+Shapes: B images (U unlabeled), C channels, K classes, F features, *S spatial axes (two or three).
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -23,41 +26,43 @@ AuthorSettings = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Task:
-    """What a method must know of the run."""
+    """What a method needs to know about the run."""
 
     model: ModelConfig
     dims: int  # spatial axes of the network
     channels: int  # C
-    classes: int  # K, background included
-    steps: int  # T, length of the run
+    classes: int  # K, including the background
+    steps: int  # length of the run
 
     def network(self, upsampling: Upsampling | None = None, bottom_dropout: float = 0.5) -> Network:
-        """A new network as the configuration names it; None: with its own way of upsampling."""
-        kind = NETWORKS[self.model.name]
-        return kind(
+        """Build a new network as configured; `upsampling` None keeps the network's default."""
+        network_class = NETWORKS[self.model.name]
+        return network_class(
             self.dims, self.channels, self.classes, self.model.widths, upsampling, bottom_dropout
         )
 
 
 class Method(nn.Module, ABC):
-    """Holds its networks; `losses` is called by the loop at every step (`updates` times), under autocast."""
+    """Holds the networks of a method and computes its losses.
 
-    unlabeled_streams: ClassVar[int] = (
-        1  # 0: labeled images alone; 2: mixing partners (batch.partners) besides
-    )
-    strong_views: ClassVar[int] = 0  # strongly augmented views of every unlabeled image
-    updates: ClassVar[int] = (
-        1  # optimizer steps on every batch, each with losses of its own; a batch is a step
-    )
-    # By data set, what the authors set otherwise than configs/NAME.yaml and Params: {"la": {"train.steps": 6000}}. It holds
-    # where the packaged configuration is used, and gives way to --set.
+    The training loop calls the method under autocast, `updates` times per step.
+    """
+
+    # 0: labeled images only; 1: unlabeled images; 2: also batch.partners, images to mix with.
+    unlabeled_streams: ClassVar[int] = 1
+    # Strongly augmented views of every unlabeled image.
+    strong_views: ClassVar[int] = 0
+    # Optimizer updates on every batch, each with its own losses. One batch is one step.
+    updates: ClassVar[int] = 1
+    # What the authors set differently from configs/DATASET.yaml and Params, by dataset, such as
+    # {"la": {"train.steps": 6000}}. Applies with the packaged configuration; --set overrides it.
     author_settings: ClassVar[AuthorSettings] = {}
 
     class Params(Strict, frozen=True):
-        """The method's own settings; defaults are its values for ACDC."""
+        """The settings of a method. The defaults are its values for ACDC."""
 
     def __init__(self, task: Task, params: Strict, student: Network | None = None) -> None:
-        """`student`: where the method needs another network than the configuration's own."""
+        """Build the student, unless a method passes its own variant of the network."""
         super().__init__()
         self.task = task
         self.params = params
@@ -65,38 +70,48 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Scalars by name: "total" is back-propagated, all are logged; "kept" and "share_…" are shares, not losses.
+        """Compute scalars by name: "total" is backpropagated, and all of them are logged.
 
-        Of several processes each gets its part of the joint batch, and "total" is the joint batch's: what is summed over a
-        batch goes through `world.all_sum`, or through the functions of `losses`, which do that.
+        "kept" and names that start with "share_" are fractions of pixels, not losses.
+
+        Each of several processes gets its part of the joint batch, but "total" is the loss of the
+        joint batch: sums over a batch go through `world.all_sum`, or through the functions in
+        `losses`, which do that.
         """
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """`losses`, as the call of a module: where several processes train, each on its part of the joint batch."""
+        """Call `losses`. DistributedDataParallel needs it as the forward pass of a module."""
         return self.losses(batch, step)
 
     def after_step(self, step: int) -> None:
-        """Called after the last of a batch's updates, for moving averages and the like."""
+        """Run after the last update on a batch, for example to update a moving average."""
 
     @property
     def restore_best_after(self) -> int:
-        """After so many steps training goes on from the state, the optimizer's included, that scored best on the validation cases
-        so far; 0: never. Without validation cases it goes on from where it is.
+        """Number of steps after which training resumes from its best state so far; 0: never.
+
+        The best state, including the optimizer's, is the one with the highest score on the
+        validation cases. Without validation cases training just continues.
         """
         return 0
 
     @property
     def predictor(self) -> nn.Module:
-        """image [B, C, *S] → logits [B, K, *S]: what is evaluated and what predicts."""
+        """The network that is evaluated and predicts: image [B, C, *S] → logits [B, K, *S]."""
         return self.student
 
 
-class MeanTeaching(Method):
-    """Its teacher is the student's moving average and, like it, drops features and normalizes by the batch."""
+class MeanTeacherBase(Method):
+    """A method whose teacher is the moving average of the student.
+
+    Like the student, the teacher uses dropout and normalizes by the statistics of the batch.
+    """
 
     class Params(Strict, frozen=True):
-        noise: NonNegative = 0.1  # σ of the noise on the teacher's images, cut at 2σ
-        ema_decay: Fraction = 0.99  # of the teacher's moving average
+        """Settings that all mean teachers share."""
+
+        noise: NonNegative = 0.1  # σ of the noise on the teacher's images, clamped to ±2σ
+        ema_decay: Fraction = 0.99  # decay of the teacher's moving average
 
     params: Params
 
@@ -105,31 +120,34 @@ class MeanTeaching(Method):
         self.teacher = Ema(self.student, params.ema_decay, dropout=True)
 
     @torch.no_grad()
-    def answer(self, weak: Tensor) -> Tensor:
-        """weak [U, C, *S] → the teacher's probabilities [U, K, *S] from the images with noise."""
+    def teacher_probabilities(self, weak: Tensor) -> Tensor:
+        """Predict [U, K, *S] for images [U, C, *S] with noise added."""
         return probabilities(self.teacher.network(noise(weak, self.params.noise)))
 
     def after_step(self, step: int) -> None:
+        """Update the teacher."""
         self.teacher.update(self.student, step)
 
 
 def require_unlabeled(images: Unlabeled | None) -> Unlabeled:
-    """The images, which a method that asks for them always gets."""
+    """Return `images`, which are present for every method that asks for them."""
     if images is None:
         raise ValueError("the method needs unlabeled images")
     return images
 
 
 def forward_concat(network: nn.Module, *images: Tensor) -> tuple[Tensor, ...]:
-    """Log-probabilities [B, K, *S] of each of `images`, in one pass: they share the statistics of batch norm."""
-    return torch.split(
-        log_probabilities(network(torch.cat(images))), [len(some) for some in images]
-    )
+    """Compute log-probabilities [B, K, *S] of several batches in a single forward pass.
+
+    The batches share their batch norm statistics.
+    """
+    log_p = log_probabilities(network(torch.cat(images)))
+    return torch.split(log_p, [len(batch) for batch in images])
 
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Inside, `network` neither drops features nor takes the statistics of a batch."""
+    """Put `network` in evaluation mode: no dropout, running statistics in batch norm."""
     training = network.training
     network.eval()
     try:
@@ -139,7 +157,7 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 
 
 def forward_head(network: Network, features: Tensor) -> Tensor:
-    """features [B, F, *S] → log-probabilities [B, K, *S], without the dropout that a network has before its output."""
+    """Map features [B, F, *S] to log-probabilities [B, K, *S], without the head's dropout."""
     with eval_mode(network):
         return log_probabilities(network.head(features))
 
@@ -151,8 +169,25 @@ def supervised_loss(
     *,
     dice: Callable[[Tensor, Tensor, Tensor | None], Tensor] = dice_loss,
 ) -> Tensor:
-    """½ (CE + Dice) from log-probabilities [B, K, *S] against label [B, *S], over the pixels of mask [B, *S].
+    """Compute ½ (cross entropy + Dice) of log_p [B, K, *S] against label [B, *S].
 
-    `dice`: `dice_loss` in the form that the method's authors use.
+    Only pixels inside mask [B, *S] count. `dice` is `dice_loss` in the form that the authors of
+    the method use.
     """
     return 0.5 * (masked_mean(cross_entropy(log_p, label), mask) + dice(log_p.exp(), label, mask))
+
+
+def class_shares(
+    label: Tensor, num_classes: int, mask: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Return the fraction of pixels of every foreground class, by the name it is logged under.
+
+    Pixels of label [B, *S] outside mask [B, *S] count as background.
+    """
+    shares = {}
+    for number in range(1, num_classes):
+        members = label == number
+        if mask is not None:
+            members = members & mask
+        shares[f"share_{number}"] = members.float().mean()
+    return shares

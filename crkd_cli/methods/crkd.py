@@ -1,14 +1,17 @@
 """CRKD: semi-supervised segmentation by cross reliable knowledge distillation.
 
-An unlabeled image is seen three ways: weakly augmented by the teacher (pseudo-label ŷ and confidence c), strongly
-augmented (student stream s), and weakly augmented with perturbed features (student stream fp). Both streams learn
-the pseudo-label, and at every pixel the stream nearer to it teaches the other.
+Repository eeaesa/CRKD, 2025; it cites no paper.
 
-Letters: B batch, K classes, F features, *S two or three spatial axes; L labeled, U unlabeled images in a batch.
+The student sees every unlabeled image in two streams: strongly augmented, and weakly augmented
+with perturbed features. Both streams learn the pseudo-label ŷ that a teacher with confidence c
+gives the weakly augmented image, and at every pixel the stream that is nearer to ŷ teaches the
+other.
+
+Shapes: L labeled and U unlabeled images, K classes, F features, *S spatial axes (two or three).
 """
 
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 import msgspec
 import torch
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 from crkd_cli.augment.mix import draw_swap, swap
 from crkd_cli.config import Fraction, NonNegative, Strict
 from crkd_cli.data.batch import Batch
-from crkd_cli.losses.contrast import class_means, contrast, sample
+from crkd_cli.losses.contrast import Samples, class_means, concat, contrast, sample
 from crkd_cli.losses.dice import DiceClasses, dice_loss
 from crkd_cli.losses.distill import (
     feature_distillation,
@@ -27,153 +30,189 @@ from crkd_cli.losses.distill import (
 )
 from crkd_cli.losses.pixel import log_probabilities, probabilities
 from crkd_cli.methods import METHODS
-from crkd_cli.methods.base import AuthorSettings, Method, Task, require_unlabeled, supervised_loss
+from crkd_cli.methods.base import (
+    AuthorSettings,
+    Method,
+    Task,
+    class_shares,
+    require_unlabeled,
+    supervised_loss,
+)
 from crkd_cli.models.blocks import drop_channels
 from crkd_cli.models.ema import Ema
 from crkd_cli.models.projection import Projection
 from crkd_cli.schedules import sigmoid_ramp
 
 
+class PseudoLabel(NamedTuple):
+    """The teacher's prediction for the unlabeled images."""
+
+    confidence: Tensor  # c, [U, *S] float32
+    label: Tensor  # ŷ, [U, *S] class numbers
+
+
+class Streams(NamedTuple):
+    """One tensor for each stream of the student, [L, …], [U, …] and [U, …]."""
+
+    labeled: Tensor
+    strong: Tensor
+    perturbed: Tensor
+
+
 @METHODS.register
 class Crkd(Method):
-    """L = L_sup + λ_ps L_ps + r(t) [λ_p CPKD + λ_f CFKD + λ_c CSD + λ_e LEC]. A weight of 0 switches its term off.
+    """L = L_sup + λ_ps L_ps + r(t) [λ_p CPKD + λ_f CFKD + λ_c CSD + λ_e LEC].
 
-    L_ps is the Dice loss on confident pixels, the mean of both streams.
+    L_ps is the Dice loss on confident pixels, averaged over both streams. A weight of 0 switches
+    its term off.
     """
 
     strong_views = 1
     author_settings: ClassVar[AuthorSettings] = {"la": {"methods.crkd.dice_classes": "foreground"}}
 
     class Params(Strict, frozen=True):
-        confidence: Fraction = 0.8  # τ: pixels below do not count
+        """Settings of CRKD."""
+
+        confidence: Fraction = 0.8  # τ: pixels whose c is lower do not count
         dice_classes: DiceClasses = "all"  # classes of the Dice losses
         pseudo_weight: NonNegative = 1.0  # λ_ps
-        # By their gradients: those of CPKD and LEC are short and point down the loss on validation patients, those of CFKD and
-        # CSD are several times as long and do not (docs/results.md).
-        pixel_weight: NonNegative = 1.0  # λ_p, CPKD
-        feature_weight: NonNegative = 0.01  # λ_f, CFKD
-        semantic_weight: NonNegative = 0.01  # λ_c, CSD
-        entropy_weight: NonNegative = 1.0  # λ_e, LEC
+        # Chosen by the gradients of the terms: those of CPKD and LEC are short and decrease the
+        # loss on validation patients; those of CFKD and CSD are several times as long and do not
+        # (docs/results.md).
+        pixel_weight: NonNegative = 1.0  # λ_p, of CPKD
+        feature_weight: NonNegative = 0.01  # λ_f, of CFKD
+        semantic_weight: NonNegative = 0.01  # λ_c, of CSD
+        entropy_weight: NonNegative = 1.0  # λ_e, of LEC
         rampup: NonNegative = 1.0  # share of the run over which r(t) rises to 1
-        ema_decay: Fraction = (
-            0.99  # of the teacher's moving average; 0: the student's weights as they are
-        )
-        feature_dropout: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = (
-            0.5  # channel dropout of stream fp, on every level
-        )
+        ema_decay: Fraction = 0.99  # decay of the teacher's moving average; 0 copies the student
+        # Channel dropout of the perturbed features, at every level of the encoder.
+        feature_dropout: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.5
         temperature: Annotated[float, msgspec.Meta(gt=0.0)] = 1.0  # T of CSD
-        contrast_samples: Annotated[int, msgspec.Meta(ge=1)] = (
-            256  # CSD samples per stream and batch
-        )
-        true_positive_anchors: bool = True  # CSD anchors must be predicted right
+        contrast_samples: Annotated[int, msgspec.Meta(ge=1)] = 256  # of CSD, per stream and batch
+        true_positive_anchors: bool = True  # CSD anchors must be predicted correctly
 
     params: Params
 
     def __init__(self, task: Task, params: Params) -> None:
         super().__init__(task, params)
-        # Without dropout: its pseudo-labels are those of the network that will predict.
+        # Without dropout, the pseudo-labels are those of the network that will predict.
         self.teacher = Ema(self.student, params.ema_decay, dropout=False)
         self.projection = Projection(self.student.features)
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        params, unlabeled = self.params, require_unlabeled(batch.unlabeled)
-        label, weak, strong = batch.labeled.label, unlabeled.weak, unlabeled.strong[0]
-        confidence, pseudo = self.pseudo_label(weak)
-        shares = {f"share_{k}": (pseudo == k).float().mean() for k in range(1, self.task.classes)}
+        label, unlabeled = batch.labeled.label, require_unlabeled(batch.unlabeled)
+        weak, strong = unlabeled.weak, unlabeled.strong[0]
+        confidence, pseudo_label = self.pseudo_label(weak)
+        shares = class_shares(pseudo_label, self.task.classes)
         partner, box = draw_swap(weak.shape, weak.device)
-        weak, strong, confidence, pseudo = (
-            swap(t, partner, box) for t in (weak, strong, confidence, pseudo)
+        weak, strong, confidence, pseudo_label = (
+            swap(x, partner, box) for x in (weak, strong, confidence, pseudo_label)
         )
-        keep = confidence >= params.confidence
-        dice = partial(dice_loss, classes=params.dice_classes)
+        target = PseudoLabel(confidence, pseudo_label)
+        keep = confidence >= self.params.confidence
 
-        # One pass for the three streams; the perturbed one leaves the others after the encoder.
-        sizes = [len(label), len(strong), len(weak)]
-        drop = torch.zeros(sum(sizes), device=weak.device)
-        drop[-len(weak) :] = params.feature_dropout
-        pyramid = self.student.encode(torch.cat([batch.labeled.image, strong, weak]))
-        features = self.student.decode([drop_channels(level, drop) for level in pyramid])
-        features_l, features_s, features_fp = torch.split(features, sizes)
-        log_l, log_s, log_fp = torch.split(log_probabilities(self.student.head(features)), sizes)
-
-        by_stream = [dice(log_p.exp(), pseudo, keep) for log_p in (log_s, log_fp)]
+        features, log_p = self.forward_streams(batch.labeled.image, strong, weak)
+        dice = partial(dice_loss, classes=self.params.dice_classes)
+        by_stream = [dice(x.exp(), pseudo_label, keep) for x in (log_p.strong, log_p.perturbed)]
         terms = {
-            "labeled": supervised_loss(log_l, label, dice=dice),
+            "labeled": supervised_loss(log_p.labeled, label, dice=dice),
             "pseudo": torch.stack(by_stream).mean(),
+            **self.distillation(features, log_p, label, target, keep),
         }
-        by_s, by_fp = reliability(log_s, log_fp, pseudo, keep)
-        if params.pixel_weight:
-            terms["pixel"] = pixel_distillation(log_s, log_fp, by_s, by_fp)
-        if params.feature_weight:
-            terms["feature"] = feature_distillation(features_s, features_fp, by_s, by_fp)
-        if params.semantic_weight:
-            terms["semantic"] = self.semantic(
-                (features_l, features_s, features_fp), log_l, label, confidence, pseudo
-            )
-        if params.entropy_weight:
-            terms["entropy"] = low_entropy_consistency(log_s, log_fp)
         weights = self.weights(step)
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         return {"total": total, **terms, "kept": keep.float().mean(), **shares}
 
     @torch.no_grad()
-    def pseudo_label(self, weak: Tensor) -> tuple[Tensor, Tensor]:
-        """Label weakly augmented images with the teacher, which normalizes them by their own statistics.
+    def pseudo_label(self, weak: Tensor) -> PseudoLabel:
+        """Label weakly augmented images [U, C, *S] with the teacher.
 
-        weak [U, C, *S] → confidence [U, *S] float32 and pseudo-label [U, *S] int64.
+        In training the teacher normalizes them by their own statistics.
         """
-        confidence, pseudo = probabilities(self.teacher.network(weak)).max(1)
-        return confidence, pseudo
+        return PseudoLabel(*probabilities(self.teacher.network(weak)).max(1))
+
+    def forward_streams(
+        self, labeled: Tensor, strong: Tensor, weak: Tensor
+    ) -> tuple[Streams, Streams]:
+        """Return features [·, F, *S] and log-probabilities [·, K, *S] of the three streams.
+
+        One pass serves all of them; the features of the weak images are perturbed on the way
+        from the encoder to the decoder.
+        """
+        sizes = [len(labeled), len(strong), len(weak)]
+        dropout = torch.zeros(sum(sizes), device=weak.device)
+        dropout[-len(weak) :] = self.params.feature_dropout
+        pyramid = self.student.encode(torch.cat([labeled, strong, weak]))
+        features = self.student.decode([drop_channels(level, dropout) for level in pyramid])
+        log_p = log_probabilities(self.student.head(features))
+        return Streams(*torch.split(features, sizes)), Streams(*torch.split(log_p, sizes))
+
+    def distillation(
+        self, features: Streams, log_p: Streams, label: Tensor, target: PseudoLabel, keep: Tensor
+    ) -> dict[str, Tensor]:
+        """Compute the terms between the streams whose weight is not 0."""
+        params = self.params
+        teaches = reliability(log_p.strong, log_p.perturbed, target.label, keep)
+        terms = {}
+        if params.pixel_weight:
+            terms["pixel"] = pixel_distillation(log_p.strong, log_p.perturbed, *teaches)
+        if params.feature_weight:
+            terms["feature"] = feature_distillation(features.strong, features.perturbed, *teaches)
+        if params.semantic_weight:
+            terms["semantic"] = self.semantic(features, log_p.labeled, label, target)
+        if params.entropy_weight:
+            terms["entropy"] = low_entropy_consistency(log_p.strong, log_p.perturbed)
+        return terms
 
     def semantic(
-        self,
-        features: tuple[Tensor, Tensor, Tensor],
-        log_l: Tensor,
-        label: Tensor,
-        confidence: Tensor,
-        pseudo: Tensor,
+        self, features: Streams, log_labeled: Tensor, label: Tensor, target: PseudoLabel
     ) -> Tensor:
-        """CSD: anchors from the labeled stream, positives and negatives from disjoint random halves of s and fp."""
-        classes, number = self.task.classes, self.params.contrast_samples
-        predicted = log_l.max(1).indices  # on a CPU ten times faster than argmax
-        right = (
-            predicted == label
-            if self.params.true_positive_anchors
-            else torch.ones_like(label, dtype=torch.bool)
+        """Compute CSD: labeled anchors against unlabeled features of both streams."""
+        anchors = self.sample_labeled(features.labeled, log_labeled, label)
+        others = self.sample_unlabeled(features.strong, features.perturbed, target)
+        projected = self.projection(torch.cat([anchors.features, others.features]))
+        projected_anchors, projected_others = torch.split(
+            projected, [len(anchors.features), len(others.features)]
         )
-        sure = confidence >= class_means(confidence, pseudo, classes)[pseudo]
+        temperature = self.params.temperature
+        return contrast(projected_anchors, projected_others, anchors, others, temperature)
+
+    def sample_labeled(self, features: Tensor, log_p: Tensor, label: Tensor) -> Samples:
+        """Sample anchors from labeled pixels, by their predicted class."""
+        predicted = log_p.max(1).indices  # argmax() is ten times slower on a CPU
+        eligible = torch.ones_like(label, dtype=torch.bool)
+        if self.params.true_positive_anchors:
+            eligible = predicted == label
         order = torch.rand(label.shape, device=label.device)
-        halves = torch.rand(pseudo.shape, device=pseudo.device)
-        of_s = halves < 0.5
-        samples = [
-            sample(features[0], predicted, right, order, classes, number),
-            sample(features[1], pseudo, sure & of_s, halves, classes, number),
-            sample(features[2], pseudo, sure & ~of_s, halves, classes, number),
-        ]
-        projected = torch.split(
-            self.projection(torch.cat([s.features for s in samples])),
-            [len(s.features) for s in samples],
-        )
-        anchors, *unlabeled = samples
-        others = type(anchors)(*(torch.cat(parts) for parts in zip(*unlabeled, strict=True)))
-        return contrast(
-            projected[0], torch.cat(projected[1:]), anchors, others, self.params.temperature
+        number = self.params.contrast_samples
+        return sample(features, predicted, eligible, order, self.task.classes, number)
+
+    def sample_unlabeled(self, strong: Tensor, perturbed: Tensor, target: PseudoLabel) -> Samples:
+        """Sample both streams, from disjoint random halves of the certain pixels.
+
+        A pixel is certain if its confidence is at least the mean of its class.
+        """
+        classes, number = self.task.classes, self.params.contrast_samples
+        confidence, label = target
+        certain = confidence >= class_means(confidence, label, classes)[label]
+        order = torch.rand(label.shape, device=label.device)
+        lower_half = order < 0.5
+        return concat(
+            sample(strong, label, certain & lower_half, order, classes, number),
+            sample(perturbed, label, certain & ~lower_half, order, classes, number),
         )
 
     def weights(self, step: int) -> dict[str, float]:
-        """The factor of every term at `step`."""
+        """Return the factor of every term at `step`."""
         params = self.params
-        r = sigmoid_ramp(step, params.rampup * self.task.steps)
-        distilled = {
-            "pixel": params.pixel_weight,
-            "feature": params.feature_weight,
-            "semantic": params.semantic_weight,
-            "entropy": params.entropy_weight,
-        }
+        ramp = sigmoid_ramp(step, params.rampup * self.task.steps)
         return {
             "labeled": 1.0,
             "pseudo": params.pseudo_weight,
-            **{name: r * weight for name, weight in distilled.items()},
+            "pixel": ramp * params.pixel_weight,
+            "feature": ramp * params.feature_weight,
+            "semantic": ramp * params.semantic_weight,
+            "entropy": ramp * params.entropy_weight,
         }
 
     def after_step(self, step: int) -> None:

@@ -1,13 +1,19 @@
-"""CrossMatch (Zhao, Wang and Ding, "CrossMatch: Enhance Semi-Supervised Medical Image Segmentation With Perturbation Strategies
-and Knowledge Distillation", IEEE Journal of Biomedical and Health Informatics 2024).
+"""CrossMatch: weak-to-strong consistency with distillation between perturbed features.
 
-Strong views learn the pseudo-label of the weak view, with a box of a mixing partner in them (CutMix). Besides, answers from
-features that were perturbed weakly and strongly learn the plain answer (teacher distillation), and those on a strong view learn
-the ones of the same perturbation on the weak view (decoder distillation). One network, one decoder.
+B. Zhao, C. Wang and S. Ding, "CrossMatch: Enhance Semi-Supervised Medical Image Segmentation With
+Perturbation Strategies and Knowledge Distillation", IEEE Journal of Biomedical and Health
+Informatics 2024.
+
+One network with one decoder predicts every image from its plain, its weakly perturbed and its
+strongly perturbed features. Two strong views, with a CutMix box of a mixing partner in them, learn
+the pseudo-label of the weak view. Perturbed predictions learn the plain one (teacher
+distillation), and those on the second strong view learn the prediction with the same perturbation
+on the weak view (decoder distillation).
+
+Shapes: B images, K classes, *S spatial axes (two or three).
 """
 
 import math
-from functools import partial
 from typing import Annotated, ClassVar, NamedTuple
 
 import msgspec
@@ -33,25 +39,30 @@ from crkd_cli.schedules import sigmoid_ramp
 Rate = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
 
 
-class Answer(NamedTuple):
-    """What a target says: confidence [B, *S] and pseudo-label [B, *S], without a gradient."""
+class Target(NamedTuple):
+    """A prediction that others learn, without gradient."""
 
-    confidence: Tensor
-    pseudo: Tensor
+    confidence: Tensor  # [B, *S]
+    label: Tensor  # [B, *S] class numbers
 
-    def mixed(self, other: "Answer", box: Tensor) -> "Answer":
-        return Answer(
-            mix(self.confidence, other.confidence, box), mix(self.pseudo, other.pseudo, box)
+    @classmethod
+    def from_probabilities(cls, p: Tensor) -> "Target":
+        """Take the most likely class of p [B, K, *S]."""
+        return cls(*p.detach().max(1))
+
+    def cutmix(self, partner: "Target", box: Tensor) -> "Target":
+        """Take the box [B, *S] from the target of the mixing partner."""
+        return Target(
+            mix(self.confidence, partner.confidence, box), mix(self.label, partner.label, box)
         )
-
-
-def answer(p: Tensor) -> Answer:
-    return Answer(*p.detach().max(1))
 
 
 @METHODS.register
 class CrossMatch(Method):
-    """L = ½ (L_sup + ½ L_strong + λ [(1 − η) L_tkd + η L_dkd]), all but L_sup Dice on pixels whose target is confident."""
+    """L = ½ (L_sup + ½ L_strong + λ [(1 − η) L_teacher + η L_decoder]).
+
+    All terms but L_sup are Dice losses over the pixels whose target is confident.
+    """
 
     unlabeled_streams = 2
     strong_views = 2
@@ -59,9 +70,9 @@ class CrossMatch(Method):
         "acdc": {"train.steps": 30000, "train.optimizer": "nesterov"},
         "la": {
             "train.steps": 14000,
-            "train.lr_horizon": 1.214,
+            "train.lr_horizon": 1.214,  # 17,000 steps
             "train.optimizer": "adamw",
-            "train.lr": 0.001,  # horizon 17,000
+            "train.lr": 0.001,
             "methods.crossmatch.confidence": 0.75,
             "methods.crossmatch.confidence_rampup": 1.214,
             "methods.crossmatch.log2_scaled": True,
@@ -72,86 +83,106 @@ class CrossMatch(Method):
     }
 
     class Params(Strict, frozen=True):
-        confidence: Fraction = 0.95  # τ: pixels below do not count
-        confidence_rampup: NonNegative | None = (
-            None  # share of the run over which τ rises to 1; none: it stays
-        )
-        log2_scaled: bool = (
-            False  # τ times ln 2, as released for LA: at first nearly all pixels count
-        )
+        """Settings of CrossMatch."""
+
+        confidence: Fraction = 0.95  # τ: pixels whose confidence is lower do not count
+        # Share of the run over which τ rises to 1; none: τ is constant.
+        confidence_rampup: NonNegative | None = None
+        # Multiply τ by ln 2, as released for LA: at first nearly all pixels count.
+        log2_scaled: bool = False
         distillation_weight: NonNegative = 0.5  # λ
         decoder_share: Fraction = 0.3  # η, the decoder distillation's part of λ
         dice_classes: DiceClasses = "all"  # classes of the Dice losses
         dice_smooth: Annotated[float, msgspec.Meta(gt=0.0)] = 1e-4  # ε of the Dice losses
-        weak_dropout: Rate = 0.25  # channel dropout of weakly perturbed features, on every level
-        strong_dropout: Rate = 0.75  # of strongly perturbed ones
+        weak_dropout: Rate = 0.25  # channel dropout of weakly perturbed features, at every level
+        strong_dropout: Rate = 0.75  # channel dropout of strongly perturbed features
 
     params: Params
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        params = self.params
+        labeled = batch.labeled
         images, partners = require_unlabeled(batch.unlabeled), require_unlabeled(batch.partners)
         boxes = [draw_mix(images.weak.shape, images.weak.device) for _ in images.strong]
-        with torch.no_grad():
-            plain = answer(probabilities(self.student(partners.weak)))
-            of_partners = [
-                plain,
-                *map(answer, self.forward_perturbed(batch.labeled.image, partners.weak)[1][1:]),
-            ]
-        strong = [
-            mix(own, other, box)
-            for own, other, box in zip(images.strong, partners.strong, boxes, strict=True)
+        partner_targets = self.partner_targets(labeled.image, partners.weak)
+        views = [
+            mix(image, partner, box)
+            for image, partner, box in zip(images.strong, partners.strong, boxes, strict=True)
         ]
-        log_l, of_weak = self.forward_perturbed(batch.labeled.image, images.weak)
-        log_1, of_strong = self.forward_perturbed(*strong)
+        # Lists are by perturbation: plain, weak, strong. The first view is not perturbed.
+        log_labeled, p_weak = self.forward_perturbed(labeled.image, images.weak)
+        log_first, p_second = self.forward_perturbed(*views)
 
-        own = [answer(p) for p in of_weak]
-        first = own[0].mixed(of_partners[0], boxes[0])
-        second = [
-            mine.mixed(theirs, boxes[1]) for mine, theirs in zip(own, of_partners, strict=True)
+        targets = [Target.from_probabilities(p) for p in p_weak]
+        target_first = targets[0].cutmix(partner_targets[0], boxes[0])
+        targets_second = [
+            target.cutmix(partner, boxes[1])
+            for target, partner in zip(targets, partner_targets, strict=True)
         ]
-        threshold = self.threshold(step)
-        dice = partial(dice_loss, classes=params.dice_classes, epsilon=params.dice_smooth)
-
-        def target_loss(*pairs: tuple[Tensor, Answer]) -> Tensor:
-            """Mean over pairs of the Dice loss of p [B, K, *S] against its target, where that is confident."""
-            return torch.stack(
-                [dice(p, a.pseudo, a.confidence >= threshold) for p, a in pairs]
-            ).mean()
-
-        terms = {
-            "labeled": supervised_loss(log_l, batch.labeled.label, dice=dice),
-            "pseudo": target_loss((log_1.exp(), first), (of_strong[0], second[0])),
-            "teacher": target_loss(
-                *((p, own[0]) for p in of_weak[1:]), *((p, second[0]) for p in of_strong[1:])
-            ),
-            "decoder": target_loss(*zip(of_strong[1:], second[1:], strict=True)),
+        weak_pairs = [(p, targets[0]) for p in p_weak[1:]]
+        second_pairs = [(p, targets_second[0]) for p in p_second[1:]]
+        pairs = {
+            "pseudo": [(log_first.exp(), target_first), (p_second[0], targets_second[0])],
+            "teacher": weak_pairs + second_pairs,
+            "decoder": list(zip(p_second[1:], targets_second[1:], strict=True)),
         }
-        share = params.decoder_share
-        distilled = (1.0 - share) * terms["teacher"] + share * terms["decoder"]
-        total = 0.5 * (
-            terms["labeled"] + 0.5 * terms["pseudo"] + params.distillation_weight * distilled
-        )
-        return {"total": total, **terms, "kept": (own[0].confidence >= threshold).float().mean()}
+        threshold = self.threshold(step)
+        terms = {"labeled": supervised_loss(log_labeled, labeled.label, dice=self.dice)}
+        for name in pairs:
+            terms[name] = self.target_loss(pairs[name], threshold)
+        kept = (targets[0].confidence >= threshold).float().mean()
+        return {"total": self.total(terms), **terms, "kept": kept}
 
-    def forward_perturbed(self, a: Tensor, b: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Log-probabilities for images a; probabilities for images b: plain, weakly and strongly perturbed. One pass."""
+    @torch.no_grad()
+    def partner_targets(self, labeled: Tensor, weak: Tensor) -> list[Target]:
+        """Predict the targets of the mixing partners: plain, weakly and strongly perturbed.
+
+        As released, the plain one is from a separate pass, and the labeled images only take part
+        for the statistics of batch norm.
+        """
+        plain = probabilities(self.student(weak))
+        _, (_, *perturbed) = self.forward_perturbed(labeled, weak)
+        return [Target.from_probabilities(p) for p in (plain, *perturbed)]
+
+    def forward_perturbed(self, plain: Tensor, perturbed: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Predict two batches of images in one pass, the second one under every perturbation.
+
+        Returns:
+            Log-probabilities of `plain`, and probabilities of `perturbed` from plain, weakly and
+            strongly perturbed features.
+        """
+        count = len(plain)
         rates = (self.params.weak_dropout, self.params.strong_dropout)
-        pyramid = self.student.encode(torch.cat([a, b]))
-        levels = [
-            torch.cat([level, *(drop_channels(level[len(a) :], rate) for rate in rates)])
-            for level in pyramid
-        ]
-        log_p = forward_head(self.student, self.student.decode(levels))
-        return log_p[: len(a)], list(log_p[len(a) :].exp().chunk(3))
+        pyramid = []
+        for level in self.student.encode(torch.cat([plain, perturbed])):
+            dropped = [drop_channels(level[count:], rate) for rate in rates]
+            pyramid.append(torch.cat([level, *dropped]))
+        log_p = forward_head(self.student, self.student.decode(pyramid))
+        return log_p[:count], list(log_p[count:].exp().chunk(3))
+
+    def target_loss(self, pairs: list[tuple[Tensor, Target]], threshold: float) -> Tensor:
+        """Average over (p [B, K, *S], target) pairs the Dice loss where the target is confident."""
+        losses = [self.dice(p, target.label, target.confidence >= threshold) for p, target in pairs]
+        return torch.stack(losses).mean()
+
+    def dice(self, p: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Compute the Dice loss in the form that the authors use."""
+        params = self.params
+        return dice_loss(
+            p, target, mask, classes=params.dice_classes, epsilon=params.dice_smooth
+        )
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """Add up the terms."""
+        eta = self.params.decoder_share
+        distillation = (1.0 - eta) * terms["teacher"] + eta * terms["decoder"]
+        weight = self.params.distillation_weight
+        return 0.5 * (terms["labeled"] + 0.5 * terms["pseudo"] + weight * distillation)
 
     def threshold(self, step: int) -> float:
-        """τ at `step`."""
+        """Return τ at `step`."""
         params = self.params
-        rise = (
-            0.0
-            if params.confidence_rampup is None
-            else sigmoid_ramp(step, params.confidence_rampup * self.task.steps)
-        )
-        threshold = params.confidence + (1.0 - params.confidence) * rise
+        threshold = params.confidence
+        if params.confidence_rampup is not None:
+            ramp = sigmoid_ramp(step, params.confidence_rampup * self.task.steps)
+            threshold += (1.0 - params.confidence) * ramp
         return threshold * math.log(2.0) if params.log2_scaled else threshold

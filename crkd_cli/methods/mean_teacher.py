@@ -1,6 +1,9 @@
-"""Mean teacher (Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017), for segmentation as in SSL4MIS.
+"""Mean teacher, applied to segmentation as in SSL4MIS.
 
-On unlabeled images the student agrees with its moving average, which sees them with noise and drops features of its own.
+A. Tarvainen and H. Valpola, "Mean teachers are better role models", NeurIPS 2017.
+
+On unlabeled images the student is trained to agree with its moving average, which sees them with
+added noise and its own dropout.
 """
 
 from functools import partial
@@ -15,7 +18,7 @@ from crkd_cli.losses.pixel import masked_mean, squared_difference
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import (
     AuthorSettings,
-    MeanTeaching,
+    MeanTeacherBase,
     forward_concat,
     require_unlabeled,
     supervised_loss,
@@ -24,12 +27,12 @@ from crkd_cli.schedules import sigmoid_ramp
 
 
 @METHODS.register
-class MeanTeacher(MeanTeaching):
-    """L = L_sup + λ(t) · mean (p_student − p_teacher)² over pixels and classes of the unlabeled images."""
+class MeanTeacher(MeanTeacherBase):
+    """L = L_sup + λ(t) · mean (p_student − p_teacher)², over unlabeled pixels and classes."""
 
     author_settings: ClassVar[AuthorSettings] = {
         "acdc": {"train.steps": 30000},
-        "la": {  # as in UA-MT's program: the learning rate falls every 2,500 steps
+        "la": {  # as in UA-MT's program: the learning rate drops every 2,500 steps
             "train.steps": 6000,
             "train.lr_schedule": "step",
             "train.lr_milestones": [0.41667, 0.83333],
@@ -38,7 +41,9 @@ class MeanTeacher(MeanTeaching):
         },
     }
 
-    class Params(MeanTeaching.Params, frozen=True):
+    class Params(MeanTeacherBase.Params, frozen=True):
+        """Settings of mean teacher."""
+
         consistency_weight: NonNegative = 0.1  # λ at the end of its ramp
         rampup: NonNegative = 1.0  # share of the run over which λ rises
         rampup_delay: Fraction = 1 / 30  # share of the run during which λ is 0
@@ -48,12 +53,11 @@ class MeanTeacher(MeanTeaching):
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         weak = require_unlabeled(batch.unlabeled).weak
-        log_l, log_u = forward_concat(self.student, batch.labeled.image, weak)
-        taught = self.answer(weak)
-        labeled = supervised_loss(
-            log_l, batch.labeled.label, dice=partial(dice_loss, classes=self.params.dice_classes)
-        )
-        consistency = masked_mean(squared_difference(log_u.exp(), taught), None)
+        log_labeled, log_unlabeled = forward_concat(self.student, batch.labeled.image, weak)
+        target = self.teacher_probabilities(weak)
+        dice = partial(dice_loss, classes=self.params.dice_classes)
+        labeled = supervised_loss(log_labeled, batch.labeled.label, dice=dice)
+        consistency = masked_mean(squared_difference(log_unlabeled.exp(), target), None)
         return {
             "total": labeled + self.weight(step) * consistency,
             "labeled": labeled,
@@ -61,10 +65,8 @@ class MeanTeacher(MeanTeaching):
         }
 
     def weight(self, step: int) -> float:
-        """λ at `step`."""
+        """Return λ at `step`."""
         params, steps = self.params, self.task.steps
-        return (
-            params.consistency_weight * sigmoid_ramp(step, params.rampup * steps)
-            if step >= params.rampup_delay * steps
-            else 0.0
-        )
+        if step < params.rampup_delay * steps:
+            return 0.0
+        return params.consistency_weight * sigmoid_ramp(step, params.rampup * steps)

@@ -15,7 +15,7 @@ from crkd_cli.methods.base import AuthorSettings, Method, supervised_loss
 
 @METHODS.register
 class Supervised(Method):
-    """½ (cross entropy + Dice); unlabeled images are never read."""
+    """L = ½ (cross entropy + Dice). Unlabeled images are never read."""
 
     unlabeled_streams = 0
     author_settings: ClassVar[AuthorSettings] = {
@@ -23,16 +23,13 @@ class Supervised(Method):
     }
 
     class Params(Strict, frozen=True):
+        """Settings of supervised training."""
+
         dice_classes: DiceClasses = "all"  # classes of the Dice loss
 
     params: Params
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        logits = self.student(batch.labeled.image)
-        return {
-            "total": supervised_loss(
-                log_probabilities(logits),
-                batch.labeled.label,
-                dice=partial(dice_loss, classes=self.params.dice_classes),
-            )
-        }
+        log_p = log_probabilities(self.student(batch.labeled.image))
+        dice = partial(dice_loss, classes=self.params.dice_classes)
+        return {"total": supervised_loss(log_p, batch.labeled.label, dice=dice)}

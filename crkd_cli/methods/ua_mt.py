@@ -1,7 +1,10 @@
-"""UA-MT (Yu, Wang, Li, Fu and Heng, "Uncertainty-aware Self-ensembling Model for Semi-supervised 3D Left Atrium Segmentation",
-MICCAI 2019): a mean teacher that is followed only where it is certain.
+"""UA-MT: a mean teacher that is followed only where it is certain.
 
-Certain means: the mean answer of several passes with other noise and other dropped features has little entropy.
+L. Yu, S. Wang, X. Li, C.-W. Fu and P.-A. Heng, "Uncertainty-aware Self-ensembling Model for
+Semi-supervised 3D Left Atrium Segmentation", MICCAI 2019.
+
+The teacher is certain where the mean prediction of several passes, each with its own noise and
+dropout, has low entropy.
 """
 
 import math
@@ -20,7 +23,7 @@ from crkd_cli.losses.pixel import entropy, masked_mean, probabilities, squared_d
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import (
     AuthorSettings,
-    MeanTeaching,
+    MeanTeacherBase,
     Task,
     forward_concat,
     require_unlabeled,
@@ -28,17 +31,22 @@ from crkd_cli.methods.base import (
 )
 from crkd_cli.schedules import sigmoid_ramp
 
-SMALLEST = 1e-6  # probability in a logarithm
-START = 0.75  # the entropy threshold at first, as a share of the one at the end
+MIN_PROBABILITY = 1e-6  # keeps the logarithm finite
+INITIAL_THRESHOLD = 0.75  # h at the start of the run, as a fraction of h at its end
+
+EvenCount = Annotated[int, msgspec.Meta(ge=2, multiple_of=2)]
 
 
 @METHODS.register
-class UaMt(MeanTeaching):
-    """L = L_sup + λ(t) · mean (p_student − p_teacher)² over the pixels with U < h(t), U the entropy of the mean of `passes`."""
+class UaMt(MeanTeacherBase):
+    """L = L_sup + λ(t) · mean (p_student − p_teacher)² over the pixels with U < h(t).
+
+    U is the entropy of the mean of `passes` predictions.
+    """
 
     author_settings: ClassVar[AuthorSettings] = {
         "acdc": {"train.steps": 30000},
-        "la": {  # the learning rate falls every 2,500 steps
+        "la": {  # the learning rate drops every 2,500 steps
             "train.steps": 6000,
             "train.lr_schedule": "step",
             "train.lr_milestones": [0.41667, 0.83333],
@@ -46,16 +54,15 @@ class UaMt(MeanTeaching):
         },
     }
 
-    class Params(MeanTeaching.Params, frozen=True):
+    class Params(MeanTeacherBase.Params, frozen=True):
+        """Settings of UA-MT."""
+
         consistency_weight: NonNegative = 0.1  # λ at the end of its ramp
         rampup: NonNegative = 1.0  # share of the run over which λ rises
-        passes: Annotated[int, msgspec.Meta(ge=2, multiple_of=2)] = (
-            8  # of the teacher, for the uncertainty
-        )
+        passes: EvenCount = 8  # passes of the teacher that the uncertainty is estimated from
         dice_classes: DiceClasses = "all"  # classes of the Dice loss
-        legacy_constants: bool = (
-            False  # h and the mean over classes as for two classes, however many: SSL4MIS on ACDC
-        )
+        # Compute h and the mean over classes for two classes, whatever K is, as SSL4MIS on ACDC.
+        legacy_constants: bool = False
 
     params: Params
 
@@ -64,35 +71,37 @@ class UaMt(MeanTeaching):
         self.classes = 2 if params.legacy_constants else task.classes
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        params = self.params
         weak = require_unlabeled(batch.unlabeled).weak
-        log_l, log_u = forward_concat(self.student, batch.labeled.image, weak)
-        taught, certain = self.teach(weak, step)
-        labeled = supervised_loss(
-            log_l, batch.labeled.label, dice=partial(dice_loss, classes=self.params.dice_classes)
-        )
-        by_pixel = squared_difference(log_u.exp(), taught) * (self.task.classes / self.classes)
-        consistency = masked_mean(by_pixel, certain)
-        weight = self.params.consistency_weight * sigmoid_ramp(
-            step, self.params.rampup * self.task.steps
-        )
-        terms = {"labeled": labeled, "consistency": consistency, "kept": certain.float().mean()}
-        return {"total": labeled + weight * consistency, **terms}
+        log_labeled, log_unlabeled = forward_concat(self.student, batch.labeled.image, weak)
+        target = self.teacher_probabilities(weak)
+        certain = self.uncertainty(weak) < self.threshold(step)
+
+        dice = partial(dice_loss, classes=params.dice_classes)
+        labeled = supervised_loss(log_labeled, batch.labeled.label, dice=dice)
+        difference = squared_difference(log_unlabeled.exp(), target)
+        consistency = masked_mean(difference * (self.task.classes / self.classes), certain)
+        ramp = sigmoid_ramp(step, params.rampup * self.task.steps)
+        return {
+            "total": labeled + params.consistency_weight * ramp * consistency,
+            "labeled": labeled,
+            "consistency": consistency,
+            "kept": certain.float().mean(),
+        }
 
     @torch.no_grad()
-    def teach(self, weak: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """weak [U, C, *S] → the teacher's probabilities [U, K, *S] in one pass, and where it is certain in others, [U, *S]."""
-        taught = self.answer(weak)
-        mean = torch.zeros_like(taught)
-        for _ in range(
-            self.params.passes // 2
-        ):  # two at a time, sharing the statistics of batch norm, as published
-            twice = noise(torch.cat([weak, weak]), self.params.noise)
-            for p in probabilities(self.teacher.network(twice)).chunk(2):
+    def uncertainty(self, weak: Tensor) -> Tensor:
+        """Return the entropy [U, *S] of the teacher's mean prediction for images [U, C, *S]."""
+        mean = weak.new_zeros(len(weak), self.task.classes, *weak.shape[2:])
+        # As published, two passes at a time share their batch norm statistics.
+        for _ in range(self.params.passes // 2):
+            noisy = noise(torch.cat([weak, weak]), self.params.noise)
+            for p in probabilities(self.teacher.network(noisy)).chunk(2):
                 mean += p / self.params.passes
-        return taught, entropy(mean.clamp(min=SMALLEST).log()) < self.threshold(step)
+        return entropy(mean.clamp(min=MIN_PROBABILITY).log())
 
     def threshold(self, step: int) -> float:
-        """h(t) in nats: from three quarters of the largest entropy up to it, over the run."""
-        return (START + (1.0 - START) * sigmoid_ramp(step, self.task.steps)) * math.log(
-            self.classes
-        )
+        """Return h at `step` in nats: over the run it rises to the largest possible entropy."""
+        ramp = sigmoid_ramp(step, self.task.steps)
+        fraction = INITIAL_THRESHOLD + (1.0 - INITIAL_THRESHOLD) * ramp
+        return fraction * math.log(self.classes)
