@@ -77,14 +77,12 @@ def predict(
 
     file = checkpoint or newest_checkpoint(Path("runs"))
     info(f"checkpoint: {file}")
-    wanted = PredictOptions(overlay, probabilities, largest_component, overwrite)
-    outcome = run(source, file, info, progress, out, device, wanted)
-    there, how = outcome.skipped, "kept whichever checkpoint made them (--overwrite: redo)"
-    info(
-        f"{pluralize(outcome.written, 'mask')} written to {outcome.folder}"
-        + (f"; {there} there already, {how}" if there else "")
-    )
-    if outcome.failures:
-        raise CrkdError(
-            "\n  ".join([f"{pluralize(len(outcome.failures), 'image')} failed:", *outcome.failures])
-        )
+    options = PredictOptions(overlay, probabilities, largest_component, overwrite)
+    result = run(source, file, info, progress, out, device, options)
+    message = f"{pluralize(result.written, 'mask')} written to {result.folder}"
+    if result.skipped:
+        message += f"; {result.skipped} skipped: already there, from any checkpoint (--overwrite)"
+    info(message)
+    if result.failures:
+        lines = [f"{pluralize(len(result.failures), 'image')} failed:", *result.failures]
+        raise CrkdError("\n  ".join(lines))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from crkd_cli.data.splits import Part
 from crkd_cli.errors import UsageError
-from crkd_cli.metrics.surface import Mask, union_box
+from crkd_cli.metrics.surface import Mask, bounding_box
 
 _MISSING = {
     "acdc": 0.0,
@@ -44,7 +44,7 @@ def scores(prediction: Mask, truth: Mask, source: str) -> NDArray[np.float64]:
         return np.array([overlap, overlap, missing, missing])
     from medpy.metric import binary
 
-    box = union_box(prediction, truth)  # the same numbers as on the whole image, sooner
+    box = bounding_box(prediction | truth)  # the same numbers as on the whole image, sooner
     prediction, truth = prediction[box], truth[box]
     return np.array(
         [score(prediction, truth) for score in (binary.dc, binary.jc, binary.hd95, binary.asd)]

@@ -1,31 +1,43 @@
-"""One picture of a case for people: the contours of every class on the image, a legend, three planes for a volume."""
+"""A picture of a segmented case: the contours of every class on the image, with a legend."""
 
+import io
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from crkd_cli.data.store import DatasetSpec
+from crkd_cli.metrics.surface import bounding_box
 
-Picture = Image.Image
-Color = tuple[int, int, int]
-Panel = tuple[Picture, str]  # a plane and its name
-Box = list[tuple[int, int]]  # where it begins and where it has ended, for every axis
-# Okabe and Ito's colors: told apart by color-blind readers too.
-_COLOURS = [
-    (230, 159, 0),
-    (86, 180, 233),
-    (204, 121, 167),
-    (0, 158, 115),
-    (240, 228, 66),
-    (213, 94, 0),
-    (0, 114, 178),
-]
-_TRUTH = (255, 255, 255)
-_SIDE = 512  # pixels of the longest side of a plane
-_GAP, _LINE, _THICK = 12, 24, 2
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.patches import Patch
+
+# The palette of Okabe and Ito, which color-blind readers can tell apart.
+_COLORS = ("#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#d55e00", "#0072b2")
+_REFERENCE = "#ffffff"
+_SIDE = 5.12  # longest side of a plane, inches
+_DPI = 100
+
+
+class _Plane(NamedTuple):
+    """A 2D image, or a cross-section of a volume."""
+
+    name: str
+    image: NDArray[Any]  # [C, H, W]
+    layers: NDArray[np.uint8]  # [L, H, W], label maps from bottom to top
+    spacing: tuple[float, ...]
+    view: tuple[slice, ...]  # the part that is shown
+    upwards: bool = False  # whether rows run from bottom to top
+
+    @property
+    def size(self) -> list[float]:
+        """Height and width of the view in the unit of the spacing."""
+        sides = zip(self.view, self.spacing, strict=True)
+        return [(part.stop - part.start) * step for part, step in sides]
 
 
 def draw_overlay(
@@ -34,190 +46,157 @@ def draw_overlay(
     spec: DatasetSpec,
     spacing: Sequence[float] | None,
     title: str,
-    truth: NDArray[np.uint8] | None = None,
-) -> Picture:
-    """`labels` [*S] drawn on `image` [C, *S], any number type; `spacing` per axis of *S gives the planes' aspect.
+    reference: NDArray[np.uint8] | None = None,
+) -> Image.Image:
+    """Draw the contours of `labels` on `image` and return an RGB picture.
 
-    A volume is shown in the three planes through the middle of what was found (of the image where nothing was). `truth` [*S]
-    is drawn in white under it, counts as found, and brings the picture close to both.
+    A volume is shown in the three planes through the middle of the labeled structures, or of the
+    image if there are none.
+
+    Args:
+        image: [C, *S], any number type. A 2D image may have another size than `labels`.
+        labels: [*S], the predicted label map.
+        spec: Names the classes and tells the axis order.
+        spacing: Per axis of *S; sets the aspect of the planes. None: equal.
+        title: Text above the picture.
+        reference: [*S]. Drawn in white under the prediction; the picture zooms in on both.
     """
+    from matplotlib import rc_context
+
     steps = tuple(spacing or (1.0,) * labels.ndim)
-    layers = np.stack([labels] if truth is None else [labels, truth])
-    if spec.z_last and labels.ndim == 3:
-        image, layers, steps = (
-            image.transpose(0, 3, 2, 1),
-            layers.transpose(0, 3, 2, 1),
-            steps[::-1],
-        )
-    volume = labels.ndim == 3
-    box = [(0, side) for side in layers.shape[1:]] if truth is None else _around(np.any(layers, 0))
-    planes = (
-        [_cut(image, layers, steps, box, axis) for axis in range(3)]
-        if volume
-        else [(image, layers, steps, box, "")]
+    layers = np.stack([labels] if reference is None else [reference, labels])
+    if labels.ndim == 3 and spec.z_last:
+        image, layers = image.transpose(0, 3, 2, 1), layers.transpose(0, 3, 2, 1)
+        steps = steps[::-1]
+    if labels.ndim == 3 and not spacing:
+        title += " (spacing unknown, assumed equal)"
+
+    labeled = layers.max(0) > 0
+    whole = tuple(slice(0, side) for side in labeled.shape)
+    center = bounding_box(labeled) if labeled.any() else whole
+    view = whole if reference is None else _around(center, labeled.shape)
+    if labels.ndim == 3:
+        planes = [_cross_section(image, layers, steps, view, center, axis) for axis in range(3)]
+    else:
+        planes = [_Plane("", image, layers, steps, view)]
+
+    # Names may contain dollar signs.
+    style = rc_context({"text.color": "#ebebeb", "text.parse_math": False, "font.size": 11})
+    with style, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # not in the font: drawn as a box
+        return _draw_page(planes, _gray_limits(image), title, _legend(labels, spec, reference))
+
+
+def _cross_section(
+    image: NDArray[Any],
+    layers: NDArray[np.uint8],
+    steps: tuple[float, ...],
+    view: tuple[slice, ...],
+    center: tuple[slice, ...],
+    axis: int,
+) -> _Plane:
+    """Cut `image` [C, z, y, x] and `layers` [L, z, y, x] across `axis`, halfway along `center`."""
+    index = (center[axis].start + center[axis].stop - 1) // 2
+    return _Plane(
+        f"{'zyx'[axis]} = {index + 1} of {layers.shape[1 + axis]}",
+        image.take(index, 1 + axis),
+        layers.take(index, 1 + axis),
+        steps[:axis] + steps[axis + 1 :],
+        view[:axis] + view[axis + 1 :],
+        upwards=axis > 0,
     )
-    window = _window(image)
-    # One scale for all planes: pixels per mm.
-    scale = _SIDE / max((end - begin) * step for (begin, end), step in zip(box, steps, strict=True))
-    panels = [
-        (_plane(_bytes(plane, *window), cut, sizes, part, scale), name)
-        for plane, cut, sizes, part, name in planes
-    ]
-    found = set(np.unique(labels).tolist())
-    legend = [
-        (name if k in found else f"{name}: none", _color(k))
-        for k, name in enumerate(spec.classes)
-        if k
-    ]
-    legend += [] if truth is None else [("truth", _TRUTH)]
-    note = "" if spacing or not volume else " (spacing unknown, taken as equal)"
-    return _page(panels, legend, title + note)
 
 
-def _around(found: NDArray[np.bool_]) -> Box:
-    """What was found and half as much on every side of it, at least a sixteenth of the image; all where nothing was."""
-    box = []
-    for axis, side in enumerate(found.shape):
-        filled = np.flatnonzero(
-            found.any(tuple(other for other in range(found.ndim) if other != axis))
-        )
-        begin, end = (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (0, side)
-        margin = max((end - begin) // 2, side // 16)
-        box.append((max(begin - margin, 0), min(end + margin, side)))
-    return box
+def _draw_page(
+    planes: Sequence[_Plane], limits: tuple[float, float], title: str, legend: "list[Patch]"
+) -> Image.Image:
+    """Draw all planes at one scale: a single one, or z above y, with x beside y."""
+    from matplotlib.figure import Figure
+
+    heights, widths = zip(*(plane.size for plane in planes[::2]), strict=True)
+    scale = _SIDE / max(*heights, *widths)
+    size = (scale * sum(widths), scale * sum(heights) + 1)  # an inch for the texts
+    figure = Figure(figsize=size, layout="compressed", facecolor="#181818")
+    grid = figure.add_gridspec(
+        len(heights), len(widths), height_ratios=heights, width_ratios=widths
+    )
+    for plane, (row, column) in zip(planes, [(0, 0), (1, 0), (1, 1)], strict=False):
+        _draw_plane(figure.add_subplot(grid[row, column]), plane, limits)
+
+    figure.suptitle(title, x=0, ha="left", fontsize=12)
+    longest = max(len(str(patch.get_label())) for patch in legend)
+    columns = max(1, int(size[0] / (0.09 * longest + 0.5)))
+    figure.legend(handles=legend, loc="outside lower left", ncols=columns, frameon=False)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=_DPI, bbox_inches="tight", pil_kwargs={"compress_level": 0})
+    return Image.open(file).convert("RGB")
 
 
-def _window(image: NDArray[Any]) -> tuple[float, float]:
-    """The values shown black and white: the 0.5th and 99.5th percentile; 8-bit color is shown as it is."""
+def _draw_plane(axes: "Axes", plane: _Plane, limits: tuple[float, float]) -> None:
+    *_, height, width = plane.layers.shape
+    down, right = plane.spacing
+    extent = (0, width * right, height * down, 0)
+    axes.imshow(_to_rgb(plane.image, *limits), extent=extent, interpolation="catrom")
+
+    # Centers of the pixels of a mask padded by one, so that contours close at the image's edge.
+    x, y = np.arange(-0.5, width + 1) * right, np.arange(-0.5, height + 1) * down
+    for number, layer in enumerate(plane.layers, start=1):
+        for k in np.unique(layer[layer > 0]).tolist():
+            color = _color(k) if number == len(plane.layers) else _REFERENCE
+            mask = np.pad(layer == k, 1)
+            # Above one half: inside the mask, so that the contours of neighbors do not coincide.
+            axes.contour(x, y, mask, levels=[0.75], colors=color, linewidths=1.5)
+
+    rows, columns = plane.view
+    axes.set_xlim(columns.start * right, columns.stop * right)
+    axes.set_ylim(rows.stop * down, rows.start * down)
+    if plane.upwards:
+        axes.invert_yaxis()
+    axes.set_axis_off()
+    axes.set_title(plane.name, loc="left", fontsize=10)
+
+
+def _around(box: Sequence[slice], shape: Sequence[int]) -> tuple[slice, ...]:
+    """Enlarge `box` by half its side in both directions, at least by a sixteenth of the image."""
+    view = []
+    for part, side in zip(box, shape, strict=True):
+        margin = max((part.stop - part.start) // 2, side // 16)
+        view.append(slice(max(part.start - margin, 0), min(part.stop + margin, side)))
+    return tuple(view)
+
+
+def _gray_limits(image: NDArray[Any]) -> tuple[float, float]:
+    """Return the values shown in black and white: percentiles 0.5 and 99.5 of `image` [C, *S].
+
+    8-bit color is shown as it is.
+    """
     if image.shape[0] == 3 and image.dtype == np.uint8:
         return 0.0, 255.0
-    thin = tuple(
-        slice(None, None, max(1, side // 128)) for side in image.shape[1:]
-    )  # enough for a percentile
-    low, high = np.percentile(image[(slice(None), *thin)].astype(np.float32), (0.5, 99.5))
+    # About 128 samples per axis are enough for a percentile.
+    sample = tuple(slice(None, None, max(1, side // 128)) for side in image.shape[1:])
+    low, high = np.percentile(image[(slice(None), *sample)].astype(np.float32), (0.5, 99.5))
     return float(low), max(float(high), float(low) + 1e-6)
 
 
-def _bytes(plane: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """[C, H, W] → [H, W, 3], `low` black and `high` white."""
-    scaled = np.clip((plane.astype(np.float32) - low) / (high - low), 0, 1) * 255
-    return np.moveaxis(
-        np.broadcast_to(scaled.round().astype(np.uint8), (3, *plane.shape[1:])), 0, -1
-    )
+def _to_rgb(image: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
+    """Scale `image` [C, H, W] to [H, W, 3] with `low` as 0 and `high` as 1."""
+    scaled = np.clip((image.astype(np.float32) - low) / (high - low), 0, 1)
+    return np.moveaxis(np.broadcast_to(scaled, (3, *image.shape[1:])), 0, -1)
 
 
-def _cut(
-    image: NDArray[Any], layers: NDArray[np.uint8], steps: tuple[float, ...], box: Box, axis: int
-) -> tuple[NDArray[Any], NDArray[np.uint8], tuple[float, ...], Box, str]:
-    """The plane across `axis` of [C, z, y, x] and [L, z, y, x] volumes, z upwards, with two spacings, its box and its name."""
-    filled = np.flatnonzero(layers.any((0, *(1 + other for other in range(3) if other != axis))))
-    at = int(filled[0] + filled[-1]) // 2 if len(filled) else layers.shape[1 + axis] // 2
-    here = (..., at, *(slice(None),) * (2 - axis))
-    plane, cut = image[here], layers[here]
-    part = [*box[:axis], *box[axis + 1 :]]
-    if axis > 0:
-        plane, cut = plane[:, ::-1], cut[:, ::-1]
-        begin, end = part[0]
-        part[0] = cut.shape[1] - end, cut.shape[1] - begin
-    name = f"{'zyx'[axis]} = {at + 1} of {layers.shape[1 + axis]}"
-    return plane, cut, (*steps[:axis], *steps[axis + 1 :]), part, name
+def _legend(
+    labels: NDArray[np.uint8], spec: DatasetSpec, reference: NDArray[np.uint8] | None
+) -> "list[Patch]":
+    from matplotlib.patches import Patch
+
+    present = np.unique(labels)
+    legend = []
+    for k, name in enumerate(spec.classes[1:], start=1):
+        legend.append(Patch(color=_color(k), label=name if k in present else f"{name}: none"))
+    if reference is not None:
+        legend.append(Patch(color=_REFERENCE, label="reference"))
+    return legend
 
 
-def _plane(
-    gray: NDArray[np.uint8],
-    layers: NDArray[np.uint8],
-    steps: Sequence[float],
-    box: Box,
-    scale: float,
-) -> Picture:
-    """The `box` of `gray` [H, W, 3] with the contours of `layers` [L, H, W], the first on top, `scale` pixels per mm."""
-    (top, bottom), (left, right) = box
-    height, width = (
-        max(1, round((end - begin) * step * scale))
-        for (begin, end), step in zip(box, steps, strict=True)
-    )
-
-    def enlarged(whole: Picture, way: Image.Resampling) -> NDArray[np.uint8]:
-        across, down = (
-            whole.width / layers.shape[2],
-            whole.height / layers.shape[1],
-        )  # an image may be smaller than its labels
-        return np.array(
-            whole.resize(
-                (width, height), way, (left * across, top * down, right * across, bottom * down)
-            )
-        )
-
-    pixels = enlarged(Image.fromarray(np.ascontiguousarray(gray)), Image.Resampling.BICUBIC)
-    labels, *truth = layers
-    for layer, color in [*((layer, _TRUTH) for layer in truth), (labels, None)]:
-        for k in np.unique(layer[layer > 0]):
-            # Enlarged smoothly, so that contours of small images are lines and not stairs.
-            mask = Image.fromarray((layer == k).astype(np.uint8) * 255)
-            inside = enlarged(mask, Image.Resampling.BILINEAR) >= 128
-            pixels[_contour(inside)] = color or _color(int(k))
-    return Image.fromarray(pixels)
-
-
-def _contour(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The outermost _THICK pixels of a mask [H, W]; along the picture's edge too."""
-    core = inside
-    for _ in range(_THICK):
-        wide = np.pad(core, 1)
-        core = core & wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
-    return inside & ~core
-
-
-def _page(panels: list[Panel], legend: list[tuple[str, Color]], title: str) -> Picture:
-    """Title, the panels, each over its name, and the legend. Flat panels are below the first, others in a column beside it."""
-    font = ImageFont.load_default(size=16)
-    flat = sum(map(_height, panels[1:])) <= _height(panels[0]) / 2  # as of a stack of few slices
-    columns = [panels] if flat else [panels[:1], panels[1:]]
-    entries = [(name, color, round(font.getlength(name)) + 2 * _LINE) for name, color in legend]
-    sides = [max(panel.width for panel, _ in column) + _GAP for column in columns]
-    tall = max(sum(map(_height, column)) for column in columns)
-    width = max(
-        sum(sides) + _GAP,
-        round(font.getlength(title)) + 2 * _GAP,
-        *(size + _GAP for _, _, size in entries),
-    )
-    rows = _rows(entries, width - _GAP)
-    page = Image.new("RGB", (width, _LINE + _GAP + tall + _LINE * len(rows) + _GAP), (24, 24, 24))
-    pen = ImageDraw.Draw(page)
-    pen.text((_GAP, _GAP // 2), title, font=font, fill=(235, 235, 235))
-    left = _GAP
-    for column, side in zip(columns, sides, strict=True):
-        top = _LINE + _GAP
-        for panel, name in column:
-            page.paste(panel, (left, top))
-            pen.text((left, top + panel.height + 2), name, font=font, fill=(170, 170, 170))
-            top += _height((panel, name))
-        left += side
-    top = _LINE + _GAP + tall
-    for row in rows:
-        left = _GAP
-        for name, color, size in row:
-            pen.rectangle((left, top + 3, left + 14, top + 17), fill=color)
-            pen.text((left + _LINE, top), name, font=font, fill=(235, 235, 235))
-            left += size
-        top += _LINE
-    return page
-
-
-def _height(panel: Panel) -> int:
-    picture, name = panel
-    return picture.height + (_LINE if name else 0) + _GAP
-
-
-def _rows(entries: list[tuple[str, Color, int]], width: int) -> list[list[tuple[str, Color, int]]]:
-    """Legend entries (name, color, pixels) in lines of at most `width`."""
-    rows: list[list[tuple[str, Color, int]]] = [[]]
-    for entry in entries:
-        if rows[-1] and sum(size for _, _, size in [*rows[-1], entry]) > width:
-            rows.append([])
-        rows[-1].append(entry)
-    return rows
-
-
-def _color(k: int) -> Color:
-    return _COLOURS[(k - 1) % len(_COLOURS)]
+def _color(k: int) -> str:
+    return _COLORS[(k - 1) % len(_COLORS)]

@@ -1,4 +1,4 @@
-"""From image files to mask files: same names, formats, sizes and geometry."""
+"""Predict masks for image files, with the same names, formats, sizes and geometry."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import images_in
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError, UsageError
-from crkd_cli.inference import overlay
 from crkd_cli.inference.inferer import Inferer, build_inferer
+from crkd_cli.inference.overlay import draw_overlay
 from crkd_cli.paths import atomic_write, create_output_folder
 from crkd_cli.progress import Notify, Progress
 from crkd_cli.runtime.checkpoint import load_checkpoint
@@ -23,16 +23,18 @@ from crkd_cli.runtime.checkpoint import load_checkpoint
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What is written for every image."""
+    """What to write for every image besides its mask."""
 
     overlays: bool = False  # OUT/overlays/STEM.png
     probabilities: bool = False  # OUT/probabilities/STEM.npy: [K, *S] float32, axes as in the mask
-    largest_component: bool = False  # keep only the largest connected part of every class
-    overwrite: bool = False  # also what is there already
+    largest_component: bool = False  # keep only the largest connected component of every class
+    overwrite: bool = False  # replace existing files instead of skipping the image
 
 
 @dataclass(frozen=True)
 class PredictResult:
+    """How many images were predicted, skipped and failed."""
+
     folder: Path
     written: int
     skipped: int
@@ -46,128 +48,145 @@ def predict(
     progress: Progress,
     out: Path | None = None,
     device: str | None = None,
-    wanted: PredictOptions | None = None,
+    options: PredictOptions | None = None,
 ) -> PredictResult:
-    """Masks of the image `source`, or of all images in the folder `source`, into `out` (default: FOLDER-masks).
+    """Predict a mask for the image `source`, or for every image in the folder `source`.
 
-    A file that cannot be read is noted in the outcome and does not stop the others. Several processes share the images.
-    Raises CrkdError: no image, no checkpoint, output not writable; UsageError: the output would replace the images.
+    Masks go to `out` (default: FOLDER-masks). A file that cannot be read is listed in the result
+    and does not stop the others. Several processes share the images.
+
+    Raises CrkdError if there is no image or no checkpoint, or the output is not writable, and
+    UsageError if the output would replace the images.
     """
-    wanted = wanted or PredictOptions()
-    folder = (source if source.is_dir() else source.parent).resolve()
-    if out is None and not folder.name:
-        raise UsageError(f"there is no place for masks beside {folder}; give one with --out")
-    out = out or folder.with_name(f"{folder.name}-masks")
-    if out.resolve() == folder:
-        raise UsageError(
-            f"--out {out} is the images' own folder, and masks keep their names; give another"
-        )
-    images = _images(source)
+    options = options or PredictOptions()
+    out = _output_folder(source, out)
+    images = _find_images(source)
     loaded = load_checkpoint(checkpoint)
-    if loaded.path != checkpoint:
-        notify(f"checkpoint: {loaded.path}")  # of the run folder that was given
+    if loaded.path != checkpoint:  # a run folder was given
+        notify(f"checkpoint: {loaded.path}")
     create_output_folder(out, "--out")
     notify(f"masks: {out}")
-    job = _Job(build_inferer(loaded, device, notify), loaded.spec, out, wanted)
-    job.check(images)
-    own = world.strided_shard(images)
-    results: list[bool | str] = []  # of every image: written, there already, or what failed
-    with progress("predicting", len(own), "images") as advance:
-        for image in own:
-            if not wanted.overwrite and all(file.is_file() for file in job.targets(image)):
-                results.append(False)
-            else:
-                try:
-                    job.run(image)
-                    results.append(True)
-                except CrkdError as error:
-                    results.append(str(error) if str(image) in str(error) else f"{image}: {error}")
+    predictor = _FilePredictor(build_inferer(loaded, device, notify), loaded.spec, out, options)
+    predictor.check_targets(images)
+
+    shard = world.strided_shard(images)
+    results: list[bool | str] = []  # per image: written (True), skipped (False), or an error
+    with progress("predicting", len(shard), "images") as advance:
+        for image in shard:
+            results.append(_try_predict(predictor, image))
             advance(1, image.name)
     results = world.gather_results(results)
     failures = [result for result in results if isinstance(result, str)]
     return PredictResult(out, results.count(True), results.count(False), failures)
 
 
-class _Job:
-    """One image at a time."""
+def _try_predict(predictor: "_FilePredictor", image: Path) -> bool | str:
+    """Return whether the files of `image` were written, or the error if they could not be."""
+    try:
+        return predictor(image)
+    except CrkdError as error:
+        message = str(error)
+        return message if str(image) in message else f"{image}: {message}"
+
+
+class _FilePredictor:
+    """Predicts one image file at a time."""
 
     def __init__(
-        self, inferer: Inferer, spec: DatasetSpec, out: Path, wanted: PredictOptions
+        self, inferer: Inferer, spec: DatasetSpec, out: Path, options: PredictOptions
     ) -> None:
-        self._inferer, self._spec, self._out, self._wanted = inferer, spec, out, wanted
+        self._inferer, self._spec, self._out, self._options = inferer, spec, out, options
         self._source = SOURCES[spec.source]()
 
-    def targets(self, image: Path) -> list[Path]:
-        """All files that are written for `image`, the mask last: it is there only when the others are."""
-        name = files.stem(image)
-        return [
-            *([self._out / "overlays" / f"{name}.png"] if self._wanted.overlays else []),
-            *([self._out / "probabilities" / f"{name}.npy"] if self._wanted.probabilities else []),
-            self._out / files.label_name(image),
-        ]
-
-    def check(self, images: Sequence[Path]) -> None:
-        """Raises CrkdError if two images would write one file: a.png and a.jpg, say."""
+    def check_targets(self, images: Sequence[Path]) -> None:
+        """Raise CrkdError if two images would write the same file, like a.png and a.jpg."""
         owners: dict[Path, Path] = {}
         for image in images:
-            for target in self.targets(image):
-                if (other := owners.setdefault(target, image)) != image:
+            for target in self._targets(image).values():
+                other = owners.setdefault(target, image)
+                if other != image:
                     raise CrkdError(
                         f"{other} and {image.name} would both write {target}; rename one of them"
                     )
 
-    def run(self, image: Path) -> None:
-        volume = self._source.read_image(image, self._spec)
-        labels, probabilities = self._infer(volume.array, volume.size)
-        *others, mask = self.targets(image)
-        for target in others:
-            with atomic_write(target) as temporary:
-                if target.suffix == ".npy":
-                    np.save(temporary, probabilities, allow_pickle=False)
-                else:
-                    raw = files.read_image(
-                        image, self._spec.z_last
-                    )  # the values and the size of the file
-                    picture = overlay.draw_overlay(
-                        raw.array, labels, self._spec, volume.spacing_mm, image.name
-                    )
-                    picture.save(temporary, format="PNG")
-        files.write_label(mask, labels, volume)
+    def __call__(self, image: Path) -> bool:
+        """Write the files of `image`. Return False if they exist already and are kept."""
+        targets = self._targets(image)
+        if not self._options.overwrite and all(file.is_file() for file in targets.values()):
+            return False
+        volume = self._source.open_image(image, self._spec)
+        stored = self._source.finish(volume, image, self._spec)
+        labels, probabilities = self._infer(stored.array, volume.size)
+        if probabilities is not None:
+            with atomic_write(targets["probabilities"]) as temporary:
+                np.save(temporary, probabilities, allow_pickle=False)
+        if "overlay" in targets:
+            picture = draw_overlay(volume.array, labels, self._spec, volume.spacing_mm, image.name)
+            with atomic_write(targets["overlay"]) as temporary:
+                picture.save(temporary, format="PNG")
+        files.write_label(targets["mask"], labels, volume)
+        return True
+
+    def _targets(self, image: Path) -> dict[str, Path]:
+        """Return the files to write for `image`. The mask is last, so it marks the others done."""
+        stem = files.stem(image)
+        targets = {}
+        if self._options.overlays:
+            targets["overlay"] = self._out / "overlays" / f"{stem}.png"
+        if self._options.probabilities:
+            targets["probabilities"] = self._out / "probabilities" / f"{stem}.npy"
+        targets["mask"] = self._out / files.label_name(image)
+        return targets
 
     def _infer(
         self, array: NDArray[np.generic], size: tuple[int, ...]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Labels [*size] and, where they are wanted, probabilities [K, *size]."""
-        if self._wanted.probabilities:
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+        """Return labels [*size] and, if they are to be written, probabilities [K, *size]."""
+        probabilities = None
+        if self._options.probabilities:
             probabilities = self._inferer.probabilities(array, size)
             labels = probabilities.argmax(0).astype(np.uint8)
         else:
-            probabilities = np.empty(0, np.float32)
             labels = self._inferer(array, size)
-        return (
-            largest_components(labels) if self._wanted.largest_component else labels
-        ), probabilities
+        if self._options.largest_component:
+            labels = largest_components(labels)
+        return labels, probabilities
 
 
 def largest_components(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """`labels` [*S] with every class cut down to its largest part connected over faces; the rest is background."""
+    """Keep only the largest face-connected component of every class in `labels` [*S]."""
     kept = np.zeros_like(labels)
     for k in np.unique(labels[labels > 0]):
-        parts, count = ndimage.label(labels == k)
-        if count:
-            kept[parts == 1 + np.bincount(parts.ravel())[1:].argmax()] = k
+        components, _ = ndimage.label(labels == k)
+        sizes = np.bincount(components.ravel())[1:]
+        kept[components == 1 + sizes.argmax()] = k
     return kept
 
 
-def _images(source: Path) -> list[Path]:
-    """The images to predict. Raises CrkdError if there is none."""
+def _output_folder(source: Path, out: Path | None) -> Path:
+    """Return `out` or its default. Raises UsageError if it is the folder of the images."""
+    folder = (source if source.is_dir() else source.parent).resolve()
+    if out is None and not folder.name:
+        raise UsageError(f"there is no default for masks of images in {folder}; give --out")
+    out = out or folder.with_name(f"{folder.name}-masks")
+    if out.resolve() == folder:
+        raise UsageError(
+            f"--out {out} is the images' own folder, where masks would replace them; "
+            "give another folder"
+        )
+    return out
+
+
+def _find_images(source: Path) -> list[Path]:
+    """Return the images to predict. Raises CrkdError if there are none."""
     if not source.exists():
         raise CrkdError(f"{source} does not exist; give an image or a folder of images")
     if not source.is_dir():
         return [source]
     images = images_in(source)
     if not images:
+        formats = ", ".join(files.SUFFIXES)
         raise CrkdError(
-            f"{source} holds no image; formats: {', '.join(files.SUFFIXES)} (subfolders are not searched)"
+            f"{source} contains no images (formats: {formats}; subfolders are not searched)"
         )
     return images

@@ -59,7 +59,7 @@ def directed(
     Surfaces are thin, so trees over their voxels are several times faster than transforms of the whole box. The
     scattered answer of an untrained network is not thin: there the transforms win. Both give the same numbers.
     """
-    box = union_box(prediction, truth)
+    box = bounding_box(prediction | truth)
     ours, theirs = border(prediction[box]), border(truth[box])
     if (
         max(np.count_nonzero(ours), np.count_nonzero(theirs)) > ours.size // 20
@@ -82,15 +82,13 @@ def _tree(points: NDArray[np.float64]) -> "cKDTree[None]":
     return cKDTree(points, leafsize=32, balanced_tree=False)
 
 
-def union_box(first: Mask, second: Mask) -> tuple[slice, ...]:
-    """The smallest box that holds both masks; distances inside it are those of the whole image."""
-    both = first | second
+def bounding_box(mask: Mask) -> tuple[slice, ...]:
+    """Return the smallest box around the voxels of `mask`, which must not be empty."""
     box = []
-    for axis in range(both.ndim):
-        filled = np.flatnonzero(
-            both.any(tuple(other for other in range(both.ndim) if other != axis))
-        )
-        box.append(slice(int(filled[0]), int(filled[-1]) + 1))
+    for axis in range(mask.ndim):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        occupied = np.flatnonzero(mask.any(others))
+        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
     return tuple(box)
 
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from crkd_cli import __version__
 from crkd_cli.data.store import Store
@@ -154,7 +155,7 @@ def _pictures(
 
 
 def _picture(
-    case: str, drawn: overlay.Picture, classes: list[tuple[str, np.ndarray]], metrics: list[str]
+    case: str, drawn: Image.Image, classes: list[tuple[str, np.ndarray]], metrics: list[str]
 ) -> CasePicture:
     file = io.BytesIO()
     drawn.save(file, format="PNG", optimize=True)

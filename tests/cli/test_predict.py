@@ -51,7 +51,7 @@ def test_newest_checkpoint_is_named_on_the_first_line(
     ]
     result = cli("predict", "scans")
     assert "0 masks written to" in result.stderr
-    assert "2 there already, kept whichever checkpoint made them" in result.stderr
+    assert "2 skipped: already there, from any checkpoint (--overwrite)" in result.stderr
 
 
 def test_no_checkpoint(cli, scans, tmp_path, monkeypatch):
@@ -93,7 +93,7 @@ def test_wrong_input(cli, checkpoint, scans, tmp_path):
     (tmp_path / "a file").touch()
     for arguments, code, message in (
         ([tmp_path / "missing"], 1, "does not exist"),
-        ([tmp_path / "nothing"], 1, "holds no image"),
+        ([tmp_path / "nothing"], 1, "contains no images"),
         ([tmp_path / "text.csv"], 1, "is of no known format"),
         ([scans, "--out", scans], 2, "images' own folder"),
         ([scans, "--out", tmp_path / "a file" / "x"], 1, "cannot write to"),

@@ -1,20 +1,22 @@
-"""Overlays: contours where the mask ends, the right aspect, a legend, in 2D and 3D."""
+"""Overlays: contours on mask boundaries, the right planes and aspect, names and notes."""
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import RendererAgg
+from scipy import ndimage
 
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.inference.overlay import draw_overlay
 
-ORANGE, SKY = (230, 159, 0), (86, 180, 233)
+ORANGE, SKY, WHITE = (230, 159, 0), (86, 180, 233), (255, 255, 255)
 
 
-def spec(dims: int, z_last: bool = False) -> DatasetSpec:
+def spec(dims: int, z_last: bool = False, channels: int = 1) -> DatasetSpec:
     return DatasetSpec(
         name="x",
         source="folder",
         classes=("background", "one", "two"),
-        channels=1,
+        channels=channels,
         modality="mr",
         dims=dims,
         intensity="zscore",
@@ -22,100 +24,193 @@ def spec(dims: int, z_last: bool = False) -> DatasetSpec:
     )
 
 
-def where(picture, color) -> np.ndarray:
-    """Rows and columns of the pixels of `color` on the planes: the legend's squares are below them."""
-    pixels = np.asarray(picture)[:-36]
-    return np.argwhere((pixels == color).all(-1))
+def gray(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(size=(1, *shape))
 
 
-def test_the_contour_lies_on_the_edge_of_the_mask():
+def panels(picture) -> list[np.ndarray]:
+    """Cut the planes out of a picture, top to bottom: large rectangles on an even background."""
+    pixels = np.asarray(picture)
+    components, _ = ndimage.label((pixels != pixels[0, 0]).any(-1))
+    found = []
+    for number, box in enumerate(ndimage.find_objects(components), start=1):
+        component = components[box] == number
+        if component.size > 1000 and component.mean() > 0.95:
+            found.append(pixels[box])
+    return found
+
+
+def has_color(panel: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    """Mark the pixels of about this color."""
+    return np.abs(panel.astype(int) - color).max(-1) < 40
+
+
+@pytest.fixture
+def texts(monkeypatch) -> list[str]:
+    """Collect the texts that are drawn."""
+    drawn = []
+    draw_text = RendererAgg.draw_text
+
+    def record(self, gc, x, y, text, *args, **kwargs):
+        drawn.append(text)
+        return draw_text(self, gc, x, y, text, *args, **kwargs)
+
+    monkeypatch.setattr(RendererAgg, "draw_text", record)
+    return drawn
+
+
+def test_contours_run_along_the_boundary_of_their_mask_and_nowhere_else():
     labels = np.zeros((64, 64), np.uint8)
-    labels[16:48, 8:24] = 1
-    picture = draw_overlay(
-        np.random.default_rng(0).random((1, 64, 64)), labels, spec(2), None, "case"
-    )
-    rows, columns = where(picture, ORANGE).T
-    top, left = 24 + 12, 12  # under the title, beside the margin; 512 / 64 = 8 pixels a voxel
-    assert abs(rows.min() - (top + 16 * 8)) <= 1
-    assert abs(rows.max() - (top + 48 * 8 - 1)) <= 1
-    assert abs(columns.min() - (left + 8 * 8)) <= 1
-    assert abs(columns.max() - (left + 24 * 8 - 1)) <= 1
-    inside = np.asarray(picture)[top + 20 * 8 : top + 44 * 8, left + 12 * 8 : left + 20 * 8]
-    assert not (inside == ORANGE).all(-1).any()  # contours, not filled shapes
+    labels[16:48, 0:24] = 1  # at the edge of the image
+    labels[20:40, 34:60] = 2
+    (panel,) = panels(draw_overlay(gray(64, 64) / 4, labels, spec(2), None, "case"))
+    rows, columns = (np.arange(side) * 64 // side for side in panel.shape[:2])
+    voxel = panel.shape[0] / 64
+    for k, color in ((1, ORANGE), (2, SKY)):
+        mask = labels[np.ix_(rows, columns)] == k
+        boundary = mask & ~ndimage.binary_erosion(mask)
+        line = has_color(panel, color)
+        from_boundary = ndimage.distance_transform_edt(~boundary)
+        from_line = ndimage.distance_transform_edt(~line)
+        assert from_boundary[line].max() < 0.5 * voxel + 2
+        assert from_line[boundary].max() < 0.75 * voxel + 2  # corners are cut
 
 
-def test_three_planes_have_the_aspect_of_the_spacing():
-    """10 slices of 5 mm, 40 × 60 voxels of 1 mm: the planes are 40 × 60, 50 × 60 and 50 × 40 mm."""
+def test_both_contours_of_neighbors_are_visible():
+    labels = np.ones((32, 32), np.uint8)
+    labels[8:24, 8:24] = 2
+    (panel,) = panels(draw_overlay(gray(32, 32) / 4, labels, spec(2), None, "case"))
+    middle = panel[panel.shape[0] // 2, panel.shape[1] // 8 : panel.shape[1] // 2][None]
+    assert has_color(middle, ORANGE).any()
+    assert has_color(middle, SKY).any()
+
+
+def test_planes_have_the_aspect_of_the_spacing_and_one_scale():
+    """10 slices of 5 mm, 40 × 60 voxels of 1 mm: the planes are 40 × 60, 50 × 60, 50 × 40 mm."""
     labels = np.zeros((10, 40, 60), np.uint8)
-    labels[2:8, 10:30, 20:50] = 2
-    volume = np.random.default_rng(0).standard_normal((1, 10, 40, 60))
-    picture = draw_overlay(volume, labels, spec(3), (5.0, 1.0, 1.0), "case")
-    scale = 512 / 60
-    side = round(60 * scale)
-    assert picture.width == 12 + side + 12 + side + 12
-    tall = round(50 * scale) + 24 + 12
-    assert picture.height == 24 + 12 + 2 * tall + 24 + 12
-    assert len(where(picture, SKY)) > 0
-    assert len(where(picture, ORANGE)) == 0
+    picture = draw_overlay(gray(10, 40, 60), labels, spec(3), (5.0, 1.0, 1.0), "case")
+    sizes = np.array([panel.shape[:2] for panel in panels(picture)])
+    millimeters = np.array([(40, 60), (50, 60), (50, 40)])
+    scale = sizes[0, 1] / 60
+    assert sizes == pytest.approx(millimeters * scale, abs=2.5)
 
 
-def test_flat_planes_are_below_the_first():
-    """10 slices of 1 mm, 60 × 60 voxels: 60 × 60, 10 × 60 and 10 × 60 mm."""
-    labels = np.zeros((10, 60, 60), np.uint8)
-    labels[2:8, 10:30, 20:50] = 1
-    picture = draw_overlay(np.zeros((1, 10, 60, 60)), labels, spec(3), (1.0, 1.0, 1.0), "case")
-    assert picture.size == (
-        512 + 24,
-        24 + 12 + (512 + 24 + 12) + 2 * (round(512 / 6) + 24 + 12) + 24 + 12,
-    )
+def test_planes_go_through_the_middle_of_the_structures_with_z_upwards(texts):
+    """The color of a voxel is its position: red grows with z, green with y, blue with x."""
+    indices = np.indices((20, 30, 40))
+    image = (40 + 5 * indices).astype(np.uint8)
+    labels = np.zeros((20, 30, 40), np.uint8)
+    labels[2:5, 6:20, 10:13] = 2
+    labels[7, 8, 11] = 1
+    picture = draw_overlay(image, labels, spec(3, channels=3), (1.0, 1.0, 1.0), "case")
+    # z from 2 to 7, y from 6 to 19, x from 10 to 12: the middles are 4, 12 and 11.
+    assert {"z = 5 of 20", "y = 13 of 30", "x = 12 of 40"} <= set(texts)
+    z, y, x = panels(picture)
+    for panel, channel, index in ((z, 0, 4), (y, 1, 12), (x, 2, 11)):
+        assert np.median(panel[..., channel]) == 40 + 5 * index
+    corners = {"top left": np.s_[3, 3], "top right": np.s_[3, -4], "bottom left": np.s_[-4, 3]}
+    for panel, down, right, sides in (
+        (z, 1, 2, (30, 40)),
+        (y, 0, 2, (20, 40)),
+        (x, 0, 1, (20, 30)),
+    ):
+        top_left, top_right, bottom_left = (panel[at].astype(int) for at in corners.values())
+        height, width = (5 * (side - 1) for side in sides)
+        fall = height if down == 1 else -height  # z points up
+        assert (bottom_left - top_left)[down] == pytest.approx(fall, abs=8)
+        assert (top_right - top_left)[right] == pytest.approx(width, abs=8)
 
 
 def test_z_last_shows_the_same_picture():
     labels = np.zeros((8, 20, 30), np.uint8)
     labels[1:5, 4:9, 3:20] = 1
-    volume = np.random.default_rng(0).standard_normal((1, 8, 20, 30))
-    one = draw_overlay(volume, labels, spec(3), (2.0, 1.0, 0.5), "case")
-    two = draw_overlay(
+    volume = gray(8, 20, 30)
+    z_first = draw_overlay(volume, labels, spec(3), (2.0, 1.0, 0.5), "case")
+    z_last = draw_overlay(
         volume.transpose(0, 3, 2, 1),
         labels.transpose(2, 1, 0),
         spec(3, z_last=True),
         (0.5, 1.0, 2.0),
         "case",
     )
-    assert np.array_equal(np.asarray(one), np.asarray(two))
+    assert np.array_equal(np.asarray(z_first), np.asarray(z_last))
 
 
-def test_nothing_found_is_drawn_too(dims):
+def test_classes_that_are_missing_are_named(dims, texts):
     shape = (9, 30, 21)[:dims]
-    picture = draw_overlay(
-        np.zeros((1, *shape)),
-        np.zeros(shape, np.uint8),
-        spec(dims),
-        None,
-        "a case with a long name " * 4,
-    )
-    assert len(where(picture, ORANGE)) == 0
+    labels = np.zeros(shape, np.uint8)
+    labels[(slice(3, 6),) * dims] = 2
+    picture = draw_overlay(gray(*shape) / 4, labels, spec(dims), (1.0,) * dims, "case.png")
+    assert {"case.png", "one: none", "two"} <= set(texts)
+    assert len(panels(picture)) == {2: 1, 3: 3}[dims]
+    for panel in panels(picture):
+        assert has_color(panel, SKY).any()
+        assert not has_color(panel, ORANGE).any()
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
+def test_an_empty_prediction_is_drawn(dims, texts):
+    shape = (9, 30, 21)[:dims]
+    picture = draw_overlay(np.zeros((1, *shape)), np.zeros(shape, np.uint8), spec(dims), None, "x")
+    assert {"one: none", "two: none"} <= set(texts)
+    assert len(panels(picture)) == {2: 1, 3: 3}[dims]
+
+
+def test_unknown_spacing_of_a_volume_is_noted(dims, texts):
+    shape = (9, 9, 9)[:dims]
+    draw_overlay(gray(*shape), np.zeros(shape, np.uint8), spec(dims), None, "case")
+    note = "case (spacing unknown, assumed equal)"
+    assert (note in texts) == (dims == 3)
+    texts.clear()
+    draw_overlay(gray(*shape), np.zeros(shape, np.uint8), spec(dims), (1.0,) * dims, "case")
+    assert "case" in texts
+
+
+def test_names_may_hold_any_characters():
+    """Dollar signs are no formula, and letters that the font lacks cause no warning."""
+    labels = np.ones((9, 9), np.uint8)
+    draw_overlay(gray(9, 9), labels, spec(2), None, r"a $\nothing$ 心脏 " + "and a long name " * 9)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32, np.float64])
 def test_any_number_type_is_shown_from_black_to_white(dtype):
-    image = np.linspace(0, 120, 64 * 64).reshape(1, 64, 64).astype(dtype)
-    pixels = np.asarray(draw_overlay(image, np.zeros((64, 64), np.uint8), spec(2), None, "case"))[
-        36:548, 12:524
-    ]
-    assert pixels.min() <= 5
-    assert pixels.max() >= 250
+    values = np.random.default_rng(0).permutation(np.linspace(0, 120, 64 * 64))
+    image = values.reshape(1, 64, 64).astype(dtype)
+    (panel,) = panels(draw_overlay(image, np.zeros((64, 64), np.uint8), spec(2), None, "case"))
+    assert panel.min() <= 5
+    assert panel.max() >= 250
 
 
-def test_the_truth_is_white_and_counts_as_found():
-    """Nothing was found of a cube near a corner: the three planes go through it, and show it with 2 and 3 voxels on its sides."""
-    truth = np.zeros((24, 24, 24), np.uint8)
-    truth[2:8, 2:8, 2:8] = 1
-    nothing = np.zeros_like(truth)
-    picture = draw_overlay(np.zeros((1, 24, 24, 24)), nothing, spec(3), None, "case", truth)
-    side = 6 * 512 / 11
-    ring = side**2 - (side - 4) ** 2  # two pixels thick, the corners rounded
-    assert len(where(picture, (255, 255, 255))) == pytest.approx(3 * ring, rel=0.1)
-    both = draw_overlay(np.zeros((1, 24, 24, 24)), truth, spec(3), None, "case", truth)
-    assert len(where(both, (255, 255, 255))) == 0  # under what was found
-    assert len(where(both, ORANGE)) == pytest.approx(3 * ring, rel=0.1)
+def test_contours_fit_an_image_that_is_smaller_than_its_labels():
+    labels = np.zeros((64, 96), np.uint8)
+    labels[16:48, 24:72] = 1
+    image = labels[None, ::2, ::2].astype(np.float32)
+    (panel,) = panels(draw_overlay(image, labels, spec(2), None, "case"))
+    assert panel.shape[1] / panel.shape[0] == pytest.approx(1.5, rel=0.02)
+    rows, columns = np.nonzero(has_color(panel, ORANGE))
+    bounds = (rows.min(), rows.max(), columns.min(), columns.max())
+    bright = np.argwhere(has_color(panel, WHITE))
+    (top, left), (bottom, right) = bright.min(0), bright.max(0)
+    assert bounds == pytest.approx((top, bottom, left, right), abs=8)
+
+
+def test_the_reference_is_white_and_the_picture_zooms_in_on_it():
+    """A cube of 6 voxels near a corner is missed: each plane shows it in a view of 11 voxels."""
+    reference = np.zeros((24, 24, 24), np.uint8)
+    reference[2:8, 2:8, 2:8] = 1
+    image = np.zeros((1, 24, 24, 24))
+    missed = draw_overlay(image, np.zeros_like(reference), spec(3), None, "case", reference)
+    assert len(panels(missed)) == 3
+    for panel in panels(missed):
+        rows, columns = np.nonzero(has_color(panel, WHITE))
+        assert np.ptp(rows) / panel.shape[0] == pytest.approx(5.75 / 11, abs=0.03)
+        assert np.ptp(columns) / panel.shape[1] == pytest.approx(5.75 / 11, abs=0.03)
+
+
+def test_the_prediction_covers_the_reference(texts):
+    reference = np.zeros((24, 24, 24), np.uint8)
+    reference[2:8, 2:8, 2:8] = 1
+    image = np.zeros((1, 24, 24, 24))
+    for panel in panels(draw_overlay(image, reference, spec(3), None, "case", reference)):
+        assert has_color(panel, ORANGE).any()
+        assert not has_color(panel, WHITE).any()
+    assert "reference" in texts

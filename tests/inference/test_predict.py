@@ -159,7 +159,7 @@ def test_overlays_and_probabilities(scans, make_checkpoint, rng):
     run(
         scans,
         make_checkpoint(flat(), Frame(resize=(32, 32))),
-        wanted=PredictOptions(overlays=True, probabilities=True),
+        options=PredictOptions(overlays=True, probabilities=True),
     )
     out = scans.with_name("scans-masks")
     probabilities = np.load(out / "probabilities" / "a.npy", allow_pickle=False)
@@ -168,6 +168,22 @@ def test_overlays_and_probabilities(scans, make_checkpoint, rng):
     assert np.array_equal(probabilities.argmax(0), np.asarray(Image.open(out / "a.png")))
     with Image.open(out / "overlays" / "a.png") as picture:
         assert picture.mode == "RGB"
+
+
+def test_an_overlay_needs_no_second_look_at_the_file(scans, make_checkpoint, rng, monkeypatch):
+    gray8(scans / "a.png", rng)
+    source = SOURCES["folder"]
+    open_image = source.open_image
+
+    def open_and_remove(self, path, spec):
+        volume = open_image(self, path, spec)
+        path.unlink()
+        return volume
+
+    monkeypatch.setattr(source, "open_image", open_and_remove)
+    checkpoint = make_checkpoint(flat(), Frame(resize=(32, 32)))
+    outcome = run(scans, checkpoint, options=PredictOptions(overlays=True))
+    assert (outcome.written, outcome.failures) == (1, [])
 
 
 def test_what_is_there_is_skipped(scans, make_checkpoint, rng):
@@ -179,9 +195,9 @@ def test_what_is_there_is_skipped(scans, make_checkpoint, rng):
     outcome = run(scans, checkpoint, out=out)
     assert (outcome.written, outcome.skipped) == (1, 1)
     assert (
-        run(scans, checkpoint, out=out, wanted=PredictOptions(overlays=True)).written == 2
+        run(scans, checkpoint, out=out, options=PredictOptions(overlays=True)).written == 2
     )  # overlays are not there yet
-    assert run(scans, checkpoint, out=out, wanted=PredictOptions(overwrite=True)).written == 2
+    assert run(scans, checkpoint, out=out, options=PredictOptions(overwrite=True)).written == 2
 
 
 def test_bad_files_do_not_stop_the_others(scans, make_checkpoint, rng):
@@ -217,7 +233,7 @@ def test_two_results_of_one_name_are_refused(scans, make_checkpoint, rng):
         run(scans, checkpoint).written == 2
     )  # the masks differ in their suffix, the overlays would not
     with pytest.raises(CrkdError, match=r"a.png and a.tif would both write .*overlays/a.png"):
-        run(scans, checkpoint, wanted=PredictOptions(overlays=True))
+        run(scans, checkpoint, options=PredictOptions(overlays=True))
 
 
 def test_images_are_never_replaced(scans, make_checkpoint, rng):
@@ -227,7 +243,9 @@ def test_images_are_never_replaced(scans, make_checkpoint, rng):
 
 
 def test_nothing_lies_beside_the_root(make_checkpoint):
-    with pytest.raises(UsageError, match="no place for masks beside /; give one with --out"):
+    with pytest.raises(
+        UsageError, match="there is no default for masks of images in /; give --out"
+    ):
         run(Path("/"), Path("not read"))
 
 

@@ -7,7 +7,7 @@ import pytest
 from medpy.metric import binary
 from scipy.ndimage import binary_erosion, gaussian_filter, generate_binary_structure
 
-from crkd_cli.metrics.surface import Surface, border, directed, surface, union_box
+from crkd_cli.metrics.surface import Surface, border, bounding_box, directed, surface
 
 SPACING = (2.5, 0.8, 1.3)
 
@@ -49,9 +49,9 @@ def test_the_border_is_that_of_an_erosion(dims):
     )
 
 
-def test_the_box_holds_both_and_nothing_more(dims):
-    a, b = cube((20,) * dims, 3, 5), cube((20,) * dims, 9, 12)
-    assert union_box(a, b) == (slice(3, 12),) * dims
+def test_the_bounding_box_holds_the_mask_and_nothing_more(dims):
+    mask = cube((20,) * dims, 3, 5) | cube((20,) * dims, 9, 12)
+    assert bounding_box(mask) == (slice(3, 12),) * dims
 
 
 @pytest.mark.parametrize("share", [0.002, 0.4], ids=["thin", "scattered"])
