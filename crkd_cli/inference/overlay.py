@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _COLORS = ("#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#d55e00", "#0072b2")
 _REFERENCE = "#ffffff"
 _SIDE = 5.12  # longest side of a plane, inches
+_MIN_WIDTH = 1.2  # room for the name of a plane, inches
+_GAP = 0.3  # between planes, inches
 _DPI = 100
 
 
@@ -113,20 +115,27 @@ def _draw_page(
     """Draw all planes at one scale: a single one, or z above y, with x beside y."""
     from matplotlib.figure import Figure
 
-    heights, widths = zip(*(plane.size for plane in planes[::2]), strict=True)
-    scale = _SIDE / max(*heights, *widths)
-    size = (scale * sum(widths), scale * sum(heights) + 1)  # an inch for the texts
-    figure = Figure(figsize=size, layout="compressed", facecolor="#181818")
-    grid = figure.add_gridspec(
-        len(heights), len(widths), height_ratios=heights, width_ratios=widths
+    # The first plane and the last span the rows and the columns of the grid.
+    sizes = np.array([plane.size for plane in planes[::2]])
+    sizes *= _SIDE / sizes.max()
+    heights, widths = sizes[:, 0], sizes[:, 1].clip(min=_MIN_WIDTH)
+    gaps = _GAP * (len(sizes) - 1)
+    width, height = widths.sum() + gaps, heights.sum() + gaps
+    figure = Figure(figsize=(width, height), facecolor="#181818")
+    figure.subplots_adjust(
+        left=0, right=1, bottom=0, top=1, wspace=_GAP / widths.mean(), hspace=_GAP / heights.mean()
     )
+    grid = figure.add_gridspec(len(sizes), len(sizes), width_ratios=widths, height_ratios=heights)
     for plane, (row, column) in zip(planes, [(0, 0), (1, 0), (1, 1)], strict=False):
         _draw_plane(figure.add_subplot(grid[row, column]), plane, limits)
 
-    figure.suptitle(title, x=0, ha="left", fontsize=12)
+    # Texts lie outside the figure, which is enlarged to fit them when it is saved.
+    figure.suptitle(title, x=0, y=1 + _GAP / height, ha="left", va="bottom", fontsize=12)
     longest = max(len(str(patch.get_label())) for patch in legend)
-    columns = max(1, int(size[0] / (0.09 * longest + 0.5)))
-    figure.legend(handles=legend, loc="outside lower left", ncols=columns, frameon=False)
+    columns = max(1, int(max(width, _SIDE) / (0.09 * longest + 0.5)))
+    figure.legend(
+        handles=legend, ncols=columns, loc="upper left", bbox_to_anchor=(0, 0), frameon=False
+    )
     file = io.BytesIO()
     figure.savefig(file, dpi=_DPI, bbox_inches="tight", pil_kwargs={"compress_level": 0})
     return Image.open(file).convert("RGB")
@@ -153,6 +162,7 @@ def _draw_plane(axes: "Axes", plane: _Plane, limits: tuple[float, float]) -> Non
     if plane.upwards:
         axes.invert_yaxis()
     axes.set_axis_off()
+    axes.set_anchor("W")
     axes.set_title(plane.name, loc="left", fontsize=10)
 
 

@@ -1,5 +1,6 @@
 """Overlays: contours on mask boundaries, the right planes and aspect, names and notes."""
 
+import msgspec
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import RendererAgg
@@ -153,6 +154,17 @@ def test_an_empty_prediction_is_drawn(dims, texts):
     picture = draw_overlay(np.zeros((1, *shape)), np.zeros(shape, np.uint8), spec(dims), None, "x")
     assert {"one: none", "two: none"} <= set(texts)
     assert len(panels(picture)) == {2: 1, 3: 3}[dims]
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (300, 2), (2, 300), (1, 90, 90), (300, 9, 9), (90, 90, 1)]
+)
+def test_images_of_extreme_shape_and_many_classes_are_drawn(shape):
+    names = ("background", *(f"class {k} with a rather long name" for k in range(1, 40)))
+    many = msgspec.structs.replace(spec(len(shape)), classes=names)
+    labels = np.ones(shape, np.uint8)
+    picture = draw_overlay(gray(*shape), labels, many, (1.0,) * len(shape), "case", labels)
+    assert has_color(np.asarray(picture), ORANGE).any()
 
 
 def test_unknown_spacing_of_a_volume_is_noted(dims, texts):
