@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
 from crkd_cli import paths
-from crkd_cli.data.raw import files
+from crkd_cli.data.raw import formats
 from crkd_cli.methods import METHODS
 from crkd_cli.runtime import checkpoint as checkpoints
 
@@ -237,11 +237,11 @@ def products(words: list[str], folder: Path) -> Iterable[Path]:
     masks = folder / f"{name.rstrip('/')}-masks"
     images = [image for image in (folder / name).iterdir() if image.is_file()]
     overlays = (
-        [masks / "overlays" / f"{files.stem(image)}.png" for image in images]
+        [masks / "overlays" / f"{formats.stem(image)}.png" for image in images]
         if "--overlay" in words
         else []
     )
-    return [*(masks / files.label_name(image) for image in images), *overlays]
+    return [*(masks / formats.label_name(image) for image in images), *overlays]
 
 
 def without(words: list[str], name: str) -> list[str]:
@@ -300,7 +300,7 @@ def program(folder: Path, data: Path) -> Path:
         tree["model"]["widths"] = [4, 4, 8, 8, 8]
         tree["train"] |= {"steps": STEPS, "eval_every": STEPS // 2, "log_every": 1}
         (folder / "configs" / file.name).write_text(yaml.safe_dump(tree))
-    here = {files.stem(path) for path in data.rglob("*.*")} | {
+    here = {formats.stem(path) for path in data.rglob("*.*")} | {
         path.name for path in data.glob("la/*/*")
     }
     here |= {stem.partition("_")[0] for stem in here if stem.startswith("patient")}

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from crkd_cli.data.raw import files
-from crkd_cli.data.raw.archives import BadArchive, extract
+from crkd_cli.data.raw import formats
+from crkd_cli.data.raw.archives import ArchiveError, extract
 from crkd_cli.data.raw.download import fetch
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
@@ -74,7 +74,7 @@ def _from_given(name: str, source: Source, given: Path, home: Path, progress: Pr
         archives = _archives_in(given, source)
         if not archives or _understood(source, given):
             return given
-    elif files.suffix(given):
+    elif formats.suffix(given):
         raise CrkdError(
             f"{given} is one image; give the folder that holds images/ and labels/, or an archive"
         )
@@ -116,7 +116,7 @@ def _download(source: Source, home: Path, progress: Progress, notify: Notify) ->
     ]
     try:
         extract(archives, home, progress)
-    except BadArchive as error:  # it would be taken for a good one next time
+    except ArchiveError as error:  # it would be taken for a good one next time
         if error.archive.parent == folder:
             error.archive.unlink()
         raise

@@ -14,9 +14,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli.data.raw import files
-from crkd_cli.data.raw.files import Volume
-from crkd_cli.data.sources.base import RawCase, Source, resized
+from crkd_cli.data.raw import formats, pictures
+from crkd_cli.data.raw.formats import Volume
+from crkd_cli.data.sources.base import RawCase, Source
 from crkd_cli.data.splits import official_splits, preview
 from crkd_cli.data.store import RECIPE, CaseInfo, DatasetSpec, Index
 from crkd_cli.errors import CrkdError, UsageError
@@ -110,7 +110,7 @@ def _prepare_case(
         stored = stored[(slice(None), *box)]
         label = None if label is None else label[box]
     elif label is not None and spec.stored_size is not None:
-        label = resized(label, spec.stored_size, "nearest")
+        label = pictures.resize(label, spec.stored_size, "nearest")
     smaller = spec.stored_size is not None and volume.size != spec.stored_size
     truth = native if smaller else label
     if folder is not None:
@@ -151,17 +151,19 @@ def _check_pair(path: Path, label: NDArray[np.uint8], volume: Volume) -> None:
         raise CrkdError(
             f"{path} has shape {label.shape}, its image {volume.size}; image and label must match"
         )
-    of_label = files.geometry(path)
+    of_label = formats.read_label(path).geometry
     if of_label is None or volume.geometry is None:
         return
-    half = min(volume.geometry["spacing"]) / 2
+    half = min(volume.geometry.spacing) / 2
     for name, tolerance in (("spacing", 1e-3), ("origin", half), ("direction", 1e-2)):
-        if not np.allclose(of_label[name], volume.geometry[name], rtol=0, atol=tolerance):
+        if not np.allclose(
+            getattr(of_label, name), getattr(volume.geometry, name), rtol=0, atol=tolerance
+        ):
             shown = [
                 tuple(round(value, 3) for value in values[::-1])
-                for values in (of_label[name], volume.geometry[name])
+                for values in (getattr(of_label, name), getattr(volume.geometry, name))
             ]
-            order = ", ".join("zyx"[-len(of_label["spacing"]) :])
+            order = ", ".join("zyx"[-len(of_label.spacing) :])
             raise CrkdError(
                 f"{path} has {name} ({order}) {shown[0]}, its image {shown[1]}; resample or repair the label"
             )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from crkd_cli import world
-from crkd_cli.data.raw import files
+from crkd_cli.data.raw import formats
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import images_in
 from crkd_cli.data.store import DatasetSpec
@@ -124,18 +124,18 @@ class _FilePredictor:
             picture = draw_overlay(volume.array, labels, self._spec, volume.spacing_mm, image.name)
             with atomic_write(targets["overlay"]) as temporary:
                 picture.save(temporary, format="PNG")
-        files.write_label(targets["mask"], labels, volume)
+        formats.write_label(targets["mask"], labels, volume)
         return True
 
     def _targets(self, image: Path) -> dict[str, Path]:
         """Return the files to write for `image`. The mask is last, so it marks the others done."""
-        stem = files.stem(image)
+        stem = formats.stem(image)
         targets = {}
         if self._options.overlays:
             targets["overlay"] = self._out / "overlays" / f"{stem}.png"
         if self._options.probabilities:
             targets["probabilities"] = self._out / "probabilities" / f"{stem}.npy"
-        targets["mask"] = self._out / files.label_name(image)
+        targets["mask"] = self._out / formats.label_name(image)
         return targets
 
     def _infer(
@@ -185,7 +185,7 @@ def _find_images(source: Path) -> list[Path]:
         return [source]
     images = images_in(source)
     if not images:
-        formats = ", ".join(files.SUFFIXES)
+        formats = ", ".join(formats.SUFFIXES)
         raise CrkdError(
             f"{source} contains no images (formats: {formats}; subfolders are not searched)"
         )

@@ -132,7 +132,7 @@ def test_download_of_something_else_is_not_kept(prepare_data, mirror, tmp_path, 
     (mirror / f"{TRUTH}.zip").write_text("<html>please log in</html>")
     code, err = prepare_data("isic2018")
     assert code == 1
-    assert f"{TRUTH}.zip is no zip or tar archive; download it again" in err
+    assert f"{TRUTH}.zip is not a zip or tar archive; download it again" in err
     assert [path.name for path in (tmp_path / "data/raw/.downloads").iterdir()] == [f"{INPUT}.zip"]
     assert not (tmp_path / "data/raw/isic2018").exists()
 

@@ -70,7 +70,7 @@ def test_a_folder_of_something_else(prepare_data, name, tmp_path):
         (b"", "is empty"),
         (b"<!doctype html>", "is a web page"),
         (None, "may be truncated"),
-        (b"GARBAGE" * 50, "of another format"),
+        (b"GARBAGE" * 50, "in another format"),
     ],
 )
 @pytest.mark.parametrize("folder", ["images", "labels"])
@@ -137,7 +137,7 @@ def test_nan(prepare_data, volumes, tmp_path):
         prepare_data,
         tmp_path,
         volumes,
-        "images/b.nii.gz holds 2 NaN or infinite values; repair or remove it",
+        "images/b.nii.gz contains 2 NaN or infinite values; repair or remove it",
     )
 
 
@@ -259,7 +259,7 @@ def test_an_archive_with_members_outside(prepare_data, tmp_path, name):
         file.writestr(name, b"evil")
     code, err = prepare_data("mine", "--source", tmp_path / "set.zip")
     assert (code, err.count("\n")) == (1, 1)
-    assert f"set.zip holds a file outside its folder ({name}): refused; do not trust it" in err
+    assert f"set.zip contains a file outside its folder ({name}); do not trust it" in err
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["data", "raw", "set.zip"]
 
 

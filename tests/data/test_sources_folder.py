@@ -206,7 +206,7 @@ def test_why_there_is_no_label(own, prepared):
         prepared("mine", root)
     save(root / "labels/a.nrrd", label + np.float32(0.5))
     with pytest.raises(
-        CrkdError, match=r"a\.nrrd holds fractions, .*are images and labels swapped"
+        CrkdError, match=r"a\.nrrd contains fractions, .*are images and labels swapped"
     ):
         prepared("mine", root)
 

@@ -87,12 +87,11 @@ def test_from_raw_scans_to_masks(
 
 
 def _same_geometry(image: Path, mask: Path) -> None:
-    from crkd_cli.data.raw import files
+    from crkd_cli.data.raw import formats
 
-    original, labels = files.read_image(image), files.read_label(mask)
-    assert labels.shape == original.array.shape[1:]
-    assert np.issubdtype(labels.dtype, np.integer)
-    before, after = files.geometry(image), files.geometry(mask)
-    if before is not None and after is not None:
-        for key in ("spacing", "origin", "direction"):
-            np.testing.assert_allclose(after[key], before[key], atol=1e-5)
+    original, written = formats.read_image(image), formats.read_label(mask)
+    assert written.array.shape == original.size
+    assert np.issubdtype(written.array.dtype, np.integer)
+    if original.geometry is not None and written.geometry is not None:
+        for before, after in zip(original.geometry, written.geometry, strict=True):
+            np.testing.assert_allclose(after, before, atol=1e-5)

@@ -1,1 +1,1 @@
-"""Raw files: readers and writers by format, archives, downloads. Knows no data set."""
+"""Raw files: formats, archives, downloads. Nothing here knows a dataset or the store."""

@@ -1,4 +1,8 @@
-"""Archives (zip, tar, tar.gz …) into a folder: nothing outside it, no links, no bombs, whole or not at all."""
+"""Unpack archives (zip, tar, tar.gz …): all files or none, and nothing outside the target folder.
+
+The `data` filter of `tarfile` is not enough: it renames absolute paths instead of refusing them,
+accepts links, repeated names and archive bombs, and Python 3.11.0 to 3.11.3 lack it.
+"""
 
 import lzma
 import shutil
@@ -6,167 +10,166 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
 from crkd_cli.errors import CrkdError
 from crkd_cli.paths import replace_folder, temporary_folder
 from crkd_cli.progress import Progress
 
 MB = 1 << 20
-SMALL = 100 * MB  # what may always be unpacked
-MOST_RATIO = 100  # unpacked size to archive size; images reach 10, label maps alone more, but small
+ALWAYS_ALLOWED_BYTES = 100 * MB  # unpacked, whatever the compression ratio
+MAX_RATIO = 100  # of unpacked to packed size; images reach 10, and label maps are small
+DAMAGE = (
+    OSError,
+    EOFError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
-class BadArchive(CrkdError):
-    """An archive that is damaged or refused: another try with the same file ends the same."""
+class ArchiveError(CrkdError):
+    """An archive that is damaged or refused: unpacking it again would fail again."""
 
-    def __init__(self, archive: Path, what: str) -> None:
-        super().__init__(f"{archive} {what}")
+    def __init__(self, archive: Path, problem: str) -> None:
+        super().__init__(f"{archive} {problem}")
         self.archive = archive
 
 
 @dataclass(frozen=True)
-class Member:
+class _Member:
+    """A regular file in an archive."""
+
     name: str
-    size: int  # bytes, as declared: readers stop there
-    open: Callable[[], IO[bytes] | None]
+    size: int  # in bytes, as declared; readers stop there
+    open: Callable[[], IO[bytes]]
 
 
 def extract(archives: list[Path], target: Path, progress: Progress) -> None:
-    """Unpack `archives` into the new or empty folder `target`, wholly or not at all.
+    """Unpack all `archives` into `target`, a folder that is empty or does not exist yet.
 
-    Raises BadArchive, or CrkdError for want of room.
+    Raises ArchiveError, or CrkdError if the disk is too small; then nothing is written.
     """
     with temporary_folder(target) as folder:
         for archive in archives:
-            _extract(archive, folder, progress)
+            with _damage_as_archive_error(archive), _open(archive) as members:
+                _extract(archive, members, folder, progress)
         if target.is_dir():
-            target.rmdir()  # empty: nobody's files are replaced
+            target.rmdir()  # fails unless it is empty, so that no files are replaced
         replace_folder(folder, target)
 
 
 def is_archive(path: Path) -> bool:
+    """Tell whether `path` is a zip or tar file, by its content."""
     return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
 
 
-def _extract(archive: Path, folder: Path, progress: Progress) -> None:
+@contextmanager
+def _damage_as_archive_error(archive: Path) -> Iterator[None]:
     try:
-        with _members(archive, shutil.disk_usage(folder).free) as members:
-            total = sum(member.size for member in members)
-            with progress(f"unpacking {archive.name}", max(total // MB, 1), "MB") as advance:
-                done = 0
-                for member in members:
-                    path = folder.joinpath(*PurePosixPath(member.name).parts)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    source = member.open()
-                    if source is None:
-                        raise BadArchive(
-                            archive, f"is damaged at {member.name}; copy or download it again"
-                        )
-                    if path.exists():
-                        raise BadArchive(
-                            archive, f"holds {member.name} twice: refused; unpack it yourself"
-                        )
-                    with source, path.open("wb") as file:
-                        shutil.copyfileobj(source, file, MB)
-                    if path.stat().st_size != member.size:
-                        raise BadArchive(
-                            archive, f"is truncated at {member.name}; copy or download it again"
-                        )
-                    done += member.size
-                    advance(done // MB - (done - member.size) // MB)
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        EOFError,
-        zlib.error,
-        lzma.LZMAError,
-        NotImplementedError,
-    ) as error:
-        if (
-            isinstance(error, OSError) and error.errno is not None
-        ):  # the disk's; gzip's and bz2's own have no number
+        yield
+    except DAMAGE as error:
+        # Errors of the disk have a number; those that gzip and bz2 raise have none.
+        if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise BadArchive(archive, f"is damaged ({error}); copy or download it again") from None
-    except RuntimeError as error:  # zipfile's way of asking for a password
-        raise BadArchive(
+        raise ArchiveError(archive, f"is damaged ({error}); copy or download it again") from None
+    except RuntimeError as error:  # zipfile asks for a password
+        raise ArchiveError(
             archive, f"cannot be unpacked ({error}); unpack it yourself and give the folder"
         ) from None
 
 
 @contextmanager
-def _members(archive: Path, free: int) -> Iterator[list[Member]]:
-    """The files of `archive`, checked. Raises BadArchive for names outside, links and bombs."""
+def _open(archive: Path) -> Iterator[Iterable[_Member]]:
     if not is_archive(archive):
-        raise BadArchive(
-            archive,
-            "is no zip or tar archive; download it again, or give the folder with the files",
+        raise ArchiveError(
+            archive, "is not a zip or tar archive; download it again, or give the unpacked folder"
         )
-    most = max(SMALL, MOST_RATIO * archive.stat().st_size)
     if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as opened:
-            yield _checked(archive, _zip_members(archive, opened), most, free)
+        with zipfile.ZipFile(archive) as zipped:
+            yield _zip_members(archive, zipped)
     else:
         with tarfile.open(archive) as tar:
-            yield _checked(archive, _tar_members(archive, tar), most, free)
-            while tar.fileobj is not None and tar.fileobj.read(
-                MB
-            ):  # gzip checks its sum at the end
+            yield _tar_members(archive, tar)
+            # gzip verifies its checksum at the end of the file.
+            while tar.fileobj is not None and tar.fileobj.read(MB):
                 pass
 
 
-def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[Member]:
-    for info in opened.infolist():
+def _zip_members(archive: Path, zipped: zipfile.ZipFile) -> Iterator[_Member]:
+    for info in zipped.infolist():
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise BadArchive(
-                archive, f"holds a link ({info.filename}): refused; unpack it yourself"
-            )
+            raise ArchiveError(archive, f"contains a link ({info.filename}); unpack it yourself")
         if not info.is_dir():
-            yield Member(info.filename, info.file_size, partial(opened.open, info))
+            yield _Member(info.filename, info.file_size, partial(zipped.open, info))
 
 
-def _tar_members(archive: Path, tar: tarfile.TarFile) -> Iterator[Member]:
+def _tar_members(archive: Path, tar: tarfile.TarFile) -> Iterator[_Member]:
     for info in tar:
-        if not info.isdir() and not info.isreg():
-            raise BadArchive(
-                archive, f"holds a link or device ({info.name}): refused; unpack it yourself"
-            )
         if info.isreg():
-            yield Member(info.name, info.size, partial(tar.extractfile, info))
+            # extractfile returns None for other members only.
+            open_member = cast("Callable[[], IO[bytes]]", partial(tar.extractfile, info))
+            yield _Member(info.name, info.size, open_member)
+        elif not info.isdir():
+            raise ArchiveError(
+                archive, f"contains a link or device ({info.name}); unpack it yourself"
+            )
 
 
-def _checked(archive: Path, members: Iterator[Member], most: int, free: int) -> list[Member]:
-    """All members that matter, read one by one so that a bomb is noticed before it is unpacked to be listed."""
-    kept: list[Member] = []
+def _extract(archive: Path, members: Iterable[_Member], folder: Path, progress: Progress) -> None:
+    accepted = _check(archive, members, shutil.disk_usage(folder).free)
+    total = sum(member.size for member in accepted)
+    done = 0
+    with progress(f"unpacking {archive.name}", max(total // MB, 1), "MB") as advance:
+        for member in accepted:
+            _write(archive, member, folder)
+            before = done
+            done += member.size
+            advance(done // MB - before // MB)
+
+
+def _check(archive: Path, members: Iterable[_Member], free: int) -> list[_Member]:
+    """Return all members except system files. Raises ArchiveError if one is dangerous.
+
+    The sizes are added up while the members are listed: listing a tar bomb unpacks it.
+    """
+    limit = max(ALWAYS_ALLOWED_BYTES, MAX_RATIO * archive.stat().st_size)
+    accepted = []
     total = 0
     for member in members:
         parts = PurePosixPath(member.name).parts
-        if (
-            member.name.startswith("/")
-            or ".." in parts
-            or "\\" in member.name
-            or ":" in member.name
-            or not parts
-        ):
-            raise BadArchive(
-                archive,
-                f"holds a file outside its folder ({member.name}): refused; do not trust it",
+        outside = not parts or parts[0] == "/" or ".." in parts
+        if outside or "\\" in member.name or ":" in member.name:
+            raise ArchiveError(
+                archive, f"contains a file outside its folder ({member.name}); do not trust it"
             )
         total += member.size
-        if total > most:
-            raise BadArchive(
-                archive, f"would unpack to more than {most // MB} MB: refused as an archive bomb"
+        if total > limit:
+            raise ArchiveError(
+                archive, f"unpacks to more than {limit // MB} MB; refused as an archive bomb"
             )
         if total > free:
             raise CrkdError(
                 f"{archive} needs more than the {free // MB} MB that are free; free some space"
             )
         if parts[0] != "__MACOSX" and not parts[-1].startswith("."):
-            kept.append(member)
-    return kept
+            accepted.append(member)
+    return accepted
+
+
+def _write(archive: Path, member: _Member, folder: Path) -> None:
+    path = folder / member.name
+    if path.exists():
+        raise ArchiveError(archive, f"contains {member.name} twice; unpack it yourself")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with member.open() as source, path.open("wb") as file:
+        shutil.copyfileobj(source, file, MB)
+    if path.stat().st_size != member.size:
+        raise ArchiveError(archive, f"is truncated at {member.name}; copy or download it again")

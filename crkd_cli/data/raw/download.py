@@ -1,40 +1,56 @@
-"""Downloads: the size is announced first, a cut is resumed where it was, size and digest are checked at the end."""
+"""Download files: announce their size, resume after interruptions, and check what was received."""
 
 import hashlib
 import http.client
 import os
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from crkd_cli.data.sources.base import Remote
 from crkd_cli.errors import CrkdError
 from crkd_cli.progress import Notify, Progress
 
 MB = 1 << 20
-TRIES = 5  # in a row without a byte
+MAX_FRUITLESS_TRIES = 5  # in a row, without receiving a byte
 TIMEOUT_S = 60
 
 
-def fetch(remote: Remote, folder: Path, progress: Progress, notify: Notify) -> Path:
-    """Download `remote` into `folder`, going on with what an earlier try left. Raises CrkdError that says what to do.
+@dataclass(frozen=True)
+class Remote:
+    """A file to download; `sha256` is None if its publisher does not state it."""
 
-    $CRKD_MIRROR replaces the address up to the file's name.
+    url: str
+    sha256: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The file name at the end of the URL."""
+        return self.url.rpartition("/")[2]
+
+
+def fetch(remote: Remote, folder: Path, progress: Progress, notify: Notify) -> Path:
+    """Download `remote` into `folder`, or resume an earlier download.
+
+    If $CRKD_MIRROR is set, it replaces the URL up to the file name. Raises CrkdError, which says
+    what to do.
     """
-    mirror = os.environ.get("CRKD_MIRROR")
-    url = f"{mirror.rstrip('/')}/{remote.name}" if mirror else remote.url
-    target, part = folder / remote.name, folder / f"{remote.name}.part"
+    url = remote.url
+    if mirror := os.environ.get("CRKD_MIRROR"):
+        url = f"{mirror.rstrip('/')}/{remote.name}"
+    target = folder / remote.name
+    part = folder / f"{remote.name}.part"
     if target.exists():
         return target
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _fetch(url, part, progress, notify)
+        _download(url, part, progress, notify)
         if remote.sha256 is not None and _sha256(part) != remote.sha256:
             part.unlink()
             raise CrkdError(
-                f"{url} is not the file that was published (its SHA-256 differs); try again later"
+                f"{url} differs from the published file (by its SHA-256); try again later"
             )
         part.rename(target)
     except OSError as error:
@@ -44,69 +60,88 @@ def fetch(remote: Remote, folder: Path, progress: Progress, notify: Notify) -> P
     return target
 
 
-class _Cut(Exception):
-    """The connection broke off; the part that came is kept."""
+class _InterruptedError(Exception):
+    """The connection was interrupted; what was received is kept."""
 
 
-def _fetch(url: str, part: Path, progress: Progress, notify: Notify) -> None:
+def _download(url: str, part: Path, progress: Progress, notify: Notify) -> None:
+    """Connect again and again until `part` is complete."""
     fruitless = 0
-    while fruitless < TRIES:
-        before = _size(part)
+    while fruitless < MAX_FRUITLESS_TRIES:
+        size_before = _size(part)
         try:
             _receive(url, part, progress, notify)
             return
-        except _Cut as cut:
-            reason = cut
-        fruitless = 0 if _size(part) > before else fruitless + 1
+        except _InterruptedError as error:
+            reason = error
+        fruitless = 0 if _size(part) > size_before else fruitless + 1
         if fruitless:
             time.sleep(min(2**fruitless, 30) / 4)
     raise CrkdError(
-        f"cannot download {url} ({reason}); run the same command again later: it goes on where it was"
+        f"cannot download {url} ({reason}); rerun the same command later to resume the download"
     )
 
 
 def _receive(url: str, part: Path, progress: Progress, notify: Notify) -> None:
-    """One connection's worth, appended to `part`. Returns when the file is complete; raises _Cut if it is not."""
-    have = _size(part)
+    """Append what one connection delivers to `part`. Raises _InterruptedError if it is not all."""
+    received = _size(part)
+    response = _connect(url, part, received)
+    if response is None:
+        return
+    with response:
+        if response.status != 206:  # the server ignores ranges and sends the file from its start
+            received = 0
+        length = response.headers.get("Content-Length")
+        total = received + int(length) if length else None
+        _announce(url, part, received, total, notify)
+        title = f"downloading {part.name.removesuffix('.part')}"
+        total_mb = total and total // MB
+        with (
+            progress(title, total_mb, "MB") as advance,
+            part.open("ab" if received else "wb") as file,
+        ):
+            advance(received // MB)
+            while chunk := _read(response):
+                file.write(chunk)
+                before = received
+                received += len(chunk)
+                advance(received // MB - before // MB)
+            os.fsync(file.fileno())
+    if total is not None and received != total:
+        raise _InterruptedError(f"received {received} of {total} bytes")
+
+
+def _connect(url: str, part: Path, received: int) -> http.client.HTTPResponse | None:
+    """Request the bytes after the first `received`; return None if `part` is complete."""
     try:
-        request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-        response = urlopen(request, timeout=TIMEOUT_S)
+        headers = {"Range": f"bytes={received}-"} if received else {}
+        response: http.client.HTTPResponse = urlopen(
+            Request(url, headers=headers), timeout=TIMEOUT_S
+        )
+        return response
     except HTTPError as error:
         error.close()
-        if error.code == 416:  # nothing left to send: the part is complete, or not of this file
-            if error.headers.get("Content-Range", "") == f"bytes */{have}":
-                return
-            part.unlink(missing_ok=True)
-            raise _Cut("the part that was there did not fit") from None
+        if error.code == 416:
+            _check_complete(error, part, received)
+            return None
         if error.code >= 500:
-            raise _Cut(f"HTTP {error.code}") from None
+            raise _InterruptedError(f"HTTP {error.code}") from None
         raise CrkdError(
             f"cannot download {url}: HTTP {error.code} {error.reason}; download it by hand"
         ) from None
     except (URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
-        raise _Cut(str(error)) from None
+        raise _InterruptedError(str(error)) from None
     except ValueError as error:
         raise CrkdError(
-            f"cannot download {url}: {error}; set CRKD_MIRROR to an address, https://… for example"
+            f"cannot download {url}: {error}; set CRKD_MIRROR to a URL such as https://…"
         ) from None
-    with response:
-        if response.status != 206:  # the whole file: the server does not know ranges
-            have = 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        _announce(url, part, have, total, notify)
-        with progress(
-            f"downloading {part.name.removesuffix('.part')}", total and total // MB, "MB"
-        ) as advance:
-            advance(have // MB)
-            with part.open("ab" if have else "wb") as file:
-                while chunk := _read(response):
-                    file.write(chunk)
-                    have += len(chunk)
-                    advance(have // MB - (have - len(chunk)) // MB)
-                os.fsync(file.fileno())
-    if total is not None and have != total:
-        raise _Cut(f"{have} of {total} bytes came")
+
+
+def _check_complete(error: HTTPError, part: Path, received: int) -> None:
+    """Remove `part` and raise _InterruptedError unless it is as long as the remote file."""
+    if error.headers.get("Content-Range", "") != f"bytes */{received}":
+        part.unlink(missing_ok=True)
+        raise _InterruptedError("the partial download did not match and was removed")
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
@@ -115,20 +150,22 @@ def _read(response: http.client.HTTPResponse) -> bytes:
     except http.client.IncompleteRead as error:
         return error.partial
     except (TimeoutError, ConnectionError, http.client.HTTPException):
-        return b""  # a cut: seen by the size, and resumed
+        return b""  # the size tells that the file is incomplete
 
 
-def _announce(url: str, part: Path, have: int, total: int | None, notify: Notify) -> None:
+def _announce(url: str, part: Path, received: int, total: int | None, notify: Notify) -> None:
+    """Tell the size of the download. Raises CrkdError if there is not enough space for it."""
     if total is None:
         notify(f"downloading {url} to {part.parent} (the server does not state its size)")
         return
     free = shutil.disk_usage(part.parent).free
-    if total - have > free:
+    if total - received > free:
         raise CrkdError(
-            f"{url} is {total // MB} MB, {part.parent} has {free // MB} MB free; free some space"
+            f"{url} is {total // MB} MB, but {part.parent} has {free // MB} MB free; "
+            "free some space"
         )
-    rest = f", {have // MB} MB are there already" if have else ""
-    notify(f"downloading {url} to {part.parent}: {total / MB:.1f} MB{rest}")
+    resumed = f", {received // MB} MB already downloaded" if received else ""
+    notify(f"downloading {url} to {part.parent}: {total / MB:.1f} MB{resumed}")
 
 
 def _size(path: Path) -> int:

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli.data.raw import files
-from crkd_cli.data.raw.files import Volume
+from crkd_cli.data.raw import formats, pictures
+from crkd_cli.data.raw.download import Remote
+from crkd_cli.data.raw.formats import Volume
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
 from crkd_cli.progress import Advance
@@ -27,18 +28,6 @@ class RawCase:
     group: str
     image: Path
     label: Path | None
-
-
-@dataclass(frozen=True)
-class Remote:
-    """A file to download. `sha256` where its publisher states one."""
-
-    url: str
-    sha256: str | None = None
-
-    @property
-    def name(self) -> str:
-        return self.url.rpartition("/")[2]
 
 
 class Source(ABC):
@@ -80,7 +69,7 @@ class Source(ABC):
 
     def open_image(self, path: Path, spec: DatasetSpec) -> Volume:
         """The image in stored orientation with the file's values, checked. Raises CrkdError."""
-        volume = files.read_image(path, z_last=spec.z_last)
+        volume = formats.read_image(path, z_last=spec.z_last)
         array = volume.array
         dims = array.ndim - 1
         of = f"the data set {spec.name} is"
@@ -110,7 +99,7 @@ class Source(ABC):
         """`volume` normalized and at its stored size. float32 is exact to 1e-6 of the range."""
         array = self.normalize(volume.array, path, spec)
         if spec.stored_size is not None:
-            array = resized(array, spec.stored_size, "bilinear")
+            array = pictures.resize(array, spec.stored_size, "bilinear")
         return replace(volume, array=array)
 
     def normalize(self, array: NDArray[Any], path: Path, spec: DatasetSpec) -> NDArray[Any]:
@@ -129,7 +118,7 @@ class Source(ABC):
 
     def read_label(self, path: Path, spec: DatasetSpec) -> tuple[NDArray[np.uint8], dict[str, int]]:
         """[*S] class numbers at the file's size, and the mapping of the values that were changed. Raises CrkdError."""
-        label = files.read_label(path, z_last=spec.z_last)
+        label = formats.read_label(path, z_last=spec.z_last).array
         values, pixels = np.unique(label, return_counts=True)
         counts: dict[int, int] = dict(zip(values.tolist(), pixels.tolist(), strict=True))
         numbers = {value: value for value in counts} | self.mapping(path, counts, spec)
@@ -156,21 +145,6 @@ class Source(ABC):
         if self.spacing_mm is None:
             return None
         return self.spacing_mm * dims if len(self.spacing_mm) == 1 else self.spacing_mm
-
-
-def resized(
-    array: NDArray[Any], size: tuple[int, ...], how: Literal["bilinear", "nearest"]
-) -> NDArray[Any]:
-    """A 2D array [C, H, W] or [H, W] at `size`; `bilinear` averages over the area that a smaller pixel covers."""
-    from PIL import Image
-
-    if array.shape[-2:] == size:
-        return array
-    if array.ndim == 3:
-        return np.stack([resized(channel, size, how) for channel in array])
-    method = Image.Resampling.BILINEAR if how == "bilinear" else Image.Resampling.NEAREST
-    height, width = size
-    return np.asarray(Image.fromarray(array).resize((width, height), method))
 
 
 def _record(numbers: dict[int, int]) -> dict[str, int]:
@@ -207,14 +181,14 @@ def folder(root: Path, *names: str) -> Path | None:
 def images_in(folder: Path) -> list[Path]:
     """The image files of `folder`, sorted by name; hidden files are none."""
     found = (
-        path for path in folder.iterdir() if files.suffix(path) and not path.name.startswith(".")
+        path for path in folder.iterdir() if formats.suffix(path) and not path.name.startswith(".")
     )
     return sorted(path for path in found if path.is_file())
 
 
 def case_id(image: Path) -> str:
     """The id of the case in the file `image`: its name without suffix and without nnU-Net's channel number."""
-    return files.stem(image).removesuffix("_0000")
+    return formats.stem(image).removesuffix("_0000")
 
 
 def pairs(
@@ -223,7 +197,7 @@ def pairs(
     """Cases by the stem of files in `images`; labels of the same stem, or with one of `endings` after it."""
     by_stem: dict[str, Path] = {}
     for path in images_in(labels) if labels else []:
-        name = files.stem(path)
+        name = formats.stem(path)
         ending = next((ending for ending in endings if name.endswith(ending)), "")
         other = by_stem.setdefault(name.removesuffix(ending), path)
         if other != path:
@@ -231,7 +205,7 @@ def pairs(
                 f"{labels} has two labels for one image: {other.name} and {path.name}; keep one"
             )
     others = sum(
-        path.is_file() and not files.suffix(path) and path.suffix != ".txt"
+        path.is_file() and not formats.suffix(path) and path.suffix != ".txt"
         for path in images.glob("[!.]*")
     )
     if others:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crkd_cli.data.raw import files
+from crkd_cli.data.raw import formats, hdf5
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import (
     RawCase,
@@ -54,7 +54,9 @@ class Folder(Source):
             )
         raws = pairs(images, labels, ENDINGS, self.notes)
         if not raws:
-            raise CrkdError(f"{images} holds no image; the formats are {', '.join(files.SUFFIXES)}")
+            raise CrkdError(
+                f"{images} holds no image; the formats are {', '.join(formats.SUFFIXES)}"
+            )
         if several := [raw.id for raw in raws if raw.id.endswith("_0001")]:
             raise CrkdError(
                 f"{images} has several channels per case ({several[0]}): merge them into one file per case"
@@ -83,7 +85,7 @@ class Folder(Source):
         layouts: Counter[tuple[int, bool]] = Counter()
         for raw in raws:
             try:
-                channels, dims, _ = files.probe(raw.image)
+                channels, dims, _ = formats.probe(raw.image)
             except CrkdError:
                 continue  # preparation reads it again, and says what is wrong with it
             layouts[dims, dims == 2 and channels > 1] += 1
@@ -116,10 +118,10 @@ class Folder(Source):
 
     def _with_inner_label(self, raw: RawCase) -> RawCase:
         """h5 files may hold their own label."""
-        if raw.label is not None or files.suffix(raw.image) not in files.H5:
+        if raw.label is not None or formats.suffix(raw.image) not in hdf5.SUFFIXES:
             return raw
         try:
-            inside = files.probe(raw.image)[2]
+            inside = formats.probe(raw.image)[2]
         except CrkdError:
             return raw
         return replace(raw, label=raw.image) if inside else raw
@@ -132,11 +134,11 @@ class Folder(Source):
         jpeg = False
         for path in (raw.label for raw in raws if raw.label is not None):
             try:
-                values, pixels = np.unique(files.read_label(path), return_counts=True)
+                values, pixels = np.unique(formats.read_label(path).array, return_counts=True)
             except CrkdError as error:
                 refused.append(error)  # as above
                 continue
-            jpeg |= files.suffix(path) in (".jpg", ".jpeg")
+            jpeg |= formats.suffix(path) in (".jpg", ".jpeg")
             counts.update(dict(zip(values.tolist(), pixels.tolist(), strict=True)))
             for value in values.tolist():
                 holders.setdefault(value, []).append(path)
@@ -175,7 +177,7 @@ def _no_label(root: Path, labels: Path | None, image: str) -> str:
     if labels is None:
         return f"{root} has no labels/ (or masks/, labelsTr/): put label maps of the images' names there"
     if maps := images_in(labels):
-        named = f"({files.stem(maps[0])} …; expected {image})"
+        named = f"({formats.stem(maps[0])} …; expected {image})"
         return f"{labels} holds {pluralize(len(maps), 'label map')}, none named like an image {named}: rename them"
     return f"{labels} holds no label map: put label maps of the images' names there"
 

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from crkd_cli.data.raw.download import Remote
 from crkd_cli.data.sources import SOURCES
-from crkd_cli.data.sources.base import RawCase, Remote, Source, folder, pairs
+from crkd_cli.data.sources.base import RawCase, Source, folder, pairs
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
 

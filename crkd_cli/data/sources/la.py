@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli.data.raw.files import Volume, suffix
+from crkd_cli.data.raw.formats import Volume, suffix
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import RawCase, Source
 from crkd_cli.data.store import DatasetSpec

@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Literal
 from numpy.typing import NDArray
 
 from crkd_cli.data import synthetic
-from crkd_cli.data.raw.nifti import write_whole
+from crkd_cli.data.raw import medical
+from crkd_cli.data.raw.medical import Geometry
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import RawCase, Source, pairs
 from crkd_cli.data.store import DatasetSpec
@@ -57,9 +58,6 @@ class Phantom(Source):
         )
 
     def _write(self, path: Path, array: NDArray[Any]) -> None:
-        import SimpleITK
-
-        sitk: Any = SimpleITK  # its annotations are incomplete
-        image = sitk.GetImageFromArray(array)
-        image.SetSpacing(self.spacing[::-1])
-        write_whole(image, path)
+        identity = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+        geometry = Geometry(self.spacing[::-1], (0.0, 0.0, 0.0), identity)
+        medical.write(path, array, geometry)

@@ -1,4 +1,4 @@
-"""Archives: what is good comes out, what is hostile leaves nothing."""
+"""Archives: good ones are unpacked, hostile ones leave nothing behind."""
 
 import io
 import stat
@@ -32,11 +32,11 @@ def make(path, members):
     return make_zip(path, members) if path.suffix == ".zip" else make_tar(path, members)
 
 
-KINDS = pytest.mark.parametrize("kind", ["a.zip", "a.tar", "a.tar.gz"])
+FORMATS = pytest.mark.parametrize("kind", ["a.zip", "a.tar", "a.tar.gz"])
 
 
-@KINDS
-def test_files_come_out(tmp_path, kind):
+@FORMATS
+def test_files_are_unpacked(tmp_path, kind):
     members = {
         "set/images/1.png": b"one",
         "set/notes.txt": b"",
@@ -44,16 +44,16 @@ def test_files_come_out(tmp_path, kind):
         "set/.DS_Store": b"x",
     }
     extract([make(tmp_path / kind, members)], tmp_path / "raw/mine", progress)
-    found = {
+    files = {
         path.relative_to(tmp_path / "raw/mine").as_posix()
         for path in (tmp_path / "raw/mine").rglob("*.*")
     }
-    assert found == {"set/images/1.png", "set/notes.txt"}
+    assert files == {"set/images/1.png", "set/notes.txt"}
     assert (tmp_path / "raw/mine/set/images/1.png").read_bytes() == b"one"
 
 
-def refused(tmp_path, archive, match):
-    """Nothing is written: neither the target, nor beside it, nor outside."""
+def assert_refused(tmp_path, archive, match):
+    """Unpacking fails, and nothing is written: neither the target, nor beside it, nor outside."""
     with pytest.raises(CrkdError, match=match) as error:
         extract([archive], tmp_path / "data/raw/mine", progress)
     assert str(archive) in str(error.value)
@@ -64,15 +64,15 @@ def refused(tmp_path, archive, match):
     assert list((tmp_path / "data/raw").iterdir()) == []
 
 
-@KINDS
+@FORMATS
 @pytest.mark.parametrize(
     "name", ["../evil.txt", "set/../../evil.txt", "/evil.txt", "set\\..\\evil.txt", "C:/evil.txt"]
 )
 def test_members_outside_are_refused(tmp_path, kind, name):
-    refused(
+    assert_refused(
         tmp_path,
         make(tmp_path / kind, {"good.txt": b"good", name: b"evil"}),
-        "holds a file outside its folder",
+        "contains a file outside its folder",
     )
 
 
@@ -84,7 +84,7 @@ def test_links_and_devices_in_tar_are_refused(tmp_path, kind):
         info = tarfile.TarInfo("set/link")
         info.type, info.linkname = kind, "/etc"
         file.addfile(info)
-    refused(tmp_path, tmp_path / "a.tar", "holds a link or device")
+    assert_refused(tmp_path, tmp_path / "a.tar", "contains a link or device")
 
 
 def test_links_in_zip_are_refused(tmp_path):
@@ -92,13 +92,13 @@ def test_links_in_zip_are_refused(tmp_path):
     link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr(link, "/etc")
-    refused(tmp_path, tmp_path / "a.zip", "holds a link")
+    assert_refused(tmp_path, tmp_path / "a.zip", "contains a link")
 
 
 @pytest.mark.parametrize("kind", ["a.zip", "a.tar.gz"])
 def test_bombs_are_refused(tmp_path, kind):
     zeros = b"\0" * (30 << 20)
-    refused(
+    assert_refused(
         tmp_path,
         make(tmp_path / kind, {f"{n}.bin": zeros for n in range(4)}),
         "refused as an archive bomb",
@@ -112,19 +112,19 @@ def test_damaged_archives_leave_nothing(tmp_path, kind, rng):
     )
     whole = archive.read_bytes()
     archive.write_bytes(whole[: len(whole) // 2])
-    refused(tmp_path, archive, r"is damaged|is truncated|is no zip or tar archive")
+    assert_refused(tmp_path, archive, r"is damaged|is truncated|is not a zip or tar archive")
     archive.write_bytes(whole[:50_000] + bytes(64) + whole[50_064:])
-    if kind != "a.tar":  # a plain tar has no sums
-        refused(tmp_path, archive, "is damaged|is no zip or tar archive")
+    if kind != "a.tar":  # a plain tar has no checksums
+        assert_refused(tmp_path, archive, "is damaged|is not a zip or tar archive")
 
 
-def test_what_is_no_archive(tmp_path):
+def test_a_file_that_is_not_an_archive(tmp_path):
     (tmp_path / "a.zip").write_text("<html>please log in</html>")
-    refused(tmp_path, tmp_path / "a.zip", "is no zip or tar archive; download it again")
+    assert_refused(tmp_path, tmp_path / "a.zip", "is not a zip or tar archive; download it again")
 
 
-def test_two_members_of_one_name(tmp_path):
+def test_two_members_with_the_same_name(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as file:
         for _ in range(2):
             file.addfile(tarfile.TarInfo("same.txt"))
-    refused(tmp_path, tmp_path / "a.tar", "same.txt")
+    assert_refused(tmp_path, tmp_path / "a.tar", "contains same.txt twice")
