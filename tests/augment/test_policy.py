@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from benchmarks.published_augment import bias_field, strong_volume
+from benchmarks.baseline import bias_field, strong_volume
 from crkd_cli.augment.policy import Policy
 
 

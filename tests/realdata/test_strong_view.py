@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.published_augment import strong_volume
+from benchmarks.baseline import strong_volume
 from crkd_cli.augment.policy import Policy
 
 pytestmark = pytest.mark.realdata

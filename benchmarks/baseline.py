@@ -1,0 +1,378 @@
+"""CRKD as its authors describe it, written plainly: the slow baseline, and an oracle for tests.
+
+Each stream has its own fp32 forward pass, samples are augmented one at a time on the CPU, every
+pixel is projected to 256 channels before 256 of them are drawn, windows are predicted one by one
+and summed on the host, and medpy computes the scores. The networks are those of the package, so
+both ways compute the same function; tests/benchmarks/test_baseline.py checks that they agree.
+
+Letters: B batch, K classes, F features, P projected channels, *S two or three spatial axes.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageFilter
+from scipy.ndimage import gaussian_filter, rotate, zoom
+from torch import Tensor, nn
+
+from crkd_cli.models.networks.base import Network
+from crkd_cli.training.loop import Run
+
+LAMBDAS = {
+    "labeled": 1.0,
+    "pseudo": 1.0,
+    "pixel": 1.0,
+    "feature": 0.01,
+    "semantic": 0.01,
+    "entropy": 1.0,
+}
+WIDTH = 256  # P
+STREAMS = 3  # projected in a step: labeled, strong, perturbed
+# P-channel maps that autograd keeps per stream: three layers, two norms, the normalized result.
+MAPS = 6
+
+Array = NDArray[np.float32]
+Label = NDArray[np.uint8]
+Rng = np.random.Generator
+
+
+def dense_bytes(images: int, size: Sequence[int]) -> int:
+    """Return the fp32 memory that projecting every pixel of all streams keeps for the gradient."""
+    return STREAMS * MAPS * WIDTH * 4 * images * int(np.prod(size))
+
+
+class Published(nn.Module):
+    """CRKD's training step. `dense`: project every pixel, as published, or only the drawn ones."""
+
+    def __init__(
+        self,
+        student: Network,
+        dims: int,
+        classes: int,
+        threshold: float,
+        dropout: float = 0.5,
+        samples: int = 256,
+        dense: bool = True,
+    ) -> None:
+        super().__init__()
+        self.student, self.dims, self.classes, self.threshold = student, dims, classes, threshold
+        self.dropout, self.samples, self.dense = dropout, samples, dense
+        self.rng = np.random.default_rng(0)
+        conv = (nn.Conv2d, nn.Conv3d)[dims - 2]
+        norm = (nn.BatchNorm2d, nn.BatchNorm3d)[dims - 2]
+        layers: list[nn.Module] = []
+        for channels in (student.features, WIDTH):
+            layers += [conv(channels, WIDTH, 1), norm(WIDTH), nn.ReLU(inplace=True)]
+        self.projection = nn.Sequential(*layers, conv(WIDTH, WIDTH, 1))
+
+    def losses(
+        self, image: Tensor, label: Tensor, weak: Tensor, strong: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the terms for a labeled batch and two views of an unlabeled one, and "total"."""
+        confidence, pseudo = self.pseudo_label(weak)
+        weak, strong, confidence, pseudo = cutmix([weak, strong, confidence, pseudo], self.rng)
+        features_l = self.student.decode(self.student.encode(image))
+        features_s = self.student.decode(self.student.encode(strong))
+        features_fp = self.student.decode(
+            [self._drop_channels(level) for level in self.student.encode(weak)]
+        )
+        z_l, z_s, z_fp = (self.student.head(f) for f in (features_l, features_s, features_fp))
+
+        keep = (confidence >= self.threshold).float()
+        s_is_nearer = cross_entropy(z_s.detach(), pseudo) < cross_entropy(z_fp.detach(), pseudo)
+        by_s, by_fp = s_is_nearer.float() * keep, (1.0 - s_is_nearer.float()) * keep
+        everywhere = torch.ones_like(label)
+        supervised = cross_entropy(z_l, label).mean() + dice_loss(z_l, label, everywhere)
+        pixel_fp = masked_mean(kl_divergence(z_s.detach(), z_fp), by_s)
+        pixel_s = masked_mean(kl_divergence(z_fp.detach(), z_s), by_fp)
+        similar_fp = F.cosine_similarity(features_s.detach(), features_fp)
+        similar_s = F.cosine_similarity(features_s, features_fp.detach())
+        features = [features_l, features_s, features_fp]
+        terms = {
+            "labeled": 0.5 * supervised,
+            "pseudo": 0.5 * (dice_loss(z_s, pseudo, keep) + dice_loss(z_fp, pseudo, keep)),
+            "pixel": (pixel_fp + pixel_s) / self.classes,
+            "feature": masked_mean(1.0 - similar_fp, by_s) + masked_mean(1.0 - similar_s, by_fp),
+            "semantic": self.semantic(features, z_l, label, confidence, pseudo),
+            "entropy": low_entropy(z_s, z_fp),
+        }
+        total = torch.stack([LAMBDAS[name] * term for name, term in terms.items()]).sum()
+        return {"total": total, **terms}
+
+    @torch.no_grad()
+    def pseudo_label(self, weak: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the confidence and the class [B, *S] of the network in evaluation mode."""
+        training = self.student.training
+        self.student.eval()
+        confidence, pseudo = self.student(weak).softmax(1).max(1)
+        self.student.train(training)
+        return confidence, pseudo
+
+    def semantic(
+        self, features: list[Tensor], z_l: Tensor, label: Tensor, confidence: Tensor, pseudo: Tensor
+    ) -> Tensor:
+        """Return CSD. Class means are taken of projected pixels if `dense`, else of features."""
+        if self.dense:
+            features = [F.normalize(self.projection(f), dim=1) for f in features]
+        predicted = z_l.argmax(1)
+        confident = torch.zeros_like(pseudo, dtype=torch.bool)
+        for k in pseudo.unique():
+            confident |= (pseudo == k) & (confidence >= confidence[pseudo == k].mean())
+        half = torch.rand(pseudo.shape, device=pseudo.device) < 0.5
+        anchors, anchor_classes = self._draw(features[0], predicted, predicted == label)
+        s, s_classes = self._draw(features[1], pseudo, confident & half)
+        fp, fp_classes = self._draw(features[2], pseudo, confident & ~half)
+        log_softmax = (anchors @ torch.cat([s, fp]).T).log_softmax(1)
+        same = (anchor_classes.unsqueeze(1) == torch.cat([s_classes, fp_classes])).float()
+        counted = same.sum(1) > 0
+        if not counted.any():
+            return log_softmax.sum() * 0.0
+        return -((log_softmax * same).sum(1)[counted] / same.sum(1)[counted]).mean()
+
+    def _drop_channels(self, level: Tensor) -> Tensor:
+        dropout = (F.dropout2d, F.dropout3d)[self.dims - 2]
+        return dropout(level, self.dropout)
+
+    def _draw(self, features: Tensor, classes: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw `samples` / K pixels of each class, add its mean: projected [N, P], classes [N]."""
+        rows = features.movedim(1, -1).flatten(0, -2)
+        drawn, numbers = [rows[:0]], [classes.flatten()[:0]]
+        for k in range(self.classes):
+            share = self.samples // self.classes
+            if k == self.classes - 1:
+                share += self.samples % self.classes
+            members = rows[((classes == k) & eligible).flatten()]
+            if not len(members):
+                continue
+            if len(members) >= share:
+                chosen = torch.randperm(len(members), device=rows.device)[:share]
+            else:
+                chosen = torch.randint(len(members), (share,), device=rows.device)
+            drawn += [members[chosen], members.mean(0, keepdim=True)]
+            numbers.append(torch.full((share + 1,), k, device=rows.device))
+        samples = torch.cat(drawn)
+        if not self.dense:
+            grid = samples.T.reshape(1, samples.shape[1], -1, *[1] * (self.dims - 1))
+            samples = F.normalize(self.projection(grid), dim=1).flatten(2)[0].T
+        return samples, torch.cat(numbers)
+
+
+def cross_entropy(z: Tensor, target: Tensor) -> Tensor:
+    """Return the cross entropy [B, *S] of logits [B, K, *S]."""
+    return F.cross_entropy(z, target, reduction="none")
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of `values` [B, *S] where `mask` is 1, or 0 if it is 0 everywhere."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+def dice_loss(z: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Return the Dice loss over all classes and the pixels of `mask`."""
+    p = z.softmax(1)
+    truth = F.one_hot(target, z.shape[1]).movedim(-1, 1).float()
+    loss = torch.zeros((), device=z.device)
+    for k in range(z.shape[1]):
+        overlap = (p[:, k] * truth[:, k] * mask).sum()
+        sizes = (p[:, k] ** 2 * mask).sum() + (truth[:, k] ** 2 * mask).sum()
+        loss = loss + 1.0 - (2.0 * overlap + 1e-5) / (sizes + 1e-5)
+    return loss / z.shape[1]
+
+
+def kl_divergence(z_teacher: Tensor, z_student: Tensor) -> Tensor:
+    """Return KL(teacher ‖ student) [B, *S] of two sets of logits [B, K, *S]."""
+    log_p = z_student.log_softmax(1)
+    return F.kl_div(log_p, z_teacher.softmax(1), reduction="none").sum(1)
+
+
+def low_entropy(z_s: Tensor, z_fp: Tensor) -> Tensor:
+    """Return LEC: both streams move to their mean, weighted by how certain each is at a pixel."""
+    p = [z_s.softmax(1), z_fp.softmax(1)]
+    log_p = [z_s.log_softmax(1), z_fp.log_softmax(1)]
+    weights = []
+    for q, log_q in zip(p, log_p, strict=True):
+        weights.append(torch.exp((q * log_q).sum(1)) * q.max(1).values)
+    shares = [weight / (weights[0] + weights[1]) for weight in weights]
+    mixed = shares[0].unsqueeze(1) * p[0] + shares[1].unsqueeze(1) * p[1]
+    log_mixed = mixed.clamp(min=1e-12).log()
+    far = [(q * (log_q - log_mixed)).sum(1) for q, log_q in zip(p, log_p, strict=True)]
+    return (shares[0] * far[0] + shares[1] * far[1]).mean()
+
+
+def cutmix(tensors: list[Tensor], rng: Rng) -> list[Tensor]:
+    """Swap one random box in random pairs of samples, half the time, in all [B, (C,) *S] tensors."""
+    tensors = [tensor.clone() for tensor in tensors]
+    order = rng.permutation(len(tensors[0]))
+    for first, second in zip(order[0::2], order[1::2], strict=False):
+        if rng.random() < 0.5:
+            continue
+        box = (..., *_random_box(tensors[0].shape[2:], rng))
+        for tensor in tensors:
+            kept = tensor[first][box].clone()
+            tensor[first][box] = tensor[second][box]
+            tensor[second][box] = kept
+    return tensors
+
+
+def _random_box(shape: Sequence[int], rng: Rng) -> tuple[slice, ...]:
+    sides = np.full(len(shape), 2.0)
+    while (sides > 1.0).any():
+        fraction, aspect = rng.uniform(0.02, 0.4), rng.uniform(0.3, 1 / 0.3)
+        aspects = np.array([1 / aspect, aspect, 1.0][: len(shape)])
+        sides = (fraction * aspects) ** (1 / len(shape))
+    lengths = (sides * shape).astype(int)
+    starts = [rng.integers(0, side - n + 1) for side, n in zip(shape, lengths, strict=True)]
+    return tuple(slice(start, start + n) for start, n in zip(starts, lengths, strict=True))
+
+
+@torch.no_grad()
+def window_probabilities(
+    network: nn.Module, image: Array, patch: Sequence[int], stride: Sequence[int], classes: int
+) -> Array:
+    """Return probabilities [K, *S] of `image` [*S], the mean over windows taken one by one."""
+    missing = [max(p - s, 0) for s, p in zip(image.shape, patch, strict=True)]
+    padded = np.pad(image, [(n // 2, n - n // 2) for n in missing])
+    total = np.zeros((classes, *padded.shape), np.float32)
+    count = np.zeros(padded.shape, np.float32)
+    device = next(network.parameters()).device
+    starts = []
+    for side, p, d in zip(padded.shape, patch, stride, strict=True):
+        steps = -(-(side - p) // d) + 1
+        starts.append([min(n * d, side - p) for n in range(steps)])
+    for corner in product(*starts):
+        window = tuple(slice(start, start + p) for start, p in zip(corner, patch, strict=True))
+        x = torch.from_numpy(np.ascontiguousarray(padded[window]))[None, None].to(device)
+        total[(slice(None), *window)] += network(x).softmax(1).cpu().numpy()[0]
+        count[window] += 1
+    inside = [slice(n // 2, n // 2 + s) for n, s in zip(missing, image.shape, strict=True)]
+    return (total / count)[(slice(None), *inside)]
+
+
+def medpy_scores(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> list[float]:
+    """Return Dice, Jaccard, HD95 and ASD (in voxels) of two masks, each by its own medpy call."""
+    from medpy.metric import binary
+
+    metrics = (binary.dc, binary.jc, binary.hd95, binary.asd)
+    return [float(metric(prediction, truth)) for metric in metrics]
+
+
+def weak_slice(
+    image: Array, label: Label | None, size: Sequence[int], rng: Rng
+) -> tuple[Array, Label | None]:
+    """Apply one random geometry to `image` and `label` [H, W] and resize them to `size`."""
+    arrays: list[Any] = [image] if label is None else [image, label]
+    if rng.random() < 0.5:
+        arrays = _turn_and_flip(arrays, rng)
+    elif rng.random() < 0.5:
+        angle = rng.uniform(-20.0, 20.0)
+        arrays = [rotate(array, angle, order=0, reshape=False) for array in arrays]
+    factors = [new / old for new, old in zip(size, arrays[0].shape, strict=True)]
+    arrays = [zoom(array, factors, order=0) for array in arrays]
+    return arrays[0], None if label is None else arrays[1]
+
+
+def strong_slice(image: Array, rng: Rng) -> Array:
+    """Change the intensities of `image` [H, W] in [0, 1], by way of an 8-bit picture."""
+    picture = Image.fromarray((image * 255).astype(np.uint8))
+    if rng.random() < 0.8:
+        picture = ImageEnhance.Brightness(picture).enhance(rng.uniform(0.5, 1.5))
+        picture = ImageEnhance.Contrast(picture).enhance(rng.uniform(0.5, 1.5))
+    if rng.random() < 0.5:
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0)))
+    return np.asarray(picture, np.float32) / 255.0
+
+
+def weak_volume(
+    image: Array, label: Label | None, size: Sequence[int], rng: Rng
+) -> tuple[Array, Label | None]:
+    """Take a random crop of `size` of `image` and `label` [X, Y, Z], turned in plane and flipped."""
+    missing = [max(new - old, 0) for new, old in zip(size, image.shape, strict=True)]
+    pads = [(n // 2, n - n // 2) for n in missing]
+    arrays: list[Any] = [image] if label is None else [image, label]
+    arrays = [np.pad(array, pads) for array in arrays]
+    shape = arrays[0].shape
+    starts = [rng.integers(0, old - new + 1) for new, old in zip(size, shape, strict=True)]
+    crop = tuple(slice(start, start + new) for start, new in zip(starts, size, strict=True))
+    arrays = _turn_and_flip([array[crop] for array in arrays], rng)
+    return arrays[0], None if label is None else arrays[1]
+
+
+def strong_volume(image: Array, rng: Rng) -> Array:
+    """Apply a random bias field and gamma to `image` [X, Y, Z], and a blur half the time."""
+    if rng.random() < 0.8:
+        image = image * bias_field(image.shape, rng.uniform(-0.5, 0.5, (4, 4, 4)))
+        image = np.sign(image) * np.abs(image) ** np.exp(rng.uniform(-0.5, 0.5))
+    if rng.random() < 0.5:
+        image = gaussian_filter(image, rng.uniform(0.1, 2.0, 3))
+    return np.asarray(image, np.float32)
+
+
+def bias_field(shape: Sequence[int], coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return exp of a polynomial of degree n − 1 on a grid from −1 to 1; coefficients [n, n, n]."""
+    x, y, z = np.meshgrid(*(np.linspace(-1.0, 1.0, side) for side in shape), indexing="ij")
+    field = np.zeros(tuple(shape))
+    for i, j, k in product(range(len(coefficients)), repeat=3):
+        if i + j + k < len(coefficients):
+            field += coefficients[i, j, k] * x**i * y**j * z**k
+    return np.exp(field)
+
+
+def _turn_and_flip(arrays: list[Any], rng: Rng) -> list[Any]:
+    turns, axis = rng.integers(0, 4), rng.integers(0, 2)
+    if arrays[0].shape[0] != arrays[0].shape[1]:
+        turns -= turns % 2
+    return [np.flip(np.rot90(array, turns), axis).copy() for array in arrays]
+
+
+class PublishedLoop:
+    """The baseline on the data, batch sizes and frame of `run`; each call is one training step."""
+
+    def __init__(self, run: Run, dense: bool) -> None:
+        config, task = run.checkpoint.config, run.method.task
+        self.store, self.size, self.dims = run.store, config.data.frame.size, task.dims
+        self.counts = config.data.labeled_batch_size, config.data.unlabeled_batch_size
+        self.labeled, self.unlabeled = (
+            self._items(run.checkpoint.split.cases(run.store, part))
+            for part in ("labeled", "unlabeled")
+        )
+        threshold = config.methods["crkd"]["confidence"]
+        method = Published(task.network(), task.dims, task.classes, threshold, dense=dense)
+        self.method = method.to(run.device).train()
+        self.optimizer = torch.optim.SGD(
+            self.method.parameters(), config.train.lr, momentum=0.9, weight_decay=1e-4
+        )
+        self.device, self.rng = run.device, np.random.default_rng(0)
+
+    def __call__(self) -> float:
+        pairs = [self._sample(self.labeled) for _ in range(self.counts[0])]
+        weak = [self._sample(self.unlabeled)[0] for _ in range(self.counts[1])]
+        strengthen = (strong_slice, strong_volume)[self.dims - 2]
+        strong = [strengthen(image, self.rng) for image in weak]
+        label = torch.from_numpy(np.stack([label for _, label in pairs])).long().to(self.device)
+        views = [self._batch(images) for images in ([image for image, _ in pairs], weak, strong)]
+        total = self.method.losses(views[0], label, *views[1:])["total"]
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+        return total.item()  # waits for a GPU
+
+    def _items(self, cases: list[str]) -> list[tuple[str, int | None]]:
+        if self.store.spec.dims == self.dims:
+            return [(case, None) for case in cases]
+        return [(case, z) for case in cases for z in range(self.store.cases[case].shape[0])]
+
+    def _sample(self, items: list[tuple[str, int | None]]) -> tuple[Any, Any]:
+        case, z = items[self.rng.integers(len(items))]
+        image = self.store.image(case)[0]
+        label = self.store.label(case) if items is self.labeled else None
+        if z is None:
+            return weak_volume(image, label, self.size, self.rng)
+        return weak_slice(image[z], None if label is None else label[z], self.size, self.rng)
+
+    def _batch(self, images: list[Any]) -> Tensor:
+        return torch.from_numpy(np.stack(images)).float().unsqueeze(1).to(self.device)
