@@ -1,139 +1,133 @@
-"""Keeps the evaluation of a run as one JSON file: what was run, where, and every case's scores.
+"""Record an evaluation of a run as one file in benchmarks/results, for docs/results.md.
 
-python benchmarks/record.py runs/acdc-crkd-3/last.pth benchmarks/results/NAME.json --command "crkd train …" --commit HASH
+    python -m benchmarks.record runs/acdc-crkd-3/evaluation-last-test NAME --command "crkd train …"
+
+A record holds the command, the commit, the machine, the settings that differ from the packaged
+configuration, the validation scores during training, and the test scores of every case.
 """
 
 import argparse
-import csv
-import json
-import platform
-from importlib.metadata import version
+import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from crkd_cli.config import Config, dump, load_config, parse
-from crkd_cli.evaluation.results import evaluation_folder
-from crkd_cli.paths import atomic_write, packaged_folder
-from crkd_cli.runtime.device import describe, pick_device, pick_precision
+from benchmarks.common import RESULTS, environment, read_json, write_json
+from crkd_cli.config import dump, load_config
+from crkd_cli.errors import CrkdError
+from crkd_cli.evaluation.results import Evaluation, read_evaluation
+from crkd_cli.paths import packaged_folder
 from crkd_cli.runtime.metrics_log import read_log
 from crkd_cli.training.plan import flatten_keys
 
-PACKAGES = ("torch", "numpy", "scipy", "medpy")
+Record = dict[str, Any]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--command", required=True)
-    parser.add_argument("--commit", required=True, help="of the code that trained")
-    parser.add_argument(
-        "--evaluation", help="folder in the run folder; default: the strict one of the test cases"
-    )
+    parser.add_argument("evaluation", type=Path, help="folder that crkd evaluate wrote")
+    parser.add_argument("name", help="of the file, without .json")
+    parser.add_argument("--command", required=True, help="that trained the run")
+    parser.add_argument("--commit", help="of the code that trained; default: of this checkout")
+    parser.add_argument("--label", help="of the row on the page; default: the method")
     parser.add_argument("--note", default="")
-    given = parser.parse_args()
-    run = given.checkpoint.parent
+    args = parser.parse_args()
+    try:
+        record = make_record(args.evaluation, args.command, args.label, args.note)
+    except CrkdError as error:
+        sys.exit(f"error: {error}")
+    if args.commit:
+        record["commit"] = args.commit
+    write_json(record, RESULTS / f"{args.name}.json")
+
+
+def make_record(folder: Path, command: str, label: str | None = None, note: str = "") -> Record:
+    """Return the record of the evaluation in `folder`. Raises CrkdError if it cannot be read."""
+    evaluation = read_evaluation(folder)
+    facts = evaluation.facts
+    run = evaluation.checkpoint.parent
     metrics = run / "metrics.json"
-    trained = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {}
-    config: Config = parse(
-        yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")),
-        Config,
-        str(run / "config.yaml"),
-    )
-    write(
-        {
-            **circumstances(given.command, given.commit, config, trained.get("device")),
-            "seconds": seconds(trained),
-            "steps_per_second": trained.get("steps_per_second"),
-            "steps": trained.get(
-                "steps", config.train.steps
-            ),  # fewer than train.steps where the run was stopped early
-            "validation": validation(run),
-            "note": given.note,
-            **scores(
-                run / given.evaluation
-                if given.evaluation
-                else evaluation_folder(given.checkpoint, "strict", "test")
-            ),
-        },
-        given.out,
-    )
-
-
-def circumstances(
-    command: str, commit: str, config: Config, device: str | None = None
-) -> dict[str, Any]:
-    """What was run and where. `device`: as the run itself described it, else the one it would choose here."""
-    where = pick_device(config.train.device)
+    trained = read_json(metrics) if metrics.is_file() else {}
+    data = facts.config["data"]
     return {
-        "command": command,
-        "commit": commit,
-        "machine": processor(),
-        "device": device or describe(where, pick_precision(config.train.precision, where)),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in PACKAGES},
+        "label": label or facts.method,
+        "method": facts.method,
+        "seed": facts.seed,
+        "setting": {
+            "dataset": data["name"],
+            "labeled": facts.labeled,
+            "frame": data["frame"]["resize"] or data["frame"]["patch"],
+            "steps": trained.get("steps", facts.step),
         },
-        "seed": config.train.seed,
-        "config": dump(config),
-        "overrides": overrides(config),
+        "command": command,
+        **environment(),
+        "device": trained.get("device"),
+        "overrides": overrides(facts.config),
+        "seconds": seconds(trained),
+        "steps_per_second": trained.get("steps_per_second"),
+        "note": note,
+        "validation": validation(run),
+        "evaluation": summary(folder, evaluation),
+        "cases": cases(evaluation),
     }
+
+
+def overrides(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of `config` that differ from the packaged ones, by their dotted keys."""
+    file = packaged_folder("configs") / f"{config['data']['name']}.yaml"
+    if not file.is_file():
+        return {}
+    packaged = flatten_keys(dump(load_config(file)))
+    settings = flatten_keys(config)
+    shown_apart = {"method", "train.seed"}
+    changed = [key for key in settings if packaged.get(key) != settings[key]]
+    return {key: settings[key] for key in changed if key not in shown_apart}
 
 
 def seconds(trained: dict[str, Any]) -> float | None:
-    """Wall time of the training that metrics.json tells of; None for a resumed run, whose last part alone it knows."""
-    whole = trained and trained["seconds"] * trained["steps_per_second"] > 0.98 * trained["steps"]
-    return trained["seconds"] if whole else None
+    """Return the wall time of the training, or None for a resumed run.
+
+    The metrics.json of a resumed run knows only the time of its last part.
+    """
+    if not trained or trained["seconds"] * trained["steps_per_second"] <= 0.98 * trained["steps"]:
+        return None
+    return trained["seconds"]
 
 
 def validation(run: Path) -> dict[str, float]:
-    """Dice % on the validation cases by step, from the run's log."""
-    lines = read_log(run)
-    return {
-        str(line["step"]): round(100 * line["val/dice"], 1) for line in lines if "val/dice" in line
-    }
+    """Return the Dice (%) of the validation cases by step, from the log of the run."""
+    lines = [line for line in read_log(run) if "val/dice" in line]
+    return {str(line["step"]): round(100 * line["val/dice"], 1) for line in lines}
 
 
-def overrides(config: Config) -> dict[str, Any]:
-    """What `config` sets apart from the packaged configuration of its data set: flat keys and their values."""
-    file = packaged_folder("configs") / f"{config.data.name}.yaml"
-    if not file.is_file():
-        return {}
-    usual, now = flatten_keys(dump(load_config(file))), flatten_keys(dump(config))
-    return {key: value for key, value in now.items() if key not in usual or usual[key] != value}
+def summary(folder: Path, evaluation: Evaluation) -> dict[str, Any]:
+    """Return what was scored and, for each class and the mean of all, [mean, low, high]."""
+    tree = read_json(folder / "summary.json")
+    keys = ("protocol", "part", "cases", "split", "step", "interval", "truth")
+    scores = {}
+    for name, metrics in {"mean": tree["mean"], **tree["classes"]}.items():
+        scores[name] = {
+            metric: [_rounded(value[key], 6) for key in ("mean", "low", "high")]
+            for metric, value in metrics.items()
+        }
+    checkpoint = evaluation.checkpoint.name
+    return {**{key: tree[key] for key in keys}, "checkpoint": checkpoint, "scores": scores}
 
 
-def scores(folder: Path) -> dict[str, Any]:
-    """The summary and the cases of the evaluation in `folder`."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    with (folder / "cases.csv").open(encoding="utf-8") as file:
-        cases = [
-            {key: value for key, value in row.items() if key != "protocol"}
-            for row in csv.DictReader(file)
-        ]
-    kept = {key: value for key, value in summary.items() if key != "published"}
-    kept["checkpoint"] = Path(kept["checkpoint"]).name  # which one, not where it lay
-    return {"summary": kept, "cases": cases}
+def cases(evaluation: Evaluation) -> list[list[Any]]:
+    """Return one row for each case: its name, its patient, and the scores of each class."""
+    rows: list[list[Any]] = []
+    for case, group, scores in zip(
+        evaluation.cases, evaluation.groups, evaluation.scores, strict=True
+    ):
+        rows.append([case, group, *([_rounded(x, 4) for x in values] for values in scores)])
+    return rows
 
 
-def write(record: dict[str, Any], out: Path) -> None:
-    with atomic_write(out) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def processor() -> str:
-    """The CPU's name and the number of threads torch uses on it."""
-    lines = (
-        Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        if Path("/proc/cpuinfo").is_file()
-        else []
-    )
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {len(names)} cores"
+def _rounded(value: float | None, digits: int) -> float | None:
+    undefined = value is None or value != value
+    return None if undefined else round(float(value), digits)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,132 @@
+"""What the benchmarks run on: synthetic stores in the shapes of the real ones, or the real ones.
+
+The synthetic cases are the hearts and atria of the demonstration, resampled to the shape of an
+ACDC volume and of an LA scan.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import zoom
+
+from crkd_cli.data.splits import Split, split_file, write_split
+from crkd_cli.data.store import RECIPE, CaseInfo, DatasetSpec, Index, Store
+from crkd_cli.data.synthetic import atrium, short_axis
+from crkd_cli.paths import packaged_folder
+from crkd_cli.training.loop import Run
+from crkd_cli.training.plan import Request, plan
+from crkd_cli.training.start import start
+
+CASES, LABELED, TEST = 6, 2, 1
+HEART = ("background", "right ventricle", "myocardium", "left ventricle")
+SPECS = {
+    "acdc": DatasetSpec("acdc", "acdc", HEART, 1, "mr", 3, "minmax"),
+    "la": DatasetSpec("la", "la", ("background", "left atrium"), 1, "mr", 3, "zscore", z_last=True),
+}
+MAKERS: dict[str, Callable[[int], tuple[NDArray[Any], NDArray[np.uint8]]]] = {
+    "acdc": short_axis,
+    "la": atrium,
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the work is; by default as published."""
+
+    acdc: tuple[int, ...] = (9, 256, 216)  # the median volume, z, y, x
+    la: tuple[int, ...] = (148, 141, 88)  # the smallest scan, x, y, z
+    image: tuple[int, ...] = (256, 256)
+    images: int = 12  # labeled, and as many unlabeled
+    patch: tuple[int, ...] = (112, 112, 80)
+    stride: tuple[int, ...] = (18, 18, 4)
+    patches: int = 2
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The data root with the stores `acdc` and `la`, and a folder for runs."""
+
+    data_root: Path
+    scratch: Path
+    sizes: Sizes = Sizes()
+    labeled: tuple[str, str] = ("3", "4")  # of acdc and la, as --labeled takes it
+
+    def store(self, name: str) -> Store:
+        return Store(self.data_root / "prepared" / name)
+
+    def run(
+        self,
+        name: str,
+        *sets: str,
+        size: Sequence[int] | None = None,
+        batch: int | None = None,
+        method: str = "crkd",
+    ) -> Run:
+        """Build a training run as `crkd train` would start it, with every term at full weight."""
+        is_2d = name == "acdc"
+        if is_2d:
+            frame = f"resize: {list(size or self.sizes.image)}"
+            batch = batch or self.sizes.images
+        else:
+            frame = f"patch: {list(size or self.sizes.patch)}"
+            batch = batch or self.sizes.patches
+        settings = [
+            f"data.frame={{{frame}}}",
+            f"data.labeled_batch_size={batch}",
+            f"data.unlabeled_batch_size={batch}",
+            "methods.crkd.rampup=0",
+            *sets,
+        ]
+        request = Request(
+            dataset=name,
+            labeled=self.labeled[0 if is_2d else 1],
+            method=method,
+            config=packaged_folder("configs") / f"{name}.yaml",
+            split=None,
+            out=self.scratch / f"run-{len(list(self.scratch.iterdir()))}",
+            sets=settings,
+            data_root=self.data_root,
+        )
+        return start(plan(request))
+
+
+def synthetic(scratch: Path, sizes: Sizes = Sizes()) -> Inputs:
+    """Write both synthetic stores under `scratch`."""
+    for name, shape in (("acdc", sizes.acdc), ("la", sizes.la)):
+        _write_store(scratch / "data" / "prepared" / name, SPECS[name], shape, MAKERS[name])
+    return Inputs(scratch / "data", scratch, sizes, (str(LABELED), str(LABELED)))
+
+
+def _write_store(root: Path, spec: DatasetSpec, shape: Sequence[int], make: Any) -> None:
+    """Write a prepared store of CASES cases and its split."""
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    cases = []
+    for number in range(CASES):
+        image, label = make(number)
+        factors = [new / old for new, old in zip(shape, label.shape, strict=True)]
+        image = zoom(image.astype(np.float32), factors, order=1)
+        if spec.intensity == "zscore":
+            image = (image - image.mean()) / image.std()
+        else:
+            image = (image - image.min()) / (image.max() - image.min())
+        case = f"case{number}"
+        np.save(root / "images" / f"{case}.npy", image[None])
+        np.save(root / "labels" / f"{case}.npy", zoom(label, factors, order=0))
+        intensity = {"min": 0.0, "max": 1.0, "mean": 0.5, "std": 0.3}
+        spacing, digest = (1.0, 1.0, 1.0), "0" * 64
+        cases.append(
+            CaseInfo(case, case, tuple(shape), spacing, f"{case}.h5", digest, digest, intensity)
+        )
+    index = Index(RECIPE, spec, tuple(cases))
+    (root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)), encoding="utf-8")
+    ids = tuple(case.id for case in cases)
+    train, labeled = ids[TEST:], ids[TEST : TEST + LABELED]
+    split = Split(spec.name, "synthetic", train, labeled, test=ids[:TEST])
+    write_split(split, split_file(Store(root), str(LABELED)))
