@@ -1,5 +1,6 @@
-"""What README and docs/ state of the program, where it can be looked up: settings, own data, data sets, hours."""
+"""What the pages state about the program, wherever it can be looked up."""
 
+import ast
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,58 +10,55 @@ import msgspec
 import pytest
 import yaml
 
-from crkd_cli.config import Config, Strict, load_config
+from crkd_cli.config import Config, Strict
 from crkd_cli.data import splits
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.folder import ENDINGS, IMAGES, LABELS, PATIENTS, Folder
-from crkd_cli.paths import packaged_folder
 
 CHECKOUT = Path(__file__).parents[1]
+PACKAGE = CHECKOUT / "crkd_cli"
 
 
 def page(name: str) -> str:
     return (CHECKOUT / name).read_text(encoding="utf-8")
 
 
-def test_the_settings_are_those_of_the_configuration():
-    """Every key of it, in its order, with its default; – where there is none."""
+def test_settings_page_lists_every_key_and_default():
+    """All keys in the order of the configuration; – for a key without a default."""
     rows = re.findall(r"^\| `([\w.]+)` \| (.+?) \|", page("docs/settings.md"), flags=re.MULTILINE)
-    assert [
-        (key, None if shown == "–" else [yaml.safe_load(shown)]) for key, shown in rows
-    ] == list(settings(Config))
+    documented = [(key, None if text == "–" else [yaml.safe_load(text)]) for key, text in rows]
+    assert documented == list(settings(Config))
 
 
 def settings(kind: type, prefix: str = "") -> Iterable[tuple[str, list[Any] | None]]:
-    """Keys and defaults as YAML has them; None: the key must be given."""
+    """Yield keys with their defaults as YAML has them, [default]; None for a required key."""
     for field in msgspec.structs.fields(kind):
         if isinstance(field.type, type) and issubclass(field.type, Strict):
             yield from settings(field.type, f"{prefix}{field.name}.")
         elif field.required:
             yield prefix + field.name, None
         else:
-            default = (
-                field.default
-                if field.default_factory is msgspec.NODEFAULT
-                else field.default_factory()
-            )
+            default = field.default
+            if field.default_factory is not msgspec.NODEFAULT:
+                default = field.default_factory()
             yield prefix + field.name, [msgspec.json.decode(msgspec.json.encode(default))]
 
 
-def test_own_data_is_found_as_its_page_says(tmp_path):
+def test_own_data_page_names_all_folders_and_endings():
     text = page("docs/own-data.md")
     for word in (*IMAGES, *LABELS, *ENDINGS):
-        assert f"`{word}" in text
+        assert re.search(rf"`{word}/?`", text), word
+
+
+def test_split_on_the_own_data_page_is_valid(tmp_path):
+    (split,) = code_blocks("docs/own-data.md", "yaml")
     file = tmp_path / "polyps.yaml"
-    file.write_text(
-        *re.findall(r"^```yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL), encoding="utf-8"
-    )
+    file.write_text(split, encoding="utf-8")
     assert splits.read_split(file).unlabeled == ("ben", "carl")
 
 
-def test_the_table_of_patients_on_the_page_is_read(tmp_path):
-    (table,) = re.findall(
-        r"^```\n(image,.*?)^```", page("docs/own-data.md"), flags=re.MULTILINE | re.DOTALL
-    )
+def test_patients_table_on_the_own_data_page_is_read(tmp_path):
+    (table,) = code_blocks("docs/own-data.md", "")
     (tmp_path / PATIENTS).write_text(table, encoding="utf-8")
     for name in ("images/polyp-001", "images/polyp-002", "images/polyp-003", "labels/polyp-001"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -68,23 +66,50 @@ def test_the_table_of_patients_on_the_page_is_read(tmp_path):
     assert [raw.group for raw in Folder().find(tmp_path)] == ["anna", "anna", "ben"]
 
 
+def code_blocks(name: str, language: str) -> list[str]:
+    blocks = rf"^```{language}\n(.*?)^```"
+    return re.findall(blocks, page(name), flags=re.MULTILINE | re.DOTALL)
+
+
+def test_datasets_page_states_the_official_splits():
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", page("docs/datasets.md"), re.MULTILINE))
+    for file in sorted((CHECKOUT / "splits").glob("*.yaml")):
+        official = splits.official_splits(file.stem)
+        *_, parts, label_counts = rows[file.stem].split(" | ")
+        sizes = [len(official.train), len(official.val), len(official.test)]
+        numbers = re.findall(r"[\d,]*\d", parts)
+        assert [int(number.replace(",", "")) for number in numbers] == sizes
+        assert label_counts.split(", ") == list(official.labeled)
+
+
 @pytest.mark.parametrize("command", ["make-splits", "train"])
-def test_the_help_names_every_data_set(command, cli):
-    said = cli(command, "--help").stdout
+def test_help_names_every_dataset(command, cli):
+    text = cli(command, "--help").stdout
     for name in set(SOURCES.names()) - {"folder"}:
-        assert re.search(rf"\b{name}\b", said), name
+        assert re.search(rf"\b{name}\b", text), name
 
 
-@pytest.mark.parametrize("name", ["ACDC", "LA"])
-def test_the_hours_on_a_cpu_follow_from_the_measured_step(name):
-    ((hours, steps, seconds),) = re.findall(
-        rf"(\d+) for {name} \(([\d,]+) steps\s+of ([\d.]+) s\)", page("README.md")
-    )
-    length = load_config(packaged_folder("configs") / f"{name.lower()}.yaml").train.steps
-    assert int(steps.replace(",", "")) == length
-    assert int(hours) == round(length * float(seconds) / 3600)
-    assert re.search(
-        rf"^\| CRKD step, {name} .+ \| {seconds} s \|",
-        page("docs/performance.md"),
-        flags=re.MULTILINE,
-    )
+def test_functions_that_contributing_names_exist():
+    stops = re.findall(r"`([\w/]+\.py): ([\w.]+)`", page("CONTRIBUTING.md"))
+    assert len(stops) >= 15
+    for file, name in stops:
+        assert name in definitions(PACKAGE / file), f"{file}: {name}"
+
+
+def definitions(file: Path) -> set[str]:
+    """Return the names of a module's functions, classes and methods (`Class.method`)."""
+    names = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            continue
+        names.add(node.name)
+        methods = [inner for inner in ast.iter_child_nodes(node) if hasattr(inner, "name")]
+        names |= {f"{node.name}.{method.name}" for method in methods}
+    return names
+
+
+def test_folders_that_contributing_names_exist():
+    text = page("CONTRIBUTING.md")
+    rooms = {folder.name for folder in PACKAGE.iterdir() if (folder / "__init__.py").is_file()}
+    for room in rooms:
+        assert re.search(rf"`(crkd_cli/)?{room}/`", text), room

@@ -185,8 +185,8 @@ def _find_images(source: Path) -> list[Path]:
         return [source]
     images = images_in(source)
     if not images:
-        formats = ", ".join(formats.SUFFIXES)
+        suffixes = ", ".join(formats.SUFFIXES)
         raise CrkdError(
-            f"{source} contains no images (formats: {formats}; subfolders are not searched)"
+            f"{source} contains no images (formats: {suffixes}; subfolders are not searched)"
         )
     return images
