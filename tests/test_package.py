@@ -1,4 +1,4 @@
-"""What ships: the version, the entry point, and configurations and splits inside the wheel."""
+"""What ships: the version, the entry point, and the files inside the wheel."""
 
 import re
 import subprocess
@@ -6,60 +6,86 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 import crkd_cli
 from crkd_cli.config import load_config
 from crkd_cli.data.sources import SOURCES
+from crkd_cli.data.splits import OfficialSplits
 from crkd_cli.paths import packaged_folder
 
 CHECKOUT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
+VERSION = crkd_cli.__version__
 
 
-def test_one_version_everywhere():
-    assert PROJECT["project"]["version"] == crkd_cli.__version__
-    assert f"## {crkd_cli.__version__}" in (CHECKOUT / "CHANGELOG.md").read_text(encoding="utf-8")
-    result = subprocess.run(
-        [sys.executable, "-m", "crkd_cli", "--version"], capture_output=True, text=True, check=True
-    )
-    assert result.stdout == f"crkd {crkd_cli.__version__}\n"
+def read(name: str) -> str:
+    return (CHECKOUT / name).read_text(encoding="utf-8")
 
 
-def test_the_wheel_carries_configurations_and_splits():
-    carried = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    assert carried == {"configs": "crkd_cli/configs", "splits": "crkd_cli/splits"}
+def test_version_is_the_same_everywhere():
+    assert PROJECT["project"]["version"] == VERSION
+    assert yaml.safe_load(read("CITATION.cff"))["version"] == VERSION
+    assert f"## [{VERSION}]" in read("CHANGELOG.md")
+    assert f"pip install crkd-{VERSION}-py3-none-any.whl" in read("README.md")
+    command = [sys.executable, "-m", "crkd_cli", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == f"crkd {VERSION}\n"
 
 
-def test_every_data_set_has_a_configuration_that_loads():
+def test_citation_names_the_license_and_the_method():
+    citation = yaml.safe_load(read("CITATION.cff"))
+    assert citation["license"] == PROJECT["project"]["license"]
+    (method,) = citation["references"]
+    assert method["repository-code"] == "https://github.com/eeaesa/CRKD"
+    for entry in (citation, method):  # required by the Citation File Format
+        assert {"title", "authors", "type"} <= set(entry)
+
+
+def test_wheel_contains_configurations_splits_and_the_typing_marker():
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {"configs": "crkd_cli/configs", "splits": "crkd_cli/splits"}
+    # The wheel takes the whole package, except for files that git ignores.
+    assert wheel["packages"] == ["crkd_cli"]
+    assert not {"exclude", "only-include", "include"} & set(wheel)
+    marker = CHECKOUT / "crkd_cli" / "py.typed"
+    assert marker.is_file()
+    assert not is_ignored(marker)
+
+
+def is_ignored(path: Path) -> bool:
+    if not (CHECKOUT / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = ["git", "-C", str(CHECKOUT), "check-ignore", "--quiet", str(path)]
+    return subprocess.run(command).returncode == 0
+
+
+def test_every_dataset_has_a_valid_configuration():
     for name in set(SOURCES.names()) - {"folder"}:
         config = load_config(packaged_folder("configs") / f"{name}.yaml")
         assert config.data.name == name
-    for file in packaged_folder("configs").glob(
-        "*.yaml"
-    ):  # a data set of the file's name would start from it
-        load_config(file)
+
+
+def test_every_packaged_file_is_valid():
+    for file in packaged_folder("configs").glob("*.yaml"):
+        load_config(file)  # a dataset of the file's name would start from it
     for file in packaged_folder("splits").glob("*.yaml"):
-        assert set(yaml.safe_load(file.read_text(encoding="utf-8"))) <= {
-            "train",
-            "labeled",
-            "val",
-            "test",
-        }
+        split = yaml.safe_load(file.read_text(encoding="utf-8"))
+        assert set(split) <= set(OfficialSplits.__struct_fields__)
 
 
 def test_every_dependency_is_pinned():
-    pinned = {
-        re.split(r"==", line)[0].lower().replace("_", "-")
-        for line in (CHECKOUT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-        if "==" in line
-    }
-    extras = [
-        name for extra in PROJECT["project"]["optional-dependencies"].values() for name in extra
-    ]
-    for wanted in (
+    pinned = re.findall(r"^([^#\s=]+)==", read("constraints.txt"), flags=re.MULTILINE)
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    requirements = [
         *PROJECT["project"]["dependencies"],
-        *extras,
+        *(requirement for extra in extras for requirement in extra),
         *PROJECT["dependency-groups"]["dev"],
-    ):
-        assert re.split(r"[<>=!~\[; ]", wanted)[0].lower().replace("_", "-") in pinned, wanted
+    ]
+    names = {re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in requirements}
+    assert {normalize(name) for name in names} <= {normalize(name) for name in pinned}
+
+
+def normalize(name: str) -> str:
+    return name.lower().replace("_", "-")

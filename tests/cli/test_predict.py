@@ -94,7 +94,7 @@ def test_wrong_input(cli, checkpoint, scans, tmp_path):
     for arguments, code, message in (
         ([tmp_path / "missing"], 1, "does not exist"),
         ([tmp_path / "nothing"], 1, "contains no images"),
-        ([tmp_path / "text.csv"], 1, "is of no known format"),
+        ([tmp_path / "text.csv"], 1, "has no supported format"),
         ([scans, "--out", scans], 2, "images' own folder"),
         ([scans, "--out", tmp_path / "a file" / "x"], 1, "cannot write to"),
     ):

@@ -204,7 +204,7 @@ def test_own_data_without_a_configuration(cli: Callable[..., Result], toy: Path)
             ["no method is called 'supervized'", "did you mean 'supervised'"],
         ),
         (["--method", "./absent.py"], 2, ["cannot read absent.py", "No such file"]),
-        (["--method", "elsewhere/crkd.py"], 2, ["elsewhere/crkd.py", "crkd is taken"]),
+        (["--method", "elsewhere/crkd.py"], 2, ["elsewhere/crkd.py", "crkd is the name of an installed method"]),
         (["--method", "split.yaml"], 2, ["no method is called 'split.yaml'"]),
         (
             ["--stop-after", "5"],

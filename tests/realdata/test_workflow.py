@@ -1,4 +1,4 @@
-"""The whole way on real scans: prepare-data, make-splits --present-only, train CRKD, evaluate, predict, for every data set."""
+"""From raw files to masks on real cases of every public dataset."""
 
 import json
 from collections.abc import Callable
@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from typer.testing import Result
+
+from crkd_cli.runtime.run_folder import result_checkpoint
 
 pytestmark = pytest.mark.realdata
 
@@ -19,7 +21,7 @@ SMALL = [
     "data.labeled_batch_size=2",
     "data.unlabeled_batch_size=2",
 ]
-# name, raw files, --labeled, frame, an image to predict
+# Dataset, raw files, --labeled, data.frame, image to predict.
 CASES = {
     "acdc h5": ("acdc", "acdc", "3", "{resize: [96, 96]}", "acdc/data/patient011_frame01.h5"),
     "acdc nifti": (
@@ -71,22 +73,22 @@ def test_from_raw_scans_to_masks(
 
     run("prepare-data", name, "--source", shared_data / raw)
     run("make-splits", name, "--labeled", labeled, "--present-only")
-    sets = [part for key in [*SMALL, f"data.frame={frame}"] for part in ("--set", key)]
-    run("train", "--dataset", name, "--labeled", labeled, *sets)
+    overrides = [f"--set={override}" for override in (*SMALL, f"data.frame={frame}")]
+    run("train", "--dataset", name, "--labeled", labeled, *overrides)
     folder = tmp_path / "runs" / f"{name}-crkd-{labeled.replace('%', 'pct')}"
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert {"pixel", "feature", "semantic", "entropy", "kept"} <= log[-1].keys() | log[-2].keys()
-    checkpoint = folder / ("best.pth" if (folder / "best.pth").is_file() else "last.pth")
+    checkpoint = result_checkpoint(folder)
     for protocol in ("strict", "paper"):
         summary = json.loads(run("evaluate", checkpoint, "--protocol", protocol, "--json").stdout)
         assert summary["protocol"] == protocol
     run("predict", shared_data / image, "--checkpoint", checkpoint, "--out", "masks", "--overlay")
     (mask,) = [file for file in (tmp_path / "masks").iterdir() if file.is_file()]
-    _same_geometry(shared_data / image, mask)
+    assert_same_geometry(shared_data / image, mask)
     assert len(list((tmp_path / "masks" / "overlays").iterdir())) == 1
 
 
-def _same_geometry(image: Path, mask: Path) -> None:
+def assert_same_geometry(image: Path, mask: Path) -> None:
     from crkd_cli.data.raw import formats
 
     original, written = formats.read_image(image), formats.read_label(mask)
