@@ -1,4 +1,4 @@
-"""The commands in the documentation: all are accepted by the command line, and all of them run.
+"""The commands in the documentation: all are accepted by the command line, and code blocks run.
 
 They run as written and in order, as for a newcomer with a few real cases. To take seconds instead
 of hours, they run with a copy of the package whose configurations are short and narrow, and whose
@@ -54,6 +54,14 @@ def command_lines(*pages: Path) -> list[str]:
     return [line for line in commands if re.match(r"(for .*; do )?crkd |torchrun ", line)]
 
 
+def inline_commands(*pages: Path) -> list[str]:
+    """Return the crkd commands with arguments that stand in sentences."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    quoted = re.findall(r"`(crkd [^`]+)`", FENCE.sub("", text))
+    commands = [" ".join(part.split()) for line in quoted for part in line.split(";")]
+    return [command for command in commands if len(command.split()) > 2]
+
+
 def words_of(line: str) -> list[str]:
     """Split a command into words, the first of which is crkd; of a loop, its body."""
     body = line.partition("; do ")[2].removesuffix("; done")
@@ -63,7 +71,7 @@ def words_of(line: str) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize("line", sorted(set(command_lines(*PAGES))))
+@pytest.mark.parametrize("line", sorted({*command_lines(*PAGES), *inline_commands(*PAGES)}))
 def test_documented_command_is_accepted(line):
     import typer.main
 
