@@ -1,4 +1,4 @@
-"""What every test may use: the real command line, a seeded generator, small stores of discs and balls."""
+"""Fixtures for every test: the command line, a seeded generator, stores of discs and balls."""
 
 import hashlib
 import json
@@ -20,10 +20,15 @@ SHARED = CHECKOUT.parent / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test, of the documented lines, first: then the others run beside it (pytest-xdist, --no-loadscope-reorder)."""
-    items.sort(
-        key=lambda item: "realdata" not in item.keywords or item.path.name != "test_readme.py"
-    )
+    """Start the longest test, of the README's commands, first, so that the others run beside it.
+
+    For pytest-xdist with --no-loadscope-reorder.
+    """
+
+    def is_longest(item: pytest.Item) -> bool:
+        return "realdata" in item.keywords and item.path.name == "test_readme.py"
+
+    items.sort(key=lambda item: not is_longest(item))
 
 
 @pytest.fixture
@@ -33,20 +38,23 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(params=[2, 3])
 def dims(request: pytest.FixtureRequest) -> int:
-    """Every test that takes it runs in 2D and in 3D."""
+    """A test with this argument runs in 2D and in 3D."""
     return int(request.param)
 
 
 @pytest.fixture(autouse=True)
 def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrapped lines would break what tests look for in the output."""
+    """Keep the output free of wrapped lines and colors, which would break up the words to find."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")
 
 
 @pytest.fixture
 def cli() -> Callable[..., Result]:
-    """cli("train", "--dataset", "toy"): runs the real app in this process; .exit_code, .stdout, .stderr."""
+    """cli("train", "--dataset", "toy") runs the real app in this process.
+
+    The result has .exit_code, .stdout and .stderr.
+    """
     from crkd_cli.cli import app
 
     return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
@@ -54,7 +62,7 @@ def cli() -> Callable[..., Result]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The real cases beside the checkout; skips where they are absent."""
+    """The real cases beside the checkout; skips the test if they are absent."""
     if not (SHARED / "data").is_dir():
         pytest.skip("no real cases: ../shared/data is absent")
     return SHARED / "data"
@@ -62,7 +70,7 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def my_method(tmp_path: Path) -> Path:
-    """my_method.py as it stands in docs/adding-a-method.md."""
+    """my_method.py from docs/adding-a-method.md."""
     page = (CHECKOUT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     file = tmp_path / "my_method.py"
@@ -75,9 +83,11 @@ StoreMaker = Callable[..., Store]
 
 @pytest.fixture
 def make_store(tmp_path: Path) -> StoreMaker:
-    """make_store("toy", dims=2, groups={"p1": 2, "p2": 1}, unlabeled={"p2"}): a store under tmp_path/data/prepared.
+    """make_store("toy", groups={"p1": 2, "p2": 1}, unlabeled={"p2"}): a store in data/prepared.
 
-    Every case is one bright disc (ball) of class 1 on a darker ground with noise: learnable in a few steps.
+    `groups` are the patients and their numbers of cases, or the number of patients with one case.
+    Every case is a bright disc (ball) of class 1 on a darker, noisy background: learnable in a few
+    steps.
     """
 
     def make(
@@ -129,9 +139,8 @@ def _disc(
     radius = min(shape) * generator.uniform(0.15, 0.3)
     distance = np.sqrt(sum((axis - middle) ** 2 for axis, middle in zip(axes, center, strict=True)))
     label = (distance <= radius).astype(np.uint8)
-    image = np.clip(0.3 + 0.4 * label + 0.05 * generator.standard_normal(shape), 0, 1).astype(
-        np.float32
-    )
+    noise = 0.05 * generator.standard_normal(shape)
+    image = np.clip(0.3 + 0.4 * label + noise, 0, 1).astype(np.float32)
     np.save(root / "images" / f"{case}.npy", image[None])
     if labeled:
         np.save(root / "labels" / f"{case}.npy", label)
@@ -152,9 +161,9 @@ CheckpointMaker = Callable[..., Path]
 
 @pytest.fixture
 def make_checkpoint(tmp_path: Path) -> CheckpointMaker:
-    """make_checkpoint(spec, frame, test=("p1",), path="runs/x/last.pth"): a checkpoint of a small random network.
+    """make_checkpoint(spec, frame, test=("p1",)): a checkpoint file of a small random network.
 
-    Its answer is no good, but it is an answer: about half of every image is class 1.
+    The network predicts class 1 in about half of every image.
     """
     import torch
 
@@ -182,20 +191,25 @@ def make_checkpoint(tmp_path: Path) -> CheckpointMaker:
             method="supervised",
         )
         method = build_method(config, spec).eval()
+        layers = [layer for layer in method.predictor.modules() if hasattr(layer, "bias")]
         with torch.no_grad():
-            x = torch.rand(4, spec.channels, *frame.size)
-            *_, convolution = (
-                layer for layer in method.predictor.modules() if hasattr(layer, "bias")
-            )
-            logits = method.predictor(x)
-            convolution.bias -= logits.transpose(0, 1).flatten(1).median(1).values
+            logits = method.predictor(torch.rand(4, spec.channels, *frame.size))
+            layers[-1].bias -= logits.transpose(0, 1).flatten(1).median(1).values
         split = Split(
             dataset=spec.name, name="made-up", train=labeled, labeled=labeled, val=val, test=test
         )
-        file = tmp_path / path
-        save_checkpoint(
-            Checkpoint(10, config, spec, split, "0" * 64, method.state_dict(), None, best), file
+        checkpoint = Checkpoint(
+            step=10,
+            config=config,
+            spec=spec,
+            split=split,
+            data="0" * 64,
+            weights=method.state_dict(),
+            training=None,
+            best=best,
         )
+        file = tmp_path / path
+        save_checkpoint(checkpoint, file)
         return file
 
     return make
@@ -206,9 +220,9 @@ EvaluationWriter = Callable[..., Path]
 
 @pytest.fixture
 def write_evaluation(tmp_path: Path) -> EvaluationWriter:
-    """write_evaluation("run", scores, {case: patient}, method="crkd", seed=1): the files of `crkd evaluate`, of given scores.
+    """write_evaluation("run", scores, {case: patient}, seed=1): the files of `crkd evaluate`.
 
-    scores: [cases, classes, metrics].
+    `scores` are [cases, classes, metrics]; further arguments go to summary.json.
     """
 
     def write(
@@ -220,7 +234,7 @@ def write_evaluation(tmp_path: Path) -> EvaluationWriter:
         config: dict[str, object] | None = None,
         **facts: object,
     ) -> Path:
-        usual = {
+        defaults = {
             "protocol": "strict",
             "dataset": "acdc",
             "part": "test",
@@ -237,24 +251,24 @@ def write_evaluation(tmp_path: Path) -> EvaluationWriter:
             "method": facts.get("method", "crkd"),
             "methods": {},
         }
-        names: dict[str, object] = {
-            "classes": dict.fromkeys(classes),
-            "mean": dict.fromkeys(metrics),
-        }
+        empty = {"classes": dict.fromkeys(classes), "mean": dict.fromkeys(metrics)}
         folder = tmp_path / "runs" / run / "evaluation-strict-test"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "summary.json").write_text(
-            json.dumps({**usual, **facts, "config": {**tree, **(config or {})}, **names})
-        )
-        lines = [",".join(("protocol", "case", "group", "class", *metrics))]
+        summary = {**defaults, **facts, "config": {**tree, **(config or {})}, **empty}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        rows = [["protocol", "case", "group", "class", *metrics]]
         for (case, group), by_class in zip(cases.items(), scores, strict=True):
             for name, values in zip(classes, by_class, strict=True):
-                cells = ("" if np.isnan(value) else f"{value:.6f}" for value in values)
-                lines.append(",".join(("strict", case, group, name, *cells)))
-        (folder / "cases.csv").write_text("\n".join(lines) + "\n")
+                rows.append(["strict", case, group, name, *map(_cell, values)])
+        text = "".join(",".join(row) + "\n" for row in rows)
+        (folder / "cases.csv").write_text(text)
         return folder
 
     return write
+
+
+def _cell(score: float) -> str:
+    return "" if np.isnan(score) else f"{score:.6f}"
 
 
 Planner = Callable[..., object]
@@ -262,22 +276,15 @@ Planner = Callable[..., object]
 
 @pytest.fixture
 def tiny(tmp_path: Path, make_store: Callable[..., object], dims: int) -> Planner:
-    """tiny("method=crkd", "train.steps=5", out="a"): a plan over a store of its own, the same store at every call."""
+    """tiny("method=crkd", "train.steps=5", out="a"): a plan for a small run on one store."""
     make_store(groups=10, dims=dims)
-    ids = [f"p{number:02d}" for number in range(10)]
-    write_split(
-        Split(
-            dataset="toy",
-            name="tiny",
-            train=tuple(ids[:7]),
-            labeled=tuple(ids[:2]),
-            val=(ids[7],),
-            test=tuple(ids[8:]),
-        ),
-        tmp_path / "split.yaml",
+    ids = tuple(f"p{number:02d}" for number in range(10))
+    split = Split(
+        dataset="toy", name="tiny", train=ids[:7], labeled=ids[:2], val=ids[7:8], test=ids[8:]
     )
-    config = tiny_config(dims)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    write_split(split, tmp_path / "split.yaml")
+    config = yaml.safe_dump(tiny_config(dims))
+    (tmp_path / "config.yaml").write_text(config, encoding="utf-8")
 
     from crkd_cli.training.plan import Request, plan
 
@@ -299,10 +306,13 @@ def tiny(tmp_path: Path, make_store: Callable[..., object], dims: int) -> Planne
 
 
 def tiny_config(dims: int) -> dict[str, object]:
-    frame = {"resize": [32, 32]} if dims == 2 else {"patch": [16, 32, 16]}
+    if dims == 2:
+        network, frame = "unet", {"resize": [32, 32]}
+    else:
+        network, frame = "vnet", {"patch": [16, 32, 16]}
     return {
         "data": {"name": "toy", "frame": frame, "labeled_batch_size": 2, "unlabeled_batch_size": 2},
-        "model": {"name": "unet" if dims == 2 else "vnet", "widths": [4, 4, 8, 8, 8]},
+        "model": {"name": network, "widths": [4, 4, 8, 8, 8]},
         "train": {
             "steps": 20,
             "log_every": 5,

@@ -48,7 +48,7 @@ def test_bf16_is_no_coarser_than_autocast(name: str, dims: int) -> None:
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_nothing_but_the_network_is_copied(dims: int, precision: torch.dtype) -> None:
-    """In training its buffers are parts of one tensor with those of the whole method, a memory bank for one."""
+    """Not the buffers of the whole method, such as a memory bank."""
     method = nn.ModuleDict({"student": NETWORKS["unet"](dims, 1, 2, (4, 4, 8, 8, 8))})
     method.register_buffer("bank", torch.zeros(100_000))
     GuardedOptimizer(method, TrainConfig(steps=1))

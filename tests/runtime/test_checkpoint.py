@@ -1,76 +1,128 @@
-"""Checkpoints: what is read back, what is refused, and that a write which fails leaves the old file."""
+"""Checkpoints: reading them back, refusing other files, old formats, and writes that fail."""
 
+import os
 import pickle
 import random
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from crkd_cli.errors import CrkdError
-from crkd_cli.runtime import checkpoint as checkpoints
-from crkd_cli.runtime import run_folder
 from crkd_cli.runtime.build import load_predictor
-from crkd_cli.training.loop import train
-from crkd_cli.training.plan import Plan
-from crkd_cli.training.start import start
+from crkd_cli.runtime.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from crkd_cli.runtime.run_folder import newest_checkpoint
+from tests.training.helpers import CPU, Planner, assert_equal, train_plan, weights
 
-Planner = Callable[..., Plan]
+# How format 4 named the settings of `tiny` that have been renamed since, and modules of a network.
+OLD_KEYS = {
+    ("data", "labeled_batch_size"): "labeled",
+    ("data", "unlabeled_batch_size"): "unlabeled",
+    ("train", "lr_schedule"): "schedule",
+    ("train", "lr_power"): "power",
+    ("train", "lr_horizon"): "horizon",
+    ("train", "lr_milestones"): "milestones",
+    ("train", "recalibrate_batch_norm"): "predictor",
+    ("methods", "crkd", "contrast_samples"): "samples",
+}
+OLD_MODULES = {"upsample": "grow", "downsample": "halve"}
 
 
 @pytest.fixture
 def trained(tiny: Planner) -> Path:
     planned = tiny("train.steps=2")
-    train(start(planned), lambda step, values: None)
+    train_plan(planned)
     return planned.folder / "last.pth"
 
 
 def test_round_trip(trained: Path) -> None:
-    one = checkpoints.load_checkpoint(trained)
-    best = trained.with_name("best.pth")
-    assert checkpoints.load_checkpoint(trained.parent).path == best  # of the run folder
-    best.unlink()
-    assert checkpoints.load_checkpoint(trained.parent).path == trained
-    with pytest.raises(
-        CrkdError, match=r"there is no checkpoint .*best\.pth; there is .*last\.pth"
-    ):
-        checkpoints.load_checkpoint(best)
+    original = load_checkpoint(trained)
     copy = trained.with_name("copy.pth")
-    checkpoints.save_checkpoint(one, copy)
-    two = checkpoints.load_checkpoint(copy)
-    assert (one.step, one.config, one.spec, one.split, one.best) == (
-        two.step,
-        two.config,
-        two.spec,
-        two.split,
-        two.best,
-    )
-    assert all(torch.equal(one.weights[name], two.weights[name]) for name in one.weights)
-    dims = one.config.data.frame.dims
-    x = torch.rand(1, 1, *[16] * dims)
-    model = load_predictor(one, torch.device("cpu"))
-    assert model(x).shape == (1, 2, *[16] * dims)
-    assert torch.equal(model(x), load_predictor(two, torch.device("cpu"))(x))
+    save_checkpoint(original, copy)
+    loaded = load_checkpoint(copy)
+    for name in ("step", "config", "spec", "split", "best"):
+        assert getattr(loaded, name) == getattr(original, name)
+    assert_equal(loaded.weights, original.weights)
+    side = [16] * original.config.data.frame.dims
+    x = torch.rand(1, 1, *side)
+    logits = load_predictor(loaded, CPU)(x)
+    assert logits.shape == (1, 2, *side)
+    assert torch.equal(logits, load_predictor(original, CPU)(x))
+
+
+def test_a_run_folder_stands_for_its_result(trained: Path) -> None:
+    best = trained.with_name("best.pth")
+    assert load_checkpoint(trained.parent).path == best
+    best.unlink()
+    assert load_checkpoint(trained.parent).path == trained
+    message = r"there is no checkpoint .*best\.pth; there is .*last\.pth"
+    with pytest.raises(CrkdError, match=message):
+        load_checkpoint(best)
 
 
 def test_no_state_of_a_random_generator_is_needed(tiny: Planner) -> None:
-    """Other states of every global generator before every step, the same weights."""
+    """Every global generator is reseeded before every step, and the weights stay the same."""
 
-    def disturb(step: int, values: dict[str, float]) -> None:
+    def reseed(step: int, values: dict[str, float]) -> None:
         random.seed(step + 7)
         np.random.seed(step + 7)  # noqa: NPY002
         torch.manual_seed(step + 7)
 
-    calm, disturbed = (tiny("train.steps=8", out=out) for out in ("calm", "disturbed"))
-    train(start(calm), lambda step, values: None)
-    train(start(disturbed), disturb)
-    one, two = (
-        checkpoints.load_checkpoint(planned.folder / "last.pth").weights
-        for planned in (calm, disturbed)
-    )
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    undisturbed, disturbed = (tiny("train.steps=8", out=out) for out in ("plain", "reseeded"))
+    train_plan(undisturbed)
+    train_plan(disturbed, reseed)
+    assert_equal(weights(disturbed.folder), weights(undisturbed.folder))
+
+
+def test_format_4_predicts_and_resumes_bit_exactly(tiny: Planner) -> None:
+    """Its keys and modules have other names."""
+    settings = ("train.steps=6", "train.eval_every=3")
+    whole = tiny(*settings, out="whole")
+    train_plan(whole)
+    stopped = tiny(*settings, stop_after=3, out="old")
+    train_plan(stopped)
+    best = stopped.folder / "best.pth"
+    x = torch.rand(1, 1, *whole.config.data.frame.size)
+    logits = load_predictor(load_checkpoint(best), CPU)(x)
+
+    for file in (best, stopped.folder / "last.pth"):
+        rewrite_as_format_4(file)
+    assert torch.equal(load_predictor(load_checkpoint(best), CPU)(x), logits)
+    resumed = tiny(*settings, out="old")
+    assert resumed.resumed is not None
+    assert resumed.resumed.step == 3
+    train_plan(resumed)
+    for name in ("last.pth", "best.pth"):
+        assert_equal(weights(resumed.folder, name), weights(whole.folder, name))
+
+
+def rewrite_as_format_4(file: Path) -> None:
+    content = torch.load(file, weights_only=True)
+    content["format"] = "crkd checkpoint 4"
+    for (*sections, key), old_key in OLD_KEYS.items():
+        tree = content["config"]
+        for section in sections:
+            tree = tree[section]
+        tree[old_key] = tree.pop(key)
+    assert content["config"]["train"]["predictor"] is True
+    content["config"]["train"]["predictor"] = "renewed"
+    # The U-Net has no weights in its renamed modules.
+    has_renamed_weights = content["config"]["model"]["name"] == "vnet"
+    for part in ("weights", "statistics"):
+        renamed = with_old_modules(content[part])
+        assert (renamed.keys() != content[part].keys()) == has_renamed_weights
+        content[part] = renamed
+    torch.save(content, file)
+
+
+def with_old_modules(tensors: dict[str, Any]) -> dict[str, Any]:
+    renamed = {}
+    for name, value in tensors.items():
+        parts = [OLD_MODULES.get(part, part) for part in name.split(".")]
+        renamed[".".join(parts)] = value
+    return renamed
 
 
 class Evil:
@@ -81,62 +133,76 @@ class Evil:
 
 
 @pytest.mark.parametrize(
-    "kind", ["empty", "truncated", "text", "pickle", "torch pickle", "other tensors", "folder"]
+    "kind",
+    [
+        "empty",
+        "truncated",
+        "text",
+        "pickle",
+        "torch pickle",
+        "other tensors",
+        "other format",
+        "folder",
+    ],
 )
 def test_anything_else_is_refused(
     trained: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "foreign.pth"
-    content = trained.read_bytes()
-    if kind == "torch pickle":
-        torch.save({"format": checkpoints.FORMAT, "step": Evil()}, file)
-    elif kind == "other tensors":
-        torch.save({"weight": torch.zeros(3)}, file)
-    elif kind == "folder":
-        file.mkdir()
-    else:
-        made = {
-            "empty": b"",
-            "truncated": content[: len(content) // 2],
-            "text": b"<html>",
-            "pickle": pickle.dumps(Evil()),
-        }
-        file.write_bytes(made[kind])
+    write_foreign(file, kind, trained.read_bytes())
     with pytest.raises(CrkdError) as error:
-        checkpoints.load_checkpoint(file)
+        load_checkpoint(file)
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run-by-pickle").exists()
 
 
+def write_foreign(file: Path, kind: str, checkpoint: bytes) -> None:
+    tensors = {
+        "torch pickle": {"format": FORMAT, "step": Evil()},
+        "other tensors": {"weight": torch.zeros(3)},
+        "other format": {"format": "crkd checkpoint 3"},
+    }
+    texts = {
+        "empty": b"",
+        "truncated": checkpoint[: len(checkpoint) // 2],
+        "text": b"<html>",
+        "pickle": pickle.dumps(Evil()),
+    }
+    if kind == "folder":
+        file.mkdir()
+    elif kind in tensors:
+        torch.save(tensors[kind], file)
+    else:
+        file.write_bytes(texts[kind])
+
+
 def test_weights_of_another_network_are_refused(trained: Path) -> None:
-    one = checkpoints.load_checkpoint(trained)
-    one.weights.popitem()
+    checkpoint = load_checkpoint(trained)
+    checkpoint.weights.popitem()
     with pytest.raises(CrkdError, match="does not fit its own configuration"):
-        load_predictor(one, torch.device("cpu"))
+        load_predictor(checkpoint, CPU)
 
 
 def test_a_write_that_fails_leaves_the_old_file(trained: Path) -> None:
-    one = checkpoints.load_checkpoint(trained)
+    checkpoint = load_checkpoint(trained)
     before = trained.read_bytes()
-    one.weights["more"] = lambda: None  # type: ignore[assignment]    # cannot be pickled
+    checkpoint.weights["more"] = lambda: None  # type: ignore[assignment]  # cannot be pickled
     with pytest.raises((AttributeError, pickle.PicklingError)):
-        checkpoints.save_checkpoint(one, trained)
+        save_checkpoint(checkpoint, trained)
     assert trained.read_bytes() == before
     assert sorted(trained.parent.glob(".tmp-*")) == []
 
 
 def test_newest(tmp_path: Path) -> None:
     with pytest.raises(CrkdError, match="no checkpoint under"):
-        run_folder.newest_checkpoint(tmp_path)
+        newest_checkpoint(tmp_path)
     for age, name in enumerate(["a/last.pth", "b/best.pth", "b/last.pth", "c/last.pth"]):
         file = tmp_path / name
         file.parent.mkdir(exist_ok=True)
         file.touch()
-        import os
-
         os.utime(file, (1000 - age, 1000 - age))
-    assert run_folder.newest_checkpoint(tmp_path) == tmp_path / "a/last.pth"
+    assert newest_checkpoint(tmp_path) == tmp_path / "a/last.pth"
     (tmp_path / "b/last.pth").touch()
-    assert run_folder.newest_checkpoint(tmp_path) == tmp_path / "b/best.pth"
+    assert newest_checkpoint(tmp_path) == tmp_path / "b/best.pth"

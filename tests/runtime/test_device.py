@@ -1,4 +1,4 @@
-"""What the engine asks of the machine."""
+"""Memory and precision of a run on this machine."""
 
 import subprocess
 import sys
@@ -8,10 +8,11 @@ import torch
 
 from crkd_cli.runtime.device import pick_precision
 
+# Prints how many pages the kernel maps in three training steps.
 PROGRAM = """
 import resource, torch
 from crkd_cli.runtime.device import keep_freed_memory
-if {reuse}:
+if {keep}:
     keep_freed_memory()
 network = torch.nn.Sequential(*[torch.nn.Conv2d(1, 1, 3, padding=1), torch.nn.ReLU()] * 2)
 image = torch.randn(8, 1, 512, 512)
@@ -23,29 +24,24 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+def count_page_faults(keep: bool) -> int:
+    command = [sys.executable, "-c", PROGRAM.format(keep=keep)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc can be asked")
-def test_freed_memory_is_used_again() -> None:
-    """Pages that the kernel must map in three steps of training: thousands without, next to none with."""
-
-    def faults(reuse: bool) -> int:
-        program = PROGRAM.format(reuse=reuse)
-        return int(
-            subprocess.run(
-                [sys.executable, "-c", program], capture_output=True, text=True, check=True
-            ).stdout
-        )
-
-    assert faults(reuse=False) > 5000
-    assert faults(reuse=True) < 500
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
+def test_freed_memory_is_reused() -> None:
+    assert count_page_faults(keep=False) > 5000
+    assert count_page_faults(keep=True) < 500
 
 
-def test_auto_chooses_one_precision_and_keeps_it() -> None:
-    """What it chooses depends on the machine; the measurement draws no random numbers and is made once."""
+def test_auto_picks_one_precision_and_draws_no_random_numbers() -> None:
+    """Which one depends on the machine; it is measured once."""
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    chosen = {pick_precision("auto", torch.device("cpu")) for _ in range(3)}
-    assert len(chosen) == 1
-    assert chosen <= {torch.bfloat16, torch.float32}
+    picked = {pick_precision("auto", torch.device("cpu")) for _ in range(3)}
+    assert len(picked) == 1
+    assert picked <= {torch.bfloat16, torch.float32}
     assert torch.equal(torch.rand(3), expected)

@@ -1,8 +1,9 @@
-"""One process of those that test_distributed.py starts: gradients and batches of its part of a joint batch, into a file.
+"""A process that test_distributed.py starts: writes the gradients of its part of a joint batch.
 
-Started alone it computes the same from the whole joint batch.
+A single process computes the same from the whole joint batch.
 """
 
+import itertools
 import os
 import sys
 from contextlib import nullcontext
@@ -23,6 +24,7 @@ from crkd_cli.models.projection import Projection
 from crkd_cli.runtime.distributed import data_parallel, process_group
 
 LABELED, UNLABELED, CLASSES = 4, 6, 3
+MODALITIES = {2: ("gray", "rgb", "mr"), 3: ("gray", "rgb")}
 
 
 def space(dims: int) -> tuple[int, ...]:
@@ -30,7 +32,7 @@ def space(dims: int) -> tuple[int, ...]:
 
 
 def batch(dims: int, unlabeled: int = UNLABELED) -> Batch:
-    """This process's part of one joint batch; its halves differ in how much of them a mask keeps."""
+    """This process's part of a joint batch, whose halves are kept by a mask to different shares."""
     generator = torch.Generator().manual_seed(dims)
     counts = (LABELED, *[unlabeled] * 4)
     image, weak, noise, other, noise_2 = (
@@ -39,35 +41,44 @@ def batch(dims: int, unlabeled: int = UNLABELED) -> Batch:
     weak[: unlabeled // 2] *= 0.1
     label = torch.randint(CLASSES, (LABELED, *space(dims)), generator=generator)
     label[: LABELED // 2] = label[: LABELED // 2].clamp(max=1)
-    part = world.shard
 
     def views(image: Tensor) -> Unlabeled:
-        return Unlabeled(part(image), (part(image + 0.3 * noise), part(image + 0.3 * noise_2)))
+        strong = (image + 0.3 * noise, image + 0.3 * noise_2)
+        return Unlabeled(world.shard(image), tuple(map(world.shard, strong)))
 
-    return Batch(Labeled(part(image), part(label)), views(weak), views(other))
+    labeled = Labeled(world.shard(image), world.shard(label))
+    return Batch(labeled, views(weak), views(other))
 
 
-def without_chance(name: str, dims: int) -> dict[str, float]:
-    """Settings of a method under which nothing is drawn for a process alone, and some pixels are kept and some are not."""
-    sure = 0.6 if dims == 2 else 0.5
+def without_randomness(name: str, dims: int) -> dict[str, float]:
+    """Settings of a method with which no process draws random numbers, and some pixels are kept."""
+    confidence = 0.6 if dims == 2 else 0.5
     distilled = dict.fromkeys(("pixel_weight", "feature_weight", "entropy_weight"), 100.0)
     settings: dict[str, dict[str, float]] = {
         "acmt": {"noise": 0.0, "consistency_weight": 100.0},
         "bcp": {"pseudo_weight": 100.0},
         "cps": {"consistency_weight": 100.0},
-        "crossmatch": {"confidence": sure, "weak_dropout": 0.0, "strong_dropout": 0.0},
-        "crkd": {"confidence": sure, "feature_dropout": 0.0, "semantic_weight": 0.0, **distilled},
+        "crossmatch": {"confidence": confidence, "weak_dropout": 0.0, "strong_dropout": 0.0},
+        "crkd": {
+            "confidence": confidence,
+            "feature_dropout": 0.0,
+            "semantic_weight": 0.0,
+            **distilled,
+        },
         "lefed": {"feedback_scale": 0.1},
         "mean_teacher": {"noise": 0.0, "consistency_weight": 100.0},
         "mlrpl": {"consistency_weight": 100.0},
         "ua_mt": {"noise": 0.0, "consistency_weight": 100.0},
-        "unimatch": {"confidence": sure, "feature_dropout": 0.0},
+        "unimatch": {"confidence": confidence, "feature_dropout": 0.0},
     }
     return settings.get(name, {})
 
 
 def gradients(name: str, dims: int) -> dict[str, Tensor]:
-    """Of every parameter and the value of every loss. Batch norm in evaluation mode: on CPUs it is each process's own."""
+    """The gradient of every parameter and the value of every loss.
+
+    Batch norm is in evaluation mode: on CPUs it is not synchronized.
+    """
     torch.manual_seed(0)
     task = Task(
         ModelConfig(name="unet", widths=(4, 4, 8, 8, 8)),
@@ -77,31 +88,26 @@ def gradients(name: str, dims: int) -> dict[str, Tensor]:
         steps=10,
     )
     kind = METHODS[name]
-    method: Method = kind(task, kind.Params(**without_chance(name, dims))).eval()
+    method: Method = kind(task, kind.Params(**without_randomness(name, dims))).eval()
     with torch.no_grad():
         for parameter, value in method.named_parameters():
             if parameter.endswith("output.weight"):
                 value *= 30.0  # an untrained network is unsure everywhere
     call = data_parallel(method)
-    joint = batch(
-        dims, LABELED if name == "bcp" else UNLABELED
-    )  # pairs a labeled image with an unlabeled one
+    # BCP pairs every labeled image with an unlabeled one.
+    joint = batch(dims, LABELED if name == "bcp" else UNLABELED)
     for _ in range(kind.updates):
         losses = call(joint, 9)
         losses["total"].backward()
-    found = {
-        parameter: value.grad
-        for parameter, value in method.named_parameters()
-        if value.grad is not None
-    }
-    return {
-        **found,
-        **{f"loss {term}": world.all_mean(value.detach()) for term, value in losses.items()},
-    }
+    results = {f"loss {term}": world.all_mean(value.detach()) for term, value in losses.items()}
+    for parameter, value in method.named_parameters():
+        if value.grad is not None:
+            results[parameter] = value.grad
+    return results
 
 
 class Semantic(torch.nn.Module):
-    """CSD over given random numbers, with the features from one layer."""
+    """CRKD's semantic term for given random numbers, with features from one layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,41 +123,41 @@ class Semantic(torch.nn.Module):
         count: int,
         number: int,
     ) -> Tensor:
-        """rows [B, *S, 4]; order, confidence and pseudo [B, *S]; `number` samples of `count` classes."""
+        """rows [B, *S, 4]; order, confidence, pseudo [B, *S]; `number` samples, `count` classes."""
         features = self.student(rows).movedim(-1, 1)
-        sure = confidence >= class_means(confidence, pseudo, count)[pseudo]
-        one = sample(features, pseudo, torch.ones_like(sure), order, count, number)
-        two = sample(features, pseudo, sure, order, count, number)
-        projected = torch.split(
-            self.projection(torch.cat([one.features, two.features])),
-            [len(one.features), len(two.features)],
-        )
-        return contrast(projected[0], projected[1], one, two, 0.5)
+        confident = confidence >= class_means(confidence, pseudo, count)[pseudo]
+        everywhere = torch.ones_like(confident)
+        anchors = sample(features, pseudo, everywhere, order, count, number)
+        targets = sample(features, pseudo, confident, order, count, number)
+        projected = self.projection(torch.cat([anchors.features, targets.features]))
+        lengths = [len(anchors.features), len(targets.features)]
+        projected_anchors, projected_targets = torch.split(projected, lengths)
+        return contrast(projected_anchors, projected_targets, anchors, targets, 0.5)
 
 
 def semantic(dims: int, absent: int, number: int) -> dict[str, Tensor]:
-    """Gradients where `absent` classes are nowhere. What stands for those is no one's choice, so batch norm may not see it."""
+    """Gradients of `Semantic` with `absent` classes that occur nowhere.
+
+    Batch norm must not see what stands for those classes, so it is in evaluation mode.
+    """
     generator = torch.Generator().manual_seed(dims)
     shape = (LABELED, *(6, 5, 4)[:dims])
     rows = torch.rand(*shape, 4, generator=generator)
     order, confidence = torch.rand(2, *shape, generator=generator)
     pseudo = torch.randint(CLASSES, shape, generator=generator)
-    pseudo[: LABELED // 2] = pseudo[: LABELED // 2].clamp(min=1)  # class 0 is in one half alone
+    pseudo[: LABELED // 2] = pseudo[: LABELED // 2].clamp(min=1)  # class 0 only in one half
     torch.manual_seed(0)
     module = Semantic().train(not absent)
     call = data_parallel(module)  # type: ignore[arg-type]
-    loss = call(
-        *(world.shard(t) for t in (rows, order, confidence, pseudo)), CLASSES + absent, number
-    )
+    inputs = map(world.shard, (rows, order, confidence, pseudo))
+    loss = call(*inputs, CLASSES + absent, number)
     loss.backward()
-    return {
-        **{name: value.grad for name, value in module.named_parameters()},
-        "loss": loss.detach(),
-    }
+    by_name = {name: value.grad for name, value in module.named_parameters()}
+    return {**by_name, "loss": loss.detach()}
 
 
 def augmented(modality: str, dims: int) -> dict[str, Tensor]:
-    """The part of a joint batch that the weak and the strong augmentation make, and its labels."""
+    """This process's part of a joint batch after weak and strong augmentation, and its labels."""
     generator = torch.Generator().manual_seed(dims)
     channels, count = 3 if modality == "rgb" else 1, 12
     images = torch.rand(count, channels, *[32] * dims, generator=generator)
@@ -163,18 +169,16 @@ def augmented(modality: str, dims: int) -> dict[str, Tensor]:
 
 
 def main(folder: Path) -> None:
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for dims in (2, 3):
-        found |= {f"{name} {dims}D": gradients(name, dims) for name in METHODS.names()}
-        found |= {
-            f"semantic {dims}D {a} {n}": semantic(dims, a, n) for a in (0, 1) for n in (12, 1000)
-        }
-        found |= {
-            f"batch {modality} {dims}D": augmented(modality, dims)
-            for modality in ("gray", "rgb", "mr")[: 5 - dims]
-        }
-    found["collected"] = world.gather_results([*world.strided_shard(range(7))])
-    torch.save(found, folder / f"{world.size()}-{world.rank()}.pt")
+        for name in METHODS.names():
+            results[f"{name} {dims}D"] = gradients(name, dims)
+        for absent, number in itertools.product((0, 1), (12, 1000)):
+            results[f"semantic {dims}D {absent} {number}"] = semantic(dims, absent, number)
+        for modality in MODALITIES[dims]:
+            results[f"batch {modality} {dims}D"] = augmented(modality, dims)
+    results["gathered"] = world.gather_results([*world.strided_shard(range(7))])
+    torch.save(results, folder / f"{world.size()}-{world.rank()}.pt")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
-"""Every method in the loop: stopped and resumed it ends the same; what its authors set holds unless the user says otherwise."""
+"""Every method in the loop: bit-exact resuming, its updates, and its authors' settings."""
 
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import Tensor
 from typer.testing import Result
 
 from crkd_cli.config import TrainConfig
@@ -18,33 +17,34 @@ from crkd_cli.data.store import DatasetSpec, Store
 from crkd_cli.data.stream import Stream
 from crkd_cli.errors import UsageError
 from crkd_cli.methods import METHODS
-from crkd_cli.runtime import checkpoint as checkpoints
+from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint
 from crkd_cli.training.batches import build_loader
 from crkd_cli.training.interruptions import StoppedBySignalError
 from crkd_cli.training.loop import train
-from crkd_cli.training.plan import Plan, Request, plan
+from crkd_cli.training.plan import Request, plan
 from crkd_cli.training.start import start
+from tests.training.helpers import (
+    CPU,
+    Planner,
+    assert_equal,
+    quiet,
+    set_options,
+    signal_after,
+    train_plan,
+)
 
-Planner = Callable[..., Plan]
 
-
-def stop_and_resume(tiny: Planner, *sets: str) -> checkpoints.Checkpoint:
-    """Holds a run of 8 steps that is stopped after some to one that is not, and gives its end."""
-
-    def stop_once(step: int, values: dict[str, float]) -> None:
-        if step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    train(start(tiny(*sets, out="whole")), lambda step, values: None)
+def stop_and_resume(tiny: Planner, *sets: str) -> Checkpoint:
+    """Compare a run of 8 steps that is stopped and resumed with an uninterrupted one; return it."""
+    train_plan(tiny(*sets, out="whole"))
     with pytest.raises(StoppedBySignalError):
-        train(start(tiny(*sets, out="parts")), stop_once)
-    train(start(tiny(*sets, out="parts")), lambda step, values: None)
+        train_plan(tiny(*sets, out="parts"), signal_after(5))
+    train_plan(tiny(*sets, out="parts"))
     whole, parts = (
-        checkpoints.load_checkpoint(tiny(*sets, out=out).folder / "last.pth")
-        for out in ("whole", "parts")
+        load_checkpoint(tiny(*sets, out=out).folder / "last.pth") for out in ("whole", "parts")
     )
     assert whole.step == parts.step == 8
-    assert all(torch.equal(value, parts.weights[key]) for key, value in whole.weights.items())
+    assert_equal(parts.weights, whole.weights)
     return whole
 
 
@@ -63,7 +63,7 @@ def test_stopped_and_resumed_is_bit_equal(tiny: Planner, name: str, optimizer: s
 
 
 @pytest.mark.parametrize(("name", "updates"), [("crkd", 1), ("lefed", 3)])
-def test_every_batch_gets_the_method_s_updates_and_is_one_step(
+def test_every_batch_gets_the_updates_of_the_method_and_is_one_step(
     tiny: Planner, name: str, updates: int
 ) -> None:
     planned = tiny(f"method={name}", "train.steps=4")
@@ -72,58 +72,63 @@ def test_every_batch_gets_the_method_s_updates_and_is_one_step(
     batches: list[Batch] = []
     losses, update, after_step = run.method.losses, run.optimizer.step, run.method.after_step
 
-    def watch(batch: Batch, step: int) -> dict[str, torch.Tensor]:
+    def record_losses(batch: Batch, step: int) -> dict[str, Tensor]:
         batches.append(batch)
         calls.append(f"losses {step}")
         return losses(batch, step)
 
-    run.method.losses = watch
-    run.optimizer.step = lambda loss, lr: calls.append("update") or update(loss, lr)
-    run.method.after_step = lambda step: calls.append(f"after {step}") or after_step(step)
-    train(run, lambda step, values: None)
+    def record_update(loss: Tensor, lr: float) -> Tensor:
+        calls.append("update")
+        return update(loss, lr)
+
+    def record_after_step(step: int) -> None:
+        calls.append(f"after {step}")
+        after_step(step)
+
+    run.method.losses = record_losses
+    run.optimizer.step = record_update
+    run.method.after_step = record_after_step
+    train(run, quiet)
     expected = [[f"losses {step}", "update"] * updates + [f"after {step}"] for step in range(4)]
     assert calls == [call for step in expected for call in step]
     assert all(batch is batches[number - number % updates] for number, batch in enumerate(batches))
     assert len({id(batch) for batch in batches}) == 4
-    assert checkpoints.load_checkpoint(planned.folder / "last.pth").step == 4
+    assert load_checkpoint(planned.folder / "last.pth").step == 4
 
 
 def test_mixing_partners_are_the_same_images_in_another_order(tiny: Planner) -> None:
     planned = tiny()
-    device = torch.device("cpu")
-    data = build_loader(planned.config, planned.store, planned.split, METHODS["unimatch"], device)
-    first, second = data.unlabeled
-    epoch = range(len(first.dataset))
-    seen = [
-        [image.numpy().tobytes() for step in epoch for image in _one(stream, step)]
-        for stream in (first, second)
-    ]
-    if planned.config.data.frame.resize:  # crops differ
-        assert sorted(seen[0]) == sorted(seen[1])
-    assert seen[0] != seen[1]
-    batch = data.batch(data.read(0), 0)
+    config, store, split = planned.config, planned.store, planned.split
+    loader = build_loader(config, store, split, METHODS["unimatch"], CPU)
+    images, partners = map(read_epoch, loader.unlabeled)
+    if config.data.frame.resize:  # random crops differ
+        assert sorted(images) == sorted(partners)
+    assert images != partners
+    batch = loader.batch(loader.read(0), 0)
     assert batch.unlabeled is not None
     assert batch.partners is not None
     assert len(batch.partners.strong) == len(batch.unlabeled.strong) == 2
     assert batch.partners.weak.shape == batch.unlabeled.weak.shape
-    # The first two parts are those that a method without partners gets.
-    alone = build_loader(planned.config, planned.store, planned.split, METHODS["crkd"], device)
-    other = alone.batch(alone.read(0), 0)
-    assert other.partners is None
-    assert other.unlabeled is not None
-    assert torch.equal(other.unlabeled.weak, batch.unlabeled.weak)
-    assert torch.equal(other.unlabeled.strong[0], batch.unlabeled.strong[0])
+    # A method without partners gets the same unlabeled images.
+    loader = build_loader(config, store, split, METHODS["crkd"], CPU)
+    without = loader.batch(loader.read(0), 0)
+    assert without.partners is None
+    assert without.unlabeled is not None
+    assert torch.equal(without.unlabeled.weak, batch.unlabeled.weak)
+    assert torch.equal(without.unlabeled.strong[0], batch.unlabeled.strong[0])
 
 
-def _one(stream: Stream, step: int) -> torch.Tensor:
-    return Stream(stream.dataset, 1, stream.seed, stream.number).batch(step)[0]
+def read_epoch(stream: Stream) -> list[bytes]:
+    """The images of the first epoch, in their order."""
+    single = Stream(stream.dataset, 1, stream.seed, stream.number)
+    return [single.batch(step)[0].numpy().tobytes() for step in range(len(stream.dataset))]
 
 
 @pytest.fixture
 def acdc(
     tmp_path: Path, make_store: Callable[..., Store], cli: Callable[..., Result]
 ) -> Callable[..., Result]:
-    """acdc("--method", "bcp"): two steps on stacks that pass for ACDC, with its packaged configuration made small."""
+    """acdc("--method", "bcp"): train on small stacks in place of ACDC, with its configuration."""
     spec = DatasetSpec(
         name="acdc",
         source="acdc",
@@ -134,30 +139,30 @@ def acdc(
         intensity="minmax",
     )
     make_store("acdc", dims=3, groups=4, shape=(4, 32, 32), spec=spec)
-    ids = tuple(f"p{number:02d}" for number in range(4))
-    write_split(
-        Split(dataset="acdc", name="mine", train=ids[:3], labeled=ids[:1], test=ids[3:]),
-        tmp_path / "split.yaml",
-    )
+    split = split_four("acdc", tmp_path)
     small = (
         "data.frame={resize: [32, 32]}",
         "model.widths=[4, 4, 4, 4, 4]",
         "data.labeled_batch_size=2",
         "data.unlabeled_batch_size=2",
+        "train.device=cpu",
     )
-    sets = [word for one in (*small, "train.device=cpu") for word in ("--set", one)]
-    places = (
-        "--split",
-        tmp_path / "split.yaml",
-        "--data-root",
-        tmp_path / "data",
-        "--out",
-        tmp_path / "run",
-    )
-    return lambda *more: cli("train", "--dataset", "acdc", *places, *sets, *more)
+    paths = ("--split", split, "--data-root", tmp_path / "data", "--out", tmp_path / "run")
+    arguments = ("train", "--dataset", "acdc", *paths, *set_options(small))
+    return lambda *more: cli(*arguments, *more)
 
 
-def test_published_settings_give_way_to_the_user(
+def split_four(dataset: str, folder: Path) -> Path:
+    """Write a split of four patients, one of them labeled."""
+    ids = tuple(f"p{number:02d}" for number in range(4))
+    file = folder / "split.yaml"
+    write_split(
+        Split(dataset=dataset, name="four", train=ids[:3], labeled=ids[:1], test=ids[3:]), file
+    )
+    return file
+
+
+def test_the_users_settings_override_the_authors(
     acdc: Callable[..., Result], tmp_path: Path
 ) -> None:
     result = acdc("--method", "crossmatch", "--set", "train.steps=2")
@@ -165,18 +170,15 @@ def test_published_settings_give_way_to_the_user(
     assert "using the authors' settings for acdc: train.optimizer=nesterov\n" in result.stderr
     resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (resolved["train"]["optimizer"], resolved["train"]["steps"]) == ("nesterov", 2)
-    assert acdc("--method", "crossmatch", "--set", "train.steps=3").exit_code == 0  # goes on
-    assert (
-        "nesterov, now sgd"
-        in acdc(
-            "--method", "crossmatch", "--set", "train.optimizer=sgd", "--set", "train.steps=3"
-        ).stderr
-    )
+    resumed = acdc("--method", "crossmatch", "--set", "train.steps=3")
+    assert resumed.exit_code == 0
+    settings = set_options(("train.optimizer=sgd", "train.steps=3"))
+    assert "nesterov, now sgd" in acdc("--method", "crossmatch", *settings).stderr
 
 
 @pytest.fixture
 def la(tmp_path: Path, make_store: Callable[..., Store]) -> Callable[..., TrainConfig]:
-    """la("bcp", "train.lr=1"): the training settings that a run on volumes that pass for LA would have."""
+    """la("bcp", "train.lr=1"): the training settings of a run on volumes in place of LA."""
     spec = DatasetSpec(
         name="la",
         source="la",
@@ -187,11 +189,7 @@ def la(tmp_path: Path, make_store: Callable[..., Store]) -> Callable[..., TrainC
         intensity="zscore",
     )
     make_store("la", dims=3, groups=4, shape=(16, 32, 32), spec=spec)
-    ids = tuple(f"p{number:02d}" for number in range(4))
-    write_split(
-        Split(dataset="la", name="mine", train=ids[:3], labeled=ids[:1], test=ids[3:]),
-        tmp_path / "split.yaml",
-    )
+    split = split_four("la", tmp_path)
 
     def settings(method: str, *sets: str) -> TrainConfig:
         request = Request(
@@ -199,7 +197,7 @@ def la(tmp_path: Path, make_store: Callable[..., Store]) -> Callable[..., TrainC
             labeled=None,
             method=method,
             config=None,
-            split=tmp_path / "split.yaml",
+            split=split,
             out=tmp_path / "run",
             sets=list(sets),
             data_root=tmp_path / "data",
@@ -210,20 +208,20 @@ def la(tmp_path: Path, make_store: Callable[..., Store]) -> Callable[..., TrainC
 
 
 @pytest.mark.parametrize(
-    ("method", "falls"),
+    ("method", "milestones"),
     [
-        ("mean_teacher", [2500, 5000]),  # as in UA-MT's program: a tenth every 2,500 steps
+        ("mean_teacher", [2500, 5000]),  # as in UA-MT's code: a tenth every 2,500 steps
         ("ua_mt", [2500, 5000]),
         ("lefed", [2500, 5000, 7500, 10000, 12500]),
         ("bcp", [4500, 7000, 9500, 12000, 14500]),  # after 2,000 steps on labeled images
     ],
 )
-def test_the_learning_rate_falls_in_the_authors_steps(
-    la: Callable[..., TrainConfig], method: str, falls: list[int]
+def test_the_learning_rate_falls_at_the_authors_milestones(
+    la: Callable[..., TrainConfig], method: str, milestones: list[int]
 ) -> None:
     settings = la(method)
     assert settings.lr_schedule == "step"
-    assert [round(share * settings.steps) for share in settings.lr_milestones] == falls
+    assert [round(share * settings.steps) for share in settings.lr_milestones] == milestones
 
 
 @pytest.mark.parametrize("schedule", ["poly", "constant"])
@@ -234,8 +232,10 @@ def test_the_authors_milestones_go_with_their_schedule(
     assert (settings.lr_schedule, settings.lr_milestones, settings.steps) == (schedule, (), 15000)
 
 
-def test_a_copied_store_keeps_its_own_name(acdc: Callable[..., Result], tmp_path: Path) -> None:
-    """Its folder's: what evaluates a checkpoint looks for it there. All else is as for the data set that it is a copy of."""
+def test_a_copied_store_has_the_name_of_its_folder(
+    acdc: Callable[..., Result], tmp_path: Path
+) -> None:
+    """Evaluation looks for the store there. Everything else is as for the original dataset."""
     prepared = tmp_path / "data" / "prepared"
     (prepared / "acdc").rename(prepared / "acdc2")
     split = tmp_path / "split.yaml"
@@ -253,16 +253,13 @@ def test_a_copied_store_keeps_its_own_name(acdc: Callable[..., Result], tmp_path
     planned = plan(request)
     assert (planned.config.data.name, planned.source.name) == ("acdc2", "acdc.yaml")
     assert "train.optimizer=nesterov" in planned.author_settings
-    with pytest.raises(
-        UsageError, match=r"--set data\.name=acdc and --dataset acdc2 name two datasets"
-    ):
+    message = r"--set data\.name=acdc and --dataset acdc2 name two datasets"
+    with pytest.raises(UsageError, match=message):
         plan(replace(request, sets=["data.name=acdc"]))
 
 
-def test_a_configuration_of_ones_own_is_complete(
-    acdc: Callable[..., Result], tmp_path: Path
-) -> None:
-    """No published settings come on top of --config."""
+def test_a_configuration_file_is_complete(acdc: Callable[..., Result], tmp_path: Path) -> None:
+    """The authors' settings are not added to --config."""
     assert acdc("--method", "crossmatch", "--set", "train.steps=2").exit_code == 0
     tree = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     tree["train"]["optimizer"] = "adamw"
@@ -270,7 +267,5 @@ def test_a_configuration_of_ones_own_is_complete(
     result = acdc("--config", tmp_path / "own.yaml", "--out", tmp_path / "other")
     assert result.exit_code == 0, result.stderr
     assert "the authors' settings" not in result.stderr
-    assert (
-        yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())["train"]["optimizer"]
-        == "adamw"
-    )
+    resolved = yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())
+    assert resolved["train"]["optimizer"] == "adamw"

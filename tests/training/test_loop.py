@@ -1,13 +1,9 @@
-"""The loop: equal to one written plainly, exact after a stop."""
+"""The training loop: equal to a plainly written one, and bit-exact after it was stopped."""
 
-import json
-import os
 import signal
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,6 +12,7 @@ from torch import Tensor
 from crkd_cli.data.splits import split_file, write_split
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.methods import METHODS
+from crkd_cli.methods.base import Method
 from crkd_cli.runtime.build import build_method
 from crkd_cli.runtime.checkpoint import load_checkpoint, save_checkpoint
 from crkd_cli.runtime.metrics_log import MetricsLog
@@ -25,39 +22,44 @@ from crkd_cli.training.interruptions import StoppedBySignalError
 from crkd_cli.training.loop import train
 from crkd_cli.training.plan import Plan, Request, plan
 from crkd_cli.training.start import start
-
-Planner = Callable[..., Plan]
-
-
-def quiet(step: int, values: dict[str, float]) -> None:
-    """A report for nobody."""
-
-
-def weights(folder: Path, name: str = "last.pth") -> dict[str, Tensor]:
-    return load_checkpoint(folder / name).weights
-
-
-def assert_equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
-    assert one.keys() == two.keys()
-    different = [name for name in one if not torch.equal(one[name], two[name])]
-    assert not different, f"{len(different)} of {len(one)} tensors differ, first {different[:3]}"
+from tests.training.helpers import (
+    CPU,
+    Planner,
+    assert_equal,
+    logged,
+    quiet,
+    read_lines,
+    signal_after,
+    train_plan,
+    weights,
+)
 
 
 @pytest.mark.parametrize(("method", "updates"), [("crkd", 1), ("supervised", 1), ("supervised", 3)])
 def test_parity_with_a_plain_loop(
     tiny: Planner, monkeypatch: pytest.MonkeyPatch, method: str, updates: int
 ) -> None:
-    """20 steps of the engine against 20 steps written out: forward, backward, torch's own SGD, nothing else. Bit for bit.
+    """20 steps of the loop against forward, backward and torch's own SGD, bit for bit.
 
     A step is a batch, on which a method may ask for several updates.
     """
     monkeypatch.setattr(METHODS[method], "updates", updates)
     planned = tiny(f"method={method}")
-    train(start(planned), quiet)
-    config, device = planned.config, torch.device("cpu")
-    plain = build_method(config, planned.store.spec)
-    first = {name: value.clone() for name, value in plain.state_dict().items()}
-    data = build_loader(config, planned.store, planned.split, type(plain), device)
+    train_plan(planned)
+    plain = build_method(planned.config, planned.store.spec)
+    initial = {name: value.clone() for name, value in plain.state_dict().items()}
+    train_plainly(plain, planned, updates)
+
+    assert load_checkpoint(planned.folder / "last.pth").step == 20
+    trained = weights(planned.folder)
+    assert_equal(plain.state_dict(), trained)
+    changed = [name for name, value in initial.items() if not torch.equal(value, trained[name])]
+    assert len(changed) > len(initial) / 2
+
+
+def train_plainly(plain: Method, planned: Plan, updates: int) -> None:
+    config = planned.config
+    data = build_loader(config, planned.store, planned.split, type(plain), CPU)
     parameters = [p for p in plain.parameters() if p.requires_grad]
     sgd = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
     plain.train()
@@ -70,11 +72,6 @@ def test_parity_with_a_plain_loop(
             plain.losses(batch, step)["total"].backward()
             sgd.step()
         plain.after_step(step)
-    assert load_checkpoint(planned.folder / "last.pth").step == 20
-    trained = weights(planned.folder)
-    assert_equal(plain.state_dict(), trained)
-    moved = [name for name, value in first.items() if not torch.equal(value, trained[name])]
-    assert len(moved) > len(first) / 2
 
 
 def test_poly_by_hand() -> None:
@@ -111,8 +108,13 @@ def test_the_learning_rate_follows_its_schedule(
 ) -> None:
     run = start(tiny("train.lr=0.5", *sets))
     rates: list[float] = []
-    inner = run.optimizer.step
-    run.optimizer.step = lambda loss, lr: rates.append(lr) or inner(loss, lr)  # type: ignore[method-assign, func-returns-value]
+    step = run.optimizer.step
+
+    def record(loss: Tensor, lr: float) -> Tensor:
+        rates.append(lr)
+        return step(loss, lr)
+
+    run.optimizer.step = record  # type: ignore[method-assign]
     train(replace(run, val=[]), quiet)
     assert rates == pytest.approx(expected)
 
@@ -126,39 +128,31 @@ def test_stopped_by_a_signal_and_resumed_is_bit_equal(
     tiny: Planner, number: signal.Signals
 ) -> None:
     whole = tiny(out="whole")
-    train(start(whole), quiet)
-
-    def stop_once(step: int, values: dict[str, float]) -> None:
-        if step == 5:
-            os.kill(os.getpid(), number)
-
+    train_plan(whole)
     with pytest.raises(StoppedBySignalError) as stopped:
-        train(start(tiny(out="parts")), stop_once)
+        train_plan(tiny(out="parts"), signal_after(5, number))
     assert stopped.value.exit_code == 128 + number
-    again = tiny(out="parts")
-    assert again.resumed is not None
-    assert 5 <= again.resumed.step < 20
-    train(start(again), quiet)
-    assert_equal(weights(whole.folder), weights(again.folder))
-    assert_equal(weights(whole.folder, "best.pth"), weights(again.folder, "best.pth"))
+    resumed = tiny(out="parts")
+    assert resumed.resumed is not None
+    assert 5 <= resumed.resumed.step < 20
+    train_plan(resumed)
+    assert_equal(weights(whole.folder), weights(resumed.folder))
+    assert_equal(weights(whole.folder, "best.pth"), weights(resumed.folder, "best.pth"))
     assert tiny(out="parts").finished
-    lines = [json.loads(line) for line in (again.folder / "log.jsonl").read_text().splitlines()]
-    for name in (
-        "total",
-        "val/dice",
-    ):  # a score is written when it is ready, after lines of later steps perhaps
-        steps = [line["step"] for line in lines if name in line]
+    # Each on its own: a score may be logged after lines of later steps.
+    for name in ("total", "val/dice"):
+        steps = [line["step"] for line in read_lines(resumed.folder) if name in line]
         assert steps == sorted(set(steps))
         assert steps[-1] == 20
 
 
 def test_extending_a_finished_run(tiny: Planner) -> None:
-    train(start(tiny("train.steps=5")), quiet)
+    train_plan(tiny("train.steps=5"))
     assert tiny("train.steps=5").finished
     longer = tiny("train.steps=8")
     assert not longer.finished
     run = start(longer)
-    assert run.method.task.steps == 8  # what ramps go by, stopped again and resumed or not
+    assert run.method.task.steps == 8  # the length of the ramps
     train(run, quiet)
     assert load_checkpoint(longer.folder / "last.pth").step == 8
     with pytest.raises(UsageError, match=r"8 steps done, now train\.steps = 5"):
@@ -167,17 +161,17 @@ def test_extending_a_finished_run(tiny: Planner) -> None:
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
 @pytest.mark.parametrize(("labeled", "name"), [("02", "toy-crkd-2"), ("5.0%", "toy-crkd-5pct")])
-def test_one_folder_however_the_label_count_is_typed(
+def test_the_folder_does_not_depend_on_how_the_label_count_is_typed(
     tiny: Planner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labeled: str, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    known = tiny()
-    write_split(known.split, split_file(known.store, labeled))
+    planned = tiny()
+    write_split(planned.split, split_file(planned.store, labeled))
     request = Request(
         dataset="toy",
         labeled=labeled,
         method=None,
-        config=known.source,
+        config=planned.source,
         split=None,
         out=None,
         sets=[],
@@ -187,7 +181,7 @@ def test_one_folder_however_the_label_count_is_typed(
 
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
-def test_a_run_folder_is_for_one_process(tiny: Planner) -> None:
+def test_a_run_folder_is_locked_by_one_process(tiny: Planner) -> None:
     first = start(tiny("train.steps=1", "method=supervised"))
     with pytest.raises(UsageError, match="another process trains in"):
         start(tiny("train.steps=1", "method=supervised"))
@@ -198,7 +192,7 @@ def test_a_run_folder_is_for_one_process(tiny: Planner) -> None:
 
 def test_other_settings_in_the_same_folder_are_refused(tiny: Planner) -> None:
     planned = tiny("train.steps=2")
-    train(start(planned), quiet)
+    train_plan(planned)
     with pytest.raises(UsageError, match=r"train\.lr = 0\.01, now 0\.5"):
         tiny("train.steps=2", "train.lr=0.5")
     (planned.folder / "best.pth").replace(planned.folder / "last.pth")
@@ -211,27 +205,27 @@ def test_other_settings_in_the_same_folder_are_refused(tiny: Planner) -> None:
 
 
 def test_a_full_disk_under_the_log_is_one_line(tmp_path: Path) -> None:
-    journal = MetricsLog(tmp_path, 0, tensorboard=False)
-    journal.file.unlink()
-    journal.file.symlink_to("/dev/full")
-    with pytest.raises(CrkdError, match=rf"cannot write {journal.file}: No space left"):
-        journal.write(1, {"total": 1.0})
+    log = MetricsLog(tmp_path, 0, tensorboard=False)
+    log.file.unlink()
+    log.file.symlink_to("/dev/full")
+    with pytest.raises(CrkdError, match=rf"cannot write {log.file}: No space left"):
+        log.write(1, {"total": 1.0})
 
 
 def test_unlabeled_labels_are_never_opened(tiny: Planner) -> None:
-    """Deleting the labels of the unlabeled cases changes nothing: the same weights."""
+    """Deleting the labels of the unlabeled cases leaves the weights the same."""
     with_labels = tiny("train.steps=8", out="with")
-    train(start(with_labels), quiet)
+    train_plan(with_labels)
     for group in with_labels.split.unlabeled:
         (with_labels.store.root / "labels" / f"{group}.npy").unlink()
     without = tiny("train.steps=8", out="without")
-    train(start(without), quiet)
+    train_plan(without)
     assert_equal(weights(with_labels.folder), weights(without.folder))
 
 
 @pytest.mark.parametrize("side", [16, 32])
 def test_no_bf16_on_a_cpu_where_its_gradient_is_wrong(tiny: Planner, dims: int, side: int) -> None:
-    """A first axis of 2, met by 3D frames of 16 and 32: oneDNN's weight gradient is not even the same twice."""
+    """3D frames of 16 and 32 lead to a first axis of 2: oneDNN's weight gradient varies there."""
     if dims == 2:
         assert start(tiny("train.precision=bf16")).precision == torch.bfloat16
         return
@@ -239,59 +233,49 @@ def test_no_bf16_on_a_cpu_where_its_gradient_is_wrong(tiny: Planner, dims: int, 
     assert start(tiny("train.precision=auto", frame, out="auto")).precision == torch.float32
     with pytest.raises(UsageError, match=f"first side is {side}"):
         start(tiny("train.precision=bf16", frame, out="bf16"))
-    assert (
-        start(
-            tiny("train.precision=bf16", "data.frame={patch: [48, 32, 16]}", out="large")
-        ).precision
-        == torch.bfloat16
-    )
+    large = tiny("train.precision=bf16", "data.frame={patch: [48, 32, 16]}", out="large")
+    assert start(large).precision == torch.bfloat16
 
 
 def test_run_folder(tiny: Planner) -> None:
     planned = tiny()
     reports: list[dict[str, float]] = []
-    metrics = train(start(planned), lambda step, values: reports.append(values) if values else None)
-    lines = [json.loads(line) for line in (planned.folder / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "total" in line] == [5, 10, 15, 20]
-    assert [line["step"] for line in lines if "val/dice" in line] == [10, 20]
-    best = max((line for line in lines if "val/dice" in line), key=lambda line: line["val/dice"])
-    saved = load_checkpoint(planned.folder / "best.pth")
-    assert saved.step == best["step"]
-    assert metrics["best"]["step"] == saved.step
-    assert saved.training is None
-    assert {
-        "labeled",
-        "pseudo",
-        "pixel",
-        "feature",
-        "semantic",
-        "entropy",
-        "kept",
-        "share_1",
-    } <= reports[-1].keys()
+
+    def report(step: int, values: dict[str, float]) -> None:
+        if values:
+            reports.append(values)
+
+    metrics = train_plan(planned, report)
+    assert list(logged(planned.folder, "total")) == [5, 10, 15, 20]
+    scores = logged(planned.folder, "val/dice")
+    assert list(scores) == [10, 20]
+    best = load_checkpoint(planned.folder / "best.pth")
+    assert best.step == metrics["best"]["step"] == max(scores, key=lambda step: scores[step])
+    assert best.training is None
+    terms = {"labeled", "pseudo", "pixel", "feature", "semantic", "entropy", "kept", "share_1"}
+    assert terms <= reports[-1].keys()
     assert (planned.folder / "config.yaml").is_file()
     assert not list(planned.folder.glob(".tmp-*"))
 
 
 def test_training_learns(tiny: Planner) -> None:
     planned = tiny("method=supervised", "train.steps=80", "train.eval_every=80", "train.lr=0.05")
-    metrics: dict[str, Any] = train(start(planned), quiet)
-    assert metrics["best"]["dice"] > 0.7
+    assert train_plan(planned)["best"]["dice"] > 0.7
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", ["crkd", "supervised"])
 def test_a_step_never_makes_the_host_wait_for_the_gpu(tiny: Planner, method: str) -> None:
     run = start(tiny(f"method={method}", "train.device=cuda"))
-    raws = [run.loader.read(step) for step in range(4)]
+    items = [run.loader.read(step) for step in range(4)]
 
     def step(number: int) -> None:
-        losses = run.method.losses(run.loader.batch(raws[number], number), number)
+        losses = run.method.losses(run.loader.batch(items[number], number), number)
         losses["total"].backward()
         run.optimizer.step(losses["total"], 0.01)
         run.method.after_step(number)
 
-    step(0)  # libraries set themselves up
+    step(0)  # the libraries initialize
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
         torch.cuda.set_sync_debug_mode("error")
@@ -302,18 +286,18 @@ def test_a_step_never_makes_the_host_wait_for_the_gpu(tiny: Planner, method: str
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_stopped_early_and_continued_is_bit_equal_to_a_run_in_one_go(tiny: Planner) -> None:
-    """The schedules of a run that stops early are those of the whole run."""
+def test_stopped_early_and_continued_is_bit_equal(tiny: Planner) -> None:
+    """A run that stops early has the schedules of the full run."""
     whole = tiny("train.eval_every=20", out="whole")
-    train(start(whole), quiet)
+    train_plan(whole)
     early = tiny("train.eval_every=20", stop_after=7)
-    metrics = train(start(early), quiet)
+    metrics = train_plan(early)
     assert metrics["steps"] == load_checkpoint(early.folder / "last.pth").step == 7
     assert metrics["best"]["step"] == 7  # validated where it stopped
     assert tiny("train.eval_every=20", stop_after=7).finished
     later = tiny("train.eval_every=20")
     assert not later.finished
-    train(start(later), quiet)
+    train_plan(later)
     assert_equal(weights(whole.folder), weights(later.folder))
 
 
@@ -327,9 +311,9 @@ def test_a_run_cannot_stop_after_its_end(tiny: Planner) -> None:
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
 def test_resuming_keeps_the_precision_that_was_measured(tiny: Planner) -> None:
-    """Whatever this machine would choose today; but what the user names goes before it."""
+    """Whatever this machine would choose today."""
     planned = tiny("train.precision=auto", stop_after=2)
-    train(start(planned), quiet)
+    train_plan(planned)
     last = planned.folder / "last.pth"
     for kept, precision in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         save_checkpoint(replace(load_checkpoint(last), precision=kept), last)

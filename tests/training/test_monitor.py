@@ -1,94 +1,103 @@
-"""Runs that go wrong say so once: pseudo-labels whose class shares leave those of the labels, and a fall on validation."""
+"""Warnings about runs that go wrong: class shares of pseudo-labels, and a fall of validation."""
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
-from crkd_cli.runtime import metrics_log as journal
+from crkd_cli.runtime.metrics_log import mean_label_shares
 from crkd_cli.training.loop import train
 from crkd_cli.training.monitor import TrainingMonitor, label_shares
-from crkd_cli.training.plan import Plan
 from crkd_cli.training.start import start
+from tests.training.helpers import Planner, quiet, read_lines
 
-Planner = Callable[..., Plan]
 CLASSES = ("background", "lumen", "wall")
+STEPS = 1000
+Values = dict[str, float | None]
 
 
-def told(
-    lines: dict[int, dict[str, float | None]], watch: TrainingMonitor | None = None
+def warnings_of(
+    lines: dict[int, Values], monitor: TrainingMonitor | None = None
 ) -> dict[int, list[str]]:
-    """The warnings after every one of `lines`, {step: values}, of a run of 1,000 steps; steps without one are left out."""
-    watch = watch or TrainingMonitor(CLASSES, 1000)
-    warnings = {step: watch(step, values) for step, values in lines.items()}
+    """The warnings about `lines`, {step: values}, by the steps that have any."""
+    monitor = monitor or TrainingMonitor(CLASSES, STEPS)
+    warnings = {step: monitor(step, values) for step, values in lines.items()}
     return {step: texts for step, texts in warnings.items() if texts}
 
 
-def shares(lumen: float | None, wall: float = 0.02) -> dict[str, float | None]:
+def shares(lumen: float | None, wall: float = 0.02) -> Values:
     return {"share_1": lumen, "share_2": wall, "label_share_1": 0.01, "label_share_2": 0.02}
 
 
-def test_a_class_that_starves_is_told_after_a_tenth_of_the_run() -> None:
+def test_a_class_that_is_too_rare_is_reported_after_a_tenth_of_the_run() -> None:
     lines = {step: shares(0.0019 if step >= 300 else 0.0021) for step in range(50, 1001, 50)}
-    warnings = told(lines)
+    warnings = warnings_of(lines)
     assert list(warnings) == [400]
     (text,) = warnings[400]
     assert text.startswith(
-        "warning: lumen has been 0.19 % of the pseudo-labels since step 300, but is 1 % of the labels; "
+        "warning: lumen has been 0.19 % of the pseudo-labels since step 300, "
+        "but is 1 % of the labels; "
     )
     assert "lower the method's confidence" in text
 
 
-def test_a_class_that_floods_is_told_in_the_other_direction() -> None:
-    (text,) = told({step: shares(0.01, wall=0.11) for step in (100, 150, 200)})[200]
+def test_a_class_that_is_too_common_gets_the_opposite_advice() -> None:
+    (text,) = warnings_of({step: shares(0.01, wall=0.11) for step in (100, 150, 200)})[200]
     assert text.startswith(
-        "warning: wall has been 11 % of the pseudo-labels since step 100, but is 2 % of the labels; "
+        "warning: wall has been 11 % of the pseudo-labels since step 100, "
+        "but is 2 % of the labels; "
     )
     assert "raise the method's confidence" in text
 
 
-def test_a_share_that_comes_back_in_time_and_the_first_tenth_are_not_told() -> None:
-    back = {step: shares(0.0 if step % 150 else 0.01) for step in range(50, 1001, 50)}
-    assert told(back) == {}
-    assert told({50: shares(0.0), 100: shares(0.0), 150: shares(0.0), 199: shares(0.0)}) == {}
-    assert (
-        told({step: shares(None) for step in (100, 200, 300)}) == {}
-    )  # not finite: told elsewhere
-    assert told({step: {"share_agreed": 0.0, "total": 1.0} for step in (100, 200, 300)}) == {}
+@pytest.mark.parametrize(
+    "lines",
+    [
+        # back to normal before a tenth of the run is over
+        {step: shares(0.0 if step % 150 else 0.01) for step in range(50, 1001, 50)},
+        # nothing is judged in the first tenth
+        {step: shares(0.0) for step in (50, 100, 150, 199)},
+        # not finite, which the loop reports
+        {step: shares(None) for step in (100, 200, 300)},
+        # not the share of a class
+        {step: {"share_agreed": 0.0, "total": 1.0} for step in (100, 200, 300)},
+    ],
+)
+def test_no_warning(lines: dict[int, Values]) -> None:
+    assert warnings_of(lines) == {}
 
 
-def test_a_fall_below_half_of_the_best_dice_is_told_once() -> None:
+def test_a_fall_below_half_of_the_best_dice_is_reported_once() -> None:
     dice = {100: 0.5, 200: 0.62, 300: 0.32, 400: 0.3, 500: 0.7, 600: 0.1}
-    warnings = told({step: {"val/dice": value} for step, value in dice.items()})
+    warnings = warnings_of({step: {"val/dice": value} for step, value in dice.items()})
     assert list(warnings) == [400]
     (text,) = warnings[400]
     assert text.startswith(
-        "warning: validation Dice fell to 30.0 % at step 400, from 62.0 % at step 200, which best.pth keeps"
+        "warning: validation Dice fell to 30.0 % at step 400, from 62.0 % at step 200, "
+        "which best.pth keeps"
     )
 
 
-def test_a_resumed_run_goes_on_counting_and_does_not_repeat() -> None:
-    lines = {step: shares(0.0) for step in range(100, 301, 50)}
-    early = [{"step": step, **values} for step, values in lines.items() if step <= 150]
-    assert list(told({200: shares(0.0)}, TrainingMonitor(CLASSES, 1000, early))) == [200]
-    late = [{"step": step, **values} for step, values in lines.items()]
-    assert told({350: shares(0.0)}, TrainingMonitor(CLASSES, 1000, late)) == {}
+def test_a_resumed_run_keeps_counting_and_does_not_repeat_warnings() -> None:
+    lines = [{"step": step, **shares(0.0)} for step in range(100, 301, 50)]
+    early = TrainingMonitor(CLASSES, STEPS, [line for line in lines if line["step"] <= 150])
+    assert list(warnings_of({200: shares(0.0)}, early)) == [200]
+    late = TrainingMonitor(CLASSES, STEPS, lines)
+    assert warnings_of({350: shares(0.0)}, late) == {}
 
 
-def test_the_labels_share_is_the_mean_of_all_lines_so_far() -> None:
-    lines = {
-        step: {"share_1": 0.3, "label_share_1": share}
-        for step, share in ((100, 0.02), (150, 0.0), (200, 0.07))
+def test_the_share_of_the_labels_is_the_mean_of_all_lines_so_far() -> None:
+    label_share = {100: 0.02, 150: 0.0, 200: 0.07}
+    lines: dict[int, Values] = {
+        step: {"share_1": 0.3, "label_share_1": share} for step, share in label_share.items()
     }
-    (text,) = told(lines)[200]  # 0.03: the last line alone would allow 0.35
+    (text,) = warnings_of(lines)[200]  # 0.03: the last line alone would allow 0.35
     assert text.startswith(
-        "warning: lumen has been 30 % of the pseudo-labels since step 100, but is 3 % of the labels; "
+        "warning: lumen has been 30 % of the pseudo-labels since step 100, "
+        "but is 3 % of the labels; "
     )
-    assert journal.mean_label_shares([{"step": 1, **line} for line in lines.values()]) == {
-        "share_1": pytest.approx(0.03)
-    }
+    log = [{"step": 1, **line} for line in lines.values()]
+    assert mean_label_shares(log) == {"share_1": pytest.approx(0.03)}
 
 
 def test_label_shares_by_hand() -> None:
@@ -101,22 +110,17 @@ def test_label_shares_by_hand() -> None:
 
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
-def test_a_run_whose_teacher_sees_no_organ_says_so(tiny: Planner) -> None:
+def test_a_run_whose_teacher_predicts_no_organ_warns(tiny: Planner) -> None:
     run = start(tiny("train.log_every=1"))
     with torch.no_grad():
         run.method.teacher.network.decoder.output.bias[0] += 1000.0
-    run.method.after_step = lambda step: None  # type: ignore[method-assign]    # the teacher stays as it is
+    # The teacher does not follow the student.
+    run.method.after_step = lambda step: None  # type: ignore[method-assign]
     warnings: list[str] = []
-    train(replace(run, val=[]), lambda step, values: None, warnings.append)
-    assert len(warnings) == 1
-    assert warnings[0].startswith(
-        "warning: disc has been 0 % of the pseudo-labels since step 2, but is "
-    )
-    log = [
-        json.loads(line)
-        for line in (run.checkpoint.path.parent / "log.jsonl").read_text().splitlines()
-    ]
-    drawn = [run.loader.batch(run.loader.read(step), step).labeled.label for step in range(20)]
-    assert [line["label_share_1"] for line in log] == pytest.approx(
-        [(y == 1).float().mean().item() for y in drawn], rel=1e-4
-    )
+    train(replace(run, val=[]), quiet, warnings.append)
+    (text,) = warnings
+    assert text.startswith("warning: disc has been 0 % of the pseudo-labels since step 2, but is ")
+    labels = [run.loader.batch(run.loader.read(step), step).labeled.label for step in range(20)]
+    expected = [(label == 1).float().mean().item() for label in labels]
+    log = read_lines(run.checkpoint.path.parent)
+    assert [line["label_share_1"] for line in log] == pytest.approx(expected, rel=1e-4)

@@ -1,114 +1,118 @@
-"""The guarded optimizers: their formulas, torch's own without a guard, steps that are not finite, states that survive a file."""
+"""The guarded optimizers: against formulas, torch's own, skipped steps, and a saved state."""
 
 import io
 
 import msgspec
 import pytest
 import torch
+from torch import Tensor, nn
 
 from crkd_cli.config import TrainConfig
 from crkd_cli.training.optimizer import GuardedOptimizer
+from tests.training.helpers import assert_equal
 
 OPTIMIZER = pytest.mark.parametrize("name", ["sgd", "nesterov", "adamw"])
 
 
 def settings(name: str) -> TrainConfig:
-    return msgspec.convert(
-        {"steps": 10, "optimizer": name, "momentum": 0.8, "weight_decay": 0.1}, TrainConfig
-    )
+    tree = {"steps": 10, "optimizer": name, "momentum": 0.8, "weight_decay": 0.1}
+    return msgspec.convert(tree, TrainConfig)
 
 
-def network() -> torch.nn.Module:
+def build_network() -> nn.Module:
     torch.manual_seed(0)
-    return torch.nn.Sequential(
-        torch.nn.Linear(3, 4, bias=False), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1)
-    )
+    return nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 1))
 
 
-def loss(method: torch.nn.Module, step: int) -> torch.Tensor:
+def loss(network: nn.Module, step: int) -> Tensor:
     x = torch.rand(5, 3, generator=torch.Generator().manual_seed(step))
-    return method(x).square().mean()
+    return network(x).square().mean()
 
 
-def step(
-    method: torch.nn.Module, optimizer: GuardedOptimizer, number: int, factor: float = 1.0
+def learning_rate(step: int) -> float:
+    return 0.1 / (step + 1)
+
+
+def train_step(
+    network: nn.Module, optimizer: GuardedOptimizer, step: int, factor: float = 1.0
 ) -> None:
+    """Train on `factor` times the loss."""
     optimizer.remember()
-    value = factor * loss(method, number)
+    value = factor * loss(network, step)
     value.backward()
-    optimizer.step(value, lr=0.1 / (number + 1))
+    optimizer.step(value, learning_rate(step))
+
+
+def build_torch_optimizer(name: str, network: nn.Module) -> torch.optim.Optimizer:
+    parameters = network.parameters()
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.1, betas=(0.8, 0.999))
+    nesterov = name == "nesterov"
+    return torch.optim.SGD(parameters, 0.0, momentum=0.8, weight_decay=0.1, nesterov=nesterov)
 
 
 def test_sgd_with_momentum_and_weight_decay_by_hand() -> None:
     """v ← 0.9 v + g + 0.1 w; w ← w − lr v, from v = 0."""
-    method = torch.nn.Linear(1, 1, bias=False)
-    optimizer = GuardedOptimizer(method, TrainConfig(steps=1, momentum=0.9, weight_decay=0.1))
-    weight, v = method.weight.item(), 0.0
+    network = nn.Linear(1, 1, bias=False)
+    optimizer = GuardedOptimizer(network, TrainConfig(steps=1, momentum=0.9, weight_decay=0.1))
+    weight, v = network.weight.item(), 0.0
     for lr, factor in ((0.5, 1.0), (0.25, -2.0), (0.1, 3.0)):
-        value = factor * method(torch.ones(1, 1)).sum()
+        value = factor * network(torch.ones(1, 1)).sum()
         value.backward()
         norm = optimizer.step(value, lr)
         assert norm.item() == pytest.approx(abs(factor))
         v = 0.9 * v + factor + 0.1 * weight
         weight -= lr * v
-        assert method.weight.item() == pytest.approx(weight, rel=1e-5)
+        assert network.weight.item() == pytest.approx(weight, rel=1e-5)
 
 
 @OPTIMIZER
-def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(name: str) -> None:
-    """Steps 0, NaN, 1, 2, NaN, 3 end where torch's own optimizer does after 0, 1, 2, 3."""
-    guarded, plain = network(), network()
+def test_a_step_that_is_not_finite_leaves_no_trace(name: str) -> None:
+    """Steps 0, 1, 2, 3 with NaN and infinity in between equal torch's 0, 1, 2, 3."""
+    guarded, plain = build_network(), build_network()
     optimizer = GuardedOptimizer(guarded, settings(name))
-    for number, factor in (
-        (0, float("nan")),
-        (0, 1.0),
-        (1, 1.0),
-        (2, float("inf")),
-        (2, 1.0),
-        (3, 1.0),
-    ):
-        step(guarded, optimizer, number, factor)
-    kind = torch.optim.AdamW if name == "adamw" else torch.optim.SGD
-    own = (
-        {"betas": (0.8, 0.999)}
-        if name == "adamw"
-        else {"momentum": 0.8, "nesterov": name == "nesterov"}
-    )
-    reference = kind(plain.parameters(), lr=0.0, weight_decay=0.1, **own)
-    for number in range(4):
+    nan, inf = float("nan"), float("inf")
+    for step, factor in ((0, nan), (0, 1.0), (1, 1.0), (2, inf), (2, 1.0), (3, 1.0)):
+        train_step(guarded, optimizer, step, factor)
+
+    reference = build_torch_optimizer(name, plain)
+    for step in range(4):
         reference.zero_grad()
-        loss(plain, number).backward()
-        reference.param_groups[0]["lr"] = 0.1 / (number + 1)
+        loss(plain, step).backward()
+        reference.param_groups[0]["lr"] = learning_rate(step)
         reference.step()
-    for (key, one), two in zip(
-        guarded.state_dict().items(), plain.state_dict().values(), strict=True
-    ):
-        torch.testing.assert_close(one, two, msg=key)
+    expected = plain.state_dict()
+    for key, value in guarded.state_dict().items():
+        torch.testing.assert_close(value, expected[key], msg=key)
     assert (optimizer.skipped(), optimizer.worst_streak()) == (2, 1)
+
+
+def test_buffers_stay_tensors_of_their_own() -> None:
+    """A copy or a checkpoint of a network must not contain the buffers of the whole method."""
+    method = nn.ModuleDict({"student": build_network(), "teacher": build_network()})
+    optimizer = GuardedOptimizer(method, settings("sgd"))
+    train_step(method["student"], optimizer, 0)
+    for buffer in method.buffers():
+        assert buffer.untyped_storage().nbytes() == buffer.nbytes
 
 
 @OPTIMIZER
 def test_state_survives_a_file(name: str) -> None:
-    whole, parts = network(), network()
-    optimizer, first = (
-        GuardedOptimizer(whole, settings(name)),
-        GuardedOptimizer(parts, settings(name)),
-    )
-    for number in range(3):
-        step(whole, optimizer, number)
-        step(parts, first, number)
+    whole, parts = build_network(), build_network()
+    whole_optimizer = GuardedOptimizer(whole, settings(name))
+    parts_optimizer = GuardedOptimizer(parts, settings(name))
+    for step in range(3):
+        train_step(whole, whole_optimizer, step)
+        train_step(parts, parts_optimizer, step)
     file = io.BytesIO()
-    torch.save(first.state_dict(), file)
+    torch.save(parts_optimizer.state_dict(), file)
     file.seek(0)
-    second = GuardedOptimizer(parts, settings(name))
-    second.load_state_dict(torch.load(file, weights_only=True))
-    for number in range(3, 6):
-        step(whole, optimizer, number)
-        step(parts, second, number)
-    assert all(
-        torch.equal(one, two)
-        for one, two in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True)
-    )
+    resumed_optimizer = GuardedOptimizer(parts, settings(name))
+    resumed_optimizer.load_state_dict(torch.load(file, weights_only=True))
+    for step in range(3, 6):
+        train_step(whole, whole_optimizer, step)
+        train_step(parts, resumed_optimizer, step)
+    assert_equal(parts.state_dict(), whole.state_dict())
 
 
 def test_nesterov_without_momentum_is_refused() -> None:

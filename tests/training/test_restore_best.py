@@ -1,12 +1,7 @@
-"""A method that goes on from the state that was best on validation, as BCP does between its stages."""
+"""Methods that continue from the state that validated best, as BCP does between its stages."""
 
-import json
-import os
-import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from torch import Tensor
@@ -15,15 +10,21 @@ from crkd_cli.errors import CrkdError
 from crkd_cli.runtime.checkpoint import load_checkpoint, save_checkpoint
 from crkd_cli.training.interruptions import StoppedBySignalError
 from crkd_cli.training.loop import train
-from crkd_cli.training.plan import Plan
 from crkd_cli.training.start import start
-from tests.training.test_distributed import crkd, training
-from tests.training.test_loop import assert_equal, quiet
+from tests.training.helpers import (
+    Planner,
+    assert_equal,
+    logged,
+    quiet,
+    signal_after,
+    train_arguments,
+    train_plan,
+)
+from tests.training.processes import launch_crkd
 
-Planner = Callable[..., Plan]
-
-# The first stage is half of the run. The learning rate is so small that all scores are equal, of which the earliest is the best:
-# step 2's. What moves are batch norm's running statistics and the optimizer's momentum.
+# The first stage is half of the run. The learning rate is so small that all scores are equal, and
+# the earliest of equals is the best: that of step 2. Batch norm's running statistics and the
+# optimizer's momentum still change.
 BCP = (
     "method=bcp",
     "methods.bcp.warmup=0.5",
@@ -33,30 +34,23 @@ BCP = (
 )
 
 
-def logged(folder: Path, name: str) -> dict[int, float]:
-    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    return {line["step"]: line[name] for line in lines if name in line}
-
-
 def state(folder: Path) -> dict[str, Tensor]:
-    """Weights, statistics and momentum of last.pth."""
+    """The weights, statistics and momentum in last.pth."""
     last = load_checkpoint(folder / "last.pth")
     assert last.training is not None
-    return {
-        **last.weights,
-        **{f"momentum {n}": value for n, value in enumerate(last.training["momentum"])},
-    }
+    momentum = {f"momentum {n}": value for n, value in enumerate(last.training["momentum"])}
+    return {**last.weights, **momentum}
 
 
 def test_the_second_stage_begins_with_the_best_weights_and_their_optimizer(tiny: Planner) -> None:
-    """Bit for bit those of a run that was stopped at the best step."""
-    said: list[str] = []
+    """They equal those of a run that was stopped at the best step, bit for bit."""
+    notices: list[str] = []
     whole, early = tiny(*BCP, stop_after=10), tiny(*BCP, stop_after=2, out="early")
-    train(start(whole), quiet, notify=said.append)
-    train(start(early), quiet)
+    train(start(whole), quiet, notify=notices.append)
+    train_plan(early)
     assert len(set(logged(whole.folder, "val/dice").values())) == 1
     assert logged(whole.folder, "restored_step") == {10: 2}
-    assert said == ["step 10: restored step 2, the best so far on the validation cases"]
+    assert notices == ["step 10: restored step 2, the best so far on the validation cases"]
     assert_equal(state(early.folder), state(whole.folder))
 
 
@@ -64,52 +58,47 @@ def test_the_second_stage_begins_with_the_best_weights_and_their_optimizer(tiny:
 def test_stopped_and_continued_is_bit_equal(tiny: Planner) -> None:
     """Before, at and after the step that restores."""
     whole = tiny(*BCP, out="whole")
-    train(start(whole), quiet)
+    train_plan(whole)
     for stops in ((5,), (10,), (3, 9, 13)):
         out = f"stopped at {stops}"
         for stop in (*stops, None):
             parts = tiny(*BCP, stop_after=stop, out=out)
-            train(start(parts), quiet)
+            train_plan(parts)
         assert logged(parts.folder, "restored_step") == {10: 2}
         assert_equal(state(whole.folder), state(parts.folder))
 
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
 def test_a_stop_in_the_first_stage_adds_no_score(tiny: Planner) -> None:
-    """It might be the best one, which a run in one go would not know of."""
+    """It might be the best score, which an uninterrupted run would not have."""
     early = tiny(*BCP, stop_after=5)
-    train(start(early), quiet)
+    train_plan(early)
     assert [*logged(early.folder, "val/dice")] == [2, 4]
-    train(start(tiny(*BCP, stop_after=13)), quiet)
+    train_plan(tiny(*BCP, stop_after=13))
     assert [*logged(early.folder, "val/dice")] == [2, 4, 6, 8, 10, 12, 13]
 
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
 def test_stopped_by_a_signal_at_the_step_that_restores(tiny: Planner) -> None:
     whole = tiny(*BCP, out="whole")
-    train(start(whole), quiet)
-
-    def stop_once(done: int, values: dict[str, float]) -> None:
-        if done == 10:
-            os.kill(os.getpid(), signal.SIGTERM)
-
+    train_plan(whole)
     with pytest.raises(StoppedBySignalError):
-        train(start(tiny(*BCP)), stop_once)
+        train_plan(tiny(*BCP), signal_after(10))
     parts = tiny(*BCP)
-    train(start(parts), quiet)
+    train_plan(parts)
     assert_equal(state(whole.folder), state(parts.folder))
 
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
-def test_what_was_restored_is_saved_at_once(tiny: Planner) -> None:
-    """Before best.pth may be of the second stage: a run killed there would have nothing to go back to."""
+def test_a_restored_state_is_saved_at_once(tiny: Planner) -> None:
+    """Once best.pth is of the second stage, a run that was killed could not restore the first."""
     last = tiny(*BCP).folder / "last.pth"
     steps: dict[int, int | None] = {}
 
     def look(done: int, values: dict[str, float]) -> None:
         steps[done] = load_checkpoint(last).step if last.exists() else None
 
-    train(start(tiny(*BCP)), look)
+    train_plan(tiny(*BCP), look)
     assert (steps[10], steps[11]) == (None, 10)
 
 
@@ -118,10 +107,10 @@ def test_what_was_restored_is_saved_at_once(tiny: Planner) -> None:
     "sets",
     [("train.eval_every=100",), ("methods.bcp.restore_best=false",), ("methods.bcp.warmup=1",)],
 )
-def test_otherwise_it_goes_on_from_the_last_weights(tiny: Planner, sets: tuple[str, ...]) -> None:
-    """Nothing was validated in the first stage; the user wants it so; no second stage follows."""
+def test_otherwise_it_continues_from_the_last_weights(tiny: Planner, sets: tuple[str, ...]) -> None:
+    """The first stage is not validated, the user turned it off, or there is no second stage."""
     planned = tiny(*BCP, *sets)
-    train(start(planned), quiet)
+    train_plan(planned)
     assert logged(planned.folder, "restored_step") == {}
 
 
@@ -129,24 +118,24 @@ def test_otherwise_it_goes_on_from_the_last_weights(tiny: Planner, sets: tuple[s
 def test_a_best_checkpoint_without_the_optimizer_ends_the_run_in_one_line(tiny: Planner) -> None:
     """As an older version wrote it."""
     planned = tiny(*BCP, stop_after=8)
-    train(start(planned), quiet)
+    train_plan(planned)
     best = planned.folder / "best.pth"
     save_checkpoint(replace(load_checkpoint(best), training=None), best)
-    with pytest.raises(
-        CrkdError, match=r"best\.pth lacks the optimizer's state because an older version wrote it"
-    ):
-        train(start(tiny(*BCP)), quiet)
+    message = r"best\.pth lacks the optimizer's state because an older version wrote it"
+    with pytest.raises(CrkdError, match=message):
+        train_plan(tiny(*BCP))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dims", [2], indirect=True)
 def test_every_process_restores(tiny: Planner, tmp_path: Path) -> None:
-    """In one go or, with all of them reading the saved state, in two: the same weights."""
+    """Without a stop, or with one after which all of them read the saved state."""
     tiny()
-    for out, stops in (("whole", [[]]), ("parts", [["--stop-after", "10"], []])):
-        for number, options in enumerate(stops):
-            arguments: list[Any] = [*training(tmp_path, *BCP, out=out), *options]
-            ranks = crkd(tmp_path / f"log-{out}-{number}", *arguments)
-            assert ranks.end() == 0, ranks.said(0) + ranks.said(1)
+    calls: dict[str, list[list[str]]] = {"whole": [[]], "parts": [["--stop-after", "10"], []]}
+    for out, options_of_calls in calls.items():
+        for number, options in enumerate(options_of_calls):
+            arguments = [*train_arguments(tmp_path, *BCP, out=out), *options]
+            processes = launch_crkd(tmp_path / f"log-{out}-{number}", *arguments)
+            assert processes.wait() == 0, processes.stderr()
         assert logged(tmp_path / out, "restored_step") == {10: 2}
     assert_equal(state(tmp_path / "whole"), state(tmp_path / "parts"))

@@ -1,4 +1,4 @@
-"""`crkd train --seeds`: several runs from one line, stopped and taken up as one."""
+"""`crkd train --seeds`: several runs of one command, stopped and resumed together."""
 
 import signal
 import subprocess
@@ -9,35 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from typer.testing import Result
 
-from crkd_cli.runtime import checkpoint as checkpoints
+from crkd_cli.runtime.checkpoint import load_checkpoint, save_checkpoint
 from crkd_cli.training import loop
-from crkd_cli.training.plan import Plan
+from tests.training.helpers import Planner, assert_equal, set_options, train_arguments, weights
 
 
 @pytest.fixture
-def line(tiny: Callable[..., Plan], tmp_path: Path) -> list[str]:
-    """`crkd train` for small runs, all but --out and --seeds."""
+def line(tiny: Planner, tmp_path: Path) -> list[str]:
+    """The arguments of `crkd train` for small runs, without --out and --seeds."""
     tiny()
     config = tmp_path / "config.yaml"
     tree = yaml.safe_load(config.read_text())
     tree["train"] |= {"steps": 4, "log_every": 1, "eval_every": 4}
     config.write_text(yaml.safe_dump(tree))
-    files = [
-        "--config",
-        config,
-        "--split",
-        tmp_path / "split.yaml",
-        "--data-root",
-        tmp_path / "data",
-    ]
-    return ["train", "--dataset", "toy", *map(str, files)]
+    return train_arguments(tmp_path, out=None)
 
 
-def stamp(folder: Path) -> int:
+def modified(folder: Path) -> int:
     return (folder / "last.pth").stat().st_mtime_ns
 
 
@@ -45,34 +36,29 @@ def stamp(folder: Path) -> int:
 def test_one_folder_for_every_seed(
     cli: Callable[..., Result], line: list[str], tmp_path: Path
 ) -> None:
-    out = tmp_path / "runs" / "a.b"  # what follows the point is no suffix
+    out = tmp_path / "runs" / "a.b"  # .b must not be taken for a suffix
     first = cli(*line, "--out", out, "--seeds", "7,8")
     assert first.exit_code == 0, first.stderr
     folders = [tmp_path / "runs" / f"a.b-seed{seed}" for seed in (7, 8)]
     assert sorted(out.parent.iterdir()) == folders
-    assert [
-        checkpoints.load_checkpoint(folder / "last.pth").config.train.seed for folder in folders
-    ] == [7, 8]
+    checkpoints = [load_checkpoint(folder / "last.pth") for folder in folders]
+    assert [checkpoint.config.train.seed for checkpoint in checkpoints] == [7, 8]
     assert f"all 2 runs are done: {folders[0]} {folders[1]}" in first.stderr
-    before = [stamp(folder) for folder in folders]
+    before = [modified(folder) for folder in folders]
     again = cli(*line, "--out", out, "--seeds", "7,8")
     assert again.exit_code == 0
     assert again.stderr.count("this run is finished (4 steps)") == 2
-    assert [stamp(folder) for folder in folders] == before
+    assert [modified(folder) for folder in folders] == before
     more = cli(*line, "--out", out, "--seeds", "8,9", "--quiet")
     assert (more.exit_code, more.stderr) == (0, "")
-    assert stamp(folders[1]) == before[1]
+    assert modified(folders[1]) == before[1]
     alone = cli(*line, "--out", tmp_path / "alone", "--set", "train.seed=9")
     assert alone.exit_code == 0
-    one, two = (
-        checkpoints.load_checkpoint(path / "last.pth").weights
-        for path in (tmp_path / "alone", tmp_path / "runs" / "a.b-seed9")
-    )
-    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    assert_equal(weights(tmp_path / "runs" / "a.b-seed9"), weights(tmp_path / "alone"))
 
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
-def test_the_usual_folder(
+def test_the_default_folder(
     cli: Callable[..., Result], line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -81,71 +67,48 @@ def test_the_usual_folder(
 
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
-def test_a_signal_in_the_last_step_ends_the_line(
+def test_a_signal_in_the_last_step_ends_the_command(
     cli: Callable[..., Result], line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def save_late(*args: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
-        checkpoints.save_checkpoint(*args)
+        save_checkpoint(*args)
 
     monkeypatch.setattr(loop, "save_checkpoint", save_late)
-    result = cli(
-        *line,
-        "--out",
-        tmp_path / "run",
-        "--seeds",
-        "1,2",
-        "--method",
-        "supervised",
-        "--set",
-        "train.steps=1",
-    )
+    options = ("--out", tmp_path / "run", "--seeds", "1,2", "--method", "supervised")
+    result = cli(*line, *options, "--set", "train.steps=1")
     assert result.exit_code == 143
     assert result.stderr.splitlines()[-1].startswith(
         "error: stopped by SIGTERM after step 1; everything is saved"
     )
-    assert checkpoints.load_checkpoint(tmp_path / "run-seed1" / "last.pth").step == 1
+    assert load_checkpoint(tmp_path / "run-seed1" / "last.pth").step == 1
     assert (tmp_path / "run-seed1" / "metrics.json").is_file()
     assert not (tmp_path / "run-seed2").exists()
 
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
 @pytest.mark.slow
-def test_a_signal_stops_the_line_and_the_line_goes_on(line: list[str], tmp_path: Path) -> None:
-    args = [
-        *line,
-        "--out",
-        str(tmp_path / "run"),
-        "--seeds",
-        "1,2,3",
-        "--set",
-        "train.steps=60",
-        "--set",
-        "train.log_every=1",
-    ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "crkd_cli", *args], stderr=subprocess.PIPE, text=True
-    )
+def test_a_signal_stops_the_command_and_rerunning_resumes(line: list[str], tmp_path: Path) -> None:
+    options = ["--out", str(tmp_path / "run"), "--seeds", "1,2,3"]
+    settings = set_options(("train.steps=60", "train.log_every=1"))
+    command = [sys.executable, "-m", "crkd_cli", *line, *options, *settings]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "run-seed2" / "log.jsonl"
     while not (log.is_file() and log.stat().st_size) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 143, said
-    assert said.splitlines()[-1].startswith("error: stopped by SIGTERM after step ")
-    stopped = checkpoints.load_checkpoint(tmp_path / "run-seed2" / "last.pth").step
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 143, stderr
+    assert stderr.splitlines()[-1].startswith("error: stopped by SIGTERM after step ")
+    stopped = load_checkpoint(tmp_path / "run-seed2" / "last.pth").step
     assert 0 < stopped < 60
     assert not (tmp_path / "run-seed3").exists()
-    finished = stamp(tmp_path / "run-seed1")
-    again = subprocess.run(
-        [sys.executable, "-m", "crkd_cli", *args], capture_output=True, text=True, check=True
-    ).stderr
-    assert stamp(tmp_path / "run-seed1") == finished
+    finished = modified(tmp_path / "run-seed1")
+    again = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert modified(tmp_path / "run-seed1") == finished
     assert f"resuming after step {stopped}" in again
-    assert [
-        checkpoints.load_checkpoint(tmp_path / f"run-seed{seed}" / "last.pth").step
-        for seed in (1, 2, 3)
-    ] == [60, 60, 60]
+    for seed in (1, 2, 3):
+        assert load_checkpoint(tmp_path / f"run-seed{seed}" / "last.pth").step == 60
 
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
@@ -176,18 +139,17 @@ def test_bad_lists(
     assert result.exit_code == 2, result.stderr
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert all(word in error for word in words), error
-    assert not list(tmp_path.glob("run*"))  # nothing of the first runs either
+    assert not list(tmp_path.glob("run*"))  # the first runs did not start either
 
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
-def test_a_later_run_in_the_way_is_said_at_once(
+def test_a_conflict_with_a_later_run_is_reported_at_once(
     cli: Callable[..., Result], line: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     assert cli(*line, "--out", out, "--seeds", "2").exit_code == 0
     result = cli(*line, "--out", out, "--seeds", "1,2", "--set", "train.lr=0.5")
     assert result.exit_code == 2
-    assert (
-        f"{out}-seed2 holds a run with other settings (train.lr = 0.01, now 0.5)" in result.stderr
-    )
+    conflict = f"{out}-seed2 holds a run with other settings (train.lr = 0.01, now 0.5)"
+    assert conflict in result.stderr
     assert not (tmp_path / "run-seed1").exists()

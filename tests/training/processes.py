@@ -1,0 +1,76 @@
+"""Two processes of one run, started by torchrun, whose output goes to files."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.training.helpers import CHECKOUT
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
+
+
+class Processes:
+    """`python -m torch.distributed.run --nproc_per_node=2 …`; `folder` gets the output."""
+
+    def __init__(self, folder: Path, *arguments: object) -> None:
+        self.folder = folder
+        self.launcher_stderr = ""
+        launcher = (
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            "--redirects=3",
+            f"--log-dir={folder}",
+        )
+        self.launcher = subprocess.Popen(
+            [sys.executable, *launcher, *map(str, arguments)],
+            env=ENVIRONMENT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait(self) -> int:
+        """Return the exit code once all processes have ended."""
+        _, self.launcher_stderr = self.launcher.communicate(timeout=120)
+        return self.launcher.returncode
+
+    def output(self, rank: int, stream: str = "stderr") -> str:
+        [file] = self.folder.rglob(f"{rank}/{stream}.log")
+        return file.read_text()
+
+    def stderr(self) -> str:
+        """What both processes wrote."""
+        return self.output(0) + self.output(1)
+
+    def errors(self) -> list[str]:
+        """The lines of both processes that begin with "error: "; no process shows a traceback."""
+        text = self.stderr()
+        assert "Traceback" not in text, text
+        return [line for line in text.splitlines() if line.startswith("error: ")]
+
+    def pid(self, rank: int) -> int:
+        parent = self.launcher.pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        [pid] = [int(child) for child in children if _is_rank(child, rank)]
+        return pid
+
+
+def launch_crkd(folder: Path, *arguments: object) -> Processes:
+    return Processes(folder, "-m", "crkd_cli", *arguments)
+
+
+def wait_for_steps(folder: Path, count: int) -> None:
+    """Wait until the log of a run has `count` lines."""
+    file = folder / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while not file.is_file() or len(file.read_text().splitlines()) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _is_rank(pid: str, rank: int) -> bool:
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return f"RANK={rank}".encode() in environment
