@@ -1,4 +1,4 @@
-"""`crkd train` as a person runs it: what it says, what it leaves behind, and one line for every mistake."""
+"""`crkd train` from the command line: its messages, its files, and one line per mistake."""
 
 import json
 import os
@@ -15,7 +15,8 @@ from typer.testing import Result
 from crkd_cli.data.splits import Split, write_split
 from crkd_cli.data.store import Store
 
-RATES = ("seconds", "steps_per_second", "waiting")
+# The values of metrics.json that depend on when it is written.
+TIMES = ("seconds", "steps_per_second", "waiting")
 CONFIG = {
     "data": {
         "name": "toy",
@@ -29,38 +30,48 @@ CONFIG = {
 }
 
 
+IDS = tuple(f"p{number:02d}" for number in range(6))
+ARGUMENTS = ("train", "--dataset", "toy", "--config", "toy.yaml", "--split", "split.yaml")
+Command = Callable[..., Result]
+
+
 @pytest.fixture
 def toy(tmp_path: Path, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with a store of six discs, a configuration and a split."""
+    """The working directory, with a store of six discs, a configuration and a split."""
     make_store(groups=6)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
-    ids = tuple(f"p{number:02d}" for number in range(6))
-    write_split(
-        Split(
-            dataset="toy", name="mine", train=ids[:4], labeled=ids[:2], val=ids[4:5], test=ids[5:]
-        ),
-        tmp_path / "split.yaml",
+    split = Split(
+        dataset="toy", name="toy", train=IDS[:4], labeled=IDS[:2], val=IDS[4:5], test=IDS[5:]
     )
+    write_split(split, tmp_path / "split.yaml")
     return tmp_path
 
 
 @pytest.fixture
-def train(cli: Callable[..., Result], toy: Path) -> Callable[..., Result]:
-    return lambda *more: cli(
-        "train", "--dataset", "toy", "--config", "toy.yaml", "--split", "split.yaml", *more
-    )
+def prepared(toy: Path) -> Path:
+    """The folder of the store."""
+    return toy / "data" / "prepared" / "toy"
 
 
-def refused(result: Result, code: int, *words: str) -> None:
-    """One line on stderr besides notices, with all `words` in it; the exit code; no traceback."""
+@pytest.fixture
+def train(cli: Command, toy: Path) -> Command:
+    return lambda *more: cli(*ARGUMENTS, *more)
+
+
+def steps_in_metrics(run: Path) -> int:
+    return int(json.loads((run / "metrics.json").read_text())["steps"])
+
+
+def assert_refused(result: Result, code: int, *words: str) -> None:
+    """One error line on stderr, with all `words` in it, the exit code, and no traceback."""
     assert result.exit_code == code, result.stderr
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert all(word in line for word in words), line
     assert "Traceback" not in result.stderr
 
 
-def test_a_run_from_start_to_finish(train: Callable[..., Result], toy: Path) -> None:
+def test_a_run_from_start_to_finish(train: Command, toy: Path) -> None:
     result = train()
     assert result.exit_code == 0, result.stderr
     run = toy / "runs" / "toy-crkd-2"
@@ -71,61 +82,59 @@ def test_a_run_from_start_to_finish(train: Callable[..., Result], toy: Path) -> 
     assert "CPU" in result.stderr
     assert "crkd evaluate runs/toy-crkd-2/best.pth" in result.stderr
     assert "\x1b" not in result.stderr
-    assert json.loads((run / "metrics.json").read_text())["steps"] == 4
-    assert (
-        yaml.safe_load((run / "config.yaml").read_text())["train"]["momentum"] == 0.9
-    )  # resolved, not only what was given
+    assert steps_in_metrics(run) == 4
+    resolved = yaml.safe_load((run / "config.yaml").read_text())
+    assert resolved["train"]["momentum"] == 0.9  # a default
     again = train()
     assert again.exit_code == 0
     assert "this run is finished (4 steps)" in again.stderr
     longer = train("--set", "train.steps=6", "--quiet")
     assert (longer.exit_code, longer.stderr) == (0, "")
-    assert json.loads((run / "metrics.json").read_text())["steps"] == 6
+    assert steps_in_metrics(run) == 6
 
 
-def test_the_written_configuration_is_one(train: Callable[..., Result], toy: Path) -> None:
+def test_the_written_configuration_can_be_used_again(train: Command, toy: Path) -> None:
     assert train("--out", "a").exit_code == 0
     assert train("--out", "b", "--config", "a/config.yaml").exit_code == 0
 
 
-def test_a_run_that_stops_early_says_so_and_goes_on(
-    train: Callable[..., Result], toy: Path
-) -> None:
+def test_a_run_that_stops_early_says_so_and_can_be_continued(train: Command, toy: Path) -> None:
     run = toy / "runs" / "toy-crkd-2"
     early = train("--stop-after", "3")
     assert early.exit_code == 0, early.stderr
-    assert (
-        "stopped after 3 of 4 steps: runs/toy-crkd-2/best.pth; next: crkd evaluate runs/toy-crkd-2/best.pth"
-        in early.stderr
-    )
-    assert json.loads((run / "metrics.json").read_text())["steps"] == 3
+    best = "runs/toy-crkd-2/best.pth"
+    assert f"stopped after 3 of 4 steps: {best}; next: crkd evaluate {best}" in early.stderr
+    assert steps_in_metrics(run) == 3
     again = train("--stop-after", "3")
     assert "this run has done 3 of 4 steps; rerun without --stop-after to continue" in again.stderr
     whole = train()
     assert "resuming after step 3" in whole.stderr
-    assert "done: runs/toy-crkd-2/best.pth" in whole.stderr
-    assert json.loads((run / "metrics.json").read_text())["steps"] == 4
+    assert f"done: {best}" in whole.stderr
+    assert steps_in_metrics(run) == 4
 
 
-def test_what_a_finished_run_lacks_is_written(train: Callable[..., Result], toy: Path) -> None:
-    """As after a kill at its very end; with a line of the log whose steps were all skipped."""
+def test_missing_files_of_a_finished_run_are_written(train: Command, toy: Path) -> None:
+    """As after a kill at its very end. All steps of one log line were skipped."""
     pytest.importorskip("matplotlib")
     from PIL import Image
 
     assert train("--out", "run").exit_code == 0
-    metrics = json.loads((toy / "run" / "metrics.json").read_text())
+    run = toy / "run"
+    metrics = json.loads((run / "metrics.json").read_text())
     for name in ("metrics.json", "curves.png"):
-        (toy / "run" / name).unlink()
-    with (toy / "run" / "log.jsonl").open("a") as log:
+        (run / name).unlink()
+    with (run / "log.jsonl").open("a") as log:
         log.write('{"step": 4, "total": null, "kept": null}\n')
     assert train("--out", "run").exit_code == 0
-    again = json.loads((toy / "run" / "metrics.json").read_text())
-    assert {**again, **dict.fromkeys(RATES)} == {**metrics, **dict.fromkeys(RATES)}  # all but times
-    with Image.open(toy / "run" / "curves.png") as image:
+    rewritten = json.loads((run / "metrics.json").read_text())
+    for name in TIMES:
+        del metrics[name], rewritten[name]
+    assert rewritten == metrics
+    with Image.open(run / "curves.png") as image:
         assert min(image.size) > 300
 
 
-def test_own_data_without_a_configuration(cli: Callable[..., Result], toy: Path) -> None:
+def test_own_data_without_a_configuration(cli: Command, toy: Path) -> None:
     keys = ("train.steps=1", "data.frame={resize: [32, 32]}", "train.precision=fp32")
     small = [part for key in keys for part in ("--set", key)]
     result = cli("train", "--dataset", "toy", "--split", "split.yaml", *small)
@@ -224,50 +233,49 @@ def test_own_data_without_a_configuration(cli: Callable[..., Result], toy: Path)
     ],
 )
 def test_usage_errors(
-    train: Callable[..., Result], toy: Path, options: list[str], code: int, words: list[str]
+    train: Command, toy: Path, options: list[str], code: int, words: list[str]
 ) -> None:
-    refused(train(*options), code, *words)
+    assert_refused(train(*options), code, *words)
     assert not (toy / "runs").exists()  # nothing half-written
 
 
-def test_no_such_data_set(cli: Callable[..., Result], toy: Path) -> None:
-    refused(cli("train"), 2, "--dataset")
-    refused(
+def test_no_such_dataset(cli: Command, toy: Path) -> None:
+    assert_refused(cli("train"), 2, "--dataset")
+    assert_refused(
         cli("train", "--dataset", "toi", "--config", "toy.yaml"), 2, "toi", "did you mean 'toy'"
     )
-    refused(cli("train", "--dataset", "acdc"), 2, "crkd prepare-data acdc")
-    lost = cli("train", "--dataset", "own", "--data-root", "nowhere")
-    refused(
-        lost,
+    assert_refused(cli("train", "--dataset", "acdc"), 2, "crkd prepare-data acdc")
+    assert_refused(
+        cli("train", "--dataset", "own", "--data-root", "nowhere"),
         2,
-        "crkd prepare-data own --source FOLDER, or give the right --data-root (nowhere/prepared does not exist)",
+        "crkd prepare-data own --source FOLDER, or give the right --data-root "
+        "(nowhere/prepared does not exist)",
     )
-    refused(
+    assert_refused(
         cli("train", "--dataset", "toy", "--config", "toy.yaml", "--labeled", "3"),
         2,
         "crkd make-splits toy --labeled 3",
     )
 
 
-def test_bad_yaml(train: Callable[..., Result], toy: Path) -> None:
+def test_bad_yaml(train: Command, toy: Path) -> None:
     (toy / "toy.yaml").write_text("data: [1, 2", encoding="utf-8")
-    refused(train(), 2, "toy.yaml", "not valid YAML")
+    assert_refused(train(), 2, "toy.yaml", "not valid YAML")
     (toy / "toy.yaml").write_text("just words", encoding="utf-8")
-    refused(train(), 2, "toy.yaml", "not a configuration")
+    assert_refused(train(), 2, "toy.yaml", "not a configuration")
     (toy / "toy.yaml").write_text("data: 3", encoding="utf-8")
-    refused(train(), 2, "toy.yaml: data is 3, not a section")
+    assert_refused(train(), 2, "toy.yaml: data is 3, not a section")
 
 
-def test_a_split_of_another_data_set(train: Callable[..., Result], toy: Path) -> None:
-    (toy / "split.yaml").write_text(
-        (toy / "split.yaml").read_text().replace("dataset: toy", "dataset: la")
-    )
-    refused(train(), 2, "split.yaml is a split of la, not of toy")
+def test_a_split_of_another_dataset(train: Command, toy: Path) -> None:
+    file = toy / "split.yaml"
+    file.write_text(file.read_text().replace("dataset: toy", "dataset: la"))
+    assert_refused(train(), 2, "split.yaml is a split of la, not of toy")
 
 
-def test_one_value_is_too_little_for_batch_norm(train: Callable[..., Result]) -> None:
+def test_one_value_is_too_little_for_batch_norm(train: Command) -> None:
     small = ("--set", "data.frame={resize: [16, 16]}", "--set", "data.labeled_batch_size=1")
-    refused(
+    assert_refused(
         train(*small, "--method", "supervised"),
         2,
         "batch norm",
@@ -276,83 +284,70 @@ def test_one_value_is_too_little_for_batch_norm(train: Callable[..., Result]) ->
     )
 
 
-def test_no_unlabeled_cases(train: Callable[..., Result], toy: Path) -> None:
-    ids = tuple(f"p{number:02d}" for number in range(6))
-    write_split(
-        Split(dataset="toy", name="all", train=ids[:4], labeled=ids[:4], test=ids[4:]),
-        toy / "split.yaml",
-    )
-    refused(train(), 1, "no unlabeled training case", "--method supervised")
+def test_no_unlabeled_cases(train: Command, toy: Path) -> None:
+    split = Split(dataset="toy", name="all", train=IDS[:4], labeled=IDS[:4], test=IDS[4:])
+    write_split(split, toy / "split.yaml")
+    assert_refused(train(), 1, "no unlabeled training case", "--method supervised")
     assert train("--method", "supervised").exit_code == 0
 
 
-def test_a_damaged_store(train: Callable[..., Result], toy: Path) -> None:
-    index = toy / "data" / "prepared" / "toy" / "index.json"
+def test_a_damaged_index(train: Command, prepared: Path) -> None:
+    index = prepared / "index.json"
     tree = json.loads(index.read_text())
     index.write_text(json.dumps({**tree, "recipe": 0}))
-    refused(train(), 1, "recipe 0", "crkd prepare-data toy")
+    assert_refused(train(), 1, "recipe 0", "crkd prepare-data toy")
     index.write_text("{")
-    refused(train(), 1, "index.json", "crkd prepare-data toy")
-    index.write_text(json.dumps(tree))
-    image = toy / "data" / "prepared" / "toy" / "images" / "p00.npy"
+    assert_refused(train(), 1, "index.json", "crkd prepare-data toy")
+
+
+def test_a_damaged_image(train: Command, prepared: Path) -> None:
+    image = prepared / "images" / "p00.npy"
     image.write_bytes(image.read_bytes()[:200])
-    refused(train(), 1, "p00.npy", "crkd prepare-data toy")
-    (toy / "data" / "prepared" / "toy" / "labels" / "p01.npy").unlink()
+    assert_refused(train(), 1, "p00.npy", "crkd prepare-data toy")
 
 
-def test_other_labels_than_the_run_was_started_with(
-    train: Callable[..., Result], toy: Path
-) -> None:
+def test_a_missing_label(train: Command, prepared: Path) -> None:
+    """Of a labeled case; those of unlabeled cases are never opened."""
+    (prepared / "labels" / "p01.npy").unlink()
+    assert_refused(train(), 1, "p01.npy", "crkd prepare-data toy")
+
+
+def test_other_labels_than_the_run_was_started_with(train: Command, prepared: Path) -> None:
     assert train("--out", "run").exit_code == 0
-    index = toy / "data" / "prepared" / "toy" / "index.json"
+    index = prepared / "index.json"
     tree = json.loads(index.read_text())
     tree["cases"][0]["label_sha256"] = "1" * 64
     index.write_text(json.dumps(tree))
-    why = "the images, labels, spacings or patients in data/prepared/toy have changed"
-    refused(
-        train("--out", "run", "--set", "train.steps=6"), 2, why, "give another folder with --out"
-    )
+    resumed = train("--out", "run", "--set", "train.steps=6")
+    reason = "the images, labels, spacings or patients in data/prepared/toy have changed"
+    assert_refused(resumed, 2, reason, "give another folder with --out")
 
 
-def test_a_run_folder_that_cannot_be_written(train: Callable[..., Result], toy: Path) -> None:
+def test_a_run_folder_that_cannot_be_written(train: Command, toy: Path) -> None:
     (toy / "file").write_text("")
-    refused(train("--out", "file/run"), 1, "file/run")
+    assert_refused(train("--out", "file/run"), 1, "file/run")
 
 
-def test_a_foreign_checkpoint_in_the_run_folder(train: Callable[..., Result], toy: Path) -> None:
+def test_a_foreign_checkpoint_in_the_run_folder(train: Command, toy: Path) -> None:
     (toy / "run").mkdir()
     (toy / "run" / "last.pth").write_text("not a checkpoint")
-    refused(train("--out", "run"), 1, "run/last.pth", "is not a checkpoint")
+    assert_refused(train("--out", "run"), 1, "run/last.pth", "is not a checkpoint")
     assert (toy / "run" / "last.pth").read_text() == "not a checkpoint"
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(
-    train: Callable[..., Result], toy: Path
-) -> None:
-    """A file size limit stands for the full disk: it fails in the same place, the write."""
+def test_a_full_disk_leaves_the_last_good_checkpoint(train: Command, toy: Path) -> None:
+    """Simulated by a limit on the file size, which makes the same write fail."""
     assert train("--out", "run").exit_code == 0
     before = (toy / "run" / "last.pth").read_bytes()
-    args = [
-        "train",
-        "--dataset",
-        "toy",
-        "--config",
-        "toy.yaml",
-        "--split",
-        "split.yaml",
-        "--out",
-        "run",
-    ]
-    args += ["--set", "train.steps=6"]
-    small = (
-        len(before) + (toy / "run" / "best.pth").stat().st_size
-    ) // 2  # best.pth, written first, has room
+    # Between the sizes of best.pth, which is written first, and last.pth.
+    limit = (len(before) + (toy / "run" / "best.pth").stat().st_size) // 2
+    options = ("--out", "run", "--set", "train.steps=6")
     done = subprocess.run(
-        [sys.executable, "-m", "crkd_cli", *args],
+        [sys.executable, "-m", "crkd_cli", *ARGUMENTS, *options],
         capture_output=True,
         text=True,
         env={**os.environ, "COLUMNS": "200"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (small, small)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
         check=False,
     )
     assert done.returncode == 1, done.stderr
@@ -362,10 +357,10 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     assert not list((toy / "run").glob(".tmp-*"))
 
 
-def test_verbose_shows_the_traceback(train: Callable[..., Result], toy: Path) -> None:
+def test_verbose_shows_the_traceback(train: Command, toy: Path) -> None:
     assert "Traceback" in train("--method", "supervized", "-v").stderr
     (toy / "mine.py").write_text("def f():\n    1 / 0\nf()\n")
-    refused(
+    assert_refused(
         train("--method", "mine.py"),
         2,
         "mine.py cannot be loaded (ZeroDivisionError: division by zero, line 2)",

@@ -108,12 +108,9 @@ def rewrite_as_format_4(file: Path) -> None:
         tree[old_key] = tree.pop(key)
     assert content["config"]["train"]["predictor"] is True
     content["config"]["train"]["predictor"] = "renewed"
-    # The U-Net has no weights in its renamed modules.
-    has_renamed_weights = content["config"]["model"]["name"] == "vnet"
     for part in ("weights", "statistics"):
-        renamed = with_old_modules(content[part])
-        assert (renamed.keys() != content[part].keys()) == has_renamed_weights
-        content[part] = renamed
+        content[part] = with_old_modules(content[part])
+    assert any(".grow." in name for name in content["weights"])
     torch.save(content, file)
 
 
