@@ -107,12 +107,11 @@ def train(
 
     The run folder gets the checkpoints, the log and the resolved configuration.
 
-    If interrupted, rerun the same command to resume. A larger --set train.steps= extends a
-    finished run.
+    If interrupted, rerun the same command to resume. With --seeds, this skips finished runs.
 
-    With --stop-after, the run ends early and is validated and saved; rerun without it to continue.
+    To extend a finished run, rerun it with a larger --set train.steps=.
 
-    With --seeds, rerunning skips finished runs and resumes the others.
+    With --stop-after, the run ends early, validated and saved; rerun without it to continue.
 
     On several GPUs: torchrun --nproc_per_node=N -m crkd_cli train, with the same options.
 

@@ -21,15 +21,15 @@ def build_method(config: Config, spec: DatasetSpec) -> Method:
 
     Raises UsageError.
     """
-    kind = METHODS[config.method]
+    method_class = METHODS[config.method]
     section = f"methods.{config.method}"
-    params = parse(config.methods.get(config.method, {}), kind.Params, section)
-    parse(dump(params), kind.Params, section)  # msgspec does not check defaults
+    params = parse(config.methods.get(config.method, {}), method_class.Params, section)
+    parse(dump(params), method_class.Params, section)  # msgspec does not check defaults
     task = _task(config, spec)
     torch.manual_seed(config.train.seed)
-    with attribute_errors(check_declaration(kind)):
-        method: Method = kind(task, params).to(memory_format=channels_last(task.dims))  # type: ignore[call-overload]
-    return method
+    with attribute_errors(check_declaration(method_class)):
+        method: Method = method_class(task, params)
+        return method.to(memory_format=channels_last(task.dims))  # type: ignore[call-overload, no-any-return]
 
 
 def load_method(checkpoint: Checkpoint) -> Method:
@@ -55,7 +55,8 @@ def load_predictor(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
             if name.startswith(prefix)
         }
         task = _task(checkpoint.config, checkpoint.spec)
-        network = task.network().to(memory_format=channels_last(task.dims))  # type: ignore[call-overload]
+        network = task.network()
+        network = network.to(memory_format=channels_last(task.dims))  # type: ignore[call-overload]
         _load_weights(network, weights, checkpoint.path)
     if checkpoint.statistics is not None:
         weights = {**network.state_dict(), **checkpoint.statistics}
@@ -74,9 +75,9 @@ def describe_user_method(name: str, method: Method) -> UserMethod | None:
         return None
     with torch.device("meta"):
         expected = repr(method.task.network())
-    for place, module in method.named_modules():
+    for name_in_method, module in method.named_modules():
         if module is method.predictor and repr(module) == expected:
-            return UserMethod(sha256=digest, predictor=place)
+            return UserMethod(sha256=digest, predictor=name_in_method)
     raise UsageError(
         f"method {name} predicts with a network that self.task.network() does not make, which only "
         "a method of an installed package can do; see docs/adding-a-method.md"

@@ -71,7 +71,7 @@ def is_lost_process(error: Exception) -> bool:
 def claim_error_report() -> bool:
     """Return True in the first process that asks, so that a shared error is reported once."""
     try:
-        return _store is None or bool(_store.add("told", 1) == 1)
+        return _store is None or bool(_store.add("reported", 1) == 1)
     except RuntimeError:  # the process that hosted the store is gone
         return True
 

@@ -15,12 +15,13 @@ def result_checkpoint(run: Path) -> Path:
 
 def newest_checkpoint(runs: Path) -> Path:
     """Return the result of the run under `runs` that was written to last. Raises CrkdError."""
-    found = [file for name in ("best.pth", "last.pth") for file in runs.glob(f"*/{name}")]
-    if not found:
+    files = [file for name in ("best.pth", "last.pth") for file in runs.glob(f"*/{name}")]
+    if not files:
         raise CrkdError(
             f"no checkpoint under {runs}; train first (crkd train) or give one with --checkpoint"
         )
-    return result_checkpoint(max(found, key=lambda file: file.stat().st_mtime).parent)
+    newest = max(files, key=lambda file: file.stat().st_mtime)
+    return result_checkpoint(newest.parent)
 
 
 def lock_run_folder(folder: Path) -> FileLock:

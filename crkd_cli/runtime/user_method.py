@@ -16,40 +16,40 @@ from crkd_cli.runtime.distributed import is_lost_process
 ALLOWED = {"unlabeled_streams": range(3), "strong_views": range(100), "updates": range(1, 100)}
 
 
-def check_declaration(kind: type[Method]) -> type[Method]:
-    """Return `kind`. Raises UsageError if a class attribute is out of range."""
+def check_declaration(method_class: type[Method]) -> type[Method]:
+    """Return `method_class`. Raises UsageError if a class attribute is out of range."""
     for name, allowed in ALLOWED.items():
-        value = getattr(kind, name)
+        value = getattr(method_class, name)
         if value not in allowed:
             raise UsageError(
-                f"{source_file(kind)}: {kind.__name__}.{name} = {value!r}; expected a whole "
-                f"number, {allowed[0]} to {allowed[-1]}"
+                f"{source_file(method_class)}: {method_class.__name__}.{name} = {value!r}; "
+                f"expected a whole number, {allowed[0]} to {allowed[-1]}"
             )
-    return kind
+    return method_class
 
 
 @contextmanager
-def attribute_errors(kind: type[Method]) -> Iterator[None]:
+def attribute_errors(method_class: type[Method]) -> Iterator[None]:
     """Turn the errors of a method that is not built in into UsageErrors with its file and line."""
     try:
         yield
     except (CrkdError, MemoryError):
         raise
     except Exception as error:
-        if METHODS.is_builtin(kind) or _is_explained_elsewhere(error):
+        if METHODS.is_builtin(method_class) or _is_explained_elsewhere(error):
             raise
-        file = source_file(kind)
+        file = source_file(method_class)
         raise UsageError(
             f"{file}: {describe_exception(file, error)}; correct it, --verbose shows more"
         ) from error
 
 
-def check_losses(losses: dict[str, Tensor], kind: type[Method]) -> dict[str, Tensor]:
+def check_losses(losses: dict[str, Tensor], method_class: type[Method]) -> dict[str, Tensor]:
     """Return `losses`, the result of a method's `losses()`.
 
     Raises UsageError unless it is a dict of scalar tensors whose "total" has a gradient.
     """
-    file = source_file(kind)
+    file = source_file(method_class)
     expected = 'expected a dict of tensors with one value each, "total" among them'
     if not isinstance(losses, dict) or "total" not in losses:
         raise UsageError(f"{file}: losses() returned {_describe_result(losses)}; {expected}")
@@ -75,9 +75,9 @@ def is_single_value_error(error: Exception) -> bool:
     return "more than 1 value per channel" in str(error)
 
 
-def source_file(kind: type[Method]) -> str:
+def source_file(method_class: type[Method]) -> str:
     """Return the file that a method is defined in."""
-    return str(sys.modules[kind.__module__].__file__)
+    return str(sys.modules[method_class.__module__].__file__)
 
 
 def _is_explained_elsewhere(error: Exception) -> bool:

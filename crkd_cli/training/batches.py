@@ -20,8 +20,8 @@ from crkd_cli.runtime.distributed import check_divisible
 from crkd_cli.transfer import pin, to_device, to_unit_range
 
 HostBatch = tuple[Tensor, Tensor | None]
-# Bytes of resized items that the processes of a run keep in memory for each part: reading them
-# again in every epoch would hold up a GPU.
+# How many bytes of resized items the processes of a run keep in memory for each part of the split:
+# reading them again in every epoch would slow down a GPU.
 CACHE_BYTES = 2**30
 
 
@@ -82,43 +82,61 @@ def step_seed(seed: int, step: int) -> int:
 
 
 def build_loader(
-    config: Config, store: Store, split: Split, kind: type[Method], device: torch.device
+    config: Config, store: Store, split: Split, method_class: type[Method], device: torch.device
 ) -> BatchLoader:
     """Build the streams of the split's training parts.
 
     Raises CrkdError if a part is empty or missing in the store, UsageError if the processes cannot
     share a batch evenly.
     """
-    data, frame, seed = config.data, config.data.frame, config.train.seed
-    check_divisible("data.labeled_batch_size", data.labeled_batch_size)
-    cache_bytes = CACHE_BYTES // world.size() if device.type == "cuda" else 0
+    data, seed = config.data, config.train.seed
+    images = _labeled_images(config, store, split, device)
+    labeled = Stream(images, data.labeled_batch_size, seed, 0)
+    unlabeled: tuple[Stream, ...] = ()
+    if method_class.unlabeled_streams:
+        images = _unlabeled_images(config, store, split, device)
+        unlabeled = tuple(
+            Stream(images, data.unlabeled_batch_size, seed, number)
+            for number in range(1, 1 + method_class.unlabeled_streams)
+        )
+    dims = data.frame.dims
+    policy = Policy(
+        modality=store.spec.modality,
+        bounded=store.spec.intensity != "zscore",
+        dims=dims,
+        plane=(1, 2) if dims == 3 and not store.spec.z_last else (0, 1),
+    )
+    return BatchLoader(labeled, unlabeled, policy, method_class.strong_views, seed, device)
+
+
+def _labeled_images(config: Config, store: Store, split: Split, device: torch.device) -> Dataset:
+    check_divisible("data.labeled_batch_size", config.data.labeled_batch_size)
     cases = split.cases(store, "labeled")
-    labeled = Dataset(store, cases, frame, labeled=True, cache_bytes=cache_bytes)
-    if not len(labeled):
+    images = Dataset(
+        store, cases, config.data.frame, labeled=True, cache_bytes=_cache_bytes(device)
+    )
+    if not len(images):
         raise CrkdError(
             f"split {split.name} has no labeled training case; "
             f"run: crkd make-splits {store.spec.name}"
         )
-    unlabeled: tuple[Stream, ...] = ()
-    if kind.unlabeled_streams:
-        check_divisible("data.unlabeled_batch_size", data.unlabeled_batch_size)
-        cases = split.cases(store, "unlabeled")
-        images = Dataset(store, cases, frame, labeled=False, cache_bytes=cache_bytes)
-        if not len(images):
-            raise CrkdError(
-                f"split {split.name} has no unlabeled training case, and method {config.method} "
-                "needs them; add images without labels, label fewer (crkd make-splits --labeled "
-                "N), or use --method supervised"
-            )
-        unlabeled = tuple(
-            Stream(images, data.unlabeled_batch_size, seed, number)
-            for number in range(1, 1 + kind.unlabeled_streams)
-        )
-    policy = Policy(
-        modality=store.spec.modality,
-        bounded=store.spec.intensity != "zscore",
-        dims=frame.dims,
-        plane=(1, 2) if frame.dims == 3 and not store.spec.z_last else (0, 1),
+    return images
+
+
+def _unlabeled_images(config: Config, store: Store, split: Split, device: torch.device) -> Dataset:
+    check_divisible("data.unlabeled_batch_size", config.data.unlabeled_batch_size)
+    cases = split.cases(store, "unlabeled")
+    images = Dataset(
+        store, cases, config.data.frame, labeled=False, cache_bytes=_cache_bytes(device)
     )
-    stream = Stream(labeled, data.labeled_batch_size, seed, 0)
-    return BatchLoader(stream, unlabeled, policy, kind.strong_views, seed, device)
+    if not len(images):
+        raise CrkdError(
+            f"split {split.name} has no unlabeled training case, and method {config.method} needs "
+            "them; add images without labels, label fewer (crkd make-splits --labeled N), or use "
+            "--method supervised"
+        )
+    return images
+
+
+def _cache_bytes(device: torch.device) -> int:
+    return CACHE_BYTES // world.size() if device.type == "cuda" else 0

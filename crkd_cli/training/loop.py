@@ -184,10 +184,10 @@ class _Trainer:
         self._stats.add({**losses, **shares, "grad_norm": norm})
 
     def _forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        device, kind = self._run.device.type, type(self._run.method)
+        device, method_class = self._run.device.type, type(self._run.method)
         bf16 = self._run.precision == torch.bfloat16
-        with torch.autocast(device, torch.bfloat16, enabled=bf16), attribute_errors(kind):
-            return check_losses(self._compute_losses(batch, step), kind)
+        with torch.autocast(device, torch.bfloat16, enabled=bf16), attribute_errors(method_class):
+            return check_losses(self._compute_losses(batch, step), method_class)
 
     # Between steps
 

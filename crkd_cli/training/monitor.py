@@ -46,7 +46,7 @@ class TrainingMonitor:
             self(line["step"], line)
 
     def __call__(self, step: int, values: Values) -> list[str]:
-        """Return the warnings that the log line of `step` gives rise to."""
+        """Return the warnings that the log line of `step` causes."""
         foreground = range(1, len(self._classes))
         for k in foreground:
             share = values.get(f"label_share_{k}")

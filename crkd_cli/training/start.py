@@ -10,6 +10,7 @@ from crkd_cli import world
 from crkd_cli.config import dump
 from crkd_cli.errors import UsageError
 from crkd_cli.methods import METHODS
+from crkd_cli.methods.base import Method
 from crkd_cli.paths import atomic_write
 from crkd_cli.runtime.build import build_method, describe_user_method, load_method
 from crkd_cli.runtime.checkpoint import Checkpoint
@@ -30,15 +31,12 @@ from crkd_cli.training.plan import Plan
 def start(plan: Plan) -> Run:
     """Build the parts of a run, restore them from the checkpoint, and write the configuration."""
     config, resumed = plan.config, plan.resumed
-    check_same_step(resumed.step if resumed else 0, f"run folder {plan.folder}")
+    done = resumed.step if resumed else 0
+    check_same_step(done, f"run folder {plan.folder}")
     device = pick_device(config.train.device)
     precision = _pick_precision(plan, device)
     configure_backends(deterministic=config.train.deterministic)
-    if resumed:
-        # With today's number of steps: schedules go on as if the run had been this long all along.
-        method = load_method(replace(resumed, config=config))
-    else:
-        method = build_method(config, plan.store.spec)
+    method = _build_method(plan)
     user_method = describe_user_method(config.method, method)
     method = sync_batch_norm(method.to(device))
     optimizer = GuardedOptimizer(method, config.train)
@@ -48,7 +46,7 @@ def start(plan: Plan) -> Run:
     val = plan.split.cases(plan.store, "val")
     lock = _claim_folder(plan) if world.rank() == 0 else None
     checkpoint = Checkpoint(
-        step=resumed.step if resumed else 0,
+        step=done,
         config=config,
         spec=plan.store.spec,
         split=plan.split,
@@ -72,6 +70,13 @@ def start(plan: Plan) -> Run:
         precision=precision,
         lock=lock,
     )
+
+
+def _build_method(plan: Plan) -> Method:
+    if plan.resumed is None:
+        return build_method(plan.config, plan.store.spec)
+    # With the current number of steps: the schedules are those of a run of this length.
+    return load_method(replace(plan.resumed, config=plan.config))
 
 
 def _claim_folder(plan: Plan) -> FileLock:

@@ -52,7 +52,7 @@ def test_round_trip(trained: Path) -> None:
     assert torch.equal(logits, load_predictor(original, CPU)(x))
 
 
-def test_a_run_folder_stands_for_its_result(trained: Path) -> None:
+def test_a_run_folder_loads_as_its_result(trained: Path) -> None:
     best = trained.with_name("best.pth")
     assert load_checkpoint(trained.parent).path == best
     best.unlink()

@@ -138,7 +138,8 @@ class Semantic(torch.nn.Module):
 def semantic(dims: int, absent: int, number: int) -> dict[str, Tensor]:
     """Gradients of `Semantic` with `absent` classes that occur nowhere.
 
-    Batch norm must not see what stands for those classes, so it is in evaluation mode.
+    The samples of those classes are arbitrary, so batch norm, in evaluation mode, must not use
+    them.
     """
     generator = torch.Generator().manual_seed(dims)
     shape = (LABELED, *(6, 5, 4)[:dims])
