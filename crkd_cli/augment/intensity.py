@@ -110,7 +110,7 @@ def _repeated(weights: Tensor, radius: int) -> Tensor:
 
 
 def _mirrored(weights: Tensor, radius: int) -> Tensor:
-    """Add the weights beyond each edge to their mirror images: [B, m, side + 2 r] → [B, m, side]."""
+    """Add the weights beyond each edge to the pixels they mirror, in the shape of `_repeated`."""
     side = weights.shape[1]
     position = torch.arange(-radius, side + radius, device=weights.device) % (2 * side)
     source = torch.minimum(position, 2 * side - 1 - position)

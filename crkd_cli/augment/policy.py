@@ -1,14 +1,16 @@
-"""Which augmentation is applied to which images: the weak one is geometry, the strong one intensity.
+"""Which augmentation is applied to which images: weak is geometry, strong is intensity.
 
 The settings are the published ones:
 
-| images      | weak                                                 | strong                       |
-|-------------|------------------------------------------------------|------------------------------|
-| RGB         | ½: flips and 90° turns; ¼: rotation ±20°; ¼: nothing | jitter 0.4, hue ±0.1, gray   |
-|             |                                                      | scale, blur                  |
-| gray, MR 2D | the same                                             | jitter 0.5, blur             |
-| volumes     | flips and 90° turns in plane                         | bias field, gamma e^±0.5,    |
-|             |                                                      | blur (as TorchIO)            |
+RGB images
+    weak: flips and 90° turns (half of the samples), rotation by up to 20° (a quarter)
+    strong: jitter 0.4, hue ±0.1, grayscale, blur
+gray and MR images in 2D
+    weak: as RGB
+    strong: jitter 0.5, blur
+volumes
+    weak: flips and 90° turns in plane
+    strong: bias field, gamma e^±0.5, blur (as TorchIO)
 
 Shapes: B images, C channels, *S spatial axes (two or three).
 """

@@ -1,5 +1,6 @@
-"""What `crkd train --help` says of the methods, from configs/about. Imports no method."""
+"""What `crkd train --help` says about the methods, read from configs/about. Imports no method."""
 
+from collections import defaultdict
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
@@ -16,73 +17,80 @@ from crkd_cli.paths import packaged_folder
 
 
 class Cost(Strict, frozen=True):
-    """Times that of `supervised` with the same batch."""
+    """What a training step costs, relative to `supervised` with the same batch."""
 
     step: float
     memory: float
 
 
 class About(Strict, frozen=True):
-    """A built-in method."""
+    """The description of a built-in method."""
 
     name: str
-    adds: str
+    adds: str  # to supervised training
     cite: str
 
 
 def show_methods() -> None:
-    """All installed methods on stdout, in a panel as those of the options."""
-    measured, published = costs(), all_published_rows()
-    known = {
-        about.name: description(about, measured.get(about.name), published) for about in abouts()
-    }
+    """Print all installed methods to stdout, in a panel like those of the options."""
+    descriptions = {about.name: about for about in abouts()}
+    all_costs, published = costs(), all_published_rows()
     table = Table.grid(padding=(0, 2))
     for name in METHODS.names():
-        text = "\n".join(known[name]) if name in known else "From another package."
+        text = "From another package."
+        if name in descriptions:
+            text = "\n".join(description(descriptions[name], all_costs.get(name), published))
         table.add_row(Text(name, style="bold cyan"), Text(text))
-    note = "Step, memory: on ACDC. Dice: % as published, by whom: docs/methods.md"
-    Console().print(
-        Panel(table, title="Methods", title_align="left", subtitle=note, border_style="dim")
-    )
+    note = "Step, memory: on ACDC. Dice: published, in %. Sources: docs/methods.md"
+    panel = Panel(table, title="Methods", title_align="left", subtitle=note, border_style="dim")
+    Console().print(panel)
 
 
 def abouts() -> list[About]:
-    """The content of configs/about/methods.yaml, in the order of the file."""
-    found: list[About] = _read("methods.yaml", list[About])
-    return found
+    """Read configs/about/methods.yaml, in the order of the file."""
+    entries: list[About] = _read("methods.yaml", list[About])
+    return entries
 
 
 def costs() -> dict[str, Cost]:
-    """The content of configs/about/costs.yaml."""
-    found: dict[str, Cost] = _read("costs.yaml", dict[str, Cost])
-    return found
+    """Read configs/about/costs.yaml."""
+    by_method: dict[str, Cost] = _read("costs.yaml", dict[str, Cost])
+    return by_method
 
 
-def _read(name: str, kind: Any) -> Any:
+def _read(name: str, schema: Any) -> Any:
     file = packaged_folder("configs") / "about" / name
-    return parse(yaml.safe_load(file.read_text(encoding="utf-8")), kind, str(file))
+    return parse(yaml.safe_load(file.read_text(encoding="utf-8")), schema, str(file))
 
 
 def description(about: About, cost: Cost | None, published: list[PublishedRow]) -> list[str]:
-    """What a method adds, by whom, what it costs, and its published Dice in percent, the range over all sources."""
-    costs = cost and f"Step: {cost.step:.1f} × supervised, memory: {cost.memory:.1f} ×"
-    dice = _dice(about.name, published)
-    return [line for line in (about.adds, about.cite, costs, dice and f"Dice: {dice}") if line]
+    """Describe a method in up to four lines.
+
+    They say what it adds, who published it, what it costs, and its published Dice.
+    """
+    lines = [about.adds, about.cite]
+    if cost:
+        lines.append(f"Step: {cost.step:.1f} × supervised, memory: {cost.memory:.1f} ×")
+    dice = _published_dice(about.name, published)
+    if dice:
+        lines.append(f"Dice: {dice}")
+    return lines
 
 
-def _dice(name: str, published: list[PublishedRow]) -> str:
-    """By data set and labeled cases: "ACDC-3 46.0–61.0, LA-8 84.2"; empty if there is none."""
-    found: dict[str, list[float]] = {}
+def _published_dice(method: str, published: list[PublishedRow]) -> str:
+    """List the ranges over all sources, such as "ACDC-3 46.0–61.0, LA-8 84.2"; may be empty."""
+    by_setting: dict[str, list[float]] = defaultdict(list)
     for row in published:
-        if row.method.lower().replace("-", "_") == name:
-            found.setdefault(f"{row.dataset.upper()}-{row.labeled}", []).append(row.dice)
-    ends = {
-        setting: dict.fromkeys(_rounded(value) for value in (min(dice), max(dice)))
-        for setting, dice in found.items()
-    }
-    return ", ".join(f"{setting} {'–'.join(values)}" for setting, values in ends.items())
+        if row.method.lower().replace("-", "_") == method:
+            by_setting[f"{row.dataset.upper()}-{row.labeled}"].append(row.dice)
+    return ", ".join(f"{setting} {_range(dice)}" for setting, dice in by_setting.items())
+
+
+def _range(values: list[float]) -> str:
+    lowest, highest = _rounded(min(values)), _rounded(max(values))
+    return lowest if lowest == highest else f"{lowest}–{highest}"
 
 
 def _rounded(percent: float) -> str:
-    """With one digit; halves go up, as readers expect."""
+    """Format with one decimal, rounding halves up as readers expect."""
     return str(Decimal(str(percent)).quantize(Decimal("0.1"), ROUND_HALF_UP))

@@ -1,4 +1,4 @@
-"""Soft Dice loss (Milletari, Navab, Ahmadi, 3DV 2016), in the forms that the released programs use."""
+"""Soft Dice loss (Milletari, Navab and Ahmadi, 3DV 2016), in the forms of the released programs."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crkd_cli import world
 
-DiceClasses = Literal["all", "foreground"]  # all: the background too
+DiceClasses = Literal["all", "foreground"]  # all: including the background
 
 
 def dice_loss(
@@ -20,21 +20,31 @@ def dice_loss(
     pooled: bool = True,
     epsilon: float = 1e-5,
 ) -> Tensor:
-    """Mean over classes of 1 − (2 Σ p·t + ε) / (Σ p² + Σ t² + ε).
+    """Compute the mean over classes of 1 − (2 Σ p·t + ε) / (Σ p² + Σ t² + ε).
 
-    p [B, K, *S] probabilities, target [B, *S] class numbers, mask [B, *S] boolean: the pixels that count.
-    `squared`: with Σ p² in the denominator, else with Σ p. `pooled`: the sums run over the joint batch, else
-    over each image, and the loss is the mean over images.
+    Args:
+        p: probabilities [B, K, *S].
+        target: class numbers [B, *S].
+        mask: pixels that count, boolean [B, *S].
+        classes: "foreground" leaves class 0 out of the mean.
+        squared: use Σ p² in the denominator, otherwise Σ p.
+        pooled: sum over the joint batch, otherwise over each image; the loss is then the mean
+            over images.
+        epsilon: ε.
     """
     first = 0 if classes == "all" else 1
-    numbers = torch.arange(first, p.shape[1], device=p.device).view(-1, *[1] * (p.ndim - 2))
-    truth = target.unsqueeze(1) == numbers  # [B, K or K − 1, *S]
     p = p[:, first:]
-    kept = p if mask is None else p * mask.unsqueeze(1)
+    numbers = torch.arange(first, first + p.shape[1], device=p.device)
+    truth = target.unsqueeze(1) == numbers.view(-1, *[1] * (p.ndim - 2))  # [B, K or K − 1, *S]
+    kept = p
+    if mask is not None:
+        kept = p * mask.unsqueeze(1)
+
     axes = (0, *range(2, p.ndim)) if pooled else tuple(range(2, p.ndim))
     overlap = (kept * truth).sum(axes)
-    sizes = (truth if mask is None else truth & mask.unsqueeze(1)).sum(axes)
-    denominator = (kept * p if squared else kept).sum(axes) + sizes
+    if mask is not None:
+        truth = truth & mask.unsqueeze(1)
+    denominator = (kept * p if squared else kept).sum(axes) + truth.sum(axes)
     if pooled:
         overlap, denominator = world.all_sum(overlap, denominator)
     loss = (1.0 - (2.0 * overlap + epsilon) / (denominator + epsilon)).mean()

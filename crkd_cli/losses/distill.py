@@ -1,131 +1,79 @@
-"""The two student streams teach each other, pixel by pixel: CPKD, CFKD and LEC of CRKD.
+"""CPKD, CFKD and LEC of CRKD: the two unlabeled streams of the student teach each other.
 
-At every pixel the stream nearer to the pseudo-label is the teacher and gets no gradient. `by_s` marks the kept pixels where the
-strong stream s teaches, `by_fp` those where the feature-perturbed stream fp does; a pixel is in one of them at most.
+At every pixel the stream that is nearer to the pseudo-label is the teacher and gets no gradient.
+`strong_teaches` [B, *S] marks the kept pixels where the strong stream is the teacher,
+`perturbed_teaches` those where the feature-perturbed stream is. They never overlap.
+
+Shapes: B images, K classes, F features, *S spatial axes (two or three).
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from crkd_cli import world
-from crkd_cli.losses.pixel import cross_entropy, divergence, masked_mean
+from crkd_cli.losses.pixel import cross_entropy, divergence, entropy, masked_mean
 
-LENGTH = 1e-12  # features shorter than this have no direction
+MIN_NORM = 1e-12  # shorter features have no direction
+MIN_PROBABILITY = 1e-12  # keeps the logarithm finite
 
 
 def reliability(
-    log_s: Tensor, log_fp: Tensor, pseudo: Tensor, keep: Tensor
+    log_strong: Tensor, log_perturbed: Tensor, pseudo_label: Tensor, keep: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(by_s, by_fp), two boolean [B, *S]: M = [CE_s < CE_fp]; by_s = M · keep, by_fp = (1 − M) · keep."""
-    s_is_nearer = cross_entropy(log_s.detach(), pseudo) < cross_entropy(log_fp.detach(), pseudo)
-    return s_is_nearer & keep, ~s_is_nearer & keep
+    """Decide where each stream teaches: (strong_teaches, perturbed_teaches), boolean [B, *S].
 
-
-def pixel_distillation(log_s: Tensor, log_fp: Tensor, by_s: Tensor, by_fp: Tensor) -> Tensor:
-    """CPKD: KL(sg p_s ‖ p_fp) averaged over by_s plus KL(sg p_fp ‖ p_s) averaged over by_fp, both over K.
-
-    The released program takes the mean over classes where the divergence is a sum.
+    With M = [CE_strong < CE_perturbed] they are M · keep and (1 − M) · keep.
     """
-    to_fp = masked_mean(divergence(log_s.detach(), log_fp), by_s)
-    to_s = masked_mean(divergence(log_fp.detach(), log_s), by_fp)
-    return (to_fp + to_s) / log_s.shape[1]
+    error_strong = cross_entropy(log_strong.detach(), pseudo_label)
+    error_perturbed = cross_entropy(log_perturbed.detach(), pseudo_label)
+    strong_is_nearer = error_strong < error_perturbed
+    return strong_is_nearer & keep, ~strong_is_nearer & keep
+
+
+def pixel_distillation(
+    log_strong: Tensor, log_perturbed: Tensor, strong_teaches: Tensor, perturbed_teaches: Tensor
+) -> Tensor:
+    """Compute CPKD, the divergence KL(sg p_teacher ‖ p_learner) of both directions, divided by K.
+
+    Each direction is averaged over the pixels where its teacher teaches. Dividing by K is as
+    released: the program takes the mean over classes where the divergence is a sum.
+    """
+    to_perturbed = masked_mean(divergence(log_strong.detach(), log_perturbed), strong_teaches)
+    to_strong = masked_mean(divergence(log_perturbed.detach(), log_strong), perturbed_teaches)
+    return (to_perturbed + to_strong) / log_strong.shape[1]
 
 
 def feature_distillation(
-    features_s: Tensor, features_fp: Tensor, by_s: Tensor, by_fp: Tensor
+    strong: Tensor, perturbed: Tensor, strong_teaches: Tensor, perturbed_teaches: Tensor
 ) -> Tensor:
-    """CFKD: 1 − cos(F_s, F_fp) over by_s without gradient for F_s, plus the same over by_fp without gradient for F_fp.
+    """Compute CFKD: 1 − cos(sg F_teacher, F_learner), averaged over the pixels of each direction.
 
-    features [B, F, *S] of the decoder's last level.
+    The features [B, F, *S] are those that enter the output layer.
     """
-    counts = world.all_sum(by_s.sum(), by_fp.sum())
-    to_fp, to_s = (
-        by.float() / count.clamp(min=1) for by, count in zip((by_s, by_fp), counts, strict=True)
-    )
-    (loss,) = world.all_sum(_DirectedCosine.apply(features_s, features_fp, to_s, to_fp))  # type: ignore[no-untyped-call]
-    return loss
+    # One cosine serves both directions, because at a pixel only one of the streams teaches.
+    strong = torch.where(strong_teaches.unsqueeze(1), strong.detach(), strong).float()
+    perturbed = torch.where(perturbed_teaches.unsqueeze(1), perturbed.detach(), perturbed).float()
+    norms = _norm(strong) * _norm(perturbed)
+    distance = 1.0 - (strong * perturbed).sum(1) / norms
+    return masked_mean(distance, strong_teaches) + masked_mean(distance, perturbed_teaches)
 
 
-class _DirectedCosine(torch.autograd.Function):
-    """Σ (v + w) (1 − cos(a, b)) over pixels, whose gradient for a is weighted by v and that for b by w.
+def low_entropy_consistency(log_strong: Tensor, log_perturbed: Tensor) -> Tensor:
+    """Compute LEC, the divergence of both streams from their mean q, which favors the certain one.
 
-    a, b [B, F, *S]; v, w [B, *S]. One cosine serves both directions: ∂cos/∂a = (b/|b| − cos · a/|a|) / |a|.
+    With w_v = exp(−H(p_v)) · max p_v, α_v = w_v / Σ w and q = Σ α_v p_v, this is the mean over all
+    pixels of Σ α_v KL(p_v ‖ q) = H(q) − Σ α_v H(p_v). Both arguments are [B, K, *S].
     """
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, v: Tensor, w: Tensor) -> Tensor:
-        x, y = a.float(), b.float()
-        length_a, length_b = (torch.linalg.vector_norm(z, dim=1).clamp(min=LENGTH) for z in (x, y))
-        cosine = (x * y).sum(1) / (length_a * length_b)
-        ctx.save_for_backward(a, b, v, w, length_a, length_b, cosine)
-        loss: Tensor = ((v + w) * (1.0 - cosine)).sum()
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        a, b, v, w, length_a, length_b, cosine = ctx.saved_tensors
-        across = -gradient / (length_a * length_b)
-        along_a, along_b = (
-            gradient * cosine / length_a.square(),
-            gradient * cosine / length_b.square(),
-        )
-        x, y = a.float(), b.float()  # products of bfloat16 with float32 take twice as long
-        to_a = (x * (along_a * v).unsqueeze(1)).addcmul_(y, (across * v).unsqueeze(1))
-        to_b = (y * (along_b * w).unsqueeze(1)).addcmul_(x, (across * w).unsqueeze(1))
-        return to_a.to(a.dtype), to_b.to(b.dtype), None, None
+    entropy_strong, entropy_perturbed = entropy(log_strong), entropy(log_perturbed)
+    certainty_strong = log_strong.amax(1) - entropy_strong  # log w
+    certainty_perturbed = log_perturbed.amax(1) - entropy_perturbed
+    alpha = torch.sigmoid(certainty_strong - certainty_perturbed)  # of the strong stream
+    q = torch.lerp(log_perturbed.exp(), log_strong.exp(), alpha.unsqueeze(1))
+    entropy_q = -(q * q.clamp(min=MIN_PROBABILITY).log()).sum(1)
+    mean_entropy = torch.lerp(entropy_perturbed, entropy_strong, alpha)
+    return world.all_mean((entropy_q - mean_entropy).mean())
 
 
-def low_entropy_consistency(log_s: Tensor, log_fp: Tensor) -> Tensor:
-    """LEC: w_v = exp(−H(p_v)) · max p_v, α_v = w_v / Σ w, q = Σ α_v p_v; mean over all pixels of Σ α_v KL(p_v ‖ q).
-
-    log_s, log_fp [B, K, *S] log-probabilities.
-    """
-    return world.all_mean(_LowEntropy.apply(log_s, log_fp))  # type: ignore[no-untyped-call]
-
-
-class _LowEntropy(torch.autograd.Function):
-    """Mean of H(q) − Σ α_v H(p_v), which is Σ α_v KL(p_v ‖ q), in half of the passes over memory that its parts would take.
-
-    α_s = σ(u) with u = (max log p_s − H_s) − (max log p_fp − H_fp). With A_v = −Σ p_v log q − H_v = KL(p_v ‖ q) and
-    g = ∂/∂u = α_s α_fp (A_s − A_fp), the gradient for log p_s is p_s (α_s (log p_s − log q) + g (log p_s + 1)), and g more for
-    the likeliest class; for log p_fp the same with α_fp and −g.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, log_s: Tensor, log_fp: Tensor) -> Tensor:
-        p_s, p_fp = log_s.exp(), log_fp.exp()
-        entropy_s, entropy_fp = (-(p * log_p).sum(1) for p, log_p in ((p_s, log_s), (p_fp, log_fp)))
-        (top_s, best_s), (top_fp, best_fp) = log_s.max(1), log_fp.max(1)
-        share = torch.sigmoid((top_s - entropy_s) - (top_fp - entropy_fp))
-        mixed = torch.lerp(p_fp, p_s, share.unsqueeze(1))
-        log_q = mixed.clamp(min=1e-12).log()
-        ctx.save_for_backward(
-            log_s, log_fp, p_s, p_fp, entropy_s, entropy_fp, best_s, best_fp, share, log_q
-        )
-        loss: Tensor = -((mixed * log_q).sum(1) + torch.lerp(entropy_fp, entropy_s, share)).mean()
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        log_s, log_fp, p_s, p_fp, entropy_s, entropy_fp, best_s, best_fp, share, log_q = (
-            ctx.saved_tensors
-        )
-        scale = gradient / share.numel()
-        apart = (entropy_fp - entropy_s) - ((p_s - p_fp) * log_q).sum(1)  # A_s − A_fp
-        g = scale * share * (1.0 - share) * apart
-
-        def to(log_p: Tensor, p: Tensor, best: Tensor, alpha: Tensor, g: Tensor) -> Tensor:
-            found: Tensor = (
-                (log_p - log_q)
-                .mul_(alpha.unsqueeze(1))
-                .addcmul_(log_p + 1.0, g.unsqueeze(1))
-                .mul_(p)
-            )
-            found.scatter_add_(1, best.unsqueeze(1), g.unsqueeze(1))
-            return found
-
-        return to(log_s, p_s, best_s, scale * share, g), to(
-            log_fp, p_fp, best_fp, scale * (1.0 - share), -g
-        )
+def _norm(features: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(features, dim=1)
+    return norm.clamp(min=MIN_NORM)

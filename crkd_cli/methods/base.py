@@ -177,9 +177,7 @@ def supervised_loss(
     return 0.5 * (masked_mean(cross_entropy(log_p, label), mask) + dice(log_p.exp(), label, mask))
 
 
-def class_shares(
-    label: Tensor, num_classes: int, mask: Tensor | None = None
-) -> dict[str, Tensor]:
+def class_shares(label: Tensor, num_classes: int, mask: Tensor | None = None) -> dict[str, Tensor]:
     """Return the fraction of pixels of every foreground class, by the name it is logged under.
 
     Pixels of label [B, *S] outside mask [B, *S] count as background.

@@ -167,9 +167,7 @@ class CrossMatch(Method):
     def dice(self, p: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """Compute the Dice loss in the form that the authors use."""
         params = self.params
-        return dice_loss(
-            p, target, mask, classes=params.dice_classes, epsilon=params.dice_smooth
-        )
+        return dice_loss(p, target, mask, classes=params.dice_classes, epsilon=params.dice_smooth)
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """Add up the terms."""

@@ -1,8 +1,14 @@
-"""LeFeD (Zeng, Xie, Lu, Lu, Zhang and Xia, "Consistency-Guided Differential Decoding for Enhancing Semi-Supervised Medical Image
-Segmentation", IEEE TMI 2025): the difference of two decoders' features shows what is hard, and is fed back to the encoder.
+"""LeFeD: the difference between two decoders' features is fed back to the encoder.
 
-Decoder A has transposed convolutions and answers at several scales while it trains. Decoder B upsamples linearly, from levels
-that A's features gate. Stages: the bottom and what a decoder grew, of the shapes of the encoder's levels.
+Q. Zeng, Y. Xie, Z. Lu, M. Lu, J. Zhang and Y. Xia, "Consistency-Guided Differential Decoding for
+Enhancing Semi-Supervised Medical Image Segmentation", IEEE Transactions on Medical Imaging 2025.
+
+The difference shows which regions are hard. Decoder A uses transposed convolutions and, while it
+trains, also predicts at several scales. Decoder B upsamples linearly, from encoder levels that
+A's features gate.
+
+The stages of a decoder are the bottom level and its four upsampled maps. They have the shapes of
+the encoder's levels, in reverse order.
 """
 
 from collections.abc import Sequence
@@ -25,44 +31,41 @@ from crkd_cli.losses.pixel import (
 )
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import AuthorSettings, Method, Task, require_unlabeled
-from crkd_cli.models.blocks import conv, double
+from crkd_cli.models.blocks import conv, upsample_2x
 from crkd_cli.schedules import sigmoid_ramp
 
-overlap = partial(dice_loss, classes="foreground")  # as released
-SCALES = (
-    0.8,
-    0.6,
-    0.4,
-    0.2,
-    0.1,
-)  # weights of A's answers at the five levels, full resolution first
-STEPS = [round(n / 6, 5) for n in range(1, 6)]  # shares of the run
-NONE = (None,) * 5
+foreground_dice = partial(dice_loss, classes="foreground")  # as released
+SCALE_WEIGHTS = (0.8, 0.6, 0.4, 0.2, 0.1)  # of A's side outputs, full resolution first
+NO_FEEDBACK = (None,) * 5
 
 Level = Annotated[int, msgspec.Meta(ge=1, le=5)]
 
 
 @METHODS.register
 class LeFeD(Method):
-    """L = Dice(p_A) + Dice(p_B) + Σ_k w_k Dice(q_k) + mean (p_A − p_B)², three times on every batch: first as it is, then with
-    10⁻³ (stages of B − stages of A) of the pass before added to the encoder's levels. Decoder A predicts, without feedback.
+    """L = Dice(p_A) + Dice(p_B) + Σ_k w_k Dice(q_k) + mean (p_A − p_B)².
+
+    Every batch is learned from three times: first as it is, then with 10⁻³ (stages of B − stages
+    of A) of the previous pass added to the encoder's levels. Decoder A predicts, without feedback.
     """
 
     updates = 3
     author_settings: ClassVar[AuthorSettings] = {
-        # 45,000 updates; the learning rate falls every 2,500 steps.
-        "la": {"train.steps": 15000, "train.lr_schedule": "step", "train.lr_milestones": STEPS},
+        "la": {  # 45,000 updates; the learning rate drops every 2,500 steps
+            "train.steps": 15000,
+            "train.lr_schedule": "step",
+            "train.lr_milestones": [round(number / 6, 5) for number in range(1, 6)],
+        },
     }
 
     class Params(Strict, frozen=True):
-        feedback_scale: NonNegative = 1e-3  # factor of the difference
-        feedback_levels: tuple[Level, ...] = (1, 2, 3, 4, 5)  # that get it, 1 the full resolution
-        cross_entropy_weight: NonNegative = (
-            0.0  # its weight beside each decoder's Dice loss; as released none
-        )
-        rampup: NonNegative = (
-            0.0  # share of the run over which the consistency's weight rises to 1; 0: none
-        )
+        """Settings of LeFeD."""
+
+        feedback_scale: NonNegative = 1e-3  # factor of the difference that is fed back
+        feedback_levels: tuple[Level, ...] = (1, 2, 3, 4, 5)  # 1 is the full resolution
+        cross_entropy_weight: NonNegative = 0.0  # beside each decoder's Dice loss; none as released
+        # Share of the run over which the weight of the consistency rises to 1; 0: it is 1.
+        rampup: NonNegative = 0.0
 
     params: Params
 
@@ -71,71 +74,79 @@ class LeFeD(Method):
         self.other = self.student.new_decoder("linear")
         self.gates = Gates()
         self.side = nn.ModuleList(
-            nn.Sequential(
-                conv(task.dims, width, task.classes, 1),
-                *(double(task.dims, "linear") for _ in range(level)),
-            )
+            _side_output(task.dims, width, task.classes, level)
             for level, width in enumerate(task.model.widths)
         )
-        self.feedback: Sequence[Tensor | None] = NONE  # for the next pass over the same batch
+        self.feedback: Sequence[Tensor | None] = NO_FEEDBACK  # for the next pass over the batch
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        params, label = self.params, batch.labeled.label
+        label = batch.labeled.label
         images = torch.cat([batch.labeled.image, require_unlabeled(batch.unlabeled).weak])
         pyramid = self.student.encode(images, self.feedback)
-        stages: list[Tensor] = []
+        stages_a: list[Tensor] = []
         stages_b: list[Tensor] = []
-        log_a = log_probabilities(self.student.head(self.student.decode(pyramid, stages)))
-        log_b = log_probabilities(
-            self.other.head(self.other(self.gates(pyramid, stages), stages_b))
-        )
-        self.feedback = self.difference(stages, stages_b)
+        features_a = self.student.decode(pyramid, stages_a)
+        log_a = log_probabilities(self.student.head(features_a))
+        features_b = self.other(self.gates(pyramid, stages_a), stages_b)
+        log_b = log_probabilities(self.other.head(features_b))
+        self.feedback = self.difference(stages_a, stages_b)
 
-        count = len(label)
         p_a, p_b = log_a.exp(), log_b.exp()
-        labeled = overlap(p_a[:count], label) + overlap(p_b[:count], label)
-        if params.cross_entropy_weight:
+        count = len(label)
+        labeled = foreground_dice(p_a[:count], label) + foreground_dice(p_b[:count], label)
+        if self.params.cross_entropy_weight:
             by_pixel = cross_entropy(log_a[:count], label) + cross_entropy(log_b[:count], label)
-            labeled = labeled + params.cross_entropy_weight * masked_mean(by_pixel, None)
-        answers = (
-            side(stage[:count]) for side, stage in zip(self.side, reversed(stages), strict=True)
-        )
-        deep = [
-            weight * overlap(probabilities(logits), label)
-            for weight, logits in zip(SCALES, answers, strict=True)
-        ]
-        terms = {
+            labeled = labeled + self.params.cross_entropy_weight * masked_mean(by_pixel, None)
+        deep = self.deep_supervision(stages_a, label)
+        consistency = masked_mean(squared_difference(p_a, p_b), None)
+        weight = sigmoid_ramp(step, self.params.rampup * self.task.steps)
+        return {
+            "total": labeled + deep + weight * consistency,
             "labeled": labeled,
-            "deep": torch.stack(deep).sum(),
-            "consistency": masked_mean(squared_difference(p_a, p_b), None),
+            "deep": deep,
+            "consistency": consistency,
         }
-        weight = sigmoid_ramp(step, params.rampup * self.task.steps)
-        return {"total": terms["labeled"] + terms["deep"] + weight * terms["consistency"], **terms}
+
+    def deep_supervision(self, stages: list[Tensor], label: Tensor) -> Tensor:
+        """Compute the weighted Dice losses of decoder A's side outputs."""
+        losses = []
+        for side, stage, weight in zip(self.side, reversed(stages), SCALE_WEIGHTS, strict=True):
+            p = probabilities(side(stage[: len(label)]))
+            losses.append(weight * foreground_dice(p, label))
+        return torch.stack(losses).sum()
 
     @torch.no_grad()
     def difference(self, stages_a: list[Tensor], stages_b: list[Tensor]) -> list[Tensor | None]:
-        """The stages of both decoders, bottom first → what is fed back to each level, full resolution first."""
-        pairs = enumerate(zip(reversed(stages_a), reversed(stages_b), strict=True), start=1)
-        return [
-            (b - a).mul_(self.params.feedback_scale)
-            if level in self.params.feedback_levels
-            else None
-            for level, (a, b) in pairs
-        ]
+        """Compute what is fed back to each level of the encoder, full resolution first."""
+        feedback: list[Tensor | None] = []
+        pairs = zip(reversed(stages_a), reversed(stages_b), strict=True)
+        for level, (a, b) in enumerate(pairs, start=1):
+            if level in self.params.feedback_levels:
+                feedback.append((b - a).mul_(self.params.feedback_scale))
+            else:
+                feedback.append(None)
+        return feedback
 
     def after_step(self, step: int) -> None:
-        self.feedback = NONE
+        self.feedback = NO_FEEDBACK
 
 
 class Gates(nn.Module):
-    """The part of the network before decoder B."""
+    """What decoder B sees of the encoder's levels."""
 
     def forward(self, pyramid: list[Tensor], stages: list[Tensor]) -> list[Tensor]:
-        """The levels as decoder B sees them, with A's `stages` s, bottom first, as constants: skips x_k sigmoid(s_k), and of the
-        bottom x₅ + x₅ sigmoid(s₅).
+        """Gate the levels x_k with decoder A's stages s_k (bottom first), without gradient to s.
+
+        The skips become x_k · sigmoid(s_k), the bottom x₅ + x₅ · sigmoid(s₅).
         """
-        *skips, bottom = (
+        gated = [
             level * stage.detach().sigmoid()
             for level, stage in zip(pyramid, reversed(stages), strict=True)
-        )
-        return [*skips, pyramid[-1] + bottom]
+        ]
+        return [*gated[:-1], pyramid[-1] + gated[-1]]
+
+
+def _side_output(dims: int, width: int, classes: int, level: int) -> nn.Sequential:
+    """Build a classifier of a stage at 2^−level of the resolution, upsampled to all of it."""
+    upsampling = [upsample_2x(dims, "linear") for _ in range(level)]
+    return nn.Sequential(conv(dims, width, classes, 1), *upsampling)

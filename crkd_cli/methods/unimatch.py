@@ -1,7 +1,10 @@
-"""UniMatch (Yang, Qi, Feng, Zhang and Shi, "Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation",
-CVPR 2023), as its authors apply it to ACDC: the confident answer to a weak view teaches three perturbed ones.
+"""UniMatch: the confident prediction on a weak view teaches three perturbed ones.
 
-Perturbed are two strong views, each with a box of a mixing partner (CutMix), and the features of the weak view.
+L. Yang, L. Qi, L. Feng, W. Zhang and Y. Shi, "Revisiting Weak-to-Strong Consistency in
+Semi-Supervised Semantic Segmentation", CVPR 2023. In the form that its authors apply to ACDC.
+
+The perturbed predictions are those for two strong views, each with a CutMix box of a mixing
+partner, and the one from perturbed features of the weak view.
 """
 
 from functools import partial
@@ -20,6 +23,7 @@ from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import (
     AuthorSettings,
     Method,
+    class_shares,
     eval_mode,
     forward_concat,
     forward_head,
@@ -31,22 +35,24 @@ from crkd_cli.models.blocks import drop_channels
 
 @METHODS.register
 class UniMatch(Method):
-    """L = ½ (L_sup + ½ L_strong + ½ L_fp): Dice on pixels whose pseudo-label is confident. L_strong is the mean of two views."""
+    """L = ½ (L_sup + ½ L_strong + ½ L_fp), with Dice losses on confident pixels.
+
+    L_strong is the mean over both strong views, L_fp the loss with perturbed features.
+    """
 
     unlabeled_streams = 2
     strong_views = 2
     author_settings: ClassVar[AuthorSettings] = {
         "acdc": {"train.steps": 30000},  # 300 epochs: 30,900 with 3 labeled patients
-        "la": {
-            "methods.unimatch.dice_classes": "foreground"
-        },  # as CrossMatch's authors ran it there
+        "la": {"methods.unimatch.dice_classes": "foreground"},  # as run by CrossMatch's authors
     }
 
     class Params(Strict, frozen=True):
-        confidence: Fraction = 0.95  # τ: pixels below do not count
-        feature_dropout: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = (
-            0.5  # channel dropout of the perturbed features, on every level
-        )
+        """Settings of UniMatch."""
+
+        confidence: Fraction = 0.95  # τ: pixels whose confidence is lower do not count
+        # Channel dropout of the perturbed features, at every level of the encoder.
+        feature_dropout: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.5
         dice_classes: DiceClasses = "all"  # classes of the Dice losses
 
     params: Params
@@ -55,51 +61,48 @@ class UniMatch(Method):
         images, partners = require_unlabeled(batch.unlabeled), require_unlabeled(batch.partners)
         boxes = [draw_mix(images.weak.shape, images.weak.device) for _ in images.strong]
         with torch.no_grad(), eval_mode(self.student):
-            of_partners = probabilities(self.student(partners.weak)).max(1)
-        strong = [
-            mix(own, other, box)
-            for own, other, box in zip(images.strong, partners.strong, boxes, strict=True)
+            partner_target = probabilities(self.student(partners.weak)).max(1)
+        views = [
+            mix(image, partner, box)
+            for image, partner, box in zip(images.strong, partners.strong, boxes, strict=True)
         ]
-        log_l, log_w, log_fp = self.perturbed(batch.labeled.image, images.weak)
-        answers = log_w.detach().exp().max(1)
+        log_labeled, log_weak, log_perturbed = self.forward_perturbed(
+            batch.labeled.image, images.weak
+        )
+        target = log_weak.detach().exp().max(1)
+
         dice = partial(dice_loss, classes=self.params.dice_classes)
         by_view = []
-        for log_p, box in zip(forward_concat(self.student, *strong), boxes, strict=True):
-            confidence, pseudo = (
-                mix(own, other, box) for own, other in zip(answers, of_partners, strict=True)
-            )
-            sure = confidence >= self.params.confidence
-            by_view.append(dice(log_p.exp(), pseudo, sure))
-        keep = answers.values >= self.params.confidence
-        labeled = supervised_loss(log_l, batch.labeled.label, dice=dice)
+        for log_p, box in zip(forward_concat(self.student, *views), boxes, strict=True):
+            confidence = mix(target.values, partner_target.values, box)
+            pseudo_label = mix(target.indices, partner_target.indices, box)
+            by_view.append(dice(log_p.exp(), pseudo_label, confidence >= self.params.confidence))
+        keep = target.values >= self.params.confidence
+        labeled = supervised_loss(log_labeled, batch.labeled.label, dice=dice)
         pseudo = torch.stack(by_view).mean()
-        feature = dice(log_fp.exp(), answers.indices, keep)
-        total = 0.5 * (labeled + 0.5 * pseudo + 0.5 * feature)
-        shares = {
-            f"share_{k}": (keep & (answers.indices == k)).float().mean()
-            for k in range(1, self.task.classes)
-        }
+        feature = dice(log_perturbed.exp(), target.indices, keep)
         return {
-            "total": total,
+            "total": 0.5 * (labeled + 0.5 * pseudo + 0.5 * feature),
             "labeled": labeled,
             "pseudo": pseudo,
             "feature": feature,
             "kept": keep.float().mean(),
-            **shares,
+            **class_shares(target.indices, self.task.classes, keep),
         }
 
-    def perturbed(self, labeled: Tensor, weak: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities for labeled images, weak views, and weak views with perturbed features, from one pass.
+    def forward_perturbed(self, labeled: Tensor, weak: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute log-probabilities for labeled images and for weak views, in one pass.
 
-        Perturbed labeled images go with it for the statistics of batch norm, as published.
+        As published, the labeled images are perturbed as well, for the statistics of batch norm.
+
+        Returns:
+            Log-probabilities of the labeled images, of the weak views, and of the weak views
+            with perturbed features.
         """
+        rate = self.params.feature_dropout
         pyramid = self.student.encode(torch.cat([labeled, weak]))
-        features = self.student.decode(
-            [
-                torch.cat([level, drop_channels(level, self.params.feature_dropout)])
-                for level in pyramid
-            ]
-        )
-        counts = [len(labeled), len(weak), len(labeled), len(weak)]
-        log_l, log_w, _, log_fp = torch.split(forward_head(self.student, features), counts)
-        return log_l, log_w, log_fp
+        pyramid = [torch.cat([level, drop_channels(level, rate)]) for level in pyramid]
+        log_p = forward_head(self.student, self.student.decode(pyramid))
+        sizes = [len(labeled), len(weak), len(labeled), len(weak)]
+        log_labeled, log_weak, _, log_perturbed = torch.split(log_p, sizes)
+        return log_labeled, log_weak, log_perturbed

@@ -1,1 +1,1 @@
-"""Networks and their parts, for two and three spatial axes alike."""
+"""Networks and their parts, for two and three spatial axes."""

@@ -5,9 +5,9 @@ from torch.nn import functional
 
 
 class Projection(nn.Module):
-    """Three pointwise layers, batch norm and ReLU after the first two, unit length out.
+    """Three pointwise layers, with batch norm and ReLU after the first two, and unit-length output.
 
-    Works on rows of sampled features [N, F] → [N, width]: projecting every pixel first gives the same rows.
+    Works on rows of sampled features: projecting every pixel first would give the same rows.
     """
 
     def __init__(self, features: int, width: int = 256) -> None:
@@ -23,5 +23,6 @@ class Projection(nn.Module):
         )
 
     def forward(self, rows: Tensor) -> Tensor:
+        """Project rows [N, F] to unit vectors [N, width] in float32."""
         projected: Tensor = self.layers(rows)
         return functional.normalize(projected.float(), dim=1)

@@ -1,6 +1,10 @@
 """The contract of a network: encode → decode → head.
 
-Letters: B batch, C image channels, K classes, F features, *S two or three spatial axes, multiples of 16.
+The encoder returns a feature pyramid of five levels, from full resolution (level 0) down to the
+bottom (level 4). The decoder maps it to features at full resolution, and the head to logits.
+
+Shapes: B images, C channels, K classes, F features, *S spatial axes (two or three), each a
+multiple of 16.
 """
 
 from abc import ABC, abstractmethod
@@ -13,12 +17,15 @@ Upsampling = Literal["transposed", "linear", "nearest"]
 
 
 class Decoder(nn.Module, ABC):
-    """The way up: at each of four levels the map below grows, joins the encoder's map of that level, and is fused with it."""
+    """Upsamples the bottom level four times, each time merging and fusing it with a skip."""
 
     def __init__(
         self, upsample: Iterable[nn.Module], fuse: Iterable[nn.Module], output: nn.Module
     ) -> None:
-        """Layers from the bottom up; the order in which they are made is that of their first weights' draws."""
+        """Take the layers from the bottom up.
+
+        The order in which they are built determines which random numbers initialize them.
+        """
         super().__init__()
         self.upsample = nn.ModuleList(upsample)
         self.fuse = nn.ModuleList(fuse)
@@ -26,12 +33,13 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def merge_skip(self, upsampled: Tensor, skip: Tensor) -> Tensor:
-        """Two maps [B, widths[n], *S/2ⁿ] → what level n's layers fuse."""
+        """Combine two maps [B, widths[n], *S/2ⁿ] into the input of level n's `fuse` layers."""
 
     def forward(self, pyramid: Sequence[Tensor], stages: list[Tensor] | None = None) -> Tensor:
-        """The encoder's five levels → features [B, F, *S].
+        """Decode the encoder's five levels to features [B, F, *S].
 
-        `stages` is extended by the bottom and the four grown maps before they join, bottom first: the shapes of the levels.
+        If given, `stages` is extended by the bottom level and the four upsampled maps before they
+        are merged. They have the shapes of the levels, bottom first.
         """
         x = pyramid[-1]
         if stages is not None:
@@ -40,27 +48,26 @@ class Decoder(nn.Module, ABC):
             x = upsample(x)
             if stages is not None:
                 stages.append(x)
-            x = self.merge_skip(
-                x, skip
-            )  # a line of its own: nothing holds the grown map while it is fused
+            # Two statements, so that the upsampled map is freed before fusing.
+            x = self.merge_skip(x, skip)
             x = fuse(x)
         return x
 
     def drop(self, features: Tensor) -> Tensor:
-        """The dropout before the output, in training, where a network has one."""
+        """Apply the dropout before the output in training, if the network has one."""
         return features
 
     def head(self, features: Tensor) -> Tensor:
-        """features [B, F, *S] → logits [B, K, *S]."""
+        """Map features [B, F, *S] to logits [B, K, *S]."""
         logits: Tensor = self.output(self.drop(features))
         return logits
 
 
 class Network(nn.Module, ABC):
-    """A segmentation network for `dims` spatial axes. Perturbing features between encode and decode is a method's business."""
+    """A segmentation network. Methods may perturb features between `encode` and `decode`."""
 
     down: nn.ModuleList  # the layers of the five levels
-    downsample: nn.ModuleList  # four ways from one level to the next
+    downsample: nn.ModuleList  # four layers, each from one level to the next
     decoder: Decoder
 
     @abstractmethod
@@ -73,24 +80,33 @@ class Network(nn.Module, ABC):
         upsampling: Upsampling | None = None,
         bottom_dropout: float = 0.5,
     ) -> None:
-        """`upsampling`: how the decoder's maps grow; None: the network's own way. `bottom_dropout`: the fifth level's rate."""
+        """Build the layers.
+
+        Args:
+            dims: spatial axes, 2 or 3.
+            channels: C.
+            classes: K.
+            widths: channels of the five levels.
+            upsampling: how the decoder upsamples; None for the network's default.
+            bottom_dropout: dropout rate of the bottom level.
+        """
         super().__init__()
         self.dims, self.classes, self.widths = dims, classes, widths
         self.features = widths[0]  # F: channels of the full-resolution map that enters the head
 
     @abstractmethod
     def new_decoder(self, upsampling: Upsampling | None) -> Decoder:
-        """A decoder for this network's levels, freshly drawn."""
+        """Build another decoder for this network's encoder, with fresh weights."""
 
     def encode(self, x: Tensor, feedback: Sequence[Tensor | None] = (None,) * 5) -> list[Tensor]:
-        """x [B, C, *S] → five levels, from [B, widths[0], *S] to [B, widths[4], *S/16].
+        """Encode x [B, C, *S] to five levels, from [B, widths[0], *S] to [B, widths[4], *S/16].
 
-        `feedback` has a map for every level, or none, that is added to what the level's layers give, before the next one.
+        `feedback` holds for every level a map, or None, that is added to the output of the
+        level's layers before it enters the next level.
         """
         pyramid: list[Tensor] = []
-        for downsample, level, added in zip(
-            (nn.Identity(), *self.downsample), self.down, feedback, strict=True
-        ):
+        downsampling = (nn.Identity(), *self.downsample)
+        for downsample, level, added in zip(downsampling, self.down, feedback, strict=True):
             x = level(downsample(x))
             if added is not None:
                 x = x + added
@@ -98,14 +114,14 @@ class Network(nn.Module, ABC):
         return pyramid
 
     def decode(self, pyramid: Sequence[Tensor], stages: list[Tensor] | None = None) -> Tensor:
-        """The five levels → features [B, F, *S]; `stages` as in Decoder."""
+        """Decode the five levels to features [B, F, *S]; for `stages` see Decoder."""
         features: Tensor = self.decoder(pyramid, stages)
         return features
 
     def head(self, features: Tensor) -> Tensor:
-        """features [B, F, *S] → logits [B, K, *S]."""
+        """Map features [B, F, *S] to logits [B, K, *S]."""
         return self.decoder.head(features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, *S] → logits [B, K, *S]."""
+        """Map x [B, C, *S] to logits [B, K, *S]."""
         return self.head(self.decode(self.encode(x)))

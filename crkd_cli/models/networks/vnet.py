@@ -1,20 +1,23 @@
-"""V-Net (Milletari, Navab, Ahmadi, 3DV 2016) in the variant of UA-MT (Yu et al., MICCAI 2019): no residual sums."""
+"""V-Net (Milletari, Navab and Ahmadi, 3DV 2016), without residual sums.
+
+This is the variant of UA-MT (Yu et al., MICCAI 2019).
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
 
-from crkd_cli.models.blocks import batch_norm, conv, conv_up, double, drop_channels
+from crkd_cli.models.blocks import batch_norm, conv, conv_up, drop_channels, upsample_2x
 from crkd_cli.models.networks import NETWORKS
 from crkd_cli.models.networks.base import Decoder, Network, Upsampling
 
-DEPTHS = (1, 2, 3, 3, 3)  # 3-wide convolutions per level, mirrored going up
+DEPTHS = (1, 2, 3, 3, 3)  # 3-wide convolutions per level; the decoder mirrors them
 DROPOUT = 0.5  # of whole channels, before the output
 
 
-def stage(dims: int, depth: int, inputs: int, outputs: int) -> nn.Sequential:
-    """`depth` 3-wide convolutions, batch norm and ReLU after each."""
+def conv_stage(dims: int, depth: int, inputs: int, outputs: int) -> nn.Sequential:
+    """Build `depth` 3-wide convolutions, with batch norm and ReLU after each."""
     layers: list[nn.Module] = []
     for number in range(depth):
         layers += [
@@ -26,24 +29,30 @@ def stage(dims: int, depth: int, inputs: int, outputs: int) -> nn.Sequential:
 
 
 def resample(dims: int, outputs: int, *layers: nn.Module) -> nn.Sequential:
-    """`layers`, which halve or double every axis, then batch norm and ReLU."""
+    """Append batch norm and ReLU to `layers`, which halve or double every axis."""
     return nn.Sequential(*layers, batch_norm(dims, outputs), nn.ReLU(inplace=True))
 
 
 def upsample(dims: int, inputs: int, outputs: int, upsampling: Upsampling) -> nn.Sequential:
-    """Twice the size: a transposed convolution, or doubling and a 3-wide one."""
+    """Build layers that double every axis: a transposed convolution, or resizing and a 3-wide one.
+
+    Batch norm and ReLU follow.
+    """
     if upsampling == "transposed":
         return resample(dims, outputs, conv_up(dims, inputs, outputs))
-    return resample(dims, outputs, double(dims, upsampling), conv(dims, inputs, outputs, 3))
+    return resample(dims, outputs, upsample_2x(dims, upsampling), conv(dims, inputs, outputs, 3))
 
 
 class VNetDecoder(Decoder):
+    """Adds skips to upsampled maps."""
+
     def __init__(
         self, dims: int, classes: int, widths: Sequence[int], upsampling: Upsampling
     ) -> None:
+        levels = zip(DEPTHS[-2::-1], widths[-2::-1], strict=True)
         super().__init__(
             [upsample(dims, deep, skip, upsampling) for deep, skip in pairwise(reversed(widths))],
-            [stage(dims, d, w, w) for d, w in zip(DEPTHS[-2::-1], widths[-2::-1], strict=True)],
+            [conv_stage(dims, depth, width, width) for depth, width in levels],
             conv(dims, widths[0], classes, 1),
         )
 
@@ -56,7 +65,10 @@ class VNetDecoder(Decoder):
 
 @NETWORKS.register
 class VNet(Network):
-    """9.45 million parameters in 3D with one channel and two classes. Its maps grow by transposed convolutions."""
+    """Upsamples by transposed convolutions by default.
+
+    Has 9.45 million parameters in 3D with one channel and two classes.
+    """
 
     def __init__(
         self,
@@ -69,12 +81,13 @@ class VNet(Network):
     ) -> None:
         super().__init__(dims, channels, classes, widths)
         self.bottom_dropout = bottom_dropout  # of whole channels
-        inputs = (channels, *widths[1:])
+        levels = zip(DEPTHS, (channels, *widths[1:]), widths, strict=True)
         self.down = nn.ModuleList(
-            stage(dims, d, i, o) for d, i, o in zip(DEPTHS, inputs, widths, strict=True)
+            conv_stage(dims, depth, inputs, width) for depth, inputs, width in levels
         )
         self.downsample = nn.ModuleList(
-            resample(dims, o, conv(dims, i, o, 2, stride=2)) for i, o in pairwise(widths)
+            resample(dims, deep, conv(dims, width, deep, 2, stride=2))
+            for width, deep in pairwise(widths)
         )
         self.decoder = self.new_decoder(upsampling)
 
@@ -82,5 +95,7 @@ class VNet(Network):
         return VNetDecoder(self.dims, self.classes, self.widths, upsampling or "transposed")
 
     def encode(self, x: Tensor, feedback: Sequence[Tensor | None] = (None,) * 5) -> list[Tensor]:
-        *upper, bottom = super().encode(x, feedback)
-        return [*upper, drop_channels(bottom, self.bottom_dropout) if self.training else bottom]
+        pyramid = super().encode(x, feedback)
+        if self.training:
+            pyramid[-1] = drop_channels(pyramid[-1], self.bottom_dropout)
+        return pyramid
