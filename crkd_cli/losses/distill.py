@@ -50,12 +50,13 @@ def feature_distillation(
 
     The features [B, F, *S] are those that enter the output layer.
     """
-    # One cosine serves both directions, because at a pixel only one of the streams teaches.
-    strong = torch.where(strong_teaches.unsqueeze(1), strong.detach(), strong).float()
-    perturbed = torch.where(perturbed_teaches.unsqueeze(1), perturbed.detach(), perturbed).float()
-    norms = _norm(strong) * _norm(perturbed)
-    distance = 1.0 - (strong * perturbed).sum(1) / norms
-    return masked_mean(distance, strong_teaches) + masked_mean(distance, perturbed_teaches)
+    strong, perturbed = strong.float(), perturbed.float()
+    norm_strong, norm_perturbed = _norm(strong), _norm(perturbed)
+    dot = (strong.detach() * perturbed).sum(1)
+    to_perturbed = 1.0 - dot / (norm_strong.detach() * norm_perturbed)
+    dot = (strong * perturbed.detach()).sum(1)
+    to_strong = 1.0 - dot / (norm_strong * norm_perturbed.detach())
+    return masked_mean(to_perturbed, strong_teaches) + masked_mean(to_strong, perturbed_teaches)
 
 
 def low_entropy_consistency(log_strong: Tensor, log_perturbed: Tensor) -> Tensor:

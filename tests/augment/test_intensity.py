@@ -1,4 +1,7 @@
-"""Intensity against scipy, explicit polynomials and identities; every sample with its own parameters."""
+"""Intensity augmentation against SciPy, explicit polynomials and identities.
+
+Every sample has its own parameters.
+"""
 
 import numpy as np
 import pytest
@@ -11,27 +14,27 @@ ONE = torch.ones(1)
 
 
 def test_blur_against_scipy(dims: int) -> None:
-    """In 2D as pictures are blurred: one width for both axes, edges repeated, a kernel of 6 pixels to each side."""
+    """Blur as in 2D: one width for all axes, repeated edges, a kernel of 6 pixels on each side."""
     torch.manual_seed(0)
     x, sigma = torch.rand(3, 2, *(14, 17, 11)[:dims]), torch.tensor([0.0, 0.8, 2.0])
-    got = blur(x, sigma.unsqueeze(1).expand(-1, dims), 6).numpy()
-    np.testing.assert_allclose(got[0], x[0].numpy(), atol=1e-6)
+    blurred = blur(x, sigma.unsqueeze(1).expand(-1, dims), 6).numpy()
+    np.testing.assert_allclose(blurred[0], x[0].numpy(), atol=1e-6)
     for sample in (1, 2):
         for channel in range(2):
             expected = gaussian_filter(
                 x[sample, channel].numpy(), float(sigma[sample]), mode="nearest", radius=6
             )
-            np.testing.assert_allclose(got[sample, channel], expected, atol=1e-5)
+            np.testing.assert_allclose(blurred[sample, channel], expected, atol=1e-5)
 
 
 def test_blur_with_mirrored_edges_against_scipy(dims: int) -> None:
-    """Every axis with a width of its own and a kernel of 4 sigmas, as scipy cuts it; one axis is shorter than the kernel."""
+    """Blur as in 3D: one width per axis, a kernel of 4 sigmas. One axis is shorter than the kernel."""
     torch.manual_seed(0)
     x, sigma = torch.rand(4, 1, *(14, 5, 11)[:dims]), torch.empty(4, dims).uniform_(0.1, 2.0)
-    got = blur(x, sigma, 8, truncate=4.0, mirror=True).numpy()
+    blurred = blur(x, sigma, 8, truncate=4.0, mirror=True).numpy()
     for sample in range(4):
         expected = gaussian_filter(x[sample, 0].numpy(), sigma[sample].tolist(), truncate=4.0)
-        np.testing.assert_allclose(got[sample, 0], expected, atol=1e-5)
+        np.testing.assert_allclose(blurred[sample, 0], expected, atol=1e-5)
 
 
 def test_bias_field_is_the_exponential_of_the_polynomial(dims: int) -> None:
@@ -46,30 +49,27 @@ def test_bias_field_is_the_exponential_of_the_polynomial(dims: int) -> None:
             for axis, power in zip(axes, powers, strict=True):
                 term = term * axis**power
             total = total + term
-        torch.testing.assert_close(
-            bias_field(torch.zeros(2, 1, *space), coefficients)[sample, 0], total.exp()
-        )
+        field = bias_field(torch.zeros(2, 1, *space), coefficients)[sample, 0]
+        torch.testing.assert_close(field, total.exp())
 
 
-def test_gamma_acts_on_the_size_and_keeps_the_sign() -> None:
+def test_gamma_acts_on_the_magnitude_and_keeps_the_sign() -> None:
     x = torch.tensor([[[-2.0, 0.0, 3.0]], [[-2.0, 0.5, 4.0]]])
-    got = gamma(x, torch.tensor([2.0, 0.5]))
-    torch.testing.assert_close(
-        got, torch.tensor([[[-4.0, 0.0, 9.0]], [[-(2.0**0.5), 0.5**0.5, 2.0]]])
-    )
+    expected = torch.tensor([[[-4.0, 0.0, 9.0]], [[-(2.0**0.5), 0.5**0.5, 2.0]]])
+    torch.testing.assert_close(gamma(x, torch.tensor([2.0, 0.5])), expected)
 
 
 def test_jitter_by_hand() -> None:
     x = torch.tensor([[[[0.2, 0.4]]], [[[0.2, 0.4]]]])
     low, high = torch.tensor([0.0, 1.0])
-    got = jitter(x, torch.tensor([2.0, 1.0]), torch.tensor([1.0, 0.5]), low, high)
-    torch.testing.assert_close(got, torch.tensor([[[[0.4, 0.8]]], [[[0.25, 0.35]]]]))
+    jittered = jitter(x, torch.tensor([2.0, 1.0]), torch.tensor([1.0, 0.5]), low, high)
+    torch.testing.assert_close(jittered, torch.tensor([[[[0.4, 0.8]]], [[[0.25, 0.35]]]]))
     assert jitter(x, torch.tensor([9.0, 9.0]), torch.ones(2), low, high).max() == 1.0
 
 
 def test_recolor_identities() -> None:
     torch.manual_seed(0)
-    x = 0.4 + 0.2 * torch.rand(1, 3, 6, 5)  # far from the bounds, so that nothing is cut
+    x = 0.4 + 0.2 * torch.rand(1, 3, 6, 5)  # far from the bounds, so that nothing is clamped
     luma = torch.einsum("bchw,c->bhw", x, torch.tensor(LUMA))
     torch.testing.assert_close(recolor(x, ONE, 0 * ONE), x)
     torch.testing.assert_close(recolor(x, 0 * ONE, 0 * ONE), luma.unsqueeze(1).expand_as(x))
@@ -81,7 +81,10 @@ def test_recolor_identities() -> None:
 
 @pytest.mark.parametrize("third", [1 / 3, 2 / 3])
 def test_a_third_of_a_turn_permutes_the_chroma(third: float) -> None:
-    """Red, green and blue lie a third of a turn apart, so the chroma's channels change places (and luma is set right again)."""
+    """Red, green and blue are a third of a turn apart, so the channels of the chroma are permuted.
+
+    Luma is restored afterwards.
+    """
     x = torch.full((1, 3, 1, 1), 0.5)
     x[:, 0] += 0.1
     turned = recolor(x, ONE, third * ONE).flatten()

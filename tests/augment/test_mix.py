@@ -1,4 +1,4 @@
-"""CutMix: boxes of the stated sizes that lie inside, exchanged alike in everything that belongs together."""
+"""CutMix: boxes have the stated sizes, lie inside the image and are swapped consistently."""
 
 import pytest
 import torch
@@ -8,12 +8,10 @@ from crkd_cli.augment.mix import box_size, draw_box, draw_boxes, draw_mix, draw_
 
 def test_box_size_by_hand() -> None:
     # 2D: √(a/r), √(a·r) of a = 0.16, r = 4.  3D: ∛(v/r), ∛(v·r), ∛v of v = 0.064, r = 8.
-    torch.testing.assert_close(
-        box_size(torch.tensor([0.16]), torch.tensor([4.0]), 2), torch.tensor([[0.2, 0.8]])
-    )
-    torch.testing.assert_close(
-        box_size(torch.tensor([0.064]), torch.tensor([8.0]), 3), torch.tensor([[0.2, 0.8, 0.4]])
-    )
+    flat = box_size(torch.tensor([0.16]), torch.tensor([4.0]), 2)
+    torch.testing.assert_close(flat, torch.tensor([[0.2, 0.8]]))
+    solid = box_size(torch.tensor([0.064]), torch.tensor([8.0]), 3)
+    torch.testing.assert_close(solid, torch.tensor([[0.2, 0.8, 0.4]]))
 
 
 def test_boxes_lie_inside_and_cover_the_stated_share(dims: int) -> None:
@@ -24,34 +22,33 @@ def test_boxes_lie_inside_and_cover_the_stated_share(dims: int) -> None:
     fraction = (high - low).prod(1)
     assert fraction.min() >= 0.02 - 1e-6
     assert fraction.max() <= 0.4 + 1e-6
-    assert fraction.mean().item() == pytest.approx(
-        0.21, abs=0.01
-    )  # of a uniform draw in [0.02, 0.4]
+    # The mean of a uniform draw from [0.02, 0.4].
+    assert fraction.mean().item() == pytest.approx(0.21, abs=0.01)
 
 
 @pytest.mark.parametrize("batch", [2, 5])
 def test_pairs_swap_one_box(batch: int, dims: int) -> None:
     torch.manual_seed(1)
-    space = (24, 16, 12)[
-        :dims
-    ]  # unequal sides: a box drawn in the wrong order of axes would stick out
+    # With unequal sides, a box whose axes are mixed up would stick out.
+    space = (24, 16, 12)[:dims]
     shares = []
     for _ in range(60):
         partner, box = draw_swap(torch.Size((batch, 1, *space)), torch.device("cpu"))
         assert torch.equal(partner[partner], torch.arange(batch))
-        assert (partner == torch.arange(batch)).sum() == batch % 2  # the odd one is alone
+        assert (partner == torch.arange(batch)).sum() == batch % 2  # the odd one has no partner
         assert torch.equal(box[partner], box)
         shares.append(box[partner != torch.arange(batch)].float().mean().item())
-        for one in box:
-            assert int(one.sum()) == _bounding(one)  # a full box
-    assert sum(shares) / len(shares) == pytest.approx(
-        0.5 * 0.21, abs=0.04
-    )  # half of the pairs swap
+        for mask in box:
+            assert int(mask.sum()) == bounding_box_size(mask)  # a filled box
+    # Half of the pairs swap.
+    assert sum(shares) / len(shares) == pytest.approx(0.5 * 0.21, abs=0.04)
 
 
-def _bounding(mask: torch.Tensor) -> int:
-    where = mask.nonzero()
-    return int((where.amax(0) - where.amin(0) + 1).prod()) if len(where) else 0
+def bounding_box_size(mask: torch.Tensor) -> int:
+    pixels = mask.nonzero()
+    if not len(pixels):
+        return 0
+    return int((pixels.amax(0) - pixels.amin(0) + 1).prod())
 
 
 def test_swap_exchanges_and_is_its_own_inverse(dims: int) -> None:
@@ -74,29 +71,30 @@ def test_every_sample_has_its_own_box_or_none(dims: int) -> None:
     space = (24, 16, 12)[:dims]
     box = draw_mix(torch.Size((400, 1, *space)), torch.device("cpu"))
     shares = box.flatten(1).float().mean(1)
-    assert all(int(one.sum()) == _bounding(one) for one in box)
+    assert all(int(mask.sum()) == bounding_box_size(mask) for mask in box)
     assert (shares > 0).float().mean().item() == pytest.approx(0.5, abs=0.08)
     assert shares[shares > 0].mean().item() == pytest.approx(0.21, abs=0.03)
-    assert len({one.numpy().tobytes() for one in box}) > 150
+    assert len({mask.numpy().tobytes() for mask in box}) > 150
 
 
-def test_one_box_for_all_is_anywhere_and_of_the_stated_sides(dims: int) -> None:
+def test_a_common_box_has_the_stated_sides_and_lies_anywhere(dims: int) -> None:
     torch.manual_seed(4)
     space = torch.Size((112, 80, 16)[:dims])
     starts = []
     for _ in range(200):
         box = draw_box(space, torch.device("cpu"), 2 / 3)
-        where = box[0].nonzero()
-        assert (where.amax(0) - where.amin(0) + 1).tolist() == [74, 53, 10][:dims]  # ⌊2/3 · S⌋
-        assert int(box.sum()) == _bounding(box[0])
-        starts.append(where.amin(0))
+        pixels = box[0].nonzero()
+        assert (pixels.amax(0) - pixels.amin(0) + 1).tolist() == [74, 53, 10][:dims]  # ⌊2/3 · S⌋
+        assert int(box.sum()) == bounding_box_size(box[0])
+        starts.append(pixels.amin(0))
     assert torch.stack(starts)[:, -1].unique().numel() >= 6
     assert (torch.stack(starts) + torch.tensor([74, 53, 10][:dims]) <= torch.tensor(space)).all()
 
 
 def test_mix_takes_the_box_from_the_other(dims: int) -> None:
-    own, other = torch.zeros(2, 3, *[4] * dims), torch.ones(2, 3, *[4] * dims)
+    zeros, ones = torch.zeros(2, 3, *[4] * dims), torch.ones(2, 3, *[4] * dims)
     box = torch.rand(2, *[4] * dims) < 0.5
-    assert torch.equal(mix(own, other, box), box.unsqueeze(1).expand_as(own).float())
-    assert torch.equal(mix(own[:, 0], other[:, 0], box), box.float())
-    assert torch.equal(mix(own, other, box[:1]), box[:1].unsqueeze(1).expand_as(own).float())
+    assert torch.equal(mix(zeros, ones, box), box.unsqueeze(1).expand_as(zeros).float())
+    assert torch.equal(mix(zeros[:, 0], ones[:, 0], box), box.float())
+    common = box[:1]
+    assert torch.equal(mix(zeros, ones, common), common.unsqueeze(1).expand_as(zeros).float())

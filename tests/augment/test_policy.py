@@ -1,4 +1,7 @@
-"""The policies: one geometry for image and label, intensity only in the strong view, a function of the generator alone."""
+"""Policies: one geometry for image and label, and a strong view that changes intensity only.
+
+Both depend on nothing but the generator.
+"""
 
 import numpy as np
 import pytest
@@ -23,9 +26,8 @@ def test_image_and_label_share_one_geometry(dims: int) -> None:
     label[:, 4:12, 6:20] = 1
     image, turned = policy(dims).weak(label.unsqueeze(1).float(), label, generator())
     assert turned is not None
-    assert (
-        (image[:, 0] > 0.5) == (turned > 0)
-    ).float().mean() > 0.98  # edges of rotated boxes apart
+    agreement = (image[:, 0] > 0.5) == (turned > 0)
+    assert agreement.float().mean() > 0.98  # all but the edges of rotated boxes
     assert sum(not torch.equal(a, b) for a, b in zip(label, turned, strict=True)) >= 8
 
 
@@ -33,9 +35,8 @@ def test_weak_leaves_about_a_quarter_of_2d_images_alone() -> None:
     x = torch.rand(400, 1, 16, 16)
     weak, _ = policy(2).weak(x, None, generator())
     same = sum(torch.equal(a, b) for a, b in zip(x, weak, strict=True)) / 400
-    assert same == pytest.approx(
-        0.25 + 0.5 / 8, abs=0.08
-    )  # nothing, or a turn that is the identity
+    # Nothing was chosen, or a combination of flips and turns that is the identity.
+    assert same == pytest.approx(0.25 + 0.5 / 8, abs=0.08)
 
 
 @pytest.mark.parametrize(
@@ -59,12 +60,13 @@ def test_strong_changes_intensity_within_bounds(
 
 def test_same_generator_same_augmentation(dims: int) -> None:
     x = torch.rand(4, 1, *[16] * dims)
-    one, two, other = (
-        policy(dims).strong(policy(dims).weak(x, None, generator(seed))[0], generator(seed))
-        for seed in (5, 5, 6)
-    )
-    assert torch.equal(one, two)
-    assert not torch.equal(one, other)
+
+    def augment(seed: int) -> torch.Tensor:
+        weak, _ = policy(dims).weak(x, None, generator(seed))
+        return policy(dims).strong(weak, generator(seed))
+
+    assert torch.equal(augment(5), augment(5))
+    assert not torch.equal(augment(5), augment(6))
 
 
 def test_a_constant_image_stays_finite(dims: int) -> None:
@@ -73,33 +75,31 @@ def test_a_constant_image_stays_finite(dims: int) -> None:
 
 
 def scan(size: tuple[int, int, int] = (48, 48, 40)) -> torch.Tensor:
-    """A volume with zero mean and unit variance whose values are skewed like those of an MR scan, [1, *size]."""
-    draw = np.random.default_rng(0)
-    volume = gaussian_filter(draw.standard_normal(size), 3.0)
-    volume = np.exp(volume / volume.std()) + 0.1 * draw.random(size)
+    """Make a normalized volume [1, *size] whose values are skewed like those of an MR scan."""
+    rng = np.random.default_rng(0)
+    volume = gaussian_filter(rng.standard_normal(size), 3.0)
+    volume = np.exp(volume / volume.std()) + 0.1 * rng.random(size)
     return torch.from_numpy((volume - volume.mean()) / volume.std()).float().unsqueeze(0)
 
 
-def likeness(weak: torch.Tensor, strong: torch.Tensor) -> list[float]:
-    """[median correlation, median root-mean-square change, spread of the correlation] over views [N, 1, *S]."""
-    pairs = [
-        (a.flatten().double(), b.flatten().double()) for a, b in zip(weak, strong, strict=True)
-    ]
-    correlations = torch.tensor([float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in pairs])
-    changes = torch.tensor([float((a - b).square().mean().sqrt()) for a, b in pairs])
+def similarity(weak: torch.Tensor, strong: torch.Tensor) -> list[float]:
+    """Return median correlation, median RMS change and the spread of the correlation over views."""
+    before, after = weak.flatten(1).double(), strong.flatten(1).double()
+    pairs = torch.stack([before, after], dim=1)  # [N, 2, voxels]
+    correlations = torch.tensor([float(torch.corrcoef(pair)[0, 1]) for pair in pairs])
+    changes = (before - after).square().mean(1).sqrt()
     return [float(correlations.median()), float(changes.median()), float(correlations.std())]
 
 
 def test_the_strong_view_of_volumes_is_as_strong_as_the_published_one() -> None:
-    """Against NumPy and SciPy, sample by sample: what makes up a view is drawn otherwise, so the distributions agree."""
+    """Compare distributions with NumPy and SciPy, which draw the parameters in another order."""
     weak = scan().expand(300, 1, -1, -1, -1)
     ours = policy(3, bounded=False).strong(weak, generator())
-    draw = np.random.default_rng(1)
-    theirs = torch.stack(
-        [torch.from_numpy(strong_volume(one[0].numpy(), draw)) for one in weak]
-    ).unsqueeze(1)
-    correlation, change, spread = likeness(weak, ours)
-    expected, expected_change, expected_spread = likeness(weak, theirs)
+    rng = np.random.default_rng(1)
+    volumes = [torch.from_numpy(strong_volume(view[0].numpy(), rng)) for view in weak]
+    published = torch.stack(volumes).unsqueeze(1)
+    correlation, change, spread = similarity(weak, ours)
+    expected, expected_change, expected_spread = similarity(weak, published)
     assert correlation == pytest.approx(expected, abs=0.02)
     assert change == pytest.approx(expected_change, rel=0.15)
     assert spread == pytest.approx(expected_spread, rel=0.35)
@@ -108,7 +108,7 @@ def test_the_strong_view_of_volumes_is_as_strong_as_the_published_one() -> None:
 
 
 def test_every_sample_of_a_strong_view_follows_the_formulas_of_torchio() -> None:
-    """With the same draws, in NumPy: x·exp(P), then sign(x)|x|^γ, then scipy's Gaussian filter, one sigma an axis."""
+    """In NumPy with the same draws: x·exp(P), then sign(x)|x|^γ, then SciPy's Gaussian filter."""
     weak, count = scan((20, 24, 16)).expand(12, 1, -1, -1, -1), 12
     strong = policy(3, bounded=False).strong(weak, generator(3)).double().numpy()
     draws = generator(3)

@@ -1,6 +1,7 @@
-"""Every loss term against a slow loop over pixels in float64, by hand where that is obvious, and its gradient's direction."""
+"""Every loss term against a slow loop over pixels in float64, and the direction of its gradient."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def logits(space: tuple[int, ...], channels: int = K) -> Tensor:
 
 
 def pixels(x: Tensor) -> list[list[float]]:
-    """[B, C, *S] → a list of C numbers for every pixel, in float64."""
+    """List the C numbers of every pixel of x [B, C, *S] in float64."""
     return x.detach().double().movedim(1, -1).reshape(-1, x.shape[1]).tolist()
 
 
@@ -68,16 +69,14 @@ def test_dice_with_a_mask_is_dice_of_the_pixels_inside(space: tuple[int, ...]) -
     p, target = logits(space).softmax(1), torch.randint(K, (B, *space))
     mask = torch.rand(B, *space) < 0.6
     inside = p.movedim(1, -1)[mask].T.unsqueeze(0)  # [1, K, n]
-    torch.testing.assert_close(
-        dice_loss(p, target, mask), dice_loss(inside, target[mask].unsqueeze(0))
-    )
+    expected = dice_loss(inside, target[mask].unsqueeze(0))
+    torch.testing.assert_close(dice_loss(p, target, mask), expected)
 
 
 def slow_dice(p: Tensor, target: Tensor, k: int, epsilon: float, power: int) -> float:
-    """1 − (2 Σ p·t + ε) / (Σ p^power + Σ t + ε) of class k, pixel by pixel."""
-    rows = [
-        (row[k], float(t == k)) for row, t in zip(pixels(p), target.flatten().tolist(), strict=True)
-    ]
+    """Compute 1 − (2 Σ p·t + ε) / (Σ p^power + Σ t + ε) of class k, pixel by pixel."""
+    truth = [float(t == k) for t in target.flatten().tolist()]
+    rows = list(zip([row[k] for row in pixels(p)], truth, strict=True))
     overlap = sum(a * b for a, b in rows)
     return 1 - (2 * overlap + epsilon) / (sum(a**power + b for a, b in rows) + epsilon)
 
@@ -93,30 +92,26 @@ def test_the_forms_of_the_dice_loss(
     power: int,
     epsilon: float,
 ) -> None:
-    """Sums over the whole batch, or the mean over images, each with a Dice of its own."""
+    """Sums over the whole batch, and the mean over the Dice of each image."""
     p, target = logits(space).softmax(1), torch.randint(K, (B, *space))
     pooled = mean([slow_dice(p, target, k, epsilon, power) for k in range(first, K)])
-    by_image = [
-        slow_dice(p[[n]], target[[n]], k, epsilon, power) for n in range(B) for k in range(first, K)
-    ]
-    for is_pooled, expected in ((True, pooled), (False, mean(by_image))):
-        loss = dice_loss(
-            p, target, classes=classes, squared=squared, pooled=is_pooled, epsilon=epsilon
-        )
-        assert loss.item() == pytest.approx(expected, abs=1e-6)
+    by_image = []
+    for n in range(B):
+        by_image += [slow_dice(p[[n]], target[[n]], k, epsilon, power) for k in range(first, K)]
+    form = partial(dice_loss, p, target, classes=classes, squared=squared, epsilon=epsilon)
+    assert form(pooled=True).item() == pytest.approx(pooled, abs=1e-6)
+    assert form(pooled=False).item() == pytest.approx(mean(by_image), abs=1e-6)
 
 
 def test_pixel_terms_equal_torch(space: tuple[int, ...]) -> None:
     z, target = logits(space), torch.randint(K, (B, *space))
     log_p, log_q = log_probabilities(z), log_probabilities(logits(space))
-    torch.testing.assert_close(
-        cross_entropy(log_p, target), torch.nn.functional.cross_entropy(z, target, reduction="none")
-    )
+    expected = torch.nn.functional.cross_entropy(z, target, reduction="none")
+    torch.testing.assert_close(cross_entropy(log_p, target), expected)
     expected = torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(1)
     torch.testing.assert_close(divergence(log_p, log_q), expected)
-    torch.testing.assert_close(
-        entropy(log_p), torch.distributions.Categorical(logits=z.movedim(1, -1)).entropy()
-    )
+    expected = torch.distributions.Categorical(logits=z.movedim(1, -1)).entropy()
+    torch.testing.assert_close(entropy(log_p), expected)
 
 
 def test_masked_mean_leaves_masked_values_out_even_if_infinite() -> None:
@@ -128,32 +123,32 @@ def test_masked_mean_leaves_masked_values_out_even_if_infinite() -> None:
 
 
 def streams(space: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw logits of both streams, a pseudo-label and a keep mask."""
     return logits(space), logits(space), torch.randint(K, (B, *space)), torch.rand(B, *space) < 0.7
 
 
 def teachers(z_s: Tensor, z_fp: Tensor, pseudo: Tensor, keep: Tensor) -> list[str | None]:
-    """Who teaches at every pixel, by the definition: the stream with the smaller cross entropy, where the pixel is kept."""
-    rows = zip(
-        pixels(z_s), pixels(z_fp), pseudo.flatten().tolist(), keep.flatten().tolist(), strict=True
-    )
-    return [
-        ("s" if softmax(s)[y] > softmax(fp)[y] else "fp") if kept else None
-        for s, fp, y, kept in rows
-    ]
+    """Name the teacher of every pixel that is kept: the stream with the smaller cross entropy."""
+    names: list[str | None] = []
+    targets = zip(pseudo.flatten().tolist(), keep.flatten().tolist(), strict=True)
+    for s, fp, (label, kept) in zip(pixels(z_s), pixels(z_fp), targets, strict=True):
+        nearer = "s" if softmax(s)[label] > softmax(fp)[label] else "fp"
+        names.append(nearer if kept else None)
+    return names
 
 
 def test_cpkd_against_a_loop(space: tuple[int, ...]) -> None:
     z_s, z_fp, pseudo, keep = streams(space)
     rows = list(zip(pixels(z_s), pixels(z_fp), teachers(z_s, z_fp, pseudo, keep), strict=True))
-    expected = mean([kl(softmax(s), softmax(fp)) for s, fp, who in rows if who == "s"])
-    expected += mean([kl(softmax(fp), softmax(s)) for s, fp, who in rows if who == "fp"])
+    to_fp = [kl(softmax(s), softmax(fp)) for s, fp, teacher in rows if teacher == "s"]
+    to_s = [kl(softmax(fp), softmax(s)) for s, fp, teacher in rows if teacher == "fp"]
+    expected = (mean(to_fp) + mean(to_s)) / K  # divided by K as released
     log_s, log_fp = log_probabilities(z_s), log_probabilities(z_fp)
-    by_s, by_fp = reliability(log_s, log_fp, pseudo, keep)
-    assert not (by_s & by_fp).any()
-    assert torch.equal(by_s | by_fp, keep)
-    assert pixel_distillation(log_s, log_fp, by_s, by_fp).item() == pytest.approx(
-        expected / K, abs=1e-6
-    )  # as released
+    s_teaches, fp_teaches = reliability(log_s, log_fp, pseudo, keep)
+    assert not (s_teaches & fp_teaches).any()
+    assert torch.equal(s_teaches | fp_teaches, keep)
+    loss = pixel_distillation(log_s, log_fp, s_teaches, fp_teaches)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_cfkd_against_a_loop(space: tuple[int, ...]) -> None:
@@ -165,51 +160,47 @@ def test_cfkd_against_a_loop(space: tuple[int, ...]) -> None:
         return 1 - product / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
 
     rows = list(zip(pixels(f_s), pixels(f_fp), teachers(z_s, z_fp, pseudo, keep), strict=True))
-    expected = mean([distance(s, fp) for s, fp, who in rows if who == "s"])
-    expected += mean([distance(s, fp) for s, fp, who in rows if who == "fp"])
-    by = reliability(log_probabilities(z_s), log_probabilities(z_fp), pseudo, keep)
-    assert feature_distillation(f_s, f_fp, *by).item() == pytest.approx(expected, abs=1e-6)
+    expected = mean([distance(s, fp) for s, fp, teacher in rows if teacher == "s"])
+    expected += mean([distance(s, fp) for s, fp, teacher in rows if teacher == "fp"])
+    teaches = reliability(log_probabilities(z_s), log_probabilities(z_fp), pseudo, keep)
+    assert feature_distillation(f_s, f_fp, *teaches).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_cfkd_gradient_is_that_of_two_directed_cosines(space: tuple[int, ...]) -> None:
-    """Against torch's cosine similarity with the teacher's side detached, one term a direction."""
+    """Compare with torch's cosine similarity, the teacher detached, with one term per direction."""
     z_s, z_fp, pseudo, keep = streams(space)
     f_s, f_fp = logits(space, 5), logits(space, 5)
-    by_s, by_fp = reliability(log_probabilities(z_s), log_probabilities(z_fp), pseudo, keep)
+    teaches = reliability(log_probabilities(z_s), log_probabilities(z_fp), pseudo, keep)
     to_fp = 1.0 - torch.nn.functional.cosine_similarity(f_s.detach(), f_fp)
     to_s = 1.0 - torch.nn.functional.cosine_similarity(f_s, f_fp.detach())
-    expected = torch.autograd.grad(to_fp[by_s].mean() + to_s[by_fp].mean(), (f_s, f_fp))
-    torch.testing.assert_close(
-        torch.autograd.grad(feature_distillation(f_s, f_fp, by_s, by_fp), (f_s, f_fp)), expected
-    )
+    plain_loss = to_fp[teaches[0]].mean() + to_s[teaches[1]].mean()
+    expected = torch.autograd.grad(plain_loss, (f_s, f_fp))
+    loss = feature_distillation(f_s, f_fp, *teaches)
+    torch.testing.assert_close(torch.autograd.grad(loss, (f_s, f_fp)), expected)
 
 
 @pytest.mark.parametrize("term", ["pixel", "feature"])
 def test_the_teacher_gets_no_gradient(term: str, space: tuple[int, ...]) -> None:
     z_s, z_fp, pseudo, keep = streams(space)
     log_s, log_fp = log_probabilities(z_s), log_probabilities(z_fp)
-    by_s, by_fp = reliability(log_s, log_fp, pseudo, keep)
+    s_teaches, fp_teaches = reliability(log_s, log_fp, pseudo, keep)
     if term == "pixel":
-        inputs, loss = (z_s, z_fp), pixel_distillation(log_s, log_fp, by_s, by_fp)
+        inputs, loss = (z_s, z_fp), pixel_distillation(log_s, log_fp, s_teaches, fp_teaches)
     else:
         inputs = logits(space, 5), logits(space, 5)
-        loss = feature_distillation(*inputs, by_s, by_fp)
-    to_s, to_fp = (gradient.abs().sum(1) > 0 for gradient in torch.autograd.grad(loss, inputs))
-    assert torch.equal(to_s, by_fp)  # s learns where fp teaches, and nowhere else
-    assert torch.equal(to_fp, by_s)
+        loss = feature_distillation(*inputs, s_teaches, fp_teaches)
+    s_learns, fp_learns = (g.abs().sum(1) > 0 for g in torch.autograd.grad(loss, inputs))
+    assert torch.equal(s_learns, fp_teaches)  # and nowhere else
+    assert torch.equal(fp_learns, s_teaches)
 
 
-def test_distillation_moves_the_pupil_to_the_teacher(space: tuple[int, ...]) -> None:
+def test_distillation_moves_the_learner_towards_the_teacher(space: tuple[int, ...]) -> None:
     z_s, z_fp, *_ = streams(space)
-    everywhere, nowhere = (
-        torch.ones(B, *space, dtype=torch.bool),
-        torch.zeros(B, *space, dtype=torch.bool),
-    )
+    everywhere = torch.ones(B, *space, dtype=torch.bool)
 
     def loss(fp: Tensor) -> Tensor:
-        return pixel_distillation(
-            log_probabilities(z_s), log_probabilities(fp), everywhere, nowhere
-        )
+        log_s, log_fp = log_probabilities(z_s), log_probabilities(fp)
+        return pixel_distillation(log_s, log_fp, everywhere, ~everywhere)
 
     (gradient,) = torch.autograd.grad(loss(z_fp), z_fp)
     assert loss(z_fp - 0.1 * gradient).item() < loss(z_fp).item()
@@ -229,35 +220,34 @@ def test_lec_against_a_loop(space: tuple[int, ...]) -> None:
     assert loss.item() == pytest.approx(mean(values), abs=1e-6)
 
 
-def test_lec_is_0_for_equal_streams_and_finite_for_certain_ones(space: tuple[int, ...]) -> None:
-    z = logits(space)
-    assert low_entropy_consistency(
-        log_probabilities(z), log_probabilities(z)
-    ).item() == pytest.approx(0.0, abs=1e-6)
+def test_lec_is_0_for_equal_streams_and_has_a_finite_gradient_for_certain_ones(
+    space: tuple[int, ...],
+) -> None:
+    log_p = log_probabilities(logits(space))
+    assert low_entropy_consistency(log_p, log_p).item() == pytest.approx(0.0, abs=1e-6)
     certain = torch.zeros(B, K, *space)
     certain[:, 0] = 200.0
-    other = certain.flip(1).requires_grad_()
-    loss = low_entropy_consistency(log_probabilities(certain), log_probabilities(other))
-    assert loss.item() == pytest.approx(
-        math.log(2), abs=1e-5
-    )  # two opposite certainties, equally sure
-    (gradient,) = torch.autograd.grad(loss, other)
+    opposite = certain.flip(1).requires_grad_()
+    loss = low_entropy_consistency(log_probabilities(certain), log_probabilities(opposite))
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-5)  # q is half of each
+    (gradient,) = torch.autograd.grad(loss, opposite)
     assert torch.isfinite(gradient).all()
 
 
-def test_probabilities_are_those_of_the_logarithms_in_float32(space: tuple[int, ...]) -> None:
+def test_probabilities_match_log_probabilities_and_are_float32(space: tuple[int, ...]) -> None:
     z = logits(space)
     torch.testing.assert_close(probabilities(z), log_probabilities(z).exp())
     assert probabilities(z.bfloat16()).dtype == torch.float32
 
 
-def test_gradient_of_lec_is_that_of_its_value(space: tuple[int, ...]) -> None:
-    """Written out in the code; finite differences in float64 know nothing of that."""
+def test_lec_gradient_against_finite_differences(space: tuple[int, ...]) -> None:
     torch.manual_seed(3)
-    log_s, log_fp = (
-        torch.randn(B, K, *space, dtype=torch.float64).log_softmax(1).requires_grad_()
-        for _ in range(2)
-    )
+
+    def draw() -> Tensor:
+        z = torch.randn(B, K, *space, dtype=torch.float64)
+        return z.log_softmax(1).requires_grad_()
+
+    log_s, log_fp = draw(), draw()
     assert torch.autograd.gradcheck(low_entropy_consistency, (log_s, log_fp))
 
 

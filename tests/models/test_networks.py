@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
-from crkd_cli.models.blocks import Dropout, double, drop_channels
+from crkd_cli.models.blocks import Dropout, drop_channels, upsample_2x
 from crkd_cli.models.ema import Ema
 from crkd_cli.models.networks import NETWORKS
 from crkd_cli.models.networks.base import Network, Upsampling
@@ -192,12 +192,12 @@ def test_dropout_drops_elements_and_keeps_the_mean(dims: int, dtype: torch.dtype
     assert torch.equal(first, layer(x))
 
 
-def test_double_keeps_corners_and_is_linear_between() -> None:
+def test_upsampling_keeps_corners_and_is_linear_between() -> None:
     x = torch.tensor([[[[0.0, 3.0], [6.0, 9.0]]]])
     expected = torch.tensor(
         [[[[0.0, 1.0, 2.0, 3.0], [2.0, 3.0, 4.0, 5.0], [4.0, 5.0, 6.0, 7.0], [6.0, 7.0, 8.0, 9.0]]]]
     )
-    torch.testing.assert_close(double(2, "linear")(x), expected)
+    torch.testing.assert_close(upsample_2x(2, "linear")(x), expected)
 
 
 def test_ema_first_copies_then_averages_weights() -> None:
