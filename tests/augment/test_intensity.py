@@ -28,7 +28,7 @@ def test_blur_against_scipy(dims: int) -> None:
 
 
 def test_blur_with_mirrored_edges_against_scipy(dims: int) -> None:
-    """Blur as in 3D: one width per axis, a kernel of 4 sigmas. One axis is shorter than the kernel."""
+    """Blur as in 3D: one width per axis, a kernel of 4 sigmas, longer than one of the axes."""
     torch.manual_seed(0)
     x, sigma = torch.rand(4, 1, *(14, 5, 11)[:dims]), torch.empty(4, dims).uniform_(0.1, 2.0)
     blurred = blur(x, sigma, 8, truncate=4.0, mirror=True).numpy()

@@ -1,4 +1,4 @@
-"""What `crkd train --help` says of the methods: complete, short, and no other facts than docs/methods.md has."""
+"""What `crkd train --help` says about the methods: complete, short, and as in docs/methods.md."""
 
 import re
 from collections.abc import Callable
@@ -15,8 +15,8 @@ PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="u
 SECTIONS = {text.partition("\n")[0]: " ".join(text.split()) for text in PAGE.split("\n## ")[1:]}
 
 
-def of(name: str) -> set[tuple[str, int, float]]:
-    """What configs/about/published.yaml has of a method: data set, labeled cases, Dice."""
+def published(name: str) -> set[tuple[str, int, float]]:
+    """Return (dataset, labeled cases, Dice) of a method, from configs/about/published.yaml."""
     title = {"ua_mt": "UA-MT"}.get(name, name.upper())
     return {
         (row.dataset, row.labeled, row.dice)
@@ -36,38 +36,36 @@ def test_help_shows_each_in_up_to_five_short_lines(
     panel = cli("train", "--help").stdout.partition("─ Methods ─")[2]
     entries: dict[str, list[str]] = {}
     name = ""
-    for line in [line for line in panel.splitlines() if line.startswith("│")]:
-        name = line[2:16].strip() or name
-        entries.setdefault(name, []).append(line[16:-2].strip())
+    for line in panel.splitlines():
+        if line.startswith("│"):
+            name = line[2:16].strip() or name
+            entries.setdefault(name, []).append(line[16:-2].strip())
     assert list(entries) == METHODS.names()
     for about in abouts():
         lines = entries[about.name]
         assert len(lines) <= 5, lines
-        said = " ".join(lines)
-        assert about.adds in said
-        assert about.cite in said
+        text = " ".join(lines)
+        assert about.adds in text
+        assert about.cite in text
     assert "Dice: ACDC-3 60.3, ACDC-7 83.3" in " ".join(entries["cps"])
-    assert (
-        "Step, memory: on ACDC. Dice: % as published, by whom: docs/methods.md" in panel
-    )  # whole, not cut off
+    # The whole note, not truncated.
+    assert "Step, memory: on ACDC. Dice: published, in %. Sources: docs/methods.md" in panel
 
 
 def test_a_description_by_hand() -> None:
     about = About(name="ua_mt", adds="Much.", cite="Somebody, 2019")
-    dice = "Dice: ACDC-3 46.0–61.0, ACDC-7 81.5–81.7, LA-8 84.3–85.8, LA-16 88.9"
-    cost = "Step: 2.1 × supervised, memory: 1.4 ×"
-    assert description(about, Cost(step=2.14, memory=1.4), all_published_rows()) == [
+    rows = all_published_rows()
+    assert description(about, Cost(step=2.14, memory=1.4), rows) == [
         "Much.",
         "Somebody, 2019",
-        cost,
-        dice,
+        "Step: 2.1 × supervised, memory: 1.4 ×",
+        "Dice: ACDC-3 46.0–61.0, ACDC-7 81.5–81.7, LA-8 84.3–85.8, LA-16 88.9",
     ]
-    assert description(
-        About(name="none", adds="Little.", cite="Nobody"), None, all_published_rows()
-    ) == ["Little.", "Nobody"]
+    unknown = About(name="none", adds="Little.", cite="Nobody")
+    assert description(unknown, None, rows) == ["Little.", "Nobody"]
 
 
-def test_the_page_says_which_repository_a_published_row_is_from() -> None:
+def test_the_page_names_the_repository_of_every_published_row() -> None:
     for row in all_published_rows():
         name = row.source.split()[0]
         assert re.search(rf"\b\w+/{name}\b", PAGE), row.source
@@ -75,14 +73,11 @@ def test_the_page_says_which_repository_a_published_row_is_from() -> None:
 
 @pytest.mark.parametrize("about", abouts(), ids=lambda about: about.name)
 def test_the_page_agrees(about: About) -> None:
-    """It names who is cited, and its published figures are those of configs/about/published.yaml."""
+    """It names the cited authors, and its figures are those of configs/about/published.yaml."""
     section = SECTIONS[about.name]
-    missing = set(re.findall(r"\w+", about.cite.replace("et al.", ""))) - set(
-        re.findall(r"\w+", section)
-    )
-    assert not missing
-    figures = re.findall(r"\b(ACDC|LA)-(\d+) (\d+\.\d+)", section)
-    assert {
-        (dataset.lower(), int(labeled), float(dice)) for dataset, labeled, dice in figures
-    } <= of(about.name)
-    assert ("Published: none" in section) == (not of(about.name))
+    cited = set(re.findall(r"\w+", about.cite.replace("et al.", "")))
+    assert cited <= set(re.findall(r"\w+", section))
+    matches = re.findall(r"\b(ACDC|LA)-(\d+) (\d+\.\d+)", section)
+    figures = {(dataset.lower(), int(labeled), float(dice)) for dataset, labeled, dice in matches}
+    assert figures <= published(about.name)
+    assert ("Published: none" in section) == (not published(about.name))

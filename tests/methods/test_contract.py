@@ -1,4 +1,7 @@
-"""What holds for every method, in 2D and 3D: finite losses, gradients where due and none where not, state that survives."""
+"""What holds for every method, in 2D and 3D.
+
+Losses are finite, gradients reach what is trained and nothing else, and the state survives a file.
+"""
 
 import io
 import os
@@ -16,51 +19,51 @@ from crkd_cli.models.networks.base import Decoder
 from crkd_cli.paths import packaged_folder
 from crkd_cli.training.plan import flatten_keys
 
-OWN = os.environ.get("CRKD_METHOD")  # a user's file, see docs/adding-a-method.md
-METHOD = pytest.mark.parametrize("name", [METHODS.add(Path(OWN))] if OWN else METHODS.names())
+USER_FILE = os.environ.get("CRKD_METHOD")  # see docs/adding-a-method.md
+NAMES = [METHODS.add(Path(USER_FILE))] if USER_FILE else METHODS.names()
+every_method = pytest.mark.parametrize("name", NAMES)
 
 
 def task(dims: int, classes: int = 3, steps: int = 10) -> Task:
-    return Task(
-        ModelConfig(name="unet", widths=(4, 4, 8, 8, 8)),
-        dims,
-        channels=1,
-        classes=classes,
-        steps=steps,
-    )
+    model = ModelConfig(name="unet", widths=(4, 4, 8, 8, 8))
+    return Task(model, dims, channels=1, classes=classes, steps=steps)
 
 
 def build(name: str, dims: int) -> Method:
     torch.manual_seed(0)
-    kind = METHODS[name]
-    return kind(task(dims), kind.Params())
+    method_class = METHODS[name]
+    return method_class(task(dims), method_class.Params())
 
 
 def batch(dims: int, views: int = 2, labeled: int = 3) -> Batch:
     torch.manual_seed(1)
     space = (32, 16, 16)[:dims]
 
-    def unlabeled() -> Unlabeled:
+    def draw_unlabeled() -> Unlabeled:
         weak = torch.rand(4, 1, *space)
         return Unlabeled(weak, tuple(weak + 0.1 * torch.randn_like(weak) for _ in range(views)))
 
-    first = unlabeled()
-    own = Labeled(torch.rand(labeled, 1, *space), torch.randint(3, (labeled, *space)))
-    return Batch(own, first, unlabeled())
+    unlabeled = draw_unlabeled()
+    labels = Labeled(torch.rand(labeled, 1, *space), torch.randint(3, (labeled, *space)))
+    return Batch(labels, unlabeled, draw_unlabeled())
 
 
-def calm(method: Method) -> None:
-    """No chance in the networks, and answers that differ: an untrained network is unsure everywhere."""
+def make_deterministic(method: Method) -> None:
+    """Switch dropout off and make the predictions distinct.
+
+    An untrained network is uncertain everywhere.
+    """
     for module in method.modules():
         if isinstance(module, Dropout):
             module.p = 0.0
+    decoders = [module for module in method.modules() if isinstance(module, Decoder)]
     with torch.no_grad():
-        for decoder in [module for module in method.modules() if isinstance(module, Decoder)]:
+        for decoder in decoders:
             for parameter in decoder.output.parameters():
                 parameter *= 30
 
 
-@METHOD
+@every_method
 @pytest.mark.parametrize("step", [0, 9])
 def test_losses_are_finite_scalars_and_total_has_a_gradient(
     name: str, dims: int, step: int
@@ -69,86 +72,91 @@ def test_losses_are_finite_scalars_and_total_has_a_gradient(
     losses = method.losses(batch(dims), step)
     assert all(value.ndim == 0 and torch.isfinite(value) for value in losses.values())
     losses["total"].backward()
-    gradients = [p.grad for p in method.student.parameters()]
-    assert all(g is not None and torch.isfinite(g).all() for g in gradients)
+    assert all(has_finite_gradient(p) for p in method.student.parameters())
     assert not any(p.grad is not None for p in method.parameters() if not p.requires_grad)
-    if step == 9:  # late in a run all that is trained has a gradient
-        assert all(
-            p.grad is not None and torch.isfinite(p.grad).all()
-            for p in method.parameters()
-            if p.requires_grad
-        )
+    if step == 9:  # late in a run, everything that is trained has a gradient
+        assert all(has_finite_gradient(p) for p in method.parameters() if p.requires_grad)
 
 
-@METHOD
-def test_it_uses_no_more_than_it_asks_for(name: str, dims: int) -> None:
-    """Without the views and the streams that it does not ask for, nothing changes."""
-    kind, full = METHODS[name], batch(dims)
+def has_finite_gradient(parameter: torch.Tensor) -> bool:
+    return parameter.grad is not None and bool(torch.isfinite(parameter.grad).all())
+
+
+@every_method
+def test_a_method_uses_no_more_data_than_it_asks_for(name: str, dims: int) -> None:
+    """Without the views and streams that it does not ask for, nothing changes."""
+    method_class, full = METHODS[name], batch(dims)
     streams = [
-        Unlabeled(one.weak, one.strong[: kind.strong_views])
-        for one in (full.unlabeled, full.partners)
-        if one
+        Unlabeled(stream.weak, stream.strong[: method_class.strong_views])
+        for stream in (full.unlabeled, full.partners)
+        if stream
     ]
+    reduced = Batch(full.labeled, *streams[: method_class.unlabeled_streams])
     totals = []
-    for given in (full, Batch(full.labeled, *streams[: kind.unlabeled_streams])):
+    for data in (full, reduced):
         method = build(name, dims)
         torch.manual_seed(3)
-        totals.append(method.losses(given, 9)["total"])
+        totals.append(method.losses(data, 9)["total"])
     assert torch.equal(*totals)
 
 
-@METHOD
-def test_published_settings_are_understood(name: str) -> None:
+@every_method
+def test_author_settings_are_valid(name: str) -> None:
     for dataset, settings in METHODS[name].author_settings.items():
         sets = [f"method={name}", *(f"{key}={value}" for key, value in settings.items())]
         config = load_config(packaged_folder("configs") / f"{dataset}.yaml", sets)
         params = dump(parse(config.methods.get(name, {}), METHODS[name].Params, name))
-        found = flatten_keys({**dump(config), "methods": {name: params}})
+        parsed = flatten_keys({**dump(config), "methods": {name: params}})
         for key, value in settings.items():
-            there = found[key]
-            assert there == pytest.approx(tuple(value) if isinstance(value, list) else value), key
+            expected = tuple(value) if isinstance(value, list) else value
+            assert parsed[key] == pytest.approx(expected), key
 
 
-@METHOD
+@every_method
 def test_a_small_step_lowers_the_loss(name: str, dims: int) -> None:
     method, moved, data = build(name, dims), build(name, dims), batch(dims)
 
-    def total(one: Method) -> torch.Tensor:
+    def total(method: Method) -> torch.Tensor:
         torch.manual_seed(7)
-        return one.losses(data, 0)["total"]
+        return method.losses(data, 0)["total"]
 
     before = total(method)
     before.backward()
+    pairs = zip(moved.student.parameters(), method.student.parameters(), strict=True)
     with torch.no_grad():
-        for parameter, learned in zip(
-            moved.student.parameters(), method.student.parameters(), strict=True
-        ):
-            if learned.grad is not None:
-                parameter -= 1e-3 * learned.grad
+        for parameter, original in pairs:
+            if original.grad is not None:
+                parameter -= 1e-3 * original.grad
     assert total(moved).item() < before.item()
 
 
-@METHOD
+@every_method
 def test_state_survives_a_file(name: str, dims: int) -> None:
     method = build(name, dims)
     for step in range(2):
         for _ in range(method.updates):
             method.losses(batch(dims), step)["total"].backward()
-            with torch.no_grad():
-                for parameter in method.parameters():
-                    if parameter.grad is not None:
-                        parameter -= 0.01 * parameter.grad
-                        parameter.grad = None
+            descend(method)
         method.after_step(step)
     file = io.BytesIO()
     torch.save(method.state_dict(), file)
     file.seek(0)
-    other = build(name, dims)
-    other.load_state_dict(torch.load(file, weights_only=True))
-    results = []
-    for one in (method, other):
+    loaded = build(name, dims)
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+
+    totals = []
+    for each in (method, loaded):
         torch.manual_seed(3)
-        results.append(one.losses(batch(dims), 2)["total"])
-    assert torch.equal(*results)
+        totals.append(each.losses(batch(dims), 2)["total"])
+    assert torch.equal(*totals)
     x = torch.rand(1, 1, *[16] * dims)
-    assert torch.equal(method.eval().predictor(x), other.eval().predictor(x))
+    assert torch.equal(method.eval().predictor(x), loaded.eval().predictor(x))
+
+
+@torch.no_grad()
+def descend(method: Method) -> None:
+    """Take a gradient step and clear the gradients."""
+    for parameter in method.parameters():
+        if parameter.grad is not None:
+            parameter -= 0.01 * parameter.grad
+            parameter.grad = None

@@ -31,9 +31,8 @@ def test_contract(name: str, dims: int) -> None:
     x = torch.randn(2, 2, *(32, 16, 48)[:dims])
     pyramid = network.encode(x)
     assert [level.shape[1] for level in pyramid] == [4, 4, 8, 8, 8]
-    assert [tuple(level.shape[2:]) for level in pyramid] == [
-        tuple(s // 2**i for s in x.shape[2:]) for i in range(5)
-    ]
+    for number, level in enumerate(pyramid):
+        assert tuple(level.shape[2:]) == tuple(side // 2**number for side in x.shape[2:])
     features = network.decode(pyramid)
     assert features.shape == (2, network.features, *x.shape[2:])
     assert network(x).shape == (2, 3, *x.shape[2:])
@@ -42,42 +41,43 @@ def test_contract(name: str, dims: int) -> None:
 
 @pytest.mark.parametrize("upsampling", get_args(Upsampling))
 @pytest.mark.parametrize("name", NETWORKS.names())
-def test_a_further_decoder(name: str, dims: int, upsampling: Upsampling) -> None:
-    """It fits the same levels, hands out what it grew, and a network made with that upsampling is of its shape."""
+def test_another_decoder(name: str, dims: int, upsampling: Upsampling) -> None:
+    """It decodes the same levels, returns its stages, and has the usual weights."""
     network = build(name, dims).eval()
-    own = {key: value.clone() for key, value in network.state_dict().items()}
+    before = {key: value.clone() for key, value in network.state_dict().items()}
     decoder = network.new_decoder(upsampling).eval()
     pyramid = network.encode(torch.randn(2, 1, *(32, 16, 48)[:dims]))
     stages: list[torch.Tensor] = []
     features = decoder(pyramid, stages)
     assert stages[0] is pyramid[-1]
-    assert [one.shape for one in stages] == [one.shape for one in reversed(pyramid)]
+    assert [stage.shape for stage in stages] == [level.shape for level in reversed(pyramid)]
     x = pyramid[-1]
-    for number, level in enumerate(reversed(pyramid[:-1])):  # the way up, by its own layers
+    for number, level in enumerate(reversed(pyramid[:-1])):
         upsampled = decoder.upsample[number](x)
         torch.testing.assert_close(upsampled, stages[number + 1])
-        x = decoder.fuse[number](
-            torch.cat([level, upsampled], dim=1) if name == "unet" else level + upsampled
-        )
+        merged = torch.cat([level, upsampled], dim=1) if name == "unet" else level + upsampled
+        x = decoder.fuse[number](merged)
     torch.testing.assert_close(features, x)
     assert torch.equal(decoder(pyramid), features)
     assert decoder.head(features).shape == network(torch.randn(2, 1, *(32, 16, 48)[:dims])).shape
     decoder.head(features).square().mean().backward()
     assert all(p.grad is not None for p in decoder.parameters())
     assert all(p.grad is None for p in network.decoder.parameters())
-    assert all(torch.equal(value, own[key]) for key, value in network.state_dict().items())
-    made = NETWORKS[name](dims, 1, 3, (4, 4, 8, 8, 8), upsampling).decoder
-    assert [(key, value.shape) for key, value in made.state_dict().items()] == [
-        (key, value.shape) for key, value in decoder.state_dict().items()
-    ]
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    same = NETWORKS[name](dims, 1, 3, (4, 4, 8, 8, 8), upsampling).decoder
+    assert shapes(same) == shapes(decoder)
 
 
-@pytest.mark.parametrize(("name", "own"), [("unet", "linear"), ("vnet", "transposed")])
-def test_a_network_has_a_way_of_its_own(name: str, own: Upsampling) -> None:
+def shapes(module: torch.nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(key, value.shape) for key, value in module.state_dict().items()]
+
+
+@pytest.mark.parametrize(("name", "default"), [("unet", "linear"), ("vnet", "transposed")])
+def test_default_upsampling(name: str, default: Upsampling) -> None:
     torch.manual_seed(0)
-    named = NETWORKS[name](2, 1, 3, (4, 4, 8, 8, 8), own)
-    for one, two in zip(named.parameters(), build(name, 2).parameters(), strict=True):
-        assert torch.equal(one, two)
+    network = NETWORKS[name](2, 1, 3, (4, 4, 8, 8, 8), default)
+    for a, b in zip(network.parameters(), build(name, 2).parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("name", NETWORKS.names())
@@ -92,49 +92,42 @@ def test_feedback_is_added_to_every_level_before_the_next(name: str, dims: int) 
         network.down[2:], network.downsample[1:], feedback[2:], strict=True
     ):
         expected.append(level(downsample(expected[-1])) + added)
-    for one, two in zip(network.encode(x, feedback), expected, strict=True):
-        torch.testing.assert_close(one, two)
-    partly = network.encode(x, (None, None, None, None, feedback[4]))
-    assert all(torch.equal(one, two) for one, two in zip(partly[:4], plain[:4], strict=True))
-    torch.testing.assert_close(partly[4], plain[4] + feedback[4])
+    for actual, level in zip(network.encode(x, feedback), expected, strict=True):
+        torch.testing.assert_close(actual, level)
+    *upper, bottom = network.encode(x, (None, None, None, None, feedback[4]))
+    assert all(torch.equal(a, b) for a, b in zip(upper, plain[:4], strict=True))
+    torch.testing.assert_close(bottom, plain[4] + feedback[4])
 
 
 @pytest.mark.parametrize("name", NETWORKS.names())
 def test_dropout_at_the_bottom(name: str) -> None:
-    """The rate of the fifth level; the others keep theirs. V-Net: whole channels after what is fed back."""
+    """The other levels keep their rates. V-Net drops whole channels after adding the feedback."""
     torch.manual_seed(0)
     network = NETWORKS[name](2, 1, 2, (2, 2, 2, 2, 400), bottom_dropout=0.3)
     if name == "unet":
-        assert [module.p for module in network.down.modules() if isinstance(module, Dropout)] == [
-            0.05,
-            0.1,
-            0.2,
-            0.3,
-            0.3,
-        ]
+        rates = [module.p for module in network.down.modules() if isinstance(module, Dropout)]
+        assert rates == [0.05, 0.1, 0.2, 0.3, 0.3]
         return
     feedback = torch.full((1, 400, 2, 2), 1e6)
-    bottom = network.encode(torch.rand(1, 1, 32, 32), (None, None, None, None, feedback))[
-        -1
-    ].flatten(2)
+    pyramid = network.encode(torch.rand(1, 1, 32, 32), (None, None, None, None, feedback))
+    bottom = pyramid[-1].flatten(2)
     dropped = (bottom == 0).all(2)
     assert dropped.float().mean().item() == pytest.approx(0.3, abs=4 * (0.21 / 400) ** 0.5)
-    torch.testing.assert_close(
-        bottom[~dropped], torch.full_like(bottom[~dropped], 1e6 / 0.7), rtol=1e-4, atol=0
-    )
+    kept = bottom[~dropped]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1e6 / 0.7), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(
     ("name", "dims", "classes", "published"), [("unet", 2, 4, 1_813_764), ("vnet", 3, 2, 9_448_866)]
 )
 def test_parameter_counts(name: str, dims: int, classes: int, published: int) -> None:
-    """1,813,764 and 9.45 million: the counts of the field's U-Net and V-Net."""
+    """The counts of the U-Net and V-Net that the field compares with."""
     network = build(name, dims, classes=classes, widths=WIDTHS)
     assert sum(p.numel() for p in network.parameters()) == published
 
 
 @pytest.mark.parametrize("name", NETWORKS.names())
-def test_every_parameter_learns(name: str, dims: int) -> None:
+def test_every_parameter_gets_a_gradient(name: str, dims: int) -> None:
     network = build(name, dims)
     network(torch.randn(2, 1, *[32] * dims)).square().mean().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
@@ -146,12 +139,11 @@ def test_drop_channels_drops_whole_channels_and_keeps_the_mean(dims: int) -> Non
     dropped = drop_channels(x, 0.5).flatten(2)
     assert (dropped == dropped[..., :1]).all()
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
-    assert dropped.mean().item() == pytest.approx(
-        1.0, abs=0.1
-    )  # 2000 channels: SD of the mean 0.022
+    # For 2,000 channels, the standard deviation of the mean is 0.022.
+    assert dropped.mean().item() == pytest.approx(1.0, abs=0.1)
 
 
-def test_drop_channels_with_a_probability_for_every_sample(dims: int) -> None:
+def test_drop_channels_with_one_rate_per_sample(dims: int) -> None:
     x = torch.ones(3, 50, *[3] * dims)
     dropped = drop_channels(x, torch.tensor([0.0, 0.75, 0.0]))
     assert torch.equal(dropped[::2], x[::2])
@@ -162,29 +154,22 @@ def test_drop_channels_with_a_probability_for_every_sample(dims: int) -> None:
 def test_dropout_drops_elements_and_keeps_the_mean(dims: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     layout = (torch.channels_last, torch.channels_last_3d)[dims - 2]
-    x = (
-        torch.ones(3, 5, *[25] * dims, dtype=dtype)
-        .contiguous(memory_format=layout)
-        .requires_grad_()
-    )
+    x = torch.ones(3, 5, *[25] * dims, dtype=dtype).contiguous(memory_format=layout)
+    x.requires_grad_()
     layer = Dropout(0.2)
     y = layer(x)
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=layout)
     zero = y == 0
     assert y[~zero].unique().tolist() == pytest.approx([1.25], rel=4e-3)
-    n = x.numel()
-    assert zero.float().mean().item() == pytest.approx(
-        0.2, abs=4 * (0.16 / n) ** 0.5
-    )  # four standard deviations
-    by_place = (
-        zero.float().mean((0, 1)).flatten()
-    )  # no pattern along the axis that lies closest in memory
-    assert by_place[::2].mean().item() == pytest.approx(
-        by_place[1::2].mean().item(), abs=6 * (0.16 / n) ** 0.5
-    )
+    deviation = (0.16 / x.numel()) ** 0.5
+    assert zero.float().mean().item() == pytest.approx(0.2, abs=4 * deviation)
+    # No pattern along the axis that is contiguous in memory.
+    rates = zero.float().mean((0, 1)).flatten()
+    even, odd = rates[::2].mean().item(), rates[1::2].mean().item()
+    assert even == pytest.approx(odd, abs=6 * deviation)
     y.sum().backward()
-    assert torch.equal(x.grad, y.detach())  # what passed forward passes back, scaled alike
+    assert torch.equal(x.grad, y.detach())  # the gradient has the same mask and scale
     assert torch.equal(layer.eval()(x), x)
     torch.manual_seed(1)
     first = layer.train()(x)
@@ -194,28 +179,24 @@ def test_dropout_drops_elements_and_keeps_the_mean(dims: int, dtype: torch.dtype
 
 def test_upsampling_keeps_corners_and_is_linear_between() -> None:
     x = torch.tensor([[[[0.0, 3.0], [6.0, 9.0]]]])
-    expected = torch.tensor(
-        [[[[0.0, 1.0, 2.0, 3.0], [2.0, 3.0, 4.0, 5.0], [4.0, 5.0, 6.0, 7.0], [6.0, 7.0, 8.0, 9.0]]]]
-    )
-    torch.testing.assert_close(upsample_2x(2, "linear")(x), expected)
+    rows = [[0.0, 1.0, 2.0, 3.0], [2.0, 3.0, 4.0, 5.0], [4.0, 5.0, 6.0, 7.0], [6.0, 7.0, 8.0, 9.0]]
+    torch.testing.assert_close(upsample_2x(2, "linear")(x), torch.tensor([[rows]]))
 
 
-def test_ema_first_copies_then_averages_weights() -> None:
+def test_ema_copies_at_first_and_then_averages_weights() -> None:
     network = torch.nn.Linear(1, 1)
     ema = Ema(network, 0.75, dropout=False)
     for step, weight in enumerate([4.0, 8.0, 8.0]):
         with torch.no_grad():
             network.weight.fill_(weight)
         ema.update(network, step)
-    # Shares of the new value: 1, then 1/2, then 1/3 (min(1 − 1/(t + 1), 0.75) = 0, 1/2, 2/3).
+    # Weight of the new value: 1, 1/2, 1/3, since min(1 − 1/(t + 1), 0.75) = 0, 1/2, 2/3.
     assert ema.network.weight.item() == pytest.approx((4 + 8) / 2 * 2 / 3 + 8 / 3)
     assert not any(p.requires_grad for p in ema.parameters())
 
 
 @pytest.mark.parametrize("dropout", [True, False])
-def test_ema_normalizes_by_the_batch_in_training_and_keeps_its_own_statistics(
-    dropout: bool,
-) -> None:
+def test_ema_normalizes_by_the_batch_and_has_its_own_statistics(dropout: bool) -> None:
     network = torch.nn.Sequential(torch.nn.BatchNorm1d(1), Dropout(0.5))
     ema = Ema(network, 0.75, dropout=dropout)
     with torch.no_grad():
@@ -229,12 +210,8 @@ def test_ema_normalizes_by_the_batch_in_training_and_keeps_its_own_statistics(
     if not dropout:
         torch.testing.assert_close(y, x - 2.0, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
-        torch.testing.assert_close(
-            ema.eval().network(x),
-            (x - 0.2) / ema.network[0].running_var.sqrt(),
-            rtol=1e-4,
-            atol=1e-4,
-        )
+        expected = (x - 0.2) / ema.network[0].running_var.sqrt()
+        torch.testing.assert_close(ema.eval().network(x), expected, rtol=1e-4, atol=1e-4)
 
 
 def constant(value: float) -> torch.nn.Module:
@@ -244,18 +221,18 @@ def constant(value: float) -> torch.nn.Module:
     return network
 
 
-def test_ema_follows_the_network_that_it_is_given() -> None:
-    """Whichever it is, whatever was moved or copied since the last update."""
-    one, two = constant(2.0), constant(6.0)
-    ema = Ema(one, 1.0, dropout=False)
-    ema.update(one, 1)
-    ema.update(two, 1)  # halfway
+def test_ema_follows_the_network_that_it_is_called_with() -> None:
+    """Even if networks were converted or copied since the last update."""
+    first, second = constant(2.0), constant(6.0)
+    ema = Ema(first, 1.0, dropout=False)
+    ema.update(first, 1)
+    ema.update(second, 1)  # halfway
     assert ema.network.weight.item() == 4.0
     ema.double()
-    two.double()
-    ema.update(two, 1)
+    second.double()
+    ema.update(second, 1)
     assert ema.network.weight.item() == 5.0
     copied = copy.deepcopy(ema)
-    copied.update(two, 0)
+    copied.update(second, 0)
     assert copied.network.weight.item() == 6.0
     assert ema.network.weight.item() == 5.0

@@ -19,7 +19,7 @@ from crkd_cli.methods import METHODS
 from crkd_cli.runtime.build import load_method, load_predictor
 from crkd_cli.runtime.checkpoint import UserMethod, load_checkpoint
 from crkd_cli.training.start import start
-from tests.methods.test_contract import batch, build, calm
+from tests.methods.test_contract import batch, build, make_deterministic
 from tests.training.helpers import CHECKOUT, CPU, Planner, set_options
 from tests.training.test_every_method import stop_and_resume
 
@@ -56,7 +56,7 @@ def run_crkd(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_loss_is_what_the_page_says(my_method: Path, dims: int) -> None:
     METHODS.add(my_method)
     method, data = build("my_method", dims), batch(dims)
-    calm(method)
+    make_deterministic(method)
     losses = method.losses(data, 0)
     with torch.no_grad():
         weak = method.student(data.unlabeled.weak)
