@@ -1,13 +1,16 @@
 """`crkd compare`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from crkd_cli.cli.console import command, info, narrow, progress, show
 from crkd_cli.cli.options import DataRoot, Device, Json, Quiet, Verbose
 from crkd_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from crkd_cli.evaluation.results import Evaluation
 
 
 @command
@@ -16,7 +19,7 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Run folders, or the evaluation folders in them.",
+            help="Run folders, or evaluation folders in them.",
             show_default=False,
         ),
     ],
@@ -24,7 +27,7 @@ def compare(
         Literal["strict", "paper"] | None,
         typer.Option(
             "--protocol",
-            help="Which of a run's evaluations. Default: strict.",
+            help="Protocol of the evaluations to compare. Default: strict.",
             rich_help_panel="Evaluation",
         ),
     ] = None,
@@ -32,7 +35,7 @@ def compare(
         Literal["test", "val"] | None,
         typer.Option(
             "--part",
-            help="Which of a run's evaluations. Default: test.",
+            help="Part of the split that was scored. Default: test.",
             rich_help_panel="Evaluation",
         ),
     ] = None,
@@ -40,7 +43,7 @@ def compare(
         Path | None,
         typer.Option(
             "--out",
-            help="Also comparison.md, comparison.json, scores.csv, tests.csv here.",
+            help="Also write comparison.md, comparison.json, scores.csv and tests.csv here.",
             rich_help_panel="Output",
         ),
     ] = None,
@@ -48,7 +51,7 @@ def compare(
         Path | None,
         typer.Option(
             "--report",
-            help="Also a page with curves and pictures here: index.html.",
+            help="Also write an HTML page with curves and pictures here (index.html).",
             rich_help_panel="Output",
         ),
     ] = None,
@@ -58,9 +61,10 @@ def compare(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare evaluated runs: means over seeds, intervals over patients, tests between methods, published rows.
+    """Compare evaluated runs: means over seeds, intervals, tests, and published scores.
 
-    Runs of one method that differ by their seed only are one row. All must have scored the same cases in the same way.
+    Runs of a method that differ only in their seed form one row. All runs must have been evaluated
+    on the same cases in the same way.
 
     Example: crkd compare runs/acdc-supervised-3 runs/acdc-crkd-3
     """
@@ -75,37 +79,35 @@ def compare(
         from crkd_cli.reporting.html import check_requirements, write_report
 
         check_requirements()
-    found = [
-        read_evaluation(folder)
-        for folder in dict.fromkeys(
-            find_evaluation(given, protocol or "strict", part) for given in runs
-        )
-    ]
-    for one in found:  # an evaluation's folder is of whatever it is of
-        if (protocol or one.facts.protocol, part or one.facts.part) != (
-            one.facts.protocol,
-            one.facts.part,
-        ):
-            raise UsageError(
-                f"{one.folder} is of {one.facts.protocol}, {one.facts.part}; give the run folder, or no such option"
-            )
-    comparison = compare_runs(found)
+    folders = [find_evaluation(path, protocol or "strict", part) for path in runs]
+    evaluations = [read_evaluation(folder) for folder in dict.fromkeys(folders)]
+    for evaluation in evaluations:
+        _check_kind(evaluation, protocol, part)
+    comparison = compare_runs(evaluations)
     if out:
         create_output_folder(out, "--out")
         write_comparison(comparison, out)
-    page = (
-        write_report(comparison, report, root_of(data_root), info, progress, device)
-        if report
-        else None
-    )
+    page = None
+    if report:
+        page = write_report(comparison, report, root_of(data_root), info, progress, device)
     if json:
         from json import dumps
 
         print(dumps(comparison.tree(), indent=2))
     elif not quiet:
-        for table in tables(comparison, classes=0 if narrow() else 4):
+        for table in tables(comparison, max_classes=0 if narrow() else 4):
             show(table)
     if out:
         info(f"written: {out / 'comparison.md'}, comparison.json, scores.csv, tests.csv")
     if page:
         info(f"written: {page}")
+
+
+def _check_kind(evaluation: "Evaluation", protocol: str | None, part: str | None) -> None:
+    """Raise UsageError if an evaluation folder was given with options that contradict it."""
+    facts = evaluation.facts
+    if protocol not in (None, facts.protocol) or part not in (None, facts.part):
+        raise UsageError(
+            f"{evaluation.folder} is a {facts.protocol}/{facts.part} evaluation; "
+            "drop --protocol/--part"
+        )

@@ -1,4 +1,4 @@
-"""Several runs on the same test cases: means over seeds, intervals over patients, and tests between methods.
+"""Compare runs on the same test cases: means over seeds, intervals over patients, paired tests.
 
 Legend: R runs (seeds) of a method, N cases, K − 1 foreground classes, M metrics.
 """
@@ -25,29 +25,29 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """One metric of a method. NaN where it cannot be stated."""
+    """One metric of a method. NaN where undefined."""
 
     mean: float  # over the runs' means over cases
     sd: float  # of the runs' means, n − 1: NaN for one run
-    low: float  # 95 % interval of the mean over patients, the runs taken as they are
+    low: float  # 95 % interval of the mean over patients, given these runs
     high: float
     undefined: int  # scores left out, of all runs and classes
 
 
 @dataclass(frozen=True)
 class MethodResult:
-    """A method: the runs that differ by their seeds only."""
+    """A method: the runs that differ only in their seed."""
 
     name: str
     runs: list[Evaluation]
     scores: Scores  # [R, N, K − 1, M]
-    classes: dict[str, list[ScoreSummary]]  # of every foreground class, one per metric
+    classes: dict[str, list[ScoreSummary]]  # per foreground class, one per metric
     mean: list[ScoreSummary]  # over the classes, one per metric
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two methods under one metric, the mean over classes."""
+    """The comparison of two methods under one metric, averaged over the classes."""
 
     metric: str
     first: str
@@ -58,215 +58,229 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All entries score the same cases in the same order."""
+    """Methods that score the same cases in the same order."""
 
     entries: list[MethodResult]
     tests: list[PairedTest]
     published: list[PublishedRow]
 
     @property
-    def one(self) -> Evaluation:
-        """What holds for all: data set, protocol, cases, classes, metrics."""
+    def common(self) -> Evaluation:
+        """A run whose dataset, protocol, cases, classes and metrics are those of all runs."""
         return self.entries[0].runs[0]
 
     @property
     def unit(self) -> str:
-        """What the intervals and tests are over."""
-        return "cases" if len(set(self.one.groups)) == len(self.one.groups) else "patients"
+        """What is resampled and tested: cases, or patients if some have several cases."""
+        groups = self.common.groups
+        return "cases" if len(set(groups)) == len(groups) else "patients"
 
     def explanation(self) -> list[str]:
-        """What the numbers are, in sentences."""
+        """Explain in sentences how the numbers were computed."""
         return [
-            "Mean ± SD: over the runs of a method, which differ by their seed only; a run's mean is over cases, then classes.",
-            f"95 % CI: percentile bootstrap over {self.unit}, of the mean over the runs as they are.",
-            f"p: two-sided Wilcoxon signed-rank test of paired differences, one per {self.unit.removesuffix('s')}: the mean over "
-            "classes of scores averaged over runs; what is undefined for either method is left out.",
-            "p (Holm): adjusted over all pairs of methods under the same score.",
+            "Mean ± SD: over the runs of a method, which differ only in their seed; a run's mean "
+            "is over cases, then over classes.",
+            f"95 % CI: percentile bootstrap over {self.unit} of the mean over these runs.",
+            "p: two-sided Wilcoxon signed-rank test of paired differences, one per "
+            f"{self.unit.removesuffix('s')}: the mean over classes of scores averaged over runs; "
+            "scores undefined for either method are left out.",
+            "p (Holm): adjusted over all pairs of methods for the same score.",
         ]
 
-    def unequal(self) -> list[str]:
-        """What else the methods differ in than the method and its own settings, in sentences."""
-        found: dict[str, dict[str, list[str]]] = {}  # by setting and value: the methods
+    def differing_settings(self) -> list[str]:
+        """List in sentences the settings, other than a method's own, in which methods differ."""
+        values: dict[str, dict[str, list[str]]] = {}  # setting → value → methods
         for entry in self.entries:
-            for name, value in entry.runs[0].facts.circumstances().items():
-                found.setdefault(name, {}).setdefault(value, []).append(entry.name)
-        several = {
-            name: [f"{value} ({', '.join(who)})" for value, who in values.items()]
-            for name, values in found.items()
-        }
-        return [
-            f"Not the same for all: {name} is {', '.join(values)}."
-            for name, values in several.items()
-            if len(values) > 1
-        ]
+            for setting, value in entry.runs[0].facts.circumstances().items():
+                values.setdefault(setting, {}).setdefault(value, []).append(entry.name)
+        sentences = []
+        for setting, methods in values.items():
+            if len(methods) > 1:
+                parts = [f"{value} ({', '.join(names)})" for value, names in methods.items()]
+                sentences.append(f"Not the same for all: {setting} is {', '.join(parts)}.")
+        return sentences
 
     def tree(self) -> dict[str, Any]:
-        """As plain dicts and lists for JSON; None for what is undefined."""
-        one = self.one
-        shared = {
-            key: getattr(one.facts, key)
-            for key in ("protocol", "dataset", "part", "labeled", "split")
-        }
+        """Return plain dicts and lists for JSON, with None for undefined scores."""
+        facts = self.common.facts
+        tests = []
+        for test in self.tests:
+            numbers = _nan_to_none(asdict(test.difference) | {"p_holm": test.p_holm})
+            names = {"metric": test.metric, "first": test.first, "second": test.second}
+            tests.append({**names, **numbers})
+        published = []
+        for row in self.published:
+            names = {"method": row.method, "protocol": row.protocol, "source": row.source}
+            published.append({**names, **row.scores()})
         return {
-            **shared,
-            "cases": len(one.cases),
-            "patients": len(set(one.groups)),
+            "protocol": facts.protocol,
+            "dataset": facts.dataset,
+            "part": facts.part,
+            "labeled": facts.labeled,
+            "split": facts.split,
+            "cases": len(self.common.cases),
+            "patients": len(set(self.common.groups)),
             "explanation": self.explanation(),
-            "unequal": self.unequal(),
-            "methods": [self._method(entry) for entry in self.entries],
-            "tests": [
-                {
-                    "metric": t.metric,
-                    "first": t.first,
-                    "second": t.second,
-                    **_plain(asdict(t.difference) | {"p_holm": t.p_holm}),
-                }
-                for t in self.tests
-            ],
-            "published": [
-                {
-                    "method": row.method,
-                    "protocol": row.protocol,
-                    "source": row.source,
-                    **row.scores(),
-                }
-                for row in self.published
-            ],
+            "unequal": self.differing_settings(),
+            "methods": [self._method_tree(entry) for entry in self.entries],
+            "tests": tests,
+            "published": published,
         }
 
-    def _method(self, entry: MethodResult) -> dict[str, Any]:
-        def named(scores: list[ScoreSummary]) -> dict[str, Any]:
-            return {
-                metric: _plain(asdict(score))
-                for metric, score in zip(self.one.metrics, scores, strict=True)
-            }
+    def _method_tree(self, entry: MethodResult) -> dict[str, Any]:
+        def by_metric(scores: list[ScoreSummary]) -> dict[str, Any]:
+            trees = [_nan_to_none(asdict(score)) for score in scores]
+            return dict(zip(self.common.metrics, trees, strict=True))
 
-        runs = [
-            {
-                "evaluation": str(run.folder),
-                **{key: getattr(run.facts, key) for key in ("seed", "checkpoint", "step")},
-            }
-            for run in entry.runs
-        ]
-        classes = {name: named(scores) for name, scores in entry.classes.items()}
-        return {"method": entry.name, "runs": runs, "classes": classes, "mean": named(entry.mean)}
+        runs = []
+        for run in entry.runs:
+            facts = run.facts
+            files = {"evaluation": str(run.folder), "seed": facts.seed}
+            runs.append({**files, "checkpoint": facts.checkpoint, "step": facts.step})
+        return {
+            "method": entry.name,
+            "runs": runs,
+            "classes": {name: by_metric(scores) for name, scores in entry.classes.items()},
+            "mean": by_metric(entry.mean),
+        }
 
 
 def compare_runs(runs: Sequence[Evaluation]) -> Comparison:
-    """Puts runs of one method together and compares the methods, in the order given.
+    """Group the runs by method and compare the methods, in the order given.
 
-    Raises UsageError where the runs cannot be compared: it names what differs, or what is given twice.
+    Raises UsageError if the runs cannot be compared, and names what differs or is given twice.
     """
     for other in runs[1:]:
-        _comparable(runs[0], other)
-    members: dict[str, list[Evaluation]] = {}
+        _check_comparable(runs[0], other)
+    groups: dict[str, list[Evaluation]] = {}
     for run in runs:
-        members.setdefault(run.facts.settings(), []).append(run)
-    names = _names(list(members.values()))
-    entries = [
-        _entry(name, group, runs[0]) for name, group in zip(names, members.values(), strict=True)
-    ]
-    tests = [test for m in range(len(runs[0].metrics)) for test in _tests(entries, m)]
+        groups.setdefault(run.facts.settings(), []).append(run)
+    names = _method_names(list(groups.values()))
+    entries = []
+    for name, members in zip(names, groups.values(), strict=True):
+        _check_repetitions(name, members)
+        entries.append(_summarize_method(name, members, runs[0]))
+
+    tests = []
+    for m in range(len(runs[0].metrics)):
+        tests += _paired_tests(entries, m)
     facts = runs[0].facts
     return Comparison(entries, tests, published_rows(facts.dataset, facts.labeled))
 
 
-def _comparable(one: Evaluation, other: Evaluation) -> None:
-    """Raises UsageError, with all that differs, unless both score the same cases in the same way."""
-    pairs = {
-        "data set": (one.facts.dataset, other.facts.dataset),
-        "protocol": (one.facts.protocol, other.facts.protocol),
-        "part": (one.facts.part, other.facts.part),
-        "labeled cases": (one.facts.labeled, other.facts.labeled),
-        "split": (one.facts.split, other.facts.split),
-        "classes": (", ".join(one.classes), ", ".join(other.classes)),
-        "scores": (", ".join(one.metrics), ", ".join(other.metrics)),
-    }
-    differ = [f"{what} {a} and {b}" for what, (a, b) in pairs.items() if a != b]
-    lacking, extra = (
-        len(set(a) - set(b)) for a, b in ((one.cases, other.cases), (other.cases, one.cases))
-    )
-    if lacking or extra:
-        differ.append(f"test cases ({lacking} are only in the first, {extra} only in the second)")
-    elif dict(zip(one.cases, one.groups, strict=True)) != dict(
-        zip(other.cases, other.groups, strict=True)
-    ):
-        differ.append("the patients that the cases belong to")
-    elif one.facts.truth != other.facts.truth:
-        differ.append("the labels of the test cases")
-    if differ:
-        raise UsageError(
-            f"{one.folder} and {other.folder} cannot be compared; they differ in {'; '.join(differ)}"
-        )
-
-
-def _names(groups: list[list[Evaluation]]) -> list[str]:
-    """A name for every entry: the method; where several have it, with the run folder's name less its seed."""
-    methods = [runs[0].facts.method for runs in groups]
-    stems = [re.sub(r"-seed\d+$", "", runs[0].run.resolve().name) for runs in groups]
-    names = [
-        method if methods.count(method) == 1 else f"{method} ({stem})"
-        for method, stem in zip(methods, stems, strict=True)
-    ]
-    return [
-        name if names.count(name) == 1 else f"{runs[0].facts.method} ({runs[0].run})"
-        for name, runs in zip(names, groups, strict=True)
-    ]
-
-
-def _entry(name: str, runs: list[Evaluation], one: Evaluation) -> MethodResult:
-    """Statistics of the runs of one method, their cases in the order of `one`."""
-    by_seed: dict[int, Evaluation] = {}
-    scored = {Path(run.facts.checkpoint).name: run.folder for run in runs}
-    if {"best.pth", "last.pth"} <= scored.keys():
-        raise UsageError(
-            f"{scored['best.pth']} was scored at best.pth and {scored['last.pth']} at last.pth; evaluate {name}'s runs at one"
-        )
-    for run in runs:
-        if (twin := by_seed.setdefault(run.facts.seed, run)) is not run:
-            raise UsageError(
-                f"{twin.folder} and {run.folder} have the same method, settings and seed {run.facts.seed}; give one of them"
-            )
-    scores = np.stack([run.scores[[run.cases.index(case) for case in one.cases]] for run in runs])
-    columns = range(scores.shape[3])
-    classes = {
-        c: [_score(scores[:, :, [k], m], one.groups) for m in columns]
-        for k, c in enumerate(one.classes)
-    }
-    return MethodResult(
-        name, runs, scores, classes, [_score(scores[..., m], one.groups) for m in columns]
-    )
-
-
-def _score(scores: Scores, groups: list[str]) -> ScoreSummary:
-    """One metric of some classes: [R, N, classes]. Resampling takes all runs' scores of a patient together."""
-    _, overall = summarize(np.concatenate(list(scores), axis=1), groups=groups)
-    of_runs = means(means(scores.swapaxes(1, 2)))
-    sd = float(of_runs.std(ddof=1)) if len(scores) > 1 else nan
-    return ScoreSummary(overall.mean, sd, overall.low, overall.high, int(np.isnan(scores).sum()))
-
-
-def _tests(entries: list[MethodResult], m: int) -> list[PairedTest]:
-    """All pairs of methods under metric number `m`."""
-    pairs = list(combinations(entries, 2))
-    groups, metric = entries[0].runs[0].groups, entries[0].runs[0].metrics[m]
-    found = [
-        paired(mean_over_runs(a.scores[..., m]), mean_over_runs(b.scores[..., m]), groups)
-        for a, b in pairs
-    ]
-    adjusted = holm([difference.p for difference in found])
-    return [
-        PairedTest(metric, a.name, b.name, difference, p)
-        for (a, b), difference, p in zip(pairs, found, adjusted, strict=True)
-    ]
-
-
 def mean_over_runs(scores: Scores) -> Scores:
-    """Scores [R, N, …] averaged over the runs in which they are defined: [N, …]."""
+    """Average scores [R, N, …] over the runs in which they are defined: [N, …]."""
     return means(np.moveaxis(scores, 0, -1))
 
 
-def _plain(tree: dict[str, Any]) -> dict[str, Any]:
+def _check_comparable(first: Evaluation, other: Evaluation) -> None:
+    """Raise UsageError with all differences unless both score the same cases in the same way."""
+    pairs = {
+        "dataset": (first.facts.dataset, other.facts.dataset),
+        "protocol": (first.facts.protocol, other.facts.protocol),
+        "part": (first.facts.part, other.facts.part),
+        "labeled cases": (first.facts.labeled, other.facts.labeled),
+        "split": (first.facts.split, other.facts.split),
+        "classes": (", ".join(first.classes), ", ".join(other.classes)),
+        "scores": (", ".join(first.metrics), ", ".join(other.metrics)),
+    }
+    differences = [f"{name} ({a} and {b})" for name, (a, b) in pairs.items() if a != b]
+
+    missing = len(set(first.cases) - set(other.cases))
+    extra = len(set(other.cases) - set(first.cases))
+    patients = dict(zip(first.cases, first.groups, strict=True))
+    other_patients = dict(zip(other.cases, other.groups, strict=True))
+    if missing or extra:
+        counts = f"{missing} are only in the first, {extra} only in the second"
+        differences.append(f"test cases ({counts})")
+    elif patients != other_patients:
+        differences.append("the patients of the cases")
+    elif first.facts.truth != other.facts.truth:
+        differences.append("the labels of the test cases")
+
+    if differences:
+        raise UsageError(
+            f"{first.folder} and {other.folder} cannot be compared; "
+            f"they differ in {'; '.join(differences)}"
+        )
+
+
+def _check_repetitions(name: str, runs: list[Evaluation]) -> None:
+    """Raise UsageError if runs of one method share a seed, or mix best and last checkpoints."""
+    folders = {Path(run.facts.checkpoint).name: run.folder for run in runs}
+    if {"best.pth", "last.pth"} <= folders.keys():
+        raise UsageError(
+            f"{folders['best.pth']} scored best.pth and {folders['last.pth']} scored last.pth; "
+            f"evaluate the same checkpoint for all runs of {name}"
+        )
+    by_seed: dict[int, Evaluation] = {}
+    for run in runs:
+        twin = by_seed.setdefault(run.facts.seed, run)
+        if twin is not run:
+            raise UsageError(
+                f"{twin.folder} and {run.folder} have the same method, settings and seed "
+                f"{run.facts.seed}; give only one of them"
+            )
+
+
+def _method_names(groups: list[list[Evaluation]]) -> list[str]:
+    """Name each group of runs by its method, with the run folder if several share the method."""
+    methods = [runs[0].facts.method for runs in groups]
+    names = []
+    for method, runs in zip(methods, groups, strict=True):
+        folder = re.sub(r"-seed\d+$", "", runs[0].run.resolve().name)
+        names.append(method if methods.count(method) == 1 else f"{method} ({folder})")
+
+    unique = []
+    for name, runs in zip(names, groups, strict=True):
+        full = f"{runs[0].facts.method} ({runs[0].run})"
+        unique.append(name if names.count(name) == 1 else full)
+    return unique
+
+
+def _summarize_method(name: str, runs: list[Evaluation], common: Evaluation) -> MethodResult:
+    """Summarize the runs of one method, with their cases in the order of `common`."""
+    aligned = []
+    for run in runs:
+        order = [run.cases.index(case) for case in common.cases]
+        aligned.append(run.scores[order])
+    scores = np.stack(aligned)
+    metrics = range(scores.shape[3])
+    classes = {}
+    for k, label in enumerate(common.classes):
+        classes[label] = [_summarize_scores(scores[:, :, [k], m], common.groups) for m in metrics]
+    mean = [_summarize_scores(scores[..., m], common.groups) for m in metrics]
+    return MethodResult(name, runs, scores, classes, mean)
+
+
+def _summarize_scores(scores: Scores, groups: list[str]) -> ScoreSummary:
+    """Summarize one metric of some classes, [R, N, classes].
+
+    The bootstrap resamples patients with their scores in all runs.
+    """
+    _, overall = summarize(np.concatenate(list(scores), axis=1), groups=groups)
+    run_means = means(means(scores.swapaxes(1, 2)))
+    sd = float(run_means.std(ddof=1)) if len(scores) > 1 else nan
+    undefined = int(np.isnan(scores).sum())
+    return ScoreSummary(overall.mean, sd, overall.low, overall.high, undefined)
+
+
+def _paired_tests(entries: list[MethodResult], m: int) -> list[PairedTest]:
+    """Test all pairs of methods under metric number `m`."""
+    common = entries[0].runs[0]
+    pairs = list(combinations(entries, 2))
+    differences = []
+    for first, second in pairs:
+        ours, theirs = mean_over_runs(first.scores[..., m]), mean_over_runs(second.scores[..., m])
+        differences.append(paired(ours, theirs, common.groups))
+    adjusted = holm([difference.p for difference in differences])
+    tests = []
+    for (first, second), difference, p in zip(pairs, differences, adjusted, strict=True):
+        tests.append(PairedTest(common.metrics[m], first.name, second.name, difference, p))
+    return tests
+
+
+def _nan_to_none(tree: dict[str, Any]) -> dict[str, Any]:
     return {
         key: None if isinstance(value, float) and isnan(value) else value
         for key, value in tree.items()

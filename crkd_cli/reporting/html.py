@@ -1,6 +1,6 @@
-"""A comparison as one page: tables, learning curves, every case's scores, and the best and worst cases as pictures.
+"""A comparison as one self-contained page: tables, curves, scores, and pictures of cases.
 
-The page needs nothing else: no scripts, no styles or pictures from elsewhere.
+The page has no scripts and loads nothing from elsewhere.
 """
 
 import base64
@@ -15,34 +15,34 @@ from PIL import Image
 from crkd_cli import __version__
 from crkd_cli.data.store import Store
 from crkd_cli.errors import CrkdError, UsageError
-from crkd_cli.inference import overlay
+from crkd_cli.evaluation.results import Evaluation
 from crkd_cli.inference.inferer import build_inferer
+from crkd_cli.inference.overlay import draw_overlay
 from crkd_cli.metrics.names import format_values, metric_heading
 from crkd_cli.metrics.summary import means
 from crkd_cli.paths import atomic_write, create_output_folder
 from crkd_cli.progress import Notify, Progress
 from crkd_cli.reporting import figures
-from crkd_cli.reporting.compare import Comparison, MethodResult
+from crkd_cli.reporting.compare import Comparison
+from crkd_cli.reporting.figures import Figure
 from crkd_cli.reporting.tables import Cell, Table, tables
-from crkd_cli.runtime.checkpoint import load_checkpoint
+from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint
 
-SHOWN = 3  # best cases, and as many worst
+CASES_PER_GROUP = 3  # best cases, and worst cases
 
 
 @dataclass(frozen=True)
 class CasePicture:
-    """A case with its contours."""
+    """The overlay of a case with its scores."""
 
-    title: str
-    text: str  # for those who cannot see it
-    source: str  # data URI
-    scores: list[tuple[str, str]]
+    image: Figure
+    scores: list[tuple[str, str]]  # (class, its scores as text)
 
 
 def check_requirements() -> None:
-    """Raises UsageError if a package that a report needs is missing."""
-    if missing := [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]:
-        raise UsageError(f"--report needs {' and '.join(missing)}: pip install 'crkd[report]'")
+    """Raise UsageError if a package that a report needs is missing."""
+    if find_spec("jinja2") is None:
+        raise UsageError("--report needs jinja2: pip install 'crkd[report]'")
 
 
 def write_report(
@@ -53,36 +53,40 @@ def write_report(
     progress: Progress,
     device: str | None = None,
 ) -> Path:
-    """Writes FOLDER/index.html; the pictures' label maps are inferred again, on cases of the store under the data root `root`.
+    """Write FOLDER/index.html and return its path.
 
-    Raises CrkdError: the checkpoint or the store is missing, or is not what was evaluated.
+    The pictures need the label maps of some cases, which are predicted again from the dataset
+    under the data root `root`.
+
+    Raises CrkdError if the checkpoint or the prepared dataset is missing or has changed since
+    the evaluation.
     """
     from jinja2 import Environment, StrictUndefined
 
     create_output_folder(folder, "--report")
-    leader = max(comparison.entries, key=lambda entry: entry.mean[0].mean)
-    pictures = _pictures(comparison, leader, root, notify, progress, device)
-    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    best = max(comparison.entries, key=lambda entry: entry.mean[0].mean)
+    pictures = _case_pictures(best.runs[0], root, notify, progress, device)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    one = comparison.one
+    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    methods = []
+    for i, entry in enumerate(comparison.entries):
+        methods.append((entry.name, figures.color(i), figures.is_dashed(i)))
+    common = comparison.common
     page = environment.from_string(template).render(
-        facts=one.facts,
-        cases=len(one.cases),
-        patients=len(set(one.groups)),
+        facts=common.facts,
+        cases=len(common.cases),
+        patients=len(set(common.groups)),
         version=__version__,
-        methods=[
-            (entry.name, i % figures.COLOURS + 1, i // figures.COLOURS % 2)
-            for i, entry in enumerate(comparison.entries)
-        ],
+        methods=methods,
         tables=tables(comparison),
-        runs=_runs(comparison),
-        curves=figures.curves(comparison),
-        dots=figures.dots(comparison),
+        runs=_run_table(comparison),
+        curves=figures.learning_curves(comparison),
+        case_scores=figures.case_scores(comparison),
         unit=comparison.unit,
-        leader=leader.name,
-        seed=leader.runs[0].facts.seed,
+        best_method=best.name,
+        seed=best.runs[0].facts.seed,
         pictures=pictures,
     )
     file = folder / "index.html"
@@ -91,87 +95,71 @@ def write_report(
     return file
 
 
-def _runs(comparison: Comparison) -> Table:
-    rows = [
-        [
-            Cell(text)
-            for text in (
-                entry.name,
-                str(run.folder),
-                str(run.checkpoint),
-                str(run.facts.seed),
-                str(run.facts.step),
-            )
-        ]
-        for entry in comparison.entries
-        for run in entry.runs
-    ]
+def _run_table(comparison: Comparison) -> Table:
+    rows = []
+    for entry in comparison.entries:
+        for run in entry.runs:
+            texts = (entry.name, run.folder, run.checkpoint, run.facts.seed, run.facts.step)
+            rows.append([Cell(str(text)) for text in texts])
     return Table("runs", ["method", "evaluation", "checkpoint", "seed", "step"], 3, [rows], [])
 
 
-def _pictures(
-    comparison: Comparison,
-    leader: MethodResult,
-    root: Path,
-    notify: Notify,
-    progress: Progress,
-    device: str | None,
+def _case_pictures(
+    run: Evaluation, root: Path, notify: Notify, progress: Progress, device: str | None
 ) -> dict[str, list[CasePicture]]:
-    """The worst and best cases by the Dice of the first run of `leader`."""
-    run = leader.runs[0]
+    """Draw the worst and the best cases of `run` by Dice, worst and best first."""
     checkpoint = load_checkpoint(run.checkpoint)
-    if checkpoint.step != run.facts.step:
-        raise CrkdError(
-            f"{run.checkpoint} is of step {checkpoint.step}, but {run.folder} of step {run.facts.step}; run crkd evaluate again"
-        )
     store = Store(root / "prepared" / checkpoint.config.data.name)
-    if lost := [case for case in run.cases if case not in store.cases]:
-        raise CrkdError(
-            f"{store.root} lacks {len(lost)} of the evaluated cases, {lost[0]} for one; give the right --data-root"
-        )
+    _check_unchanged(run, checkpoint, store)
+    ascending = [run.cases[i] for i in np.argsort(means(run.scores[:, :, 0]), kind="stable")]
+    groups = {"Worst": ascending[:CASES_PER_GROUP]}
+    if best := ascending[CASES_PER_GROUP:][-CASES_PER_GROUP:]:
+        groups["Best"] = best[::-1]
+
     inferer = build_inferer(checkpoint, device, notify, run.facts.protocol)
-    rising = [run.cases[i] for i in np.argsort(means(run.scores[:, :, 0]), kind="stable")]
-    chosen = {"Worst": rising[:SHOWN], "Best": rising[SHOWN:][-SHOWN:][::-1]}
-    pictures: dict[str, list[CasePicture]] = {title: [] for title, cases in chosen.items() if cases}
-    with progress("drawing", sum(map(len, chosen.values())), "cases") as advance:
-        for title, cases in chosen.items():
+    pictures: dict[str, list[CasePicture]] = {group: [] for group in groups}
+    with progress("drawing", sum(map(len, groups.values())), "cases") as advance:
+        for group, cases in groups.items():
             for case in cases:
-                truth = np.asarray(store.native_label(case))
-                labels = inferer(store.image(case), truth.shape)
-                drawn = overlay.draw_overlay(
-                    store.image(case),
-                    labels,
-                    checkpoint.spec,
-                    store.cases[case].spacing_mm,
-                    case,
-                    truth,
-                )
-                scores = run.scores[run.cases.index(case)]
-                pictures[title].append(
-                    _picture(case, drawn, [*zip(run.classes, scores, strict=True)], run.metrics)
-                )
+                image, reference = store.image(case), np.asarray(store.native_label(case))
+                labels = inferer(image, reference.shape)
+                spacing = store.cases[case].spacing_mm
+                drawn = draw_overlay(image, labels, checkpoint.spec, spacing, case, reference)
+                picture = CasePicture(_embed(drawn, case), _score_texts(run, case))
+                pictures[group].append(picture)
                 advance(1, case)
     return pictures
 
 
-def _picture(
-    case: str, drawn: Image.Image, classes: list[tuple[str, np.ndarray]], metrics: list[str]
-) -> CasePicture:
-    file = io.BytesIO()
-    drawn.save(file, format="PNG", optimize=True)
-    source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    wanted = [
-        m for m, metric in enumerate(metrics) if metric == "dice" or metric.startswith("hd95")
-    ]
-    scores = [
-        (
-            name,
-            ", ".join(
-                f"{metric_heading(metrics[m])} {format_values(metrics[m], float(values[m]))[0]}"
-                for m in wanted
-            ),
+def _check_unchanged(run: Evaluation, checkpoint: Checkpoint, store: Store) -> None:
+    """Raise CrkdError unless the checkpoint and the cases are those of the evaluation."""
+    if checkpoint.step != run.facts.step:
+        raise CrkdError(
+            f"{run.checkpoint} is at step {checkpoint.step}, but {run.folder} is of step "
+            f"{run.facts.step}; run crkd evaluate again"
         )
-        for name, values in classes
-    ]
-    text = f"{case}: the image with the model's contours in color and the truth in white"
-    return CasePicture(case, text, source, scores)
+    if missing := [case for case in run.cases if case not in store.cases]:
+        raise CrkdError(
+            f"{store.root} lacks {len(missing)} of the evaluated cases, for example {missing[0]}; "
+            "give the right --data-root"
+        )
+
+
+def _embed(picture: Image.Image, case: str) -> Figure:
+    file = io.BytesIO()
+    picture.save(file, format="PNG", optimize=True)
+    source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    text = f"{case}: the image with the prediction's contours in color and the reference in white"
+    return Figure(case, text, source)
+
+
+def _score_texts(run: Evaluation, case: str) -> list[tuple[str, str]]:
+    """Return Dice and HD95 of every class of `case` as text."""
+    texts = []
+    for name, scores in zip(run.classes, run.scores[run.cases.index(case)], strict=True):
+        parts = []
+        for metric, score in zip(run.metrics, scores, strict=True):
+            if metric == "dice" or metric.startswith("hd95"):
+                parts += [f"{metric_heading(metric)} {format_values(metric, float(score))[0]}"]
+        texts.append((name, ", ".join(parts)))
+    return texts

@@ -1,4 +1,4 @@
-"""A comparison as tables of text, which a terminal, Markdown and HTML show alike; and its files."""
+"""A comparison as tables of text, the same in a terminal, Markdown and HTML; and its files."""
 
 import csv
 import json
@@ -13,218 +13,226 @@ from crkd_cli.evaluation.literature import PublishedRow
 from crkd_cli.metrics.names import format_values, higher_is_better, metric_heading
 from crkd_cli.metrics.paired import Difference
 from crkd_cli.paths import atomic_write
-from crkd_cli.reporting.compare import Comparison, MethodResult, ScoreSummary
+from crkd_cli.reporting.compare import Comparison, MethodResult, PairedTest, ScoreSummary
 
 
 class Cell(NamedTuple):
+    """A text of a table."""
+
     text: str
-    best: bool = False  # of all methods under this score
+    best: bool = False  # of all methods for this score
+
+
+Row = list[Cell]
 
 
 @dataclass(frozen=True)
 class Table:
+    """A table of text with a title and notes."""
+
     title: str
     headings: list[str]
-    words: int  # columns on the left that hold words; the others hold numbers
-    sections: list[list[list[Cell]]]  # rows in groups
+    words: int  # columns on the left that contain words; the others contain numbers
+    sections: list[list[Row]]  # groups of rows
     notes: list[str]
 
 
-def tables(comparison: Comparison, classes: int | None = None) -> list[Table]:
-    """Scores, tests where there are several methods, published rows where there are any.
+def tables(comparison: Comparison, max_classes: int | None = None) -> list[Table]:
+    """Return the scores, the tests between methods and the published rows, if there are any.
 
-    With more than `classes` classes their columns are left out, which a note says.
+    With more than `max_classes` classes, a note replaces their columns.
     """
-    result = [_scores(comparison, classes)]
+    result = [_score_table(comparison, max_classes)]
     if comparison.tests:
-        result.append(_tests(comparison))
+        result.append(_test_table(comparison))
     if comparison.published:
         result.append(published_table(comparison.published))
     return result
 
 
-def _scores(comparison: Comparison, most: int | None) -> Table:
-    one = comparison.one
-    names = one.classes if most is None or len(one.classes) <= most else []
-    patients = f" of {len(set(one.groups))} patients" if comparison.unit == "patients" else ""
+def _score_table(comparison: Comparison, max_classes: int | None) -> Table:
+    common = comparison.common
+    facts = common.facts
+    cases = f"{len(common.cases)} cases"
+    if comparison.unit == "patients":
+        cases += f" of {len(set(common.groups))} patients"
     title = (
-        f"{one.facts.dataset}, {one.facts.part}: {len(one.cases)} cases{patients}, {one.facts.protocol} protocol, "
-        f"{one.facts.labeled} labeled"
+        f"{facts.dataset}, {facts.part}: {cases}, {facts.protocol} protocol, "
+        f"{facts.labeled} labeled"
     )
-    notes = [*comparison.unequal(), *comparison.explanation()[:2]]
+
+    notes = [*comparison.differing_settings(), *comparison.explanation()[:2]]
     undefined = sum(score.undefined for entry in comparison.entries for score in entry.mean)
-    notes += [f"{undefined} scores are undefined and left out."] if undefined else []
-    notes += (
-        [] if names else [f"The scores of the {len(one.classes)} classes are in the files: --out."]
-    )
-    headings = ["score", "method", "runs", "mean ± SD", "95 % CI", *names]
-    sections = [
-        _section(comparison.entries, m, metric, names) for m, metric in enumerate(one.metrics)
-    ]
+    if undefined:
+        notes.append(f"{undefined} scores are undefined and left out.")
+    classes = common.classes
+    if max_classes is not None and len(classes) > max_classes:
+        notes.append(f"The scores of the {len(classes)} classes are in the files: --out.")
+        classes = []
+
+    headings = ["score", "method", "runs", "mean ± SD", "95 % CI", *classes]
+    sections = []
+    for m, metric in enumerate(common.metrics):
+        sections.append(_score_rows(comparison.entries, m, metric, classes))
     return Table(title, headings, 2, sections, notes)
 
 
-def _section(
-    entries: list[MethodResult], m: int, metric: str, names: list[str]
-) -> list[list[Cell]]:
-    """The rows of one metric."""
+def _score_rows(entries: list[MethodResult], m: int, metric: str, classes: list[str]) -> list[Row]:
+    """Return one row per method for metric number `m`, with columns for `classes`."""
     means = [entry.mean[m] for entry in entries]
-    columns = [
-        _best(metric, [mean.mean for mean in means], [_spread(metric, mean) for mean in means])
-    ]
-    for name in names:
+    texts = [_mean_and_sd(metric, mean) for mean in means]
+    mean_column = _mark_best(metric, [mean.mean for mean in means], texts)
+    class_columns = []
+    for name in classes:
         values = [entry.classes[name][m].mean for entry in entries]
-        columns.append(_best(metric, values, format_values(metric, *values)))
+        class_columns.append(_mark_best(metric, values, format_values(metric, *values)))
+
     rows = []
     for i, entry in enumerate(entries):
-        mean, *classes = (column[i] for column in columns)
-        interval = (
-            ""
-            if isnan(means[i].low)
-            else "[{}, {}]".format(*format_values(metric, means[i].low, means[i].high))
-        )
         rows.append(
             [
                 Cell(metric_heading(metric)),
                 Cell(entry.name),
                 Cell(str(len(entry.runs))),
-                mean,
-                Cell(interval),
-                *classes,
+                mean_column[i],
+                Cell(_interval(metric, means[i].low, means[i].high)),
+                *(column[i] for column in class_columns),
             ]
         )
     return rows
 
 
-def _spread(metric: str, score: ScoreSummary) -> str:
+def _mean_and_sd(metric: str, score: ScoreSummary) -> str:
     mean, sd = format_values(metric, score.mean, score.sd)
     return mean if isnan(score.sd) else f"{mean} ± {sd}"
 
 
-def _best(metric: str, values: list[float], texts: list[str]) -> list[Cell]:
-    """`texts` with the best of `values` marked, and what reads the same; nothing where all do."""
-    read = format_values(metric, *values)
+def _interval(metric: str, low: float, high: float) -> str:
+    if isnan(low):
+        return ""
+    return "[{}, {}]".format(*format_values(metric, low, high))
+
+
+def _mark_best(metric: str, values: list[float], texts: list[str]) -> Row:
+    """Mark the `texts` whose values read like the best one; none if all values read the same."""
+    formatted = format_values(metric, *values)
     defined = [value for value in values if not isnan(value)]
-    if len(set(read)) == 1 or not defined:
+    if len(set(formatted)) == 1 or not defined:
         return [Cell(text) for text in texts]
-    (best,) = format_values(metric, max(defined) if higher_is_better(metric) else min(defined))
-    return [Cell(text, one == best) for one, text in zip(read, texts, strict=True)]
+    best = max(defined) if higher_is_better(metric) else min(defined)
+    (best_text,) = format_values(metric, best)
+    return [Cell(text, value == best_text) for value, text in zip(formatted, texts, strict=True)]
 
 
-def _tests(comparison: Comparison) -> Table:
-    sections: list[list[list[Cell]]] = []
-    for metric in comparison.one.metrics:
-        rows = []
-        for test in (test for test in comparison.tests if test.metric == metric):
-            difference = test.difference
-            mean, low, high = format_values(
-                metric, difference.mean, difference.low, difference.high
-            )
-            interval = "" if isnan(difference.low) else f"[{low}, {high}]"
-            texts = [
-                metric_heading(metric),
-                f"{test.first} − {test.second}",
-                mean,
-                interval,
-                str(difference.n),
-            ]
-            rows.append([Cell(text) for text in (*texts, _p(difference.p), _p(test.p_holm))])
-        sections.append(rows)
+def _test_table(comparison: Comparison) -> Table:
+    sections = []
+    for metric in comparison.common.metrics:
+        tests = [test for test in comparison.tests if test.metric == metric]
+        sections.append([_test_row(test) for test in tests])
     headings = ["score", "methods", "difference", "95 % CI", comparison.unit, "p", "p (Holm)"]
     return Table("paired differences", headings, 2, sections, comparison.explanation()[2:])
 
 
-def _p(value: float) -> str:
-    if isnan(value):
+def _test_row(test: PairedTest) -> Row:
+    difference = test.difference
+    texts = (
+        metric_heading(test.metric),
+        f"{test.first} − {test.second}",
+        *format_values(test.metric, difference.mean),
+        _interval(test.metric, difference.low, difference.high),
+        str(difference.n),
+        _format_p(difference.p),
+        _format_p(test.p_holm),
+    )
+    return [Cell(text) for text in texts]
+
+
+def _format_p(p: float) -> str:
+    if isnan(p):
         return "undefined"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def published_table(rows: Sequence[PublishedRow]) -> Table:
-    """What was published for a data set and label count."""
-    title = f"published for {rows[0].dataset} with {rows[0].labeled} labeled"
-    note = "paper: by --protocol paper, best checkpoint on the cases scored; authors: each in their own way"
+def published_table(published: Sequence[PublishedRow]) -> Table:
+    """Return the published scores, all for one dataset and number of labeled cases."""
+    title = f"published for {published[0].dataset} with {published[0].labeled} labeled"
+    note = (
+        "paper: by --protocol paper, best checkpoint on the scored cases; "
+        "authors: as each source reports it"
+    )
     headings = ["method", "protocol", "source", "Dice %", "Jaccard %", "HD95 px", "ASD px"]
-    section = []
-    for row in rows:
-        scores = (
-            "" if score is None else f"{score:.2f}"
-            for score in (row.dice, row.jaccard, row.hd95, row.asd)
-        )
-        section.append([Cell(text) for text in (row.method, row.protocol, row.source, *scores)])
-    return Table(title, headings, 3, [section], [note])
+    rows = []
+    for row in published:
+        scores = (row.dice, row.jaccard, row.hd95, row.asd)
+        numbers = ["" if score is None else f"{score:.2f}" for score in scores]
+        texts = (row.method, row.protocol, row.source, *numbers)
+        rows.append([Cell(text) for text in texts])
+    return Table(title, headings, 3, [rows], [note])
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """comparison.json (everything), scores.csv, tests.csv and comparison.md into `folder`."""
+    """Write comparison.json (everything), scores.csv, tests.csv and comparison.md to `folder`."""
+    tree = comparison.tree()
     with atomic_write(folder / "comparison.json") as temporary:
-        temporary.write_text(
-            json.dumps(comparison.tree(), indent=2, allow_nan=False) + "\n", encoding="utf-8"
-        )
-    scores = _score_rows(comparison)
+        text = json.dumps(tree, indent=2, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+    scores = [*_method_records(tree), *_published_records(comparison.published)]
     _write_csv(folder / "scores.csv", scores, dict.fromkeys(chain.from_iterable(scores)))
     columns = ["metric", "first", "second", *(field.name for field in fields(Difference)), "p_holm"]
-    _write_csv(folder / "tests.csv", comparison.tree()["tests"], columns)
+    _write_csv(folder / "tests.csv", tree["tests"], columns)
     with atomic_write(folder / "comparison.md") as temporary:
         temporary.write_text("\n".join(map(_markdown, tables(comparison))), encoding="utf-8")
 
 
-def _write_csv(file: Path, rows: list[dict[str, Any]], columns: Iterable[str]) -> None:
+def _write_csv(file: Path, records: list[dict[str, Any]], columns: Iterable[str]) -> None:
     with (
         atomic_write(file) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as lines,
     ):
         writer = csv.DictWriter(lines, list(columns))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(records)
 
 
-def _score_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """One row per method, class and metric, "mean" being the mean of the classes; then the published scores in the same units."""
-    tree = comparison.tree()
-    rows: list[dict[str, Any]] = []
+def _method_records(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one record per method, class and metric; class "mean" is the mean of the classes."""
+    records = []
     for method in tree["methods"]:
-        common = {
+        names = {
             "protocol": tree["protocol"],
             "source": "",
             "method": method["method"],
             "runs": len(method["runs"]),
         }
         for name, scores in {**method["classes"], "mean": method["mean"]}.items():
-            rows += [
-                {**common, "class": name, "metric": metric, **score}
-                for metric, score in scores.items()
-            ]
-    for row in comparison.published:
-        common = {
-            "protocol": row.protocol,
-            "source": row.source,
-            "method": row.method,
-            "class": "mean",
-        }
-        rows += [
-            {**common, "metric": metric, "mean": score} for metric, score in row.scores().items()
-        ]
-    return rows
+            for metric, score in scores.items():
+                records.append({**names, "class": name, "metric": metric, **score})
+    return records
+
+
+def _published_records(published: Sequence[PublishedRow]) -> list[dict[str, Any]]:
+    """Return one record per published score, in the units of our own."""
+    records = []
+    for row in published:
+        names = {"protocol": row.protocol, "source": row.source, "method": row.method}
+        for metric, score in row.scores().items():
+            records.append({**names, "class": "mean", "metric": metric, "mean": score})
+    return records
 
 
 def _markdown(table: Table) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-    rule = ["---" if i < table.words else "---:" for i in range(len(table.headings))]
-    rows = [
-        [f"**{cell.text}**" if cell.best else cell.text for cell in row]
-        for section in table.sections
-        for row in section
+    numbers = len(table.headings) - table.words
+    lines = [
+        _markdown_row(table.headings),
+        _markdown_row(["---"] * table.words + ["---:"] * numbers),
     ]
-    return "\n".join(
-        [
-            f"## {table.title}",
-            "",
-            *map(line, (table.headings, rule, *rows)),
-            "",
-            *(f"- {note}" for note in table.notes),
-            "",
-        ]
-    )
+    for row in chain.from_iterable(table.sections):
+        texts = [f"**{text}**" if best else text for text, best in row]
+        lines.append(_markdown_row(texts))
+    notes = [f"- {note}" for note in table.notes]
+    return "\n".join([f"## {table.title}", "", *lines, "", *notes, ""])
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    escaped = [cell.replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"

@@ -155,7 +155,7 @@ def test_an_evaluation_of_another_kind_than_asked_for_is_refused(cli, runs, opti
     result = cli("compare", runs[0] / "evaluation-strict-test", *options)
     assert result.exit_code == 2
     assert (
-        "evaluation-strict-test is of strict, test; give the run folder, or no such option"
+        "evaluation-strict-test is a strict/test evaluation; drop --protocol/--part"
         in result.stderr
     )
 
@@ -242,7 +242,7 @@ def test_wrong_usage(cli, runs, write_evaluation, tmp_path, rng):
         return line
 
     other = write_evaluation("other", rng.random((2, 2, 2)), {"a": "a", "b": "b"})
-    assert "cannot be compared; they differ in data set toy and acdc" in refused(runs[0], other)
+    assert "cannot be compared; they differ in dataset (toy and acdc)" in refused(runs[0], other)
     assert f"run: crkd evaluate {runs[0]}/best.pth --protocol paper" in refused(
         runs[0], "--protocol", "paper"
     )

@@ -66,7 +66,7 @@ def test_best_and_last_checkpoints_are_not_averaged(evaluated):
     )
     with pytest.raises(
         UsageError,
-        match=r"crkd-seed1/.* was scored at best.pth and .*crkd-seed2/.* at last.pth; evaluate",
+        match=r"crkd-seed1/.* scored best.pth and .*crkd-seed2/.* scored last.pth; evaluate",
     ):
         compare_runs([last, best])
     assert len(compare_runs([best, evaluated("supervised", checkpoint="last.pth")]).entries) == 2
@@ -158,29 +158,29 @@ def test_settings_make_entries_and_folders_name_them(write_evaluation, rng):
         ("crkd (full)", 2),
         ("crkd (bare)", 1),
     ]
-    with pytest.raises(UsageError, match="same method, settings and seed 1; give one of them"):
+    with pytest.raises(UsageError, match="same method, settings and seed 1; give only one of them"):
         compare_runs([run("one", 1), run("two", 1)])
 
 
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        ({"dataset": "la"}, "data set acdc and la"),
-        ({"protocol": "paper"}, "protocol strict and paper"),
-        ({"part": "val"}, "part test and val"),
-        ({"labeled": 7}, "labeled cases 3 and 7"),
-        ({"split": "3-seed1"}, "split official-3 and 3-seed1"),
-        ({"metrics": ("dice", "hd95_px")}, "scores dice, hd95_mm and dice, hd95_px"),
-        ({"classes": ("rv", "lv")}, "classes rv, myo and rv, lv"),
+        ({"dataset": "la"}, r"dataset \(acdc and la\)"),
+        ({"protocol": "paper"}, r"protocol \(strict and paper\)"),
+        ({"part": "val"}, r"part \(test and val\)"),
+        ({"labeled": 7}, r"labeled cases \(3 and 7\)"),
+        ({"split": "3-seed1"}, r"split \(official-3 and 3-seed1\)"),
+        ({"metrics": ("dice", "hd95_px")}, r"scores \(dice, hd95_mm and dice, hd95_px\)"),
+        ({"classes": ("rv", "lv")}, r"classes \(rv, myo and rv, lv\)"),
         (
             {"cases": {**CASES, "g": "g"}},
             r"test cases \(0 are only in the first, 1 only in the second\)",
         ),
-        ({"cases": {**CASES, "a2": "h"}}, "the patients that the cases belong to"),
+        ({"cases": {**CASES, "a2": "h"}}, "the patients of the cases"),
         ({"truth": "1" * 64}, "the labels of the test cases"),
         (
             {"dataset": "la", "labeled": 4, "split": "official-4"},
-            "data set acdc and la; labeled cases 3 and 4; split",
+            r"dataset \(acdc and la\); labeled cases \(3 and 4\); split",
         ),
     ],
 )
@@ -283,7 +283,7 @@ def test_what_the_table_says(evaluated):
         compare_runs([evaluated("supervised", scores=better), evaluated("crkd", scores=better)])
     )[0]
     assert not any(cell.best for section in same.sections for row in section for cell in row)
-    hidden = tables(compare_runs([evaluated()]), classes=1)[0]
+    hidden = tables(compare_runs([evaluated()]), max_classes=1)[0]
     assert hidden.headings == ["score", "method", "runs", "mean ± SD", "95 % CI"]
     assert "2 classes are in the files" in hidden.notes[-1]
 
