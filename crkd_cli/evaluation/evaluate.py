@@ -1,4 +1,4 @@
-"""Scores of a model on cases of a prepared store, and the files that report them.
+"""Score a model on the cases of a prepared dataset and write the results.
 
 Legend: N cases, K classes with the background, M metrics, *S spatial axes.
 """
@@ -26,40 +26,43 @@ from crkd_cli.evaluation.literature import PublishedRow, published_rows
 from crkd_cli.evaluation.results import evaluation_folder
 from crkd_cli.inference.inferer import Inferer, Protocol, build_inferer
 from crkd_cli.metrics.overlap import confusion, dice, jaccard
-from crkd_cli.metrics.summary import Summary, summarize
+from crkd_cli.metrics.summary import Interval, Summary, summarize
 from crkd_cli.metrics.surface import surface
 from crkd_cli.paths import atomic_write, create_output_folder
 from crkd_cli.progress import Advance, Notify, Progress
 from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint
 
-TOLERANCE = 2.0  # of nsd, in mm or px
+TOLERANCE = 2.0  # of the NSD, in mm or px
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What was scored and how, and what came out."""
+    """What was scored, how, and the results."""
 
-    facts: dict[str, Any]  # protocol, data set, part, checkpoint …
+    facts: dict[str, Any]  # protocol, dataset, part, checkpoint …
     metrics: tuple[str, ...]  # column names with their units: dice, hd95_mm …
-    classes: dict[str, list[Summary]]  # of every foreground class, one per metric
+    classes: dict[str, list[Summary]]  # per foreground class, one per metric
     mean: list[Summary]  # over the classes, one per metric
-    published: list[PublishedRow]  # of the same data set and label count
-    folder: Path  # where cases.csv and summary.json are
+    published: list[PublishedRow]  # for the same dataset and number of labeled cases
+    folder: Path  # of cases.csv and summary.json
 
     def tree(self) -> dict[str, Any]:
-        """As plain dicts and lists for JSON; None for what is undefined."""
-        by_class = {name: self._named(summaries) for name, summaries in self.classes.items()}
-        rows = msgspec.to_builtins(self.published)
+        """Return plain dicts and lists for JSON, with None for undefined scores."""
         return {
             **self.facts,
-            "classes": by_class,
-            "mean": self._named(self.mean),
-            "published": rows,
+            "classes": {name: self._by_metric(scores) for name, scores in self.classes.items()},
+            "mean": self._by_metric(self.mean),
+            "published": msgspec.to_builtins(self.published),
         }
 
-    def _named(self, summaries: list[Summary]) -> dict[str, Any]:
-        plain = [{key: _plain(value) for key, value in asdict(one).items()} for one in summaries]
-        return dict(zip(self.metrics, plain, strict=True))
+    def _by_metric(self, summaries: list[Summary]) -> dict[str, Any]:
+        tree = {}
+        for metric, summary in zip(self.metrics, summaries, strict=True):
+            values = asdict(summary)
+            tree[metric] = {
+                name: None if math.isnan(value) else value for name, value in values.items()
+            }
+        return tree
 
 
 def evaluate(
@@ -72,73 +75,60 @@ def evaluate(
     out: Path | None = None,
     device: str | None = None,
 ) -> EvaluationReport:
-    """Scores the checkpoint `file` on its split's cases in the store under the data root `root`.
+    """Score a checkpoint on cases of its split and write cases.csv and summary.json.
 
-    part: default test, else val; paper: the published part. Writes cases.csv and summary.json to `out`, by default
-    beside the checkpoint (evaluation.folder_of). Several processes share the cases; the first one writes.
-    Raises CrkdError: no checkpoint, store missing or of another kind, cases missing.
+    Several processes share the cases; the first one writes.
+
+    Args:
+        file: A checkpoint, or a run folder.
+        root: The data root, with the prepared dataset under it.
+        notify: Called with messages for the user.
+        progress: Opens a progress bar.
+        part: Default: test, or val if the split has no test cases; for the paper protocol the
+            published part.
+        protocol: strict or paper.
+        out: Folder of the results. Default: beside the checkpoint, see
+            `crkd_cli.evaluation.results.evaluation_folder`.
+        device: None or auto: the first GPU, else the CPU.
+
+    Raises CrkdError if the checkpoint, the dataset or a case is missing, or the dataset is not
+    the one that the model was trained on.
     """
     checkpoint = load_checkpoint(file)
-    file = checkpoint.path  # of a run folder: its best.pth, else its last.pth
-    spec, split = checkpoint.spec, checkpoint.split
     if protocol == "paper":
-        paper.check(spec.source)
+        paper.check_published(checkpoint.spec.source)
     store = Store(root / "prepared" / checkpoint.config.data.name)
-    _same_kind(checkpoint, store)
-    parts = _parts(checkpoint, part, protocol, notify)
-    cases = [store.cases[case] for one in parts for case in split.cases(store, one)]
-    folder = out or evaluation_folder(file, protocol, "+".join(parts))
+    _check_same_dataset(checkpoint, store)
+    parts = _choose_parts(checkpoint, part, protocol, notify)
+    part_name = "+".join(parts)
+    cases = []
+    for name in parts:
+        cases += [store.cases[case] for case in checkpoint.split.cases(store, name)]
+    folder = out or evaluation_folder(checkpoint.path, protocol, part_name)
     create_output_folder(folder, "--out")
     notify(
-        f"evaluating {file} (step {checkpoint.step}) on {len(cases)} {'+'.join(parts)} cases, {protocol} protocol"
+        f"evaluating {checkpoint.path} (step {checkpoint.step}) on {len(cases)} {part_name} cases, "
+        f"{protocol} protocol"
     )
     notify(f"results: {folder}")
+
     inferer = build_inferer(checkpoint, device, notify, protocol)
-    scorer = Scorer(spec.source, len(spec.classes), protocol, cases)
-    own = world.strided_shard(cases)
-    with progress("evaluating", len(own), "cases") as advance:
-        scores = np.stack(world.gather_results([*_scores(inferer, store, own, scorer, advance)]))
-    groups = [case.group for case in cases]
-    over = "cases" if len(set(groups)) == len(groups) else "patients"
-    facts = {
-        "protocol": protocol,
-        "dataset": spec.name,
-        "part": "+".join(parts),
-        "cases": len(cases),
-        "method": checkpoint.config.method,
-        "method_sha256": checkpoint.user_method and checkpoint.user_method.sha256,
-        "labeled": len(split.labeled),
-        "split": split.name,
-        "seed": checkpoint.config.train.seed,
-        "checkpoint": str(file),
-        "step": checkpoint.step,
-        "truth": digest((case.id, case.label_sha256) for case in cases),
-        "interval": f"95 %, bootstrap over {over}"
-        if protocol == "strict"
-        else "95 %, Student's t over cases",
-        "precision": str(inferer.precision).removeprefix("torch."),
-        "trained_with": checkpoint.code_version,
-        "evaluated_with": __version__,
-        "config": dump(checkpoint.config),
-    }
-    columns = [
-        summarize(one, "bootstrap" if protocol == "strict" else "t", groups)
-        for one in np.moveaxis(scores, 2, 0)
-    ]
-    by_class = {
-        name: [column[0][k] for column in columns] for k, name in enumerate(spec.classes[1:])
-    }
-    rows = published_rows(split.dataset, len(split.labeled))
-    report = EvaluationReport(
-        facts, scorer.metrics, by_class, [column[1] for column in columns], rows, folder
-    )
+    scorer = Scorer(checkpoint.spec.source, len(checkpoint.spec.classes), protocol, cases)
+    scores = _score_cases(inferer, store, cases, scorer, progress)
+    precision = str(inferer.precision).removeprefix("torch.")
+    facts = _collect_facts(checkpoint, protocol, part_name, cases, precision)
+    report = _summarize(checkpoint, facts, scorer.metrics, scores, cases, folder)
     if world.rank() == 0:
         _write(report, cases, scores)
     return report
 
 
 class Scorer:
-    """All metrics of a case. Distances are in mm if the spacing of every case is known, else in px; paper: in px."""
+    """Computes all metrics of a case.
+
+    Distances are in mm if the spacing of every case is known, else in px; with the paper protocol
+    always in px.
+    """
 
     def __init__(
         self, source: str, classes: int, protocol: Protocol, cases: Sequence[CaseInfo]
@@ -149,17 +139,15 @@ class Scorer:
             case.spacing_mm and not case.native_shape for case in cases
         )
         self._unit = "mm" if in_mm else "px"
-        distances = (
-            ("hd95_", "asd_")
-            if protocol == "paper"
-            else ("hd95_", "assd_", "asd_", f"nsd_{TOLERANCE:g}")
-        )
+        distances = ["hd95_", "assd_", "asd_", f"nsd_{TOLERANCE:g}"]
+        if protocol == "paper":
+            distances = ["hd95_", "asd_"]
         self.metrics = ("dice", "jaccard", *(name + self._unit for name in distances))
 
     def __call__(
         self, labels: NDArray[np.uint8], truth: NDArray[np.uint8], case: CaseInfo
     ) -> NDArray[np.float64]:
-        """Scores [K − 1, M] of `labels` [*S] against `truth` [*S]; NaN where undefined."""
+        """Return scores [K − 1, M] of `labels` [*S] against `truth` [*S]; NaN if undefined."""
         masks = [(labels == k, truth == k) for k in range(1, self._classes)]
         if self._protocol == "paper":
             return np.stack([paper.scores(*pair, self._source) for pair in masks])
@@ -169,69 +157,126 @@ class Scorer:
         return np.hstack([overlap, [surface(*pair, spacing, TOLERANCE) for pair in masks]])
 
 
-def _scores(
-    inferer: Inferer, store: Store, cases: Sequence[CaseInfo], scorer: Scorer, advance: Advance
-) -> Iterator[NDArray[np.float64]]:
-    """Scores [K − 1, M] of every case, in order: one is scored in a thread while the next is inferred."""
-    with ThreadPoolExecutor(1, thread_name_prefix="score") as pool:
-        waiting = None
-        for case in cases:
-            truth = store.native_label(case.id)
-            labels = inferer(store.image(case.id), truth.shape)
-            if waiting is not None:
-                yield waiting.result()
-                advance(1, case.id)
-            waiting = pool.submit(scorer, labels, np.asarray(truth), case)
-        if waiting is not None:
-            yield waiting.result()
-            advance(1, "")
-
-
-def _same_kind(checkpoint: Checkpoint, store: Store) -> None:
-    was, now = checkpoint.spec, store.spec
+def _check_same_dataset(checkpoint: Checkpoint, store: Store) -> None:
+    """Raise CrkdError unless `store` is of the kind that the model was trained on."""
     for name in ("source", "classes", "channels", "dims", "intensity", "stored_size", "z_last"):
-        if getattr(was, name) != getattr(now, name):
+        trained, stored = getattr(checkpoint.spec, name), getattr(store.spec, name)
+        if trained != stored:
             raise CrkdError(
-                f"{store.root} is not the data set that {checkpoint.path} was trained on: {name} is "
-                f"{getattr(now, name)} there and was {getattr(was, name)}; give the right --data-root"
+                f"{store.root} is not the dataset that {checkpoint.path} was trained on: {name} is "
+                f"{stored} instead of {trained}; give the right --data-root"
             )
 
 
-def _parts(
+def _choose_parts(
     checkpoint: Checkpoint, part: Part | None, protocol: Protocol, notify: Notify
 ) -> tuple[Part, ...]:
-    """The parts of the split to score together: one, or the two that the paper protocol scores as one."""
+    """Return the parts of the split to score: one, or those that the paper protocol pools.
+
+    Raises CrkdError if the part has no cases.
+    """
     split = checkpoint.split
-    if part is None and protocol == "paper" and checkpoint.spec.source in paper.TOGETHER:
-        forward_concat = tuple(
-            one for one in paper.TOGETHER[checkpoint.spec.source] if getattr(split, one)
-        )
-        if forward_concat:
-            return forward_concat
-    if part is None and not split.test and split.val:
+    if part is None and protocol == "paper":
+        pooled = paper.POOLED_PARTS.get(checkpoint.spec.source, ())
+        if parts := tuple(name for name in pooled if getattr(split, name)):
+            return parts
+    if part is None and split.val and not split.test:
         notify(f"split {split.name} has no test cases: scoring the validation cases")
-    chosen: Part = part or ("test" if split.test or not split.val else "val")
-    if not getattr(split, chosen):
-        there = [name for name in ("val", "test") if getattr(split, name)]
-        advice = (
-            f"give --part {there[0]}"
-            if there
-            else f"make one that has: crkd make-splits {split.dataset} --help"
-        )
-        raise CrkdError(f"split {split.name} has no {chosen} cases; {advice}")
-    if (
-        chosen == "val"
-        and checkpoint.best is not None
-        and checkpoint.best["step"] == checkpoint.step
-    ):
-        notify(
-            "the validation cases chose the checkpoint: their scores are better than those of unseen cases"
-        )
-    return (chosen,)
+        part = "val"
+    part = part or "test"
+    if not getattr(split, part):
+        other = "val" if part == "test" else "test"
+        advice = f"create one that has some: crkd make-splits {split.dataset} --help"
+        if getattr(split, other):
+            advice = f"give --part {other}"
+        raise CrkdError(f"split {split.name} has no {part} cases; {advice}")
+    if part == "val" and checkpoint.best and checkpoint.best["step"] == checkpoint.step:
+        notify("the checkpoint was selected on the validation cases, which inflates their scores")
+    return (part,)
+
+
+def _score_cases(
+    inferer: Inferer, store: Store, cases: list[CaseInfo], scorer: Scorer, progress: Progress
+) -> NDArray[np.float64]:
+    """Return scores [N, K − 1, M] of `cases`, which all processes share."""
+    shard = world.strided_shard(cases)
+    with progress("evaluating", len(shard), "cases") as advance:
+        scores = world.gather_results(list(_score_shard(inferer, store, shard, scorer, advance)))
+    return np.stack(scores)
+
+
+def _score_shard(
+    inferer: Inferer, store: Store, cases: Sequence[CaseInfo], scorer: Scorer, advance: Advance
+) -> Iterator[NDArray[np.float64]]:
+    """Yield scores [K − 1, M] of every case; one is scored while the next is predicted."""
+    with ThreadPoolExecutor(1, thread_name_prefix="score") as pool:
+        pending = None
+        for case in cases:
+            truth = store.native_label(case.id)
+            labels = inferer(store.image(case.id), truth.shape)
+            if pending is not None:
+                yield pending.result()
+                advance(1, case.id)
+            pending = pool.submit(scorer, labels, np.asarray(truth), case)
+        if pending is not None:
+            yield pending.result()
+            advance(1, "")
+
+
+def _collect_facts(
+    checkpoint: Checkpoint, protocol: Protocol, part: str, cases: list[CaseInfo], precision: str
+) -> dict[str, Any]:
+    """Describe the evaluation: its model, its cases and how they are scored."""
+    config, split = checkpoint.config, checkpoint.split
+    interval = "95 %, Student's t over cases"
+    if protocol == "strict":
+        several = len({case.group for case in cases}) < len(cases)
+        interval = f"95 %, bootstrap over {'patients' if several else 'cases'}"
+    return {
+        "protocol": protocol,
+        "dataset": checkpoint.spec.name,
+        "part": part,
+        "cases": len(cases),
+        "method": config.method,
+        "method_sha256": checkpoint.user_method and checkpoint.user_method.sha256,
+        "labeled": len(split.labeled),
+        "split": split.name,
+        "seed": config.train.seed,
+        "checkpoint": str(checkpoint.path),
+        "step": checkpoint.step,
+        "truth": digest((case.id, case.label_sha256) for case in cases),
+        "interval": interval,
+        "precision": precision,
+        "trained_with": checkpoint.code_version,
+        "evaluated_with": __version__,
+        "config": dump(config),
+    }
+
+
+def _summarize(
+    checkpoint: Checkpoint,
+    facts: dict[str, Any],
+    metrics: tuple[str, ...],
+    scores: NDArray[np.float64],
+    cases: list[CaseInfo],
+    folder: Path,
+) -> EvaluationReport:
+    """Summarize scores [N, K − 1, M] over cases."""
+    interval: Interval = "bootstrap" if facts["protocol"] == "strict" else "t"
+    groups = [case.group for case in cases]
+    classes: dict[str, list[Summary]] = {name: [] for name in checkpoint.spec.classes[1:]}
+    means = []
+    for values in np.moveaxis(scores, 2, 0):
+        summaries, mean = summarize(values, interval, groups)
+        means.append(mean)
+        for name, summary in zip(classes, summaries, strict=True):
+            classes[name].append(summary)
+    published = published_rows(checkpoint.split.dataset, len(checkpoint.split.labeled))
+    return EvaluationReport(facts, metrics, classes, means, published, folder)
 
 
 def _write(report: EvaluationReport, cases: list[CaseInfo], scores: NDArray[np.float64]) -> None:
-    """cases.csv and summary.json of `scores` [N, K − 1, M]."""
+    """Write cases.csv and summary.json of scores [N, K − 1, M]."""
     protocol = report.facts["protocol"]
     with (
         atomic_write(report.folder / "cases.csv") as temporary,
@@ -244,10 +289,5 @@ def _write(report: EvaluationReport, cases: list[CaseInfo], scores: NDArray[np.f
                 cells = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
                 writer.writerow([protocol, case.id, case.group, name, *cells])
     with atomic_write(report.folder / "summary.json") as temporary:
-        temporary.write_text(
-            json.dumps(report.tree(), indent=2, allow_nan=False) + "\n", encoding="utf-8"
-        )
-
-
-def _plain(value: float) -> float | None:
-    return None if math.isnan(value) else value
+        text = json.dumps(report.tree(), indent=2, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")

@@ -1,8 +1,10 @@
 """The published protocol: medpy's scores in voxels, with the published rules for empty masks.
 
-ACDC, LA: a class that is missing in prediction or truth scores 0 in all four, which flatters both distances.
-ISIC 2018, Kvasir-SEG: distances are NaN where a mask is empty, and left out of the mean.
-Its numbers stand beside printed tables and nowhere else: they are no fair measure of a model.
+ACDC, LA: a class that is missing in prediction or truth scores 0 in all four metrics, although
+0 is the best distance. ISIC 2018, Kvasir-SEG: distances are NaN if a mask is empty, and left out
+of the mean.
+
+These scores are comparable to published tables only: they are not a fair measure of a model.
 """
 
 import math
@@ -14,38 +16,33 @@ from crkd_cli.data.splits import Part
 from crkd_cli.errors import UsageError
 from crkd_cli.metrics.surface import Mask, bounding_box
 
-_MISSING = {
-    "acdc": 0.0,
-    "la": 0.0,
-    "isic2018": math.nan,
-    "kvasir": math.nan,
-}  # distance where a mask is empty
-TOGETHER: dict[str, tuple[Part, ...]] = {
-    "acdc": ("val", "test")
-}  # scored as one; the others' scores are of test
+# The distances if a mask is empty.
+_EMPTY_DISTANCE = {"acdc": 0.0, "la": 0.0, "isic2018": math.nan, "kvasir": math.nan}
+# Parts that are scored as one, by source; the other sources are scored on test.
+POOLED_PARTS: dict[str, tuple[Part, ...]] = {"acdc": ("val", "test")}
 
 
-def check(source: str) -> None:
-    """Raises UsageError if nothing was published for data of this kind."""
-    if source not in _MISSING:
-        known = ", ".join(_MISSING)
+def check_published(source: str) -> None:
+    """Raise UsageError if no protocol was published for this kind of data."""
+    if source not in _EMPTY_DISTANCE:
+        known = ", ".join(_EMPTY_DISTANCE)
         raise UsageError(
-            f"there is no published protocol for {source} data, only for {known}; use --protocol strict"
+            f"there is no published protocol for {source} data, only for {known}; "
+            "use --protocol strict"
         )
 
 
 def scores(prediction: Mask, truth: Mask, source: str) -> NDArray[np.float64]:
-    """Dice, Jaccard, HD95 and ASD [4] of one class, in voxels, as published for data from `source`."""
-    missing = _MISSING[source]
-    found, wanted = bool(prediction.any()), bool(truth.any())
-    if not found or not wanted:
-        empty_agree = math.isnan(missing) and found == wanted
-        overlap = 1.0 if empty_agree else 0.0
-        return np.array([overlap, overlap, missing, missing])
+    """Return Dice, Jaccard, HD95 and ASD [4] of one class as published for `source`, in voxels."""
+    predicted, present = bool(prediction.any()), bool(truth.any())
+    if not predicted or not present:
+        distance = _EMPTY_DISTANCE[source]
+        both_empty = predicted == present
+        overlap = 1.0 if both_empty and math.isnan(distance) else 0.0
+        return np.array([overlap, overlap, distance, distance])
     from medpy.metric import binary
 
-    box = bounding_box(prediction | truth)  # the same numbers as on the whole image, sooner
+    box = bounding_box(prediction | truth)  # faster than the whole image, with the same results
     prediction, truth = prediction[box], truth[box]
-    return np.array(
-        [score(prediction, truth) for score in (binary.dc, binary.jc, binary.hd95, binary.asd)]
-    )
+    metrics = (binary.dc, binary.jc, binary.hd95, binary.asd)
+    return np.array([metric(prediction, truth) for metric in metrics])

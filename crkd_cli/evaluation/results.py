@@ -1,4 +1,4 @@
-"""What `crkd evaluate` has written, read back: the facts of summary.json and the scores of cases.csv."""
+"""Find and read the results of `crkd evaluate`: summary.json and cases.csv."""
 
 import csv
 import json
@@ -15,12 +15,12 @@ from crkd_cli import renamed
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.runtime.run_folder import result_checkpoint
 
-# What may differ between the runs of one method: the seed, and where and how a run was watched.
-_FREE = ("seed", "device", "log_every", "save_minutes", "tensorboard")
+# Keys of `train` that may differ between runs of one method: the seed, and how a run is executed.
+_FREE_KEYS = ("seed", "device", "log_every", "save_minutes", "tensorboard")
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """Who was scored, on what and how."""
+    """What was scored, on what and how."""
 
     protocol: Literal["strict", "paper"]
     dataset: str
@@ -33,33 +33,27 @@ class Facts(msgspec.Struct, frozen=True):
     step: int
     truth: str  # digest of the labels scored against
     config: dict[str, Any]  # resolved, as in the run's config.yaml
-    method_sha256: str | None = None  # of the user's own file that the method is from
+    method_sha256: str | None = None  # of the user's own method file, if the method is in one
 
     def settings(self) -> str:
-        """The same text for runs that are repetitions of each other."""
-        train = {key: value for key, value in self.config["train"].items() if key not in _FREE}
-        own = {"methods": self.config["methods"].get(self.method, {}), "train": train}
-        return json.dumps(
-            {**self.config, **own, "method_sha256": self.method_sha256}, sort_keys=True
-        )
+        """Return a text that is the same for runs that repeat each other with other seeds."""
+        config = dict(self.config)
+        config["methods"] = config["methods"].get(self.method, {})
+        config["train"] = {k: v for k, v in config["train"].items() if k not in _FREE_KEYS}
+        return json.dumps({**config, "method_sha256": self.method_sha256}, sort_keys=True)
 
     def circumstances(self) -> dict[str, str]:
-        """What a fair comparison of methods has alike: which checkpoint, and the settings but the method's own."""
-        shared = {
-            section: tree
-            for section, tree in self.config.items()
-            if isinstance(tree, dict) and section != "methods"
-        }
-        settings = {
-            f"{section}.{key}": json.dumps(value)
-            for section, tree in shared.items()
-            for key, value in tree.items()
-        }
-        free = {f"train.{key}" for key in _FREE}
-        return {
-            "the checkpoint": Path(self.checkpoint).name,
-            **{k: v for k, v in settings.items() if k not in free},
-        }
+        """Return what a fair comparison of methods keeps the same.
+
+        These are the choice of the checkpoint and all settings but the method's own.
+        """
+        result = {"the checkpoint": Path(self.checkpoint).name}
+        for section, tree in self.config.items():
+            if isinstance(tree, dict) and section != "methods":
+                for key, value in tree.items():
+                    if section != "train" or key not in _FREE_KEYS:
+                        result[f"{section}.{key}"] = json.dumps(value)
+        return result
 
 
 @dataclass(frozen=True)
@@ -72,11 +66,11 @@ class Evaluation:
     groups: list[str]  # patient of every case
     classes: list[str]  # without the background
     metrics: list[str]
-    scores: NDArray[np.float64]  # [cases, classes, metrics], NaN where undefined
+    scores: NDArray[np.float64]  # [cases, classes, metrics], NaN if undefined
 
     @property
     def checkpoint(self) -> Path:
-        """The checkpoint that was scored: beside the evaluation where it is there, else where it was."""
+        """The scored checkpoint: beside the evaluation if it exists there, else at its old path."""
         beside = self.folder.parent / Path(self.facts.checkpoint).name
         return beside if beside.is_file() else Path(self.facts.checkpoint)
 
@@ -87,99 +81,123 @@ class Evaluation:
 
 
 def evaluation_folder(checkpoint: Path, protocol: str, part: str) -> Path:
-    """Where the evaluation of `checkpoint` goes: beside it, and not in the place of that of the run's result."""
-    of_run = result_checkpoint(checkpoint.parent)
-    ending = f"-{checkpoint.stem}" if of_run.is_file() and checkpoint.name != of_run.name else ""
-    return checkpoint.parent / f"evaluation-{protocol}-{part}{ending}"
+    """Return the default folder of an evaluation: beside `checkpoint`.
 
-
-def find_evaluation(given: Path, protocol: str, part: str | None) -> Path:
-    """The evaluation folder that `given` means: a run folder, an evaluation folder, or one of its two files.
-
-    Of a run folder: its result's evaluation under `protocol` of `part`, by default test (paper: all that it scores as one).
-    Raises CrkdError if there is no `given`, UsageError that says what is there and which command makes what is missing.
+    The checkpoint's name is added if it is not the result of its run.
     """
-    if given.name in ("summary.json", "cases.csv"):
-        given = given.parent
-    if (given / "summary.json").is_file():
-        return given
-    if not given.is_dir():
-        if given.exists():
-            raise UsageError(
-                f"{given} is a file; give run folders, or evaluation folders that crkd evaluate wrote"
-            )
-        raise CrkdError(
-            f"there is no {given}; give run folders, or evaluation folders that crkd evaluate wrote"
-        )
-    parts = [part] if part else ["val+test", "test"] if protocol == "paper" else ["test"]
-    for one in parts:
-        if (
-            folder := evaluation_folder(result_checkpoint(given), protocol, one) / "summary.json"
-        ).is_file():
-            return folder.parent
-    checkpoint = result_checkpoint(given)
+    folder = checkpoint.parent / f"evaluation-{protocol}-{part}"
+    result = result_checkpoint(checkpoint.parent)
+    if result.is_file() and checkpoint.name != result.name:
+        return folder.with_name(f"{folder.name}-{checkpoint.stem}")
+    return folder
+
+
+def find_evaluation(path: Path, protocol: str, part: str | None) -> Path:
+    """Return the evaluation folder for a run folder, an evaluation folder or one of its files.
+
+    In a run folder this is the evaluation of its result under `protocol` on `part`, by default
+    test, or all parts that the paper protocol pools.
+
+    Raises CrkdError if `path` does not exist, and UsageError if it has no such evaluation.
+    """
+    folder = path.parent if path.name in ("summary.json", "cases.csv") else path
+    if (folder / "summary.json").is_file():
+        return folder
+    if not folder.is_dir():
+        advice = "give run folders, or evaluation folders that crkd evaluate wrote"
+        if folder.exists():
+            raise UsageError(f"{folder} is a file; {advice}")
+        raise CrkdError(f"there is no {folder}; {advice}")
+
+    parts = [part or "test"]
+    if protocol == "paper" and not part:
+        parts = ["val+test", "test"]
+    for name in parts:
+        evaluation = evaluation_folder(result_checkpoint(folder), protocol, name)
+        if (evaluation / "summary.json").is_file():
+            return evaluation
+    raise UsageError(_missing_evaluation(folder, protocol, part))
+
+
+def _missing_evaluation(run: Path, protocol: str, part: str | None) -> str:
+    """Say what is missing in the folder `run` and which command makes it."""
+    checkpoint = result_checkpoint(run)
     if not checkpoint.is_file():
-        raise UsageError(
-            f"{given} is no run folder (no best.pth or last.pth) and no evaluation folder (no summary.json)"
+        return (
+            f"{run} is neither a run folder (no best.pth or last.pth) "
+            "nor an evaluation folder (no summary.json)"
         )
-    options = (" --protocol paper" if protocol == "paper" else "") + (
-        f" --part {part}" if part else ""
-    )
-    there = [file.parent.name for file in sorted(given.glob("evaluation-*-*/summary.json"))]
-    other = f" (there is {', '.join(there)}: give its folder)" if there else ""
-    raise UsageError(
-        f"{given} has no {protocol} evaluation of {parts[-1]}{other}; run: crkd evaluate {checkpoint}{options}"
-    )
+    command = f"crkd evaluate {checkpoint}"
+    if protocol == "paper":
+        command += " --protocol paper"
+    if part:
+        command += f" --part {part}"
+    others = [file.parent.name for file in sorted(run.glob("evaluation-*-*/summary.json"))]
+    hint = f" (it has {', '.join(others)}: give that folder)" if others else ""
+    return f"{run} has no {protocol} evaluation of {part or 'test'}{hint}; run: {command}"
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """The evaluation in `folder`. Raises CrkdError if a file is missing, damaged, or older than the run."""
-    again = "run crkd evaluate again"
+    """Read the evaluation in `folder`.
+
+    Raises CrkdError if a file is missing or damaged, or the checkpoint has been trained further.
+    """
     file = folder / "summary.json"
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
         facts: Facts = msgspec.convert(tree, Facts)
         renamed.translate_config(facts.config)
-        metrics = list(tree["mean"])
-        classes = list(tree["classes"])
+        metrics, classes = list(tree["mean"]), list(tree["classes"])
         file = folder / "cases.csv"
-        with file.open(newline="", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines))
-        patients = {row["case"]: row["group"] for row in rows}
-        cells = {
-            (row["case"], row["class"]): [float(row[metric] or math.nan) for metric in metrics]
-            for row in rows
-        }
-        scores = np.array([[cells[case, name] for name in classes] for case in patients])
-        if len(cells) != len(rows) or scores.size != len(rows) * len(metrics) or not rows:
-            raise ValueError("rows are missing or too many")
+        patients, scores = _read_scores(file, classes, metrics)
     except (OSError, ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise CrkdError(f"{file} cannot be used ({reason}); run crkd evaluate again") from None
+
+    cases, groups = list(patients), list(patients.values())
+    evaluation = Evaluation(folder, facts, cases, groups, classes, metrics, scores)
+    step = _current_step(evaluation.checkpoint)
+    if step > facts.step:
         raise CrkdError(
-            f"{file} cannot be used ({' '.join(str(error).split())}); {again}"
-        ) from None
-    found = Evaluation(
-        folder, facts, list(patients), list(patients.values()), classes, metrics, scores
-    )
-    if (now := _step(found.checkpoint)) > facts.step:
-        raise CrkdError(
-            f"{found.checkpoint} is of step {now}, but {folder} of step {facts.step}; {again}"
+            f"{evaluation.checkpoint} is at step {step}, but {folder} is of step {facts.step}; "
+            "run crkd evaluate again"
         )
-    return found
+    return evaluation
 
 
-def _step(checkpoint: Path) -> int:
-    """The step of a checkpoint when its run last came to an end, by metrics.json; 0 if that does not tell."""
+def _read_scores(
+    file: Path, classes: list[str], metrics: list[str]
+) -> tuple[dict[str, str], NDArray[np.float64]]:
+    """Return the patient of every case and scores [cases, classes, metrics] from cases.csv.
+
+    Raises ValueError or KeyError if the file is damaged.
+    """
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    patients = {row["case"]: row["group"] for row in rows}
+    cells = {}
+    for row in rows:
+        values = [float(row[metric] or math.nan) for metric in metrics]
+        cells[row["case"], row["class"]] = values
+    scores = np.array([[cells[case, name] for name in classes] for case in patients])
+    if len(cells) != len(rows) or scores.size != len(rows) * len(metrics) or not rows:
+        raise ValueError("rows are missing or duplicated")
+    return patients, scores
+
+
+def _current_step(checkpoint: Path) -> int:
+    """Return the step of a checkpoint according to metrics.json, or 0 if that does not say.
+
+    metrics.json is written when a run ends.
+    """
     file = checkpoint.with_name("metrics.json")
     if not checkpoint.is_file() or not file.is_file():
         return 0
     try:
         metrics = json.loads(file.read_text(encoding="utf-8"))
-        return int(
-            {"last.pth": metrics["steps"], "best.pth": (metrics["best"] or {}).get("step", 0)}.get(
-                checkpoint.name, 0
-            )
-        )
+        best = metrics["best"] or {}
+        steps = {"last.pth": metrics["steps"], "best.pth": best.get("step", 0)}
+        return int(steps.get(checkpoint.name, 0))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CrkdError(
-            f"{file} cannot be used ({type(error).__name__}: {error}); remove it"
-        ) from None
+        reason = f"{type(error).__name__}: {error}"
+        raise CrkdError(f"{file} cannot be used ({reason}); remove it") from None

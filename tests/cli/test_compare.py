@@ -132,7 +132,7 @@ def test_scores_of_a_run_that_went_on_are_refused(cli, runs):
     (runs[0] / "metrics.json").write_text(json.dumps({"steps": 20, "best": {"step": 17}}))
     result = cli("compare", *runs)
     assert result.exit_code == 1
-    assert "best.pth is of step 17, but" in result.stderr
+    assert "best.pth is at step 17, but" in result.stderr
     assert "of step 10; run crkd evaluate again" in result.stderr
     (runs[0] / "metrics.json").write_text(
         json.dumps({"steps": 9, "best": {"step": 7}})
@@ -246,7 +246,7 @@ def test_wrong_usage(cli, runs, write_evaluation, tmp_path, rng):
     assert f"run: crkd evaluate {runs[0]}/best.pth --protocol paper" in refused(
         runs[0], "--protocol", "paper"
     )
-    assert "no run folder" in refused(tmp_path)
+    assert "neither a run folder" in refused(tmp_path)
     assert cli("compare").exit_code == 2
     assert (
         cli("compare", tmp_path / "absent").exit_code == 1

@@ -246,14 +246,13 @@ def test_val_is_scored_where_there_is_no_test(make_store, make_checkpoint, tmp_p
     report, said = run(file, tmp_path)
     assert report.folder.name == "evaluation-strict-val"
     assert any("no test cases: scoring the validation cases" in line for line in said)
-    assert any("chose the checkpoint" in line for line in said)
+    assert any("selected on the validation cases" in line for line in said)
     _, said = run(
         make_checkpoint(store.spec, FRAMES[2], val=("p01",), best={"step": 5, "dice": 0.5}),
         tmp_path,
     )
-    assert not any(
-        "chose the checkpoint" in line for line in said
-    )  # they chose the one of step 5, and this is of step 10
+    # The best checkpoint is of step 5, this one is of step 10.
+    assert not any("selected on the validation cases" in line for line in said)
 
 
 def test_best_and_last_have_a_folder_each(make_store, make_checkpoint, tmp_path):
@@ -299,7 +298,7 @@ def test_what_cannot_be_scored_is_said(make_store, make_checkpoint, tmp_path):
     with pytest.raises(CrkdError, match="have no label: p05"):
         run(make_checkpoint(store.spec, FRAMES[2], test=("p05",)), tmp_path)
     other = msgspec.structs.replace(store.spec, classes=("background", "a", "b"))
-    with pytest.raises(CrkdError, match=r"is not the data set that .* was trained on: classes is"):
+    with pytest.raises(CrkdError, match=r"is not the dataset that .* was trained on: classes is"):
         run(make_checkpoint(other, FRAMES[2], test=("p00",)), tmp_path)
 
 

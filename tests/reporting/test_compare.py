@@ -201,7 +201,7 @@ def test_finding_evaluations(write_evaluation, tmp_path, rng):
     command = f"run: crkd evaluate {run}/best.pth"
     with pytest.raises(
         UsageError,
-        match=rf"evaluation of val \(there is evaluation-strict-test: .*; {command} --part val$",
+        match=rf"evaluation of val \(it has evaluation-strict-test: .*; {command} --part val$",
     ):
         find_evaluation(run, "strict", "val")
     with pytest.raises(UsageError, match=f"{command} --protocol paper$"):
@@ -209,7 +209,7 @@ def test_finding_evaluations(write_evaluation, tmp_path, rng):
     forward_concat = run / "evaluation-paper-val+test"
     folder.rename(forward_concat)
     assert find_evaluation(run, "paper", None) == forward_concat
-    with pytest.raises(UsageError, match="no run folder"):
+    with pytest.raises(UsageError, match="neither a run folder"):
         find_evaluation(tmp_path, "strict", None)
     with pytest.raises(UsageError, match=r"best.pth is a file; give run folders"):
         find_evaluation(run / "best.pth", "strict", None)
