@@ -1,6 +1,7 @@
-"""From an image as stored to a label map or probabilities: resizing or a sliding window, in batches on the device.
+"""Predict whole cases: by resizing or with a sliding window, in batches on the device.
 
-Legend: B batch, N slices of a case (1 where the case is not cut), C channels, K classes, *S spatial axes.
+Legend: B batch, N slices of a case (1 if it is not split into slices), C channels, K classes,
+*S spatial axes.
 """
 
 import math
@@ -30,6 +31,7 @@ from crkd_cli.runtime.device import (
     pick_device,
     pick_precision,
 )
+from crkd_cli.transfer import to_device, to_unit_range
 from crkd_cli.windows import Slices, padding, windows
 
 Protocol = Literal["strict", "paper"]
@@ -41,16 +43,30 @@ def _to_stderr(line: str) -> None:
 
 
 class Inferer:
-    """Runs `model` over whole cases, with the weights that it had when the inferer was made or last refreshed.
+    """Runs a model over whole cases.
 
-    frame.resize: the image, or every slice, goes through the network at the frame's size and comes back. strict: the
-    image is resized as in training and the probabilities linearly; paper: both nearest.
-    frame.patch: a sliding window whose probabilities are averaged. strict: half a patch of stride, Gaussian weights;
-    paper: the published stride, equal weights.
-    A case with one axis more than the frame is cut into slices along its first axis.
+    With `frame.resize`, the image (or every slice) is resized to the frame, and its probabilities
+    back to the original size. Protocol strict: as in training, and linearly on the way back;
+    paper: nearest neighbor both times.
 
-    When the device runs out of memory, the batch of windows halves, then the sums move to the host; `notice` is told
-    once. Raises CrkdError if not even that is enough.
+    With `frame.patch`, the probabilities of a sliding window are averaged. Protocol strict: a
+    stride of half a patch and Gaussian weights; paper: the published stride and equal weights.
+
+    A case with one more axis than the frame is split into slices along its first axis.
+
+    If the device runs out of memory, the batch of windows is halved; if one window at a time is
+    still too much, cases and sums are kept on the host. `notice` is called once. Raises CrkdError
+    if even that is not enough.
+
+    Args:
+        model: Its weights are copied here and in `refresh`, and its mode is left alone.
+        frame: Size and stride of the network's input.
+        spec: The dataset that the model was trained on.
+        device: Where the network runs.
+        precision: torch.float32, or another type for autocast.
+        protocol: strict or paper.
+        window_batch: Windows or slices per batch. None: chosen for the device.
+        notice: Called with messages for the user.
     """
 
     def __init__(
@@ -64,7 +80,8 @@ class Inferer:
         window_batch: int | None = None,
         notice: Notify = _to_stderr,
     ) -> None:
-        # A batch that fills a GPU (16 windows of LA), or of which a CPU's cache holds some (one window, or 8 slices of ACDC).
+        # Enough to fill a GPU (16 windows of LA), or what fits in a CPU's cache (one window of LA,
+        # 8 slices of ACDC).
         voxels = 2**24 if device.type == "cuda" else 2**19
         self.model = model
         self.frame = frame
@@ -74,164 +91,165 @@ class Inferer:
         self.protocol = protocol
         self.window_batch = window_batch or max(1, voxels // math.prod(frame.size))
         self.notice = notice
-        self._home = device  # where a case and the sum of its windows lie
-        self._told = False
+        self._case_device = device  # where a case and the sums of its windows are kept
+        self._warned = False
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes over the model's weights as they are now. The model itself is left alone, its mode too."""
+        """Copy the model's current weights."""
         self._network = fuse_for_inference(self.model, self.precision)
         self._network.to(memory_format=channels_last(self.frame.dims))  # type: ignore[call-overload]
 
     def __call__(self, image: NDArray[Any], size: Sequence[int] | None = None) -> NDArray[np.uint8]:
-        """Labels [*S] of `image` [C, *S] as stored (uint8 0-255, or normalized floats); at `size` where it is given."""
-        blocks = np.concatenate([_labels(block) for block in self._blocks(image, size)])
-        return blocks if self._cut(image) else blocks[0]
+        """Return labels [*S] of `image` [C, *S].
+
+        Args:
+            image: As stored: uint8 0-255, or normalized floats.
+            size: Size of the labels. None: that of the image.
+        """
+        labels = np.concatenate([_argmax(block) for block in self._infer_blocks(image, size)])
+        return labels if self._has_slices(image) else labels[0]
 
     def probabilities(
         self, image: NDArray[Any], size: Sequence[int] | None = None
     ) -> NDArray[np.float32]:
-        """Class probabilities [K, *S], float32, of `image` [C, *S]; at `size` where it is given."""
-        blocks = np.concatenate([block.cpu().numpy() for block in self._blocks(image, size)])
-        return np.moveaxis(blocks, 1, 0) if self._cut(image) else blocks[0]
+        """Return class probabilities [K, *S] of `image` [C, *S]; arguments as for labels."""
+        blocks = [block.cpu().numpy() for block in self._infer_blocks(image, size)]
+        probabilities = np.concatenate(blocks)
+        return np.moveaxis(probabilities, 1, 0) if self._has_slices(image) else probabilities[0]
 
-    def _cut(self, image: NDArray[Any]) -> bool:
+    def _has_slices(self, image: NDArray[Any]) -> bool:
         return image.ndim - 1 == self.frame.dims + 1
 
-    def _blocks(self, image: NDArray[Any], size: Sequence[int] | None) -> Iterator[Tensor]:
-        """Probabilities [N, K, *S] of the case, some slices at a time, or of the whole case where it is not cut."""
-        if image.shape[0] != self.spec.channels or image.ndim - 1 - self.frame.dims not in (0, 1):
+    def _infer_blocks(self, image: NDArray[Any], size: Sequence[int] | None) -> Iterator[Tensor]:
+        """Yield probabilities [N, K, *S]: of a few slices at a time, or of the whole case."""
+        axes = image.ndim - 1
+        if image.shape[0] != self.spec.channels or axes - self.frame.dims not in (0, 1):
             raise CrkdError(
-                f"the image has {image.shape[0]} channel(s) and {image.ndim - 1} axes; "
-                f"the model needs {self.spec.channels} channel(s) and {self.frame.dims} axes, or a stack of such"
+                f"the image has {image.shape[0]} channel(s) and {axes} axes; the model needs "
+                f"{self.spec.channels} channel(s) and {self.frame.dims} axes, or a stack of such"
             )
-        slices = np.moveaxis(image, 1, 0) if self._cut(image) else image[None]
-        target = tuple(size or image.shape[1:])[-self.frame.dims :]
+        slices = np.moveaxis(image, 1, 0) if self._has_slices(image) else image[None]
+        target_size = tuple(size or image.shape[1:])[-self.frame.dims :]
         block = self.window_batch
         for start in range(0, len(slices), block):
-            yield self._patiently(slices[start : start + block], target)
+            yield self._infer_with_retries(slices[start : start + block], target_size)
 
-    def _patiently(self, slices: NDArray[Any], size: tuple[int, ...]) -> Tensor:
+    def _infer_with_retries(self, slices: NDArray[Any], size: tuple[int, ...]) -> Tensor:
         while True:
-            # Give way after the clause: inside it the traceback would keep the tensors alive.
+            # Reduce after the clause: inside it, the traceback would keep the tensors alive.
             with suppress(torch.OutOfMemoryError):
-                return self._block(slices, size)
-            self._give_way()
+                return self._infer_slices(slices, size)
+            self._reduce_memory()
 
-    def _give_way(self) -> None:
+    def _reduce_memory(self) -> None:
         if self.window_batch > 1:
             self.window_batch //= 2
-        elif self._home.type != "cpu":
-            self._home = torch.device("cpu")
+        elif self._case_device.type != "cpu":
+            self._case_device = torch.device("cpu")
         else:
             size = "×".join(map(str, self.frame.size))
             raise CrkdError(
                 f"{self.device} has not enough memory for one window of {size}; use --device cpu"
             )
-        if not self._told:
+        if not self._warned:
             self.notice(
-                f"{self.device} is short of memory: going on with smaller batches, which takes longer"
+                f"{self.device} is short of memory: continuing with smaller, slower batches"
             )
-            self._told = True
+            self._warned = True
 
     @torch.inference_mode()
-    def _block(self, slices: NDArray[Any], size: tuple[int, ...]) -> Tensor:
-        """Probabilities [N, K, *size] of `slices` [N, C, *S]."""
-        x = torch.from_numpy(np.array(slices)).to(self._home)  # a copy: memory maps are read-only
-        x = x.float() / 255.0 if x.dtype == torch.uint8 else x.float()
+    def _infer_slices(self, slices: NDArray[Any], size: tuple[int, ...]) -> Tensor:
+        """Return probabilities [N, K, *size] of `slices` [N, C, *S]."""
+        copy = torch.from_numpy(np.array(slices))  # memory maps are read-only
+        x = to_unit_range(to_device(copy, self._case_device))
         if self.frame.resize is not None:
-            return torch.cat(
-                [self._resized(part, size) for part in torch.split(x, self.window_batch)]
-            )
-        return self._resize_back(self._windowed(x), size)
+            batches = torch.split(x, self.window_batch)
+            return torch.cat([self._infer_resized(batch, size) for batch in batches])
+        return self._resize_back(self._infer_windows(x), size)
 
-    def _resized(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
-        paper = self.protocol == "paper"
-        small = (
-            nearest(x, self.frame.size)
-            if paper
-            else resize_image(x, self.frame.size, self.spec.modality)
-        )
-        return self._resize_back(self._softmax(small), size)
+    def _infer_resized(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Return probabilities [B, K, *size] of `x` [B, C, *S], resized to the frame."""
+        if self.protocol == "paper":
+            x = nearest(x, self.frame.size)
+        else:
+            x = resize_image(x, self.frame.size, self.spec.modality)
+        return self._resize_back(self._softmax(x), size)
 
     def _resize_back(self, probabilities: Tensor, size: tuple[int, ...]) -> Tensor:
         if tuple(probabilities.shape[2:]) == size:
             return probabilities
-        if self.protocol == "paper":  # the same labels as arg-max first and nearest after it
+        if self.protocol == "paper":  # the same labels as nearest after arg-max
             return nearest(probabilities, size)
-        return F.interpolate(
-            probabilities, size=size, mode=_LINEAR[self.frame.dims], align_corners=False
-        )
+        mode = _LINEAR[self.frame.dims]
+        return F.interpolate(probabilities, size=size, mode=mode, align_corners=False)
 
-    def _windowed(self, x: Tensor) -> Tensor:
-        """Probabilities [N, K, *S] of `x` [N, C, *S], the weighted mean over all windows."""
-        patch = self.frame.size
+    def _infer_windows(self, x: Tensor) -> Tensor:
+        """Return probabilities [N, K, *S] of `x` [N, C, *S]: the weighted mean over all windows."""
         shape = tuple(x.shape[2:])
-        pads = padding(shape, patch)
+        pads = padding(shape, self.frame.size)
         x = F.pad(x, [amount for pair in reversed(pads) for amount in pair])
-        stride, weight = self._window()
-        places: list[Slices] = [
-            (slice(None), *window) for window in windows(tuple(x.shape[2:]), patch, stride)
-        ]
-        where = [(n, place) for n in range(len(x)) for place in places]
-        total = torch.zeros(len(x), len(self.spec.classes), *x.shape[2:], device=self._home)
-        for start in range(0, len(where), self.window_batch):
-            batch = where[start : start + self.window_batch]
-            crops = torch.stack([x[n][place] for n, place in batch])
-            for (n, place), probabilities in zip(batch, self._softmax(crops), strict=True):
-                total[n][place].addcmul_(probabilities, weight)
-        unpad: Slices = tuple(
-            slice(before, before + side) for (before, _), side in zip(pads, shape, strict=True)
-        )
+        stride, weight = self._stride_and_weight()
+        grid = windows(tuple(x.shape[2:]), self.frame.size, stride)
+        boxes: list[Slices] = [(slice(None), *window) for window in grid]  # with all channels
+        locations = [(n, box) for n in range(len(x)) for box in boxes]
+
+        total = torch.zeros(len(x), len(self.spec.classes), *x.shape[2:], device=self._case_device)
+        for start in range(0, len(locations), self.window_batch):
+            batch = locations[start : start + self.window_batch]
+            crops = torch.stack([x[n][box] for n, box in batch])
+            for (n, box), probabilities in zip(batch, self._softmax(crops), strict=True):
+                total[n][box].addcmul_(probabilities, weight)
+
+        unpad: list[slice] = []
+        for (before, _), side in zip(pads, shape, strict=True):
+            unpad.append(slice(before, before + side))
         total = total[(slice(None), slice(None), *unpad)]
-        # The classes' probabilities add up to one in every window, so their sum is the sum of the weights.
+        # Probabilities sum to one in every window, so their sum here is the sum of the weights.
         return total.div_(total.sum(1, keepdim=True))
 
-    def _window(self) -> tuple[tuple[int, ...], Tensor]:
-        """Stride and weight [*patch] of the sliding window."""
+    def _stride_and_weight(self) -> tuple[tuple[int, ...], Tensor]:
+        """Return the stride of the sliding window and its weight [*patch]."""
         patch = self.frame.size
         half = tuple(side // 2 for side in patch)
         if self.protocol == "paper":
-            return self.frame.stride or half, torch.ones(patch, device=self._home)
-        return half, gaussian(patch).to(self._home)
+            return self.frame.stride or half, torch.ones(patch, device=self._case_device)
+        return half, gaussian(patch).to(self._case_device)
 
     def _softmax(self, x: Tensor) -> Tensor:
-        """Probabilities [B, K, *frame] in float32 on the home device of `x` [B, C, *frame]."""
-        x = x.to(self.device, self.precision, memory_format=channels_last(self.frame.dims))
-        with torch.autocast(
-            self.device.type, self.precision, enabled=self.precision != torch.float32
-        ):
+        """Return float32 probabilities [B, K, *frame] of `x` [B, C, *frame]."""
+        memory_format = channels_last(self.frame.dims)
+        x = to_device(x, self.device).to(self.precision, memory_format=memory_format)
+        autocast = self.precision != torch.float32
+        with torch.autocast(self.device.type, self.precision, enabled=autocast):
             logits: Tensor = self._network(x)
-        # Class by class in memory, as the sums are: both passes that follow are several times faster.
-        return (
-            logits.to(torch.float32, memory_format=torch.contiguous_format)
-            .softmax(1)
-            .to(self._home)
-        )
+        # Contiguous like the sums: softmax and the sum that follows are several times faster.
+        logits = logits.to(torch.float32, memory_format=torch.contiguous_format)
+        return logits.softmax(1).to(self._case_device)
 
 
 def build_inferer(
     checkpoint: Checkpoint, device: str | None, notify: Notify, protocol: Protocol = "strict"
 ) -> Inferer:
-    """The inferer of `checkpoint` in its precision on `device` (None: the first GPU, else the CPU). Raises UsageError."""
+    """Build the inferer of a checkpoint in the precision that it was configured with.
+
+    `device` None or auto is the first GPU, else the CPU. Raises UsageError if it does not exist.
+    """
     keep_freed_memory()
-    where = pick_device(device)
-    precision = pick_precision(checkpoint.config.train.precision, where)
-    notify(f"device: {describe(where, precision)}")
-    model = load_predictor(checkpoint, where)
-    return Inferer(
-        model,
-        checkpoint.config.data.frame,
-        checkpoint.spec,
-        where,
-        precision,
-        protocol,
-        notice=notify,
-    )
+    chosen = pick_device(device)
+    config = checkpoint.config
+    precision = pick_precision(config.train.precision, chosen)
+    notify(f"device: {describe(chosen, precision)}")
+    model = load_predictor(checkpoint, chosen)
+    frame, spec = config.data.frame, checkpoint.spec
+    return Inferer(model, frame, spec, chosen, precision, protocol, notice=notify)
 
 
 def gaussian(patch: Sequence[int]) -> Tensor:
-    """Weights [*patch] of a window: a Gaussian with sigma = side / 8, at least 1e-3 (Isensee et al., 2021; MONAI)."""
+    """Return window weights [*patch]: a Gaussian with sigma = side / 8, at least 1e-3.
+
+    As in nnU-Net (Isensee et al., 2021) and MONAI.
+    """
     weight: Tensor = torch.ones(())
     for side in patch:
         x = torch.arange(side) - (side - 1) / 2
@@ -240,7 +258,10 @@ def gaussian(patch: Sequence[int]) -> Tensor:
 
 
 def nearest(x: Tensor, size: Sequence[int]) -> Tensor:
-    """`x` [B, C, *S] at `size` by the nearest neighbor with the corners aligned: scipy.ndimage.zoom with order 0."""
+    """Resize `x` [B, C, *S] to `size` by the nearest neighbor with aligned corners.
+
+    This is scipy.ndimage.zoom with order 0.
+    """
     for axis, new in enumerate(size, start=2):
         old = x.shape[axis]
         if old != new:
@@ -250,8 +271,11 @@ def nearest(x: Tensor, size: Sequence[int]) -> Tensor:
     return x
 
 
-def _labels(probabilities: Tensor) -> NDArray[np.uint8]:
-    """Arg-max [N, *S] of [N, K, *S]; in parts, because torch's is int64, eight times as large as the labels."""
+def _argmax(probabilities: Tensor) -> NDArray[np.uint8]:
+    """Return labels [N, *S] of probabilities [N, K, *S].
+
+    In parts, because torch returns int64, which is eight times as large as the labels.
+    """
     rows = max(1, 2**24 // math.prod((probabilities.shape[0], *probabilities.shape[3:])))
     parts = [part.argmax(1).to(torch.uint8) for part in torch.split(probabilities, rows, dim=2)]
     return torch.cat(parts, dim=1).cpu().numpy()
