@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 @command
 def evaluate(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A best.pth or last.pth that crkd train wrote.")
+        Path, typer.Argument(help="A best.pth or last.pth from crkd train, or a run folder.")
     ],
     part: Annotated[
         Literal["test", "val"] | None,
         typer.Option(
             "--part",
-            help="Default: test, or val where the split has no test.",
+            help="Part of the split to score. Default: test, or val if there are no test cases.",
             rich_help_panel="Evaluation",
         ),
     ] = None,
@@ -33,7 +33,7 @@ def evaluate(
         Literal["strict", "paper"],
         typer.Option(
             "--protocol",
-            help="strict: fair. paper: as published, to stand beside printed tables only.",
+            help="strict: fair scores. paper: as published, only to compare with published tables.",
             rich_help_panel="Evaluation",
         ),
     ] = "strict",
@@ -43,7 +43,8 @@ def evaluate(
         typer.Option(
             "--out",
             rich_help_panel="Output",
-            help="Default: evaluation-PROTOCOL-PART beside the checkpoint; a last.pth beside a best.pth adds -last.",
+            help="Folder of the results. Default: evaluation-PROTOCOL-PART beside the checkpoint, "
+            "with -last for a last.pth beside a best.pth.",
         ),
     ] = None,
     device: Device = None,
@@ -51,7 +52,9 @@ def evaluate(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Score a checkpoint on the test cases of its split: a table, cases.csv and summary.json.
+    """Score a checkpoint on the test cases of its split.
+
+    Prints a table and writes cases.csv and summary.json.
 
     Example: crkd evaluate runs/la-crkd-4/last.pth
     """
@@ -77,32 +80,30 @@ def evaluate(
 
 
 def _table(report: "EvaluationReport") -> "Table":
-    """Our scores per class and the mean of the classes."""
+    """Return a table of the scores per class and of their mean."""
     from crkd_cli.reporting.tables import Cell, Table
 
     facts = report.facts
     title = (
-        f"{facts['dataset']}, {facts['part']}: {facts['cases']} cases, {facts['protocol']} protocol; "
-        f"{facts['method']}, {facts['labeled']} labeled, step {facts['step']}"
+        f"{facts['dataset']}, {facts['part']}: {facts['cases']} cases, {facts['protocol']} "
+        f"protocol; {facts['method']}, {facts['labeled']} labeled, step {facts['step']}"
     )
-    caption = (
-        "mean" if all(isnan(one.low) for one in report.mean) else f"mean [{facts['interval']}]"
-    )
-    if undefined := sum(
-        one.undefined for summaries in report.classes.values() for one in summaries
-    ):
-        caption += f"; {undefined} scores undefined and left out"
+    note = f"mean [{facts['interval']}]"
+    if all(isnan(summary.low) for summary in report.mean):
+        note = "mean"
+    undefined = sum(score.undefined for scores in report.classes.values() for score in scores)
+    if undefined:
+        note += f"; {undefined} scores undefined and left out"
 
     def row(name: str, summaries: list["Summary"]) -> list[Cell]:
-        return [Cell(name), *map(Cell, map(_cell, report.metrics, summaries))]
+        texts = map(_mean_and_interval, report.metrics, summaries)
+        return [Cell(name), *map(Cell, texts)]
 
-    sections = [
-        [row(name, summaries) for name, summaries in report.classes.items()],
-        [row("mean", report.mean)],
-    ]
-    return Table(title, ["class", *map(metric_heading, report.metrics)], 1, sections, [caption])
+    classes = [row(name, summaries) for name, summaries in report.classes.items()]
+    headings = ["class", *map(metric_heading, report.metrics)]
+    return Table(title, headings, 1, [classes, [row("mean", report.mean)]], [note])
 
 
-def _cell(metric: str, summary: "Summary") -> str:
+def _mean_and_interval(metric: str, summary: "Summary") -> str:
     mean, low, high = format_values(metric, summary.mean, summary.low, summary.high)
     return mean if isnan(summary.low) else f"{mean} [{low}, {high}]"

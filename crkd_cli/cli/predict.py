@@ -18,7 +18,7 @@ def predict(
         Path | None,
         typer.Option(
             "--checkpoint",
-            help="Default: the newest best.pth or last.pth under runs/.",
+            help="The model. Default: the newest best.pth or last.pth under runs/.",
             rich_help_panel="Model",
         ),
     ] = None,
@@ -26,7 +26,7 @@ def predict(
         Path | None,
         typer.Option(
             "--out",
-            help="Default: FOLDER-masks beside the images' folder.",
+            help="Folder of the masks. Default: FOLDER-masks beside the images' folder.",
             rich_help_panel="Output",
         ),
     ] = None,
@@ -34,7 +34,7 @@ def predict(
         bool,
         typer.Option(
             "--overlay",
-            help="Also a picture of every case with its contours.",
+            help="Also write a picture of every case with its contours.",
             rich_help_panel="Output",
         ),
     ] = False,
@@ -42,7 +42,7 @@ def predict(
         bool,
         typer.Option(
             "--probabilities",
-            help="Also class probabilities, [K, ...] in .npy.",
+            help="Also write class probabilities, [K, ...] in .npy.",
             rich_help_panel="Output",
         ),
     ] = False,
@@ -50,23 +50,27 @@ def predict(
         bool,
         typer.Option(
             "--largest-component",
-            help="Keep the largest part of every class.",
+            help="Keep only the largest connected component of every class.",
             rich_help_panel="Output",
         ),
     ] = False,
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite", help="Also redo images whose mask is there.", rich_help_panel="Output"
+            "--overwrite",
+            help="Predict again if the mask exists already.",
+            rich_help_panel="Output",
         ),
     ] = False,
     device: Device = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write a mask for every image: same name, format, size and geometry (PNG for JPG).
+    """Predict a mask for every image, with the same name, format, size and geometry.
 
-    Formats: PNG, JPG, TIFF, NIfTI, NRRD, MHA, and h5 with a dataset `image`.
+    Masks of JPG images are PNG files.
+
+    Formats: PNG, JPG, TIFF, NIfTI, NRRD, MHA, and HDF5 with a dataset `image`.
 
     Example: crkd predict scans/ --checkpoint runs/la-crkd-4/last.pth --overlay
     """

@@ -1,1 +1,1 @@
-"""Scores of label maps: numpy and scipy only."""
+"""Scores of label maps, with numpy and scipy only."""

@@ -1,26 +1,26 @@
-"""How a score's column name (dice, hd95_mm, nsd_2mm) reads in a table, and which way is better."""
+"""How a metric's column name (dice, hd95_mm, nsd_2mm) reads in a table, and which way is better."""
 
 import math
 
 
 def metric_heading(metric: str) -> str:
-    """dice → Dice %, hd95_mm → HD95 mm, nsd_2mm → NSD % at 2mm."""
+    """Return the heading of a metric: dice → Dice %, hd95_mm → HD95 mm, nsd_2mm → NSD % at 2mm."""
     name, _, unit = metric.partition("_")
     if name == "nsd":
         return f"NSD % at {unit}"
-    return f"{name.capitalize()} %" if not unit else f"{name.upper()} {unit}"
+    return f"{name.upper()} {unit}" if unit else f"{name.capitalize()} %"
 
 
 def format_values(metric: str, *values: float) -> list[str]:
-    """`values` as a table shows them: overlaps and shares in percent, distances in their unit; NaN as undefined."""
+    """Format values for a table: overlaps in percent, distances in their unit, NaN as undefined."""
     scale, digits = (100, 1) if higher_is_better(metric) else (1, 2)
-    # + 0.0: a little less than nothing is 0, not −0
-    return [
-        "undefined" if math.isnan(value) else f"{round(scale * value, digits) + 0.0:.{digits}f}"
-        for value in values
-    ]
+    texts = []
+    for value in values:
+        rounded = round(scale * value, digits) + 0.0  # -0.0 becomes 0.0
+        texts.append("undefined" if math.isnan(value) else f"{rounded:.{digits}f}")
+    return texts
 
 
 def higher_is_better(metric: str) -> bool:
-    """Overlaps and shares: yes; distances: no."""
+    """Return True for overlaps and the NSD, False for distances."""
     return metric.startswith(("dice", "jaccard", "nsd"))

@@ -1,4 +1,7 @@
-"""Overlap of label maps, all classes from one pass. Two empty masks agree: 1; one empty mask: 0."""
+"""Overlap of label maps, for all classes at once.
+
+A class that is empty in both maps scores 1, a class that is empty in one of them 0.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,27 +11,29 @@ Scores = NDArray[np.float64]
 
 
 def confusion(prediction: Labels, truth: Labels, classes: int) -> NDArray[np.int64]:
-    """Voxels [K, K] of predicted class (row) and true class (column). Raises ValueError if the shapes differ."""
+    """Count the voxels [K, K] of every predicted class (row) and true class (column).
+
+    Raises ValueError if the shapes differ.
+    """
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")
-    kind = np.dtype(
-        np.uint8 if classes**2 <= 256 else np.int32
-    )  # the smallest that numbers all pairs
-    pairs = prediction.ravel().astype(kind) * kind.type(classes) + truth.ravel().astype(kind)
+    # The smallest type that can number all pairs of classes.
+    dtype = np.dtype(np.uint8 if classes**2 <= 256 else np.int32)
+    pairs = prediction.ravel().astype(dtype) * dtype.type(classes) + truth.ravel().astype(dtype)
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
 def dice(voxels: NDArray[np.int64]) -> Scores:
-    """2 |P ∩ T| / (|P| + |T|) of every class [K] of a confusion matrix [K, K]."""
-    both = np.diagonal(voxels)
-    return _ratio(2 * both, voxels.sum(0) + voxels.sum(1))
+    """Return 2 |P ∩ T| / (|P| + |T|) of every class [K] from a confusion matrix [K, K]."""
+    intersection = np.diagonal(voxels)
+    return _ratio(2 * intersection, voxels.sum(0) + voxels.sum(1))
 
 
 def jaccard(voxels: NDArray[np.int64]) -> Scores:
-    """|P ∩ T| / |P ∪ T| of every class [K] of a confusion matrix [K, K]."""
-    both = np.diagonal(voxels)
-    return _ratio(both, voxels.sum(0) + voxels.sum(1) - both)
+    """Return |P ∩ T| / |P ∪ T| of every class [K] from a confusion matrix [K, K]."""
+    intersection = np.diagonal(voxels)
+    return _ratio(intersection, voxels.sum(0) + voxels.sum(1) - intersection)
 
 
-def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> Scores:
-    return np.where(whole > 0, part / np.maximum(whole, 1), 1.0)
+def _ratio(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> Scores:
+    return np.where(denominator > 0, numerator / np.maximum(denominator, 1), 1.0)

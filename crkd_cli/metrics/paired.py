@@ -1,6 +1,6 @@
-"""Two methods on the same cases: is the difference more than chance?
+"""Paired comparison of two methods on the same cases.
 
-Legend: N cases, K − 1 foreground classes, G groups (patients).
+Legend: N cases, K − 1 foreground classes.
 """
 
 from collections.abc import Sequence
@@ -16,24 +16,30 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Difference:
-    """First minus second, over patients. NaN where there is nothing to say."""
+    """First minus second, over patients. NaN if undefined."""
 
-    mean: float  # over patients, of their own mean differences
+    mean: float  # over the patients' mean differences
     low: float  # 95 % bootstrap interval over patients
     high: float
-    n: int  # patients that have a score of both
-    p: float  # two-sided Wilcoxon signed-rank test: the differences lie symmetrically about 0
+    n: int  # patients with a score of both methods
+    p: float  # two-sided Wilcoxon signed-rank test: are the differences symmetric about 0?
 
 
 def paired(first: Values, second: Values, groups: Sequence[str]) -> Difference:
-    """Compares scores [N, K − 1] of the same cases in the same order; `groups` names every case's patient.
+    """Compare scores [N, K − 1] of the same cases in the same order.
 
-    A class of a case counts where it is defined for both. The pairing unit is the patient: the mean over classes, then over
-    the patient's cases, because two scans of one heart are no independent witnesses.
+    A class of a case counts if it is defined for both methods. The unit is the patient: the mean
+    over classes, then over the patient's cases, because two scans of one heart are not
+    independent.
+
+    Args:
+        first: Scores of one method.
+        second: Scores of the other method.
+        groups: The patient of every case.
     """
     cases = means(first - second)
-    of = np.array(groups)
-    patients = np.array([means(cases[of == group]) for group in dict.fromkeys(groups)])
+    owners = np.array(groups)
+    patients = np.array([means(cases[owners == group]) for group in dict.fromkeys(groups)])
     patients = patients[~np.isnan(patients)]
     if not len(patients):
         return Difference(np.nan, np.nan, np.nan, 0, np.nan)
@@ -42,21 +48,25 @@ def paired(first: Values, second: Values, groups: Sequence[str]) -> Difference:
 
 
 def signed_rank(differences: Values) -> float:
-    """The two-sided p-value of Wilcoxon's signed-rank test (Wilcoxon, 1945). Zero differences are left out; 1 if all are zero."""
+    """Return the two-sided p-value of the signed-rank test (Wilcoxon, 1945).
+
+    Zero differences are left out; the p-value is 1 if all are zero.
+    """
     from scipy.stats import wilcoxon
 
-    moved = differences[differences != 0]
-    return float(wilcoxon(moved).pvalue) if len(moved) else 1.0
+    nonzero = differences[differences != 0]
+    return float(wilcoxon(nonzero).pvalue) if len(nonzero) else 1.0
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number by Holm's step-down rule (Holm, 1979), in their order; NaN is no member of the family.
+    """Adjust p-values for their number by the step-down rule of Holm (1979), in their order.
 
-    Of m values in rising order the i-th becomes max over j ≤ i of min(1, (m − j + 1) pⱼ).
+    Of m values in ascending order, the i-th becomes max over j ≤ i of min(1, (m − j + 1) pⱼ). NaN
+    stays NaN and does not count.
     """
     values = np.array(ps, dtype=np.float64)
     family = np.flatnonzero(~np.isnan(values))
-    rising = family[np.argsort(values[family], kind="stable")]
-    scaled = np.minimum(1.0, values[rising] * np.arange(len(rising), 0, -1))
-    values[rising] = np.maximum.accumulate(scaled) if len(rising) else scaled
+    ascending = family[np.argsort(values[family], kind="stable")]
+    scaled = np.minimum(1.0, values[ascending] * np.arange(len(ascending), 0, -1))
+    values[ascending] = np.maximum.accumulate(scaled) if len(ascending) else scaled
     return [float(value) for value in values]

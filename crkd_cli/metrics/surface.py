@@ -1,11 +1,11 @@
-"""Distances between the surfaces of two masks, in 2D and 3D: found once per pair, they serve every score.
+"""Distances between the surfaces of two masks, in 2D and 3D, computed once for all scores.
 
-A surface voxel is one of the mask with a face neighbor outside it (outside the image counts as outside).
+A surface voxel is a voxel of the mask with a face neighbor outside it, or at the image's edge.
 Empty masks, as the strict protocol scores them:
 
 | prediction | truth | distances            | nsd |
 |------------|-------|----------------------|-----|
-| empty      | empty | NaN, nothing to say  | 1   |
+| empty      | empty | NaN (undefined)      | 1   |
 | one of the two empty | | the image's diagonal | 0   |
 """
 
@@ -26,59 +26,65 @@ class Surface(NamedTuple):
     """Scores of one mask; distances in the unit of the spacing."""
 
     hd95: float  # the larger of the two directed 95th percentiles
-    assd: float  # mean over both surfaces' voxels
-    asd: float  # mean distance of the prediction's surface from the truth's
-    nsd: float  # share of both surfaces that lies within the tolerance of the other
+    assd: float  # mean distance over the voxels of both surfaces
+    asd: float  # mean distance of the prediction's surface from that of the truth
+    nsd: float  # share of both surfaces within the tolerance of the other
 
 
 def surface(prediction: Mask, truth: Mask, spacing: Sequence[float], tolerance: float) -> Surface:
-    """Scores of `prediction` [*S] against `truth` [*S]; `spacing` per axis and `tolerance` in mm or in voxels."""
-    found, wanted = bool(prediction.any()), bool(truth.any())
-    if not found and not wanted:
+    """Score `prediction` [*S] against `truth` [*S].
+
+    `spacing` (per axis) and `tolerance` are in mm or in voxels.
+    """
+    predicted, present = bool(prediction.any()), bool(truth.any())
+    if not predicted and not present:
         return Surface(math.nan, math.nan, math.nan, 1.0)
-    if not found or not wanted:
-        diagonal = math.hypot(
-            *(side * step for side, step in zip(truth.shape, spacing, strict=True))
-        )
+    if not predicted or not present:
+        sides = [side * step for side, step in zip(truth.shape, spacing, strict=True)]
+        diagonal = math.hypot(*sides)
         return Surface(diagonal, diagonal, diagonal, 0.0)
-    there, back = directed(prediction, truth, spacing)
-    within = np.count_nonzero(there <= tolerance) + np.count_nonzero(back <= tolerance)
+    to_truth, to_prediction = directed(prediction, truth, spacing)
+    count = len(to_truth) + len(to_prediction)
+    within = np.count_nonzero(to_truth <= tolerance) + np.count_nonzero(to_prediction <= tolerance)
     return Surface(
-        hd95=float(max(np.percentile(there, 95), np.percentile(back, 95))),
-        assd=float((there.sum() + back.sum()) / (len(there) + len(back))),
-        asd=float(there.mean()),
-        nsd=float(within / (len(there) + len(back))),
+        hd95=float(max(np.percentile(to_truth, 95), np.percentile(to_prediction, 95))),
+        assd=float((to_truth.sum() + to_prediction.sum()) / count),
+        asd=float(to_truth.mean()),
+        nsd=float(within / count),
     )
 
 
 def directed(
     prediction: Mask, truth: Mask, spacing: Sequence[float]
 ) -> tuple[Distances, Distances]:
-    """Distances of the surface voxels of `prediction` to the surface of `truth`, and back, in C order; neither is empty.
+    """Return the distances from the surface voxels of each mask to the other surface, in C order.
 
-    Surfaces are thin, so trees over their voxels are several times faster than transforms of the whole box. The
-    scattered answer of an untrained network is not thin: there the transforms win. Both give the same numbers.
+    Neither mask may be empty. Surfaces are thin, so trees of their voxels are several times faster
+    than distance transforms of the box. The scattered predictions of an untrained network are not
+    thin: there the transforms win. Both give the same numbers.
     """
     box = bounding_box(prediction | truth)
-    ours, theirs = border(prediction[box]), border(truth[box])
-    if (
-        max(np.count_nonzero(ours), np.count_nonzero(theirs)) > ours.size // 20
-    ):  # where both take about as long
-        return distance_transform_edt(~theirs, spacing)[ours], distance_transform_edt(
-            ~ours, spacing
-        )[theirs]
-    here, there = _points(ours, spacing), _points(theirs, spacing)
-    return _tree(there).query(here)[0], _tree(here).query(there)[0]
+    predicted, true = border(prediction[box]), border(truth[box])
+    largest = max(np.count_nonzero(predicted), np.count_nonzero(true))
+    if largest > predicted.size // 20:  # where both ways take about as long
+        to_truth = distance_transform_edt(~true, spacing)[predicted]
+        to_prediction = distance_transform_edt(~predicted, spacing)[true]
+        return to_truth, to_prediction
+    predicted_points, true_points = _points(predicted, spacing), _points(true, spacing)
+    to_truth, _ = _tree(true_points).query(predicted_points)
+    to_prediction, _ = _tree(predicted_points).query(true_points)
+    return to_truth, to_prediction
 
 
 def _points(mask: Mask, spacing: Sequence[float]) -> NDArray[np.float64]:
-    """Coordinates [N, dims] of the voxels of `mask`, in C order."""
+    """Return the coordinates [N, dims] of the voxels of `mask`, in C order."""
     indices = np.unravel_index(np.flatnonzero(mask), mask.shape)
     return np.column_stack([index * step for index, step in zip(indices, spacing, strict=True)])
 
 
 def _tree(points: NDArray[np.float64]) -> "cKDTree[None]":
-    # Points of a grid fill space evenly: the sliding midpoint makes as good a tree as the median in half the time.
+    # Grid points fill space evenly: the sliding midpoint gives as good a tree as the median, in
+    # half the time.
     return cKDTree(points, leafsize=32, balanced_tree=False)
 
 
@@ -93,7 +99,7 @@ def bounding_box(mask: Mask) -> tuple[slice, ...]:
 
 
 def border(mask: Mask) -> Mask:
-    """Voxels of `mask` that have a face neighbor outside it."""
+    """Return the voxels of `mask` that have a face neighbor outside it."""
     inside: NDArray[Any] = np.pad(mask, 1)
     core = (slice(1, -1),) * mask.ndim
     inner = mask.copy()
