@@ -1,1 +1,1 @@
-"""Scores of a checkpoint on the cases of a split, and the files that hold them."""
+"""Evaluation: scores of a checkpoint on the cases of a split, and their files."""

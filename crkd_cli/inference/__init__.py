@@ -1,1 +1,4 @@
-"""From an image to a label map, its file and its overlay. Knows no references and no scores."""
+"""Prediction: from an image to a label map, its mask file and its overlay.
+
+Knows no scores.
+"""

@@ -23,6 +23,7 @@ _SIDE = 5.12  # longest side of a plane, inches
 _MIN_WIDTH = 1.2  # room for the name of a plane, inches
 _GAP = 0.3  # between planes, inches
 _DPI = 100
+_MAX_PIXELS = 1024  # per axis of a plane, about: more would be slow and invisible
 
 
 class _Plane(NamedTuple):
@@ -50,18 +51,12 @@ def draw_overlay(
     title: str,
     reference: NDArray[np.uint8] | None = None,
 ) -> Image.Image:
-    """Draw the contours of `labels` on `image` and return an RGB picture.
+    """Draw the contours of `labels` [*S] on `image` [C, *S] and return an RGB picture.
 
     A volume is shown in the three planes through the middle of the labeled structures, or of the
-    image if there are none.
-
-    Args:
-        image: [C, *S], any number type. A 2D image may have another size than `labels`.
-        labels: [*S], the predicted label map.
-        spec: Names the classes and tells the axis order.
-        spacing: Per axis of *S; sets the aspect of the planes. None: equal.
-        title: Text above the picture.
-        reference: [*S]. Drawn in white under the prediction; the picture zooms in on both.
+    image if there are none. `spacing` per axis of *S sets their aspect; None: equal. `reference`
+    [*S] is drawn in white under the prediction, and the picture zooms in on both. A 2D image may
+    have another size than its labels.
     """
     from matplotlib import rc_context
 
@@ -145,16 +140,12 @@ def _draw_plane(axes: "Axes", plane: _Plane, limits: tuple[float, float]) -> Non
     *_, height, width = plane.layers.shape
     down, right = plane.spacing
     extent = (0, width * right, height * down, 0)
-    axes.imshow(_to_rgb(plane.image, *limits), extent=extent, interpolation="catrom")
+    axes.imshow(_to_picture(plane.image, *limits), extent=extent, interpolation="catrom")
 
-    # Centers of the pixels of a mask padded by one, so that contours close at the image's edge.
-    x, y = np.arange(-0.5, width + 1) * right, np.arange(-0.5, height + 1) * down
     for number, layer in enumerate(plane.layers, start=1):
         for k in np.unique(layer[layer > 0]).tolist():
             color = _color(k) if number == len(plane.layers) else _REFERENCE
-            mask = np.pad(layer == k, 1)
-            # Above one half: inside the mask, so that the contours of neighbors do not coincide.
-            axes.contour(x, y, mask, levels=[0.75], colors=color, linewidths=1.5)
+            _draw_contour(axes, layer == k, plane.spacing, color)
 
     rows, columns = plane.view
     axes.set_xlim(columns.start * right, columns.stop * right)
@@ -164,6 +155,20 @@ def _draw_plane(axes: "Axes", plane: _Plane, limits: tuple[float, float]) -> Non
     axes.set_axis_off()
     axes.set_anchor("W")
     axes.set_title(plane.name, loc="left", fontsize=10)
+
+
+def _draw_contour(
+    axes: "Axes", mask: NDArray[np.bool_], spacing: Sequence[float], color: str
+) -> None:
+    box = bounding_box(mask)
+    # Padded, so that contours close at the edge of the image.
+    padded = np.pad(mask[box], 1)
+    y, x = (
+        (part.start - 0.5 + np.arange(side)) * step  # centers of the pixels
+        for part, side, step in zip(box, padded.shape, spacing, strict=True)
+    )
+    # Above one half: inside the mask, so that the contours of neighbors do not coincide.
+    axes.contour(x, y, padded, levels=[0.75], colors=color, linewidths=1.5)
 
 
 def _around(box: Sequence[slice], shape: Sequence[int]) -> tuple[slice, ...]:
@@ -188,10 +193,12 @@ def _gray_limits(image: NDArray[Any]) -> tuple[float, float]:
     return float(low), max(float(high), float(low) + 1e-6)
 
 
-def _to_rgb(image: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
-    """Scale `image` [C, H, W] to [H, W, 3] with `low` as 0 and `high` as 1."""
-    scaled = np.clip((image.astype(np.float32) - low) / (high - low), 0, 1)
-    return np.moveaxis(np.broadcast_to(scaled, (3, *image.shape[1:])), 0, -1)
+def _to_picture(image: NDArray[Any], low: float, high: float) -> Image.Image:
+    """Return `image` [C, H, W] in RGB with `low` as 0 and `high` as 255, large ones reduced."""
+    scaled = np.clip((image.astype(np.float32) - low) / (high - low), 0, 1) * 255
+    rgb = np.broadcast_to(scaled.round().astype(np.uint8), (3, *image.shape[1:]))
+    picture = Image.fromarray(np.ascontiguousarray(np.moveaxis(rgb, 0, -1)))
+    return picture.reduce(max(1, max(picture.size) // _MAX_PIXELS))
 
 
 def _legend(

@@ -1,1 +1,1 @@
-"""Comparisons of evaluated runs as tables, figures and a page. Scores nothing itself."""
+"""Reporting: comparisons of evaluated runs as tables, figures and an HTML page."""

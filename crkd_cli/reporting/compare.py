@@ -80,7 +80,7 @@ class Comparison:
         return [
             "Mean ± SD: over the runs of a method, which differ only in their seed; a run's mean "
             "is over cases, then over classes.",
-            f"95 % CI: percentile bootstrap over {self.unit} of the mean over these runs.",
+            f"95 % CI: percentile bootstrap over {self.unit}; the runs are not resampled.",
             "p: two-sided Wilcoxon signed-rank test of paired differences, one per "
             f"{self.unit.removesuffix('s')}: the mean over classes of scores averaged over runs; "
             "scores undefined for either method are left out.",

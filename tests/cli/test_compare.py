@@ -1,4 +1,4 @@
-"""`crkd compare` as a person runs it: after train and evaluate, in every format."""
+"""`crkd compare` on the command line: tables, files and options."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from crkd_cli.config import Frame
 
 @pytest.fixture
 def runs(cli, make_store, make_checkpoint, tmp_path):
-    """Two runs of one method with different weights, evaluated by the command itself."""
+    """Two runs of one method with different weights, evaluated with crkd evaluate."""
     store = make_store(groups={"p0": 2, **{f"p{number}": 1 for number in range(1, 6)}})
     folders = []
     for seed in (1, 2):
@@ -33,7 +33,7 @@ def runs(cli, make_store, make_checkpoint, tmp_path):
     return folders
 
 
-def test_seeds_of_one_method_are_one_row(cli, runs):
+def test_seeds_of_one_method_form_one_row(cli, runs):
     result = cli("compare", *runs)
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
@@ -78,7 +78,7 @@ def test_files_agree_with_stdout(cli, runs, tmp_path):
     assert "| --- | --- | ---: |" in text
 
 
-def test_methods_are_tested_and_published_rows_stand_beside(cli, write_evaluation, tmp_path, rng):
+def test_methods_are_tested_and_published_rows_are_printed(cli, write_evaluation, tmp_path, rng):
     cases = {name: name for name in "abcdefgh"}
     folders = [
         write_evaluation(method, rng.random((8, 2, 2)) * 0.2 + level, cases, method=method)
@@ -87,7 +87,7 @@ def test_methods_are_tested_and_published_rows_stand_beside(cli, write_evaluatio
     result = cli("compare", *folders, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
     row = next(line for line in result.stdout.splitlines() if "crkd − supervised" in line)
-    # Eight patients, all in one direction: 2 / 2⁸, and three times that by Holm.
+    # Eight patients with the same sign: p = 2 / 2⁸, and three times that by Holm.
     assert [cell.strip() for cell in row.strip("│ ").split("│")][-3:] == ["8", "0.008", "0.023"]
     assert "p (Holm): adjusted over all pairs" in " ".join(result.stdout.split())
     assert "published for acdc with 3 labeled" in result.stdout
@@ -106,7 +106,7 @@ def test_methods_are_tested_and_published_rows_stand_beside(cli, write_evaluatio
     assert "Not the same" not in result.stdout
 
 
-def test_what_differs_besides_the_method_is_said(cli, write_evaluation, rng):
+def test_differences_other_than_the_method_are_noted(cli, write_evaluation, rng):
     cases = {name: name for name in "abcdefgh"}
     folders = [
         write_evaluation(
@@ -122,21 +122,20 @@ def test_what_differs_besides_the_method_is_said(cli, write_evaluation, rng):
         )
         for method, steps, name in (("crkd", 20, "best"), ("bcp", 40, "last"), ("cps", 40, "best"))
     ]
-    said = " ".join(cli("compare", *folders).stdout.split())
-    assert "Not the same for all: the checkpoint is best.pth (crkd, cps), last.pth (bcp)." in said
-    assert "Not the same for all: train.steps is 20 (crkd), 40 (bcp, cps)." in said
-    assert said.count("Not the same") == 2
+    text = " ".join(cli("compare", *folders).stdout.split())
+    assert "Not the same for all: the checkpoint is best.pth (crkd, cps), last.pth (bcp)." in text
+    assert "Not the same for all: train.steps is 20 (crkd), 40 (bcp, cps)." in text
+    assert text.count("Not the same") == 2
 
 
-def test_scores_of_a_run_that_went_on_are_refused(cli, runs):
+def test_scores_of_a_run_that_was_trained_further_are_refused(cli, runs):
     (runs[0] / "metrics.json").write_text(json.dumps({"steps": 20, "best": {"step": 17}}))
     result = cli("compare", *runs)
     assert result.exit_code == 1
     assert "best.pth is at step 17, but" in result.stderr
     assert "of step 10; run crkd evaluate again" in result.stderr
-    (runs[0] / "metrics.json").write_text(
-        json.dumps({"steps": 9, "best": {"step": 7}})
-    )  # extended, and stopped on the way
+    # Extended, and interrupted before the end.
+    (runs[0] / "metrics.json").write_text(json.dumps({"steps": 9, "best": {"step": 7}}))
     assert cli("compare", *runs).exit_code == 0
     (runs[0] / "metrics.json").write_text("{")
     result = cli("compare", *runs)
@@ -145,19 +144,13 @@ def test_scores_of_a_run_that_went_on_are_refused(cli, runs):
 
 
 @pytest.mark.parametrize("options", [["--protocol", "paper"], ["--part", "val"]])
-def test_an_evaluation_of_another_kind_than_asked_for_is_refused(cli, runs, options):
-    assert (
-        cli(
-            "compare", runs[0] / "evaluation-strict-test", "--protocol", "strict", "--part", "test"
-        ).exit_code
-        == 0
-    )
-    result = cli("compare", runs[0] / "evaluation-strict-test", *options)
+def test_options_must_not_contradict_an_evaluation_folder(cli, runs, options):
+    folder = runs[0] / "evaluation-strict-test"
+    assert cli("compare", folder, "--protocol", "strict", "--part", "test").exit_code == 0
+    result = cli("compare", folder, *options)
     assert result.exit_code == 2
-    assert (
-        "evaluation-strict-test is a strict/test evaluation; drop --protocol/--part"
-        in result.stderr
-    )
+    message = "evaluation-strict-test is a strict/test evaluation; drop --protocol/--part"
+    assert message in result.stderr
 
 
 def test_quiet_prints_nothing(cli, runs):
@@ -196,10 +189,10 @@ def test_a_hundred_columns_are_enough(cli, write_evaluation, rng):
     assert max(map(len, result.stdout.splitlines())) <= 100
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
 @pytest.mark.parametrize("columns", [80, 100])
-def test_a_terminal_with_little_room_shows_numbers_whole(write_evaluation, rng, columns):
-    """Two settings of a method, whose names are long; in 80 columns the classes are left out, which a note says."""
+def test_a_narrow_terminal_shows_all_digits(write_evaluation, rng, columns):
+    """Two settings of a method with long names; 80 columns leave no room for the classes."""
     cases = {name: name for name in "abcdefgh"}
     folders = [
         write_evaluation(
@@ -211,25 +204,24 @@ def test_a_terminal_with_little_room_shows_numbers_whole(write_evaluation, rng, 
         )
         for name, weight in (("with-all-its-terms", 1.0), ("without-the-pixels", 0.0))
     ]
-    ours, theirs = os.openpty()
+    our_end, program_end = os.openpty()
     command = [sys.executable, "-m", "crkd_cli", "compare", *map(str, folders)]
     with subprocess.Popen(
-        command, stdout=theirs, env={**os.environ, "COLUMNS": str(columns)}
+        command, stdout=program_end, env={**os.environ, "COLUMNS": str(columns)}
     ) as process:
-        os.close(theirs)
-        said = b""
+        os.close(program_end)
+        output = b""
         try:
-            while part := os.read(ours, 65536):
-                said += part
+            while part := os.read(our_end, 65536):
+                output += part
         except OSError:  # the other end is closed
             pass
-        os.close(ours)
+        os.close(our_end)
     assert process.returncode == 0
-    text = said.decode()
+    text = output.decode()
     assert "…" not in text
-    assert (
-        len(re.findall(r"\[-?\d+\.\d+, -?\d+\.\d+\]", text)) == 2 * 2 + 2
-    )  # intervals of the scores and of the differences
+    intervals = re.findall(r"\[-?\d+\.\d+, -?\d+\.\d+\]", text)
+    assert len(intervals) == 2 * 2 + 2  # of the scores and of the differences
     assert ("The scores of the 3 classes are in the files" in text) == (columns < 100)
 
 
@@ -248,8 +240,9 @@ def test_wrong_usage(cli, runs, write_evaluation, tmp_path, rng):
     )
     assert "neither a run folder" in refused(tmp_path)
     assert cli("compare").exit_code == 2
-    assert (
-        cli("compare", tmp_path / "absent").exit_code == 1
-    )  # as of every command: a path, not the usage
+    # A missing path is not wrong usage.
+    assert cli("compare", tmp_path / "absent").exit_code == 1
     again = cli("compare", runs[0], runs[0] / "evaluation-strict-test", "--json")
-    assert len(json.loads(again.stdout)["methods"][0]["runs"]) == 1  # the same evaluation, once
+    assert (
+        len(json.loads(again.stdout)["methods"][0]["runs"]) == 1
+    )  # the same evaluation is counted once

@@ -1,4 +1,4 @@
-"""`crkd evaluate` as a person runs it."""
+"""`crkd evaluate` on the command line."""
 
 import json
 import os
@@ -16,7 +16,7 @@ FRAME = Frame(resize=(32, 32))
 
 @pytest.fixture
 def ready(make_store, make_checkpoint, tmp_path):
-    """(checkpoint, data root) of a store with three test cases."""
+    """Checkpoint and data root of a store with three test cases."""
     store = make_store(groups=6)
     return make_checkpoint(
         store.spec, FRAME, val=("p04",), test=("p00", "p01", "p02")
@@ -31,9 +31,8 @@ def test_table_and_files(cli, ready):
     assert "Dice %" in result.stdout
     assert "HD95 mm" in result.stdout
     assert "bootstrap over cases]" in " ".join(result.stdout.split())
-    assert (
-        "bootstrap" not in cli("evaluate", file, "--data-root", root, "--part", "val").stdout
-    )  # one case has no interval
+    # One case has no interval.
+    assert "bootstrap" not in cli("evaluate", file, "--data-root", root, "--part", "val").stdout
     assert (file.parent / "evaluation-strict-test" / "cases.csv").is_file()
 
 
@@ -67,7 +66,7 @@ def test_piped_output_is_plain(ready):
     assert "evaluating 3/3 cases" in result.stderr
 
 
-def test_published_rows_stand_beside(cli, make_store, make_checkpoint, tmp_path):
+def test_published_rows_are_printed(cli, make_store, make_checkpoint, tmp_path):
     store = make_store("la", dims=3, groups=5)
     file = make_checkpoint(
         store.spec, Frame(patch=(16, 16, 16)), labeled=("p00", "p01", "p02", "p03"), test=("p04",)
@@ -91,7 +90,7 @@ def test_published_rows_stand_beside(cli, make_store, make_checkpoint, tmp_path)
 
 def test_bad_checkpoints(cli, ready, tmp_path):
     file, root = ready
-    marker = tmp_path / "code was run"
+    marker = tmp_path / "executed"
 
     class Bomb:
         def __reduce__(self):

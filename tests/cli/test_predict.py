@@ -1,4 +1,4 @@
-"""`crkd predict` as a person runs it."""
+"""`crkd predict` on the command line."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def scans(tmp_path, rng):
     return folder
 
 
-def test_newest_checkpoint_is_named_on_the_first_line(
+def test_the_newest_checkpoint_is_named_on_the_first_line(
     cli, checkpoint, scans, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)

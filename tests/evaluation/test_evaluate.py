@@ -1,4 +1,4 @@
-"""Evaluation against medpy on the same labels, the rules of both protocols, and the files it writes."""
+"""Evaluation: scores against medpy, the rules of both protocols, and the files it writes."""
 
 import csv
 import json
@@ -25,12 +25,13 @@ from crkd_cli.runtime.build import load_predictor
 from crkd_cli.runtime.checkpoint import load_checkpoint
 from crkd_cli.training.validator import validation_dice
 
+MEDPY = (binary.dc, binary.jc, binary.hd95, binary.asd)
 FRAMES = {2: Frame(resize=(32, 32)), 3: Frame(patch=(16, 16, 16), stride=(8, 8, 8))}
 
 
 def run(file: Path, tmp_path: Path, **options):
-    said = []
-    return evaluate(file, tmp_path / "data", said.append, progress, **options), said
+    notices = []
+    return evaluate(file, tmp_path / "data", notices.append, progress, **options), notices
 
 
 def rows(report) -> list[dict[str, str]]:
@@ -46,7 +47,7 @@ def labels_of(file: Path, store, case: str, protocol: str = "strict") -> np.ndar
 
 
 def respaced(store, spacing):
-    """The store with another spacing in its index."""
+    """Change the spacing in the index of the store."""
     cases = [msgspec.structs.replace(case, spacing_mm=spacing) for case in store.index.cases]
     index = msgspec.structs.replace(store.index, cases=tuple(cases))
     (store.root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)))
@@ -58,20 +59,14 @@ def test_strict_scores_are_medpys(dims, spacing, make_store, make_checkpoint, tm
     step = spacing and spacing[:dims]
     respaced(store, step)
     file = make_checkpoint(store.spec, FRAMES[dims], test=("p2", "p1"))
-    report, said = run(file, tmp_path)
+    report, notices = run(file, tmp_path)
     unit = "mm" if spacing else "px"
-    assert report.metrics == (
-        "dice",
-        "jaccard",
-        f"hd95_{unit}",
-        f"assd_{unit}",
-        f"asd_{unit}",
-        f"nsd_2{unit}",
-    )
-    assert any("strict protocol" in line for line in said)
-    found = rows(report)
-    assert [row["case"] for row in found] == ["p2", "p1_0", "p1_1"]
-    for row in found:
+    distances = (f"hd95_{unit}", f"assd_{unit}", f"asd_{unit}", f"nsd_2{unit}")
+    assert report.metrics == ("dice", "jaccard", *distances)
+    assert any("strict protocol" in line for line in notices)
+    table = rows(report)
+    assert [row["case"] for row in table] == ["p2", "p1_0", "p1_1"]
+    for row in table:
         labels, truth = labels_of(file, store, row["case"]) == 1, store.label(row["case"]) == 1
         assert float(row["dice"]) == pytest.approx(binary.dc(labels, truth), abs=1e-6)
         assert float(row["jaccard"]) == pytest.approx(binary.jc(labels, truth), abs=1e-6)
@@ -80,27 +75,23 @@ def test_strict_scores_are_medpys(dims, spacing, make_store, make_checkpoint, tm
         )
         assert float(row[f"asd_{unit}"]) == pytest.approx(binary.asd(labels, truth, step), abs=1e-6)
         assert row["protocol"] == "strict"
-    dice = [float(row["dice"]) for row in found]
+    dice = [float(row["dice"]) for row in table]
     tree = json.loads((report.folder / "summary.json").read_text())
     assert tree["mean"]["dice"]["mean"] == pytest.approx(np.mean(dice), abs=1e-6)
     assert tree["classes"]["disc"]["dice"]["sd"] == pytest.approx(np.std(dice, ddof=1), abs=1e-6)
-    assert (tree["protocol"], tree["part"], tree["cases"], tree["step"]) == (
-        "strict",
-        "test",
-        3,
-        10,
-    )
+    facts = (tree["protocol"], tree["part"], tree["cases"], tree["step"])
+    assert facts == ("strict", "test", 3, 10)
     assert report.folder == file.parent / "evaluation-strict-test"
 
 
 def test_the_same_evaluation_writes_the_same_bytes(make_store, make_checkpoint, tmp_path):
     store = make_store(groups=4)
     file = make_checkpoint(store.spec, FRAMES[2], test=("p00", "p01"))
-    one, two = (run(file, tmp_path)[0].folder for _ in range(2))
-    assert one == two
-    before = [(one / name).read_bytes() for name in ("cases.csv", "summary.json")]
-    run(file, tmp_path)
-    assert before == [(one / name).read_bytes() for name in ("cases.csv", "summary.json")]
+    contents = []
+    for _ in range(2):
+        folder = run(file, tmp_path)[0].folder
+        contents.append([(folder / name).read_bytes() for name in ("cases.csv", "summary.json")])
+    assert contents[0] == contents[1]
 
 
 @pytest.mark.parametrize(("frames", "over"), [(1, "cases"), (2, "patients")])
@@ -132,7 +123,7 @@ def test_validation_is_the_mean_dice(dims, make_store, make_checkpoint, tmp_path
 
 
 def as_source(store, source: str):
-    """The store's facts with another source, in its index too."""
+    """Change the source in the index of the store, and return the new facts."""
     spec = msgspec.structs.replace(store.spec, source=source)
     index = msgspec.structs.replace(store.index, spec=spec)
     (store.root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)))
@@ -149,12 +140,10 @@ def test_paper_protocol_scores_acdc_on_val_and_test(make_store, make_checkpoint,
     assert report.metrics == ("dice", "jaccard", "hd95_px", "asd_px")
     assert [row["case"] for row in rows(report)] == ["p03", "p04"]
     for row in rows(report):
-        labels, truth = (
-            labels_of(file, store, row["case"], "paper") == 1,
-            store.label(row["case"]) == 1,
-        )
-        theirs = [score(labels, truth) for score in (binary.dc, binary.jc, binary.hd95, binary.asd)]
-        assert [float(row[name]) for name in report.metrics] == pytest.approx(theirs, abs=1e-6)
+        labels = labels_of(file, store, row["case"], "paper") == 1
+        truth = store.label(row["case"]) == 1
+        expected = [score(labels, truth) for score in MEDPY]
+        assert [float(row[name]) for name in report.metrics] == pytest.approx(expected, abs=1e-6)
     assert {row.method for row in report.published} >= {"CRKD", "UniMatch", "supervised"}
     assert "Student" in report.facts["interval"]
 
@@ -164,9 +153,9 @@ def test_paper_rules_for_empty_masks(source):
     nothing, some = np.zeros((8, 8), bool), np.zeros((8, 8), bool)
     some[2:5, 2:5] = True
     for pair in ((nothing, some), (some, nothing)):
-        found = paper.scores(*pair, source)
-        assert found[:2].tolist() == [0, 0]
-        assert all(found[2:] == 0) if source in ("acdc", "la") else all(np.isnan(found[2:]))
+        scores = paper.scores(*pair, source)
+        assert scores[:2].tolist() == [0, 0]
+        assert all(scores[2:] == 0) if source in ("acdc", "la") else all(np.isnan(scores[2:]))
     both = paper.scores(nothing, nothing, source)
     assert both[0] == (0 if source in ("acdc", "la") else 1)
     assert paper.scores(some, some, source).tolist() == [1, 1, 0, 0]
@@ -174,12 +163,12 @@ def test_paper_rules_for_empty_masks(source):
 
 @pytest.mark.parametrize("share", [0.002, 0.4], ids=["thin", "scattered"])
 def test_paper_scores_are_medpys(dims, rng, share):
-    one, two = (np.pad(rng.random((90, 60, 20)[:dims]) < share, 5) for _ in range(2))
-    theirs = [score(one, two) for score in (binary.dc, binary.jc, binary.hd95, binary.asd)]
-    assert paper.scores(one, two, "la").tolist() == theirs
+    prediction, truth = (np.pad(rng.random((90, 60, 20)[:dims]) < share, 5) for _ in range(2))
+    expected = [score(prediction, truth) for score in MEDPY]
+    assert paper.scores(prediction, truth, "la").tolist() == expected
 
 
-def test_nothing_was_published_for_own_data(make_store, make_checkpoint, tmp_path):
+def test_there_is_no_published_protocol_for_your_own_data(make_store, make_checkpoint, tmp_path):
     store = make_store()
     with pytest.raises(UsageError, match="no published protocol for folder data"):
         run(make_checkpoint(store.spec, FRAMES[2], test=("p00",)), tmp_path, protocol="paper")
@@ -215,8 +204,9 @@ def test_strict_rules_for_empty_masks(dims, prediction, truth, dice, distance, n
         masks.append(mask)
     scores = Scorer("folder", 2, "strict", [case])(*masks, case)[0]
     diagonal = math.sqrt(sum((side * step) ** 2 for side, step in zip(shape, spacing, strict=True)))
-    wanted = diagonal if distance == "diagonal" else distance
-    assert scores.tolist() == pytest.approx([dice, dice, wanted, wanted, wanted, nsd], nan_ok=True)
+    distance = diagonal if distance == "diagonal" else distance
+    expected = [dice, dice, distance, distance, distance, nsd]
+    assert scores.tolist() == pytest.approx(expected, nan_ok=True)
 
 
 def test_pictures_are_scored_at_their_native_size(make_store, make_checkpoint, tmp_path, rng):
@@ -240,22 +230,22 @@ def test_pictures_are_scored_at_their_native_size(make_store, make_checkpoint, t
     assert report.mean[0].mean == pytest.approx(binary.dc(labels == 1, native == 1), abs=1e-6)
 
 
-def test_val_is_scored_where_there_is_no_test(make_store, make_checkpoint, tmp_path):
+def test_val_is_scored_if_there_are_no_test_cases(make_store, make_checkpoint, tmp_path):
     store = make_store()
     file = make_checkpoint(store.spec, FRAMES[2], val=("p01",), best={"step": 10, "dice": 0.5})
-    report, said = run(file, tmp_path)
+    report, notices = run(file, tmp_path)
     assert report.folder.name == "evaluation-strict-val"
-    assert any("no test cases: scoring the validation cases" in line for line in said)
-    assert any("selected on the validation cases" in line for line in said)
-    _, said = run(
+    assert any("no test cases: scoring the validation cases" in line for line in notices)
+    assert any("selected on the validation cases" in line for line in notices)
+    _, notices = run(
         make_checkpoint(store.spec, FRAMES[2], val=("p01",), best={"step": 5, "dice": 0.5}),
         tmp_path,
     )
     # The best checkpoint is of step 5, this one is of step 10.
-    assert not any("selected on the validation cases" in line for line in said)
+    assert not any("selected on the validation cases" in line for line in notices)
 
 
-def test_best_and_last_have_a_folder_each(make_store, make_checkpoint, tmp_path):
+def test_best_and_last_have_their_own_folders(make_store, make_checkpoint, tmp_path):
     spec = make_store().spec
     best, last = (
         make_checkpoint(spec, FRAMES[2], f"runs/x/{name}.pth", test=("p00",))
@@ -273,11 +263,13 @@ def test_best_and_last_have_a_folder_each(make_store, make_checkpoint, tmp_path)
     assert run(alone, tmp_path)[0].folder.name == "evaluation-strict-test"
 
 
-def test_other_labels_of_the_test_cases_are_another_truth(make_store, make_checkpoint, tmp_path):
+def test_the_digest_of_the_truth_depends_on_the_labels_of_the_test_cases_only(
+    make_store, make_checkpoint, tmp_path
+):
     store = make_store(groups=3)
     file = make_checkpoint(store.spec, FRAMES[2], labeled=("p00",), test=("p01", "p02"))
     cases = store.index.cases
-    seen = []
+    digests = []
     for changed in (None, 0, 2):
         now = [
             msgspec.structs.replace(case, label_sha256="0") if n == changed else case
@@ -285,11 +277,11 @@ def test_other_labels_of_the_test_cases_are_another_truth(make_store, make_check
         ]
         index = msgspec.structs.replace(store.index, cases=tuple(now))
         (store.root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)))
-        seen.append(run(file, tmp_path)[0].facts["truth"])
-    assert seen[0] == seen[1] != seen[2]
+        digests.append(run(file, tmp_path)[0].facts["truth"])
+    assert digests[0] == digests[1] != digests[2]
 
 
-def test_what_cannot_be_scored_is_said(make_store, make_checkpoint, tmp_path):
+def test_cases_that_cannot_be_scored_are_named(make_store, make_checkpoint, tmp_path):
     store = make_store(unlabeled={"p05"})
     with pytest.raises(CrkdError, match="has no val cases; give --part test"):
         run(make_checkpoint(store.spec, FRAMES[2], test=("p00",)), tmp_path, part="val")
@@ -302,20 +294,12 @@ def test_what_cannot_be_scored_is_said(make_store, make_checkpoint, tmp_path):
         run(make_checkpoint(other, FRAMES[2], test=("p00",)), tmp_path)
 
 
-def test_published_rows_are_those_of_the_setting():
-    """Spot checks against the tables of the README that they come from."""
+def test_published_rows_match_the_dataset_and_the_labeled_cases():
+    """Spot checks against the tables that they come from."""
     (row,) = [row for row in published_rows("la", 4) if row.method == "CRKD"]
-    assert (row.dice, row.jaccard, row.hd95, row.asd, row.protocol) == (
-        87.21,
-        77.50,
-        9.02,
-        2.04,
-        "paper",
-    )
-    (row,) = [
-        row
-        for row in published_rows("acdc", 7)
-        if row.method == "CrossMatch" and row.protocol == "paper"
-    ]
+    assert row.protocol == "paper"
+    assert (row.dice, row.jaccard, row.hd95, row.asd) == (87.21, 77.50, 9.02, 2.04)
+    in_paper = [row for row in published_rows("acdc", 7) if row.protocol == "paper"]
+    (row,) = [row for row in in_paper if row.method == "CrossMatch"]
     assert (row.dice, row.jaccard, row.hd95, row.asd) == (87.88, 79.27, 4.50, 1.46)
     assert published_rows("la", 5) == published_rows("phantom", 3) == []

@@ -1,4 +1,4 @@
-"""Inference against MONAI's sliding window, scipy's zoom, and identities."""
+"""Inference against MONAI's sliding window and scipy's zoom, and with an identity model."""
 
 import numpy as np
 import pytest
@@ -29,14 +29,14 @@ def spec(dims: int, classes: int = 2, modality: str = "mr") -> DatasetSpec:
 
 
 class Identity(nn.Module):
-    """Class 1 has the probability that the image says."""
+    """Returns the image as the probability of class 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([torch.log1p(-x), torch.log(x)], dim=1)
 
 
 def net(dims: int, classes: int = 3) -> nn.Module:
-    """A network whose answer depends on where in the window a voxel lies (zero padding at the border)."""
+    """Return a network whose output depends on a voxel's place in the window (zero padding)."""
     torch.manual_seed(3)
     conv = nn.Conv2d if dims == 2 else nn.Conv3d
     return nn.Sequential(conv(1, 4, 5, padding=2), nn.Tanh(), conv(4, classes, 5, padding=2)).eval()
@@ -66,14 +66,12 @@ def test_windows_of_the_identity_are_the_image(shape, protocol, window_batch):
 def test_windows_agree_with_monai(shape, protocol, overlap, mode):
     dims = len(shape)
     model = net(dims)
-    from monai.inferers import sliding_window_inference  # here, for a GPU machine may lack it
+    from monai.inferers import sliding_window_inference  # may be missing on a GPU machine
 
     frame = Frame(patch=(16,) * dims, stride=(4,) * dims)
     x = image(shape)
-    mine = Inferer(
-        model, frame, spec(dims, 3), CPU, protocol=protocol, window_batch=4
-    ).probabilities(x)
-    theirs = sliding_window_inference(
+    inferer = Inferer(model, frame, spec(dims, 3), CPU, protocol=protocol, window_batch=4)
+    expected = sliding_window_inference(
         torch.from_numpy(x)[None],
         (16,) * dims,
         4,
@@ -81,18 +79,19 @@ def test_windows_agree_with_monai(shape, protocol, overlap, mode):
         overlap=overlap,
         mode=mode,
     )
-    np.testing.assert_allclose(mine, theirs[0].detach().numpy(), atol=2e-6)
+    np.testing.assert_allclose(inferer.probabilities(x), expected[0].detach(), atol=2e-6)
 
 
 @pytest.mark.parametrize(
     "frame", [Frame(patch=(16, 16)), Frame(resize=(16, 32))], ids=["patch", "resize"]
 )
-def test_a_volume_is_cut_along_its_first_axis(frame):
+def test_a_volume_is_split_along_its_first_axis(frame):
     x = image((5, 21, 30))
     infer = Inferer(net(2), frame, spec(3, 3), CPU, window_batch=2)
-    for slices, volume in ((infer.probabilities, infer.probabilities(x)), (infer, infer(x))):
-        alone = [slices(np.ascontiguousarray(x[:, z])) for z in range(5)]
-        np.testing.assert_allclose(volume, np.stack(alone, axis=volume.ndim - 3), atol=1e-6)
+    for function in (infer.probabilities, infer):
+        volume = function(x)
+        slices = [function(np.ascontiguousarray(x[:, z])) for z in range(5)]
+        np.testing.assert_allclose(volume, np.stack(slices, axis=volume.ndim - 3), atol=1e-6)
 
 
 @pytest.mark.parametrize("modality", ["rgb", "mr"])
@@ -109,7 +108,8 @@ def test_resizing_a_constant_image_keeps_it(dims, modality):
 def test_paper_resizing_is_that_of_scipy_zoom():
     """The published evaluation of ACDC: zoom(order=0) to the frame, arg-max, zoom(order=0) back.
 
-    mode="nearest" because scipy's default puts zeros where its last coordinate rounds to just outside.
+    mode="nearest" because scipy's default puts zeros where its last coordinate rounds to just
+    outside.
     """
     model, x = net(2, 4), image((3, 37, 50))
     labels = Inferer(model, Frame(resize=(32, 64)), spec(3, 4), CPU, protocol="paper")(x)
@@ -127,12 +127,12 @@ def test_paper_resizing_is_that_of_scipy_zoom():
 )
 def test_nearest_is_scipy_zoom(old, new):
     x = np.random.default_rng(0).integers(0, 255, old)
-    mine = nearest(torch.from_numpy(x)[None, None], new)[0, 0].numpy()
+    resized = nearest(torch.from_numpy(x)[None, None], new)[0, 0].numpy()
     factors = [n / o for n, o in zip(new, old, strict=True)]
-    np.testing.assert_array_equal(mine, zoom(x, factors, order=0, mode="nearest"))
+    np.testing.assert_array_equal(resized, zoom(x, factors, order=0, mode="nearest"))
 
 
-def test_labels_come_at_the_size_that_is_asked_for():
+def test_labels_have_the_requested_size():
     """2D images are stored smaller and scored at their native size; a half stays a half."""
     x = np.zeros((1, 32, 32), np.float32) + 0.1
     x[:, :, 16:] = 0.9
@@ -142,7 +142,7 @@ def test_labels_come_at_the_size_that_is_asked_for():
     np.testing.assert_array_equal(labels, np.broadcast_to(np.arange(70) >= 35, (65, 70)))
 
 
-def test_bytes_are_divided_by_255():
+def test_uint8_images_are_divided_by_255():
     x = np.random.default_rng(0).integers(1, 255, (1, 20, 20)).astype(np.uint8)
     infer = Inferer(Identity(), Frame(patch=(16, 16)), spec(2, modality="gray"), CPU)
     np.testing.assert_allclose(infer.probabilities(x)[1], x[0] / 255.0, atol=1e-6)
@@ -158,7 +158,7 @@ def test_memory_maps_are_read(tmp_path):
 
 
 class Small(Identity):
-    """Stands for a device with room for `room` windows."""
+    """Simulates a device with memory for `room` windows."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -173,22 +173,22 @@ class Small(Identity):
 @pytest.mark.parametrize(
     "frame", [Frame(patch=(16, 16)), Frame(resize=(16, 16))], ids=["patch", "resize"]
 )
-def test_out_of_memory_halves_the_batch_and_says_so_once(frame):
+def test_running_out_of_memory_halves_the_batch_and_is_reported_once(frame):
     x = image((9, 16, 16))
-    told = []
-    infer = Inferer(Small(2), frame, spec(3), CPU, window_batch=8, notice=told.append)
+    notices = []
+    infer = Inferer(Small(2), frame, spec(3), CPU, window_batch=8, notice=notices.append)
     np.testing.assert_allclose(infer.probabilities(x)[1], x[0], atol=1e-6)
     assert infer.window_batch == 2
-    assert len(told) == 1
+    assert len(notices) == 1
 
 
-def test_no_room_for_one_window_is_an_error():
+def test_too_little_memory_for_one_window_is_an_error():
     infer = Inferer(Small(0), Frame(patch=(16, 16)), spec(2), CPU, notice=lambda line: None)
     with pytest.raises(CrkdError, match="not enough memory for one window of 16×16"):
         infer(image((16, 16)))
 
 
-def test_the_models_mode_is_restored():
+def test_the_mode_of_the_model_is_left_alone():
     model = nn.Sequential(net(2), nn.Dropout(0.9))
     model.train()
     model[0].eval()
@@ -199,7 +199,7 @@ def test_the_models_mode_is_restored():
     assert not model[0].training
 
 
-def test_new_weights_count_after_a_refresh():
+def test_new_weights_are_used_after_a_refresh():
     model, x = net(2), image((20, 20))
     infer = Inferer(model, Frame(patch=(16, 16)), spec(2, 3), CPU)
     before = infer.probabilities(x)
@@ -213,23 +213,23 @@ def test_new_weights_count_after_a_refresh():
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 20), (1, 20), (1, 4, 4, 20, 20)], ids=str)
-def test_an_image_of_another_kind_is_an_error(shape):
+def test_an_image_with_other_channels_or_axes_is_an_error(shape):
     with pytest.raises(CrkdError, match="the model needs 1 channel"):
         Inferer(Identity(), Frame(patch=(16, 16)), spec(2), CPU)(np.zeros(shape, np.float32))
 
 
 def test_bf16_stays_near_fp32():
     x = image((40, 40))
-    one, two = (
+    fp32, bf16 = (
         Inferer(net(2), Frame(patch=(16, 16)), spec(2, 3), CPU, dtype).probabilities(x)
         for dtype in (torch.float32, torch.bfloat16)
     )
-    assert two.dtype == np.float32
-    np.testing.assert_allclose(one, two, atol=0.02)
+    assert bf16.dtype == np.float32
+    np.testing.assert_allclose(fp32, bf16, atol=0.02)
 
 
 class Crowded(Identity):
-    """A GPU with room for windows, but not for a whole case."""
+    """Simulates a GPU with memory for windows, but not for a whole case."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -242,14 +242,16 @@ class Crowded(Identity):
 
 
 @pytest.mark.gpu
-def test_sums_move_to_the_host_when_the_gpu_is_full():
+def test_sums_are_kept_on_the_host_when_the_gpu_is_full():
     x = image((64, 64, 64))  # 1 MiB, and 2 MiB of sums
-    told = []
+    notices = []
     model = Crowded(torch.cuda.memory_allocated() + 2**20)
     frame = Frame(patch=(16, 16, 16))
-    infer = Inferer(model, frame, spec(3), torch.device("cuda"), window_batch=4, notice=told.append)
+    infer = Inferer(
+        model, frame, spec(3), torch.device("cuda"), window_batch=4, notice=notices.append
+    )
     np.testing.assert_allclose(infer.probabilities(x)[1], x[0], atol=1e-6)
-    assert len(told) == 1
+    assert len(notices) == 1
 
 
 @pytest.mark.gpu
@@ -258,7 +260,7 @@ def test_sums_move_to_the_host_when_the_gpu_is_full():
 )
 def test_gpu_and_cpu_agree(frame):
     x, model = image((5, 21, 30)), net(2)
-    host = Inferer(model, frame, spec(3, 3), CPU).probabilities(x)
+    on_cpu = Inferer(model, frame, spec(3, 3), CPU).probabilities(x)
     device = torch.device("cuda")
-    there = Inferer(model.to(device), frame, spec(3, 3), device).probabilities(x)
-    np.testing.assert_allclose(host, there, atol=1e-2)  # TF32
+    on_gpu = Inferer(model.to(device), frame, spec(3, 3), device).probabilities(x)
+    np.testing.assert_allclose(on_cpu, on_gpu, atol=1e-2)  # TF32

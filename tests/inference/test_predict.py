@@ -1,4 +1,4 @@
-"""Prediction: every format keeps name, size and geometry, and the mask is what the network says."""
+"""Prediction: every format keeps name, size and geometry; masks are the network's labels."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from crkd_cli.inference.predict import PredictOptions, largest_components, predi
 from crkd_cli.runtime.build import load_predictor
 from crkd_cli.runtime.checkpoint import load_checkpoint
 
-# Turned about z by about 37°, and y pointing down: nothing that a writer could guess.
+# Rotated about z by about 37°, with y pointing down: not a default of any writer.
 DIRECTION = (0.8, 0.6, 0.0, 0.6, -0.8, 0.0, 0.0, 0.0, -1.0)
 SPACING, ORIGIN = (0.7, 1.3, 4.5), (-12.5, 33.0, 101.25)
 
@@ -48,7 +48,7 @@ SOLID = DatasetSpec(
 
 
 def quiet(line: str) -> None:
-    """Notices are not looked at here."""
+    """Ignore notices."""
 
 
 def run(source: Path, checkpoint: Path, **options):
@@ -56,7 +56,7 @@ def run(source: Path, checkpoint: Path, **options):
 
 
 def expected(image: Path, checkpoint: Path) -> np.ndarray:
-    """The labels that the checkpoint's network gives for this file."""
+    """Return the labels that the checkpoint's network predicts for this file."""
     loaded = load_checkpoint(checkpoint)
     cpu = torch.device("cpu")
     volume = SOURCES["folder"]().read_image(image, loaded.spec)
@@ -73,7 +73,7 @@ def scans(tmp_path) -> Path:
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
 @pytest.mark.parametrize(
-    "frame", [Frame(patch=(16, 16, 16)), Frame(resize=(32, 32))], ids=["3D", "by slice"]
+    "frame", [Frame(patch=(16, 16, 16)), Frame(resize=(32, 32))], ids=["3D", "slices"]
 )
 def test_medical_formats_keep_their_geometry(scans, make_checkpoint, rng, suffix, frame):
     image = sitk.GetImageFromArray(rng.normal(100, 20, (9, 21, 34)).astype(np.int16))
@@ -83,8 +83,8 @@ def test_medical_formats_keep_their_geometry(scans, make_checkpoint, rng, suffix
     file = scans / f"scan one{suffix}"
     sitk.WriteImage(image, str(file))
     checkpoint = make_checkpoint(SOLID, frame)
-    outcome = run(scans, checkpoint)
-    assert (outcome.written, outcome.failures) == (1, [])
+    result = run(scans, checkpoint)
+    assert (result.written, result.failures) == (1, [])
     mask = sitk.ReadImage(str(scans.with_name("scans-masks") / file.name))
     assert mask.GetSize() == (34, 21, 9)
     assert mask.GetPixelID() == sitk.sitkUInt8
@@ -105,7 +105,7 @@ def gray8(file: Path, rng) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "write", "result"),
+    ("name", "write", "mask_name"),
     [
         ("odd.png", gray8, "odd.png"),
         ("photo.jpg", gray8, "photo.png"),
@@ -114,13 +114,13 @@ def gray8(file: Path, rng) -> None:
         ("deep.png", gray16, "deep.png"),
     ],
 )
-def test_pictures_keep_name_and_size(scans, make_checkpoint, rng, name, write, result):
+def test_pictures_keep_name_and_size(scans, make_checkpoint, rng, name, write, mask_name):
     write(scans / name, rng)
     checkpoint = make_checkpoint(flat(), Frame(resize=(32, 32)))
     run(scans, checkpoint)
     files = [file.name for file in scans.with_name("scans-masks").iterdir()]
-    assert files == [result]
-    labels = np.asarray(Image.open(scans.with_name("scans-masks") / result))
+    assert files == [mask_name]
+    labels = np.asarray(Image.open(scans.with_name("scans-masks") / mask_name))
     assert labels.shape == (37, 53)
     assert labels.dtype == np.uint8
     assert np.array_equal(labels, expected(scans / name, checkpoint))
@@ -146,7 +146,7 @@ def test_h5(scans, make_checkpoint, rng, dims):
         assert np.array_equal(file["label"][()], expected(scans / "case.h5", checkpoint))
 
 
-def test_tiff_of_several_pages_is_a_volume(scans, make_checkpoint, rng):
+def test_a_tiff_with_several_pages_is_a_volume(scans, make_checkpoint, rng):
     pages = [Image.fromarray(rng.integers(0, 255, (21, 30)).astype(np.uint8)) for _ in range(5)]
     pages[0].save(scans / "stack.tif", save_all=True, append_images=pages[1:])
     run(scans, make_checkpoint(SOLID, Frame(patch=(16, 16, 16))))
@@ -156,11 +156,8 @@ def test_tiff_of_several_pages_is_a_volume(scans, make_checkpoint, rng):
 
 def test_overlays_and_probabilities(scans, make_checkpoint, rng):
     gray8(scans / "a.png", rng)
-    run(
-        scans,
-        make_checkpoint(flat(), Frame(resize=(32, 32))),
-        options=PredictOptions(overlays=True, probabilities=True),
-    )
+    checkpoint = make_checkpoint(flat(), Frame(resize=(32, 32)))
+    run(scans, checkpoint, options=PredictOptions(overlays=True, probabilities=True))
     out = scans.with_name("scans-masks")
     probabilities = np.load(out / "probabilities" / "a.npy", allow_pickle=False)
     assert probabilities.shape == (2, 37, 53)
@@ -170,7 +167,7 @@ def test_overlays_and_probabilities(scans, make_checkpoint, rng):
         assert picture.mode == "RGB"
 
 
-def test_an_overlay_needs_no_second_look_at_the_file(scans, make_checkpoint, rng, monkeypatch):
+def test_the_file_is_read_once_for_mask_and_overlay(scans, make_checkpoint, rng, monkeypatch):
     gray8(scans / "a.png", rng)
     source = SOURCES["folder"]
     open_image = source.open_image
@@ -182,21 +179,20 @@ def test_an_overlay_needs_no_second_look_at_the_file(scans, make_checkpoint, rng
 
     monkeypatch.setattr(source, "open_image", open_and_remove)
     checkpoint = make_checkpoint(flat(), Frame(resize=(32, 32)))
-    outcome = run(scans, checkpoint, options=PredictOptions(overlays=True))
-    assert (outcome.written, outcome.failures) == (1, [])
+    result = run(scans, checkpoint, options=PredictOptions(overlays=True))
+    assert (result.written, result.failures) == (1, [])
 
 
-def test_what_is_there_is_skipped(scans, make_checkpoint, rng):
+def test_existing_masks_are_skipped(scans, make_checkpoint, rng):
     for name in ("a.png", "b.png"):
         gray8(scans / name, rng)
     checkpoint = make_checkpoint(flat(), Frame(resize=(32, 32)))
     out = scans.with_name("elsewhere")
     assert run(scans / "a.png", checkpoint, out=out).written == 1
-    outcome = run(scans, checkpoint, out=out)
-    assert (outcome.written, outcome.skipped) == (1, 1)
-    assert (
-        run(scans, checkpoint, out=out, options=PredictOptions(overlays=True)).written == 2
-    )  # overlays are not there yet
+    result = run(scans, checkpoint, out=out)
+    assert (result.written, result.skipped) == (1, 1)
+    # The masks exist, their overlays do not yet.
+    assert run(scans, checkpoint, out=out, options=PredictOptions(overlays=True)).written == 2
     assert run(scans, checkpoint, out=out, options=PredictOptions(overwrite=True)).written == 2
 
 
@@ -209,29 +205,28 @@ def test_bad_files_do_not_stop_the_others(scans, make_checkpoint, rng):
     Image.fromarray(rng.integers(0, 255, (30, 30, 3)).astype(np.uint8)).save(scans / "color.png")
     pages = [Image.fromarray(rng.integers(0, 255, (20, 20)).astype(np.uint8)) for _ in range(3)]
     pages[0].save(scans / "volume.tif", save_all=True, append_images=pages[1:])
-    (scans / "notes.txt").write_text("not an image, and not looked at")
-    outcome = run(scans, make_checkpoint(flat(), Frame(resize=(32, 32))))
-    assert outcome.written == 1
-    assert [Path(line.split(" ")[0]).name for line in outcome.failures] == [
+    (scans / "notes.txt").write_text("not an image, and ignored")
+    result = run(scans, make_checkpoint(flat(), Frame(resize=(32, 32))))
+    assert result.written == 1
+    assert [Path(line.split(" ")[0]).name for line in result.failures] == [
         "color.png",
         "cut.png",
         "empty.png",
         "page.png",
         "volume.tif",
     ]
-    assert "3 channels" in outcome.failures[0]
-    assert "is 3D" in outcome.failures[4]
-    assert all("\n" not in line for line in outcome.failures)
-    assert [file.name for file in outcome.folder.iterdir()] == ["good.png"]
+    assert "3 channels" in result.failures[0]
+    assert "is 3D" in result.failures[4]
+    assert all("\n" not in line for line in result.failures)
+    assert [file.name for file in result.folder.iterdir()] == ["good.png"]
 
 
-def test_two_results_of_one_name_are_refused(scans, make_checkpoint, rng):
+def test_two_results_with_the_same_name_are_refused(scans, make_checkpoint, rng):
     gray8(scans / "a.png", rng)
     gray8(scans / "a.tif", rng)
     checkpoint = make_checkpoint(flat(), Frame(resize=(32, 32)))
-    assert (
-        run(scans, checkpoint).written == 2
-    )  # the masks differ in their suffix, the overlays would not
+    # The masks differ in their suffix, the overlays would not.
+    assert run(scans, checkpoint).written == 2
     with pytest.raises(CrkdError, match=r"a.png and a.tif would both write .*overlays/a.png"):
         run(scans, checkpoint, options=PredictOptions(overlays=True))
 
@@ -242,7 +237,7 @@ def test_images_are_never_replaced(scans, make_checkpoint, rng):
         run(scans, make_checkpoint(flat(), Frame(resize=(32, 32))), out=scans)
 
 
-def test_nothing_lies_beside_the_root(make_checkpoint):
+def test_images_in_the_root_folder_need_an_output_folder(make_checkpoint):
     with pytest.raises(
         UsageError, match="there is no default for masks of images in /; give --out"
     ):

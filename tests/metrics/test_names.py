@@ -1,9 +1,9 @@
-"""How scores read."""
+"""Metric names and values in tables."""
 
 from crkd_cli.metrics.names import format_values, metric_heading
 
 
-def test_scores_as_a_table_shows_them() -> None:
+def test_headings_and_values_of_tables() -> None:
     assert [metric_heading(metric) for metric in ("dice", "hd95_mm", "nsd_2mm")] == [
         "Dice %",
         "HD95 mm",

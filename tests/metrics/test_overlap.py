@@ -12,7 +12,7 @@ def test_hand_counted():
     truth = np.array([[0, 1, 2], [2, 2, 1]], np.uint8)
     voxels = confusion(prediction, truth, 4)
     assert voxels.tolist() == [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
-    assert dice(voxels).tolist() == [2 / 3, 2 / 4, 4 / 5, 1.0]  # class 3 is in neither: agreement
+    assert dice(voxels).tolist() == [2 / 3, 2 / 4, 4 / 5, 1.0]  # class 3 is empty in both
     assert jaccard(voxels).tolist() == [1 / 2, 1 / 3, 2 / 3, 1.0]
 
 

@@ -1,4 +1,4 @@
-"""Tests between methods: worked by hand from the definitions, and against scipy on the raw differences."""
+"""Paired tests: by hand from the definitions, and against scipy on the raw differences."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ NAN = math.nan
     [
         # 3 × 0.01; max(0.03, 2 × 0.03); max(0.06, 1 × 0.04)
         ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
-        # 4 × 0.3 and all after it are more than 1
+        # 4 × 0.3 exceeds 1, and so do all that follow.
         ([0.3, 0.5, 0.9, 0.4], [1.0, 1.0, 1.0, 1.0]),
         ([0.02], [0.02]),
         ([0.04, NAN, 0.01], [0.04, NAN, 0.02]),  # a family of two
@@ -29,30 +29,29 @@ def test_holm_by_hand(ps, adjusted):
 
 
 def test_signed_rank_by_counting_signs():
-    """Under the hypothesis each of the 2⁵ signs of the ranks is as likely as any other."""
-    differences = np.array(
-        [0.4, -0.1, 0.3, 0.5, 0.2]
-    )  # ranks 4, −1, 3, 5, 2: the sum of the negative ones is 1
+    """Under the null hypothesis all 2⁵ signs of the ranks are equally likely."""
+    # Ranks 4, −1, 3, 5, 2: the sum of the negative ones is 1.
+    differences = np.array([0.4, -0.1, 0.3, 0.5, 0.2])
     sums = [np.dot(range(1, 6), signs) for signs in itertools.product((0, 1), repeat=5)]
     assert signed_rank(differences) == pytest.approx(2 * sum(total <= 1 for total in sums) / 32)
 
 
-def test_zero_differences_say_nothing():
+def test_zero_differences_are_left_out():
     assert signed_rank(np.array([0.0, 0.4, -0.1, 0.3])) == signed_rank(np.array([0.4, -0.1, 0.3]))
     assert signed_rank(np.zeros(4)) == 1.0
 
 
 def test_one_class_and_one_case_per_patient_is_scipys(rng):
     first, second = rng.normal(0.8, 0.1, (2, 25, 1))
-    found = paired(first, second, [f"p{number}" for number in range(25)])
-    assert found.p == pytest.approx(stats.wilcoxon(first[:, 0], second[:, 0]).pvalue)
-    assert found.mean == pytest.approx((first - second).mean())
-    assert found.low < found.mean < found.high
-    assert found.n == 25
+    difference = paired(first, second, [f"p{number}" for number in range(25)])
+    assert difference.p == pytest.approx(stats.wilcoxon(first[:, 0], second[:, 0]).pvalue)
+    assert difference.mean == pytest.approx((first - second).mean())
+    assert difference.low < difference.mean < difference.high
+    assert difference.n == 25
 
 
 def test_a_patient_counts_once(rng):
-    """Two scans of every heart that say the same: the same answer as one scan."""
+    """Two scans of every heart with equal scores give the same result as one scan."""
     first, second = rng.normal(0.8, 0.1, (2, 12, 3))
     groups = [f"p{number}" for number in range(12)]
     once = paired(first, second, groups)
@@ -66,14 +65,15 @@ def test_a_patient_counts_once(rng):
 def test_per_patient_means_by_hand():
     first = np.array([[0.9, 0.7], [0.5, 0.5], [0.8, NAN], [NAN, 0.3]])
     second = np.array([[0.8, 0.4], [0.5, 0.3], [0.4, 0.2], [0.1, NAN]])
-    # a: cases 0.2 and 0.1; b: class 1 alone, 0.4; c: nothing that both have
-    found = paired(first, second, ["a", "a", "b", "c"])
-    assert found.n == 2
-    assert found.mean == pytest.approx((0.15 + 0.4) / 2)
-    assert found.p == 0.5  # two of the four signs are as far out
+    # a: cases 0.2 and 0.1; b: class 1 only, 0.4; c: no class with both scores
+    difference = paired(first, second, ["a", "a", "b", "c"])
+    assert difference.n == 2
+    assert difference.mean == pytest.approx((0.15 + 0.4) / 2)
+    assert difference.p == 0.5  # two of the four signs are as extreme
 
 
-def test_nothing_in_common():
-    found = paired(np.array([[NAN], [0.5]]), np.array([[0.5], [NAN]]), ["a", "b"])
-    assert found.n == 0
-    assert all(math.isnan(value) for value in (found.mean, found.low, found.high, found.p))
+def test_no_common_scores():
+    difference = paired(np.array([[NAN], [0.5]]), np.array([[0.5], [NAN]]), ["a", "b"])
+    assert difference.n == 0
+    values = (difference.mean, difference.low, difference.high, difference.p)
+    assert all(math.isnan(value) for value in values)

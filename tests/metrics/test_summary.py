@@ -13,9 +13,9 @@ NAN = math.nan
 
 def test_means_by_hand():
     classes, mean = summarize(np.array([[0.2, 1.0], [0.4, NAN], [0.9, 0.6]]))
-    assert [one.mean for one in classes] == pytest.approx([0.5, 0.8])
-    assert [one.n for one in classes] == [3, 2]
-    assert [one.undefined for one in classes] == [0, 1]
+    assert [summary.mean for summary in classes] == pytest.approx([0.5, 0.8])
+    assert [summary.n for summary in classes] == [3, 2]
+    assert [summary.undefined for summary in classes] == [0, 1]
     assert classes[0].sd == pytest.approx(math.sqrt((0.09 + 0.01 + 0.16) / 2))
     assert mean.mean == pytest.approx(0.65)  # of the classes' means, not of all values
     assert mean.n == 3
@@ -24,20 +24,20 @@ def test_means_by_hand():
 
 def test_bootstrap_agrees_with_scipy(rng):
     values = rng.normal(0.7, 0.1, 30)
-    (one,), mean = summarize(values[:, None])
-    theirs = stats.bootstrap(
+    (summary,), mean = summarize(values[:, None])
+    expected = stats.bootstrap(
         (values,), np.mean, method="percentile", n_resamples=20_000, random_state=rng
     )
-    assert one.low == pytest.approx(theirs.confidence_interval.low, abs=2e-3)
-    assert one.high == pytest.approx(theirs.confidence_interval.high, abs=2e-3)
-    assert (mean.low, mean.high) == pytest.approx((one.low, one.high))
+    assert summary.low == pytest.approx(expected.confidence_interval.low, abs=2e-3)
+    assert summary.high == pytest.approx(expected.confidence_interval.high, abs=2e-3)
+    assert (mean.low, mean.high) == pytest.approx((summary.low, summary.high))
 
 
 def test_t_interval_is_scipys(rng):
     values = rng.normal(0.7, 0.1, 12)
-    (one,), _ = summarize(values[:, None], "t")
+    (summary,), _ = summarize(values[:, None], "t")
     low, high = stats.t.interval(0.95, 11, values.mean(), stats.sem(values))
-    assert (one.low, one.high) == pytest.approx((low, high))
+    assert (summary.low, summary.high) == pytest.approx((low, high))
 
 
 def test_the_same_values_give_the_same_interval(rng):
@@ -53,9 +53,9 @@ def test_undefined_everywhere():
 
 
 def test_one_case_has_no_spread():
-    (one,), _ = summarize(np.array([[0.5]]))
-    assert one.mean == 0.5
-    assert all(math.isnan(value) for value in (one.sd, one.low, one.high))
+    (summary,), _ = summarize(np.array([[0.5]]))
+    assert summary.mean == 0.5
+    assert all(math.isnan(value) for value in (summary.sd, summary.low, summary.high))
 
 
 def test_one_case_per_patient_is_a_bootstrap_over_cases(rng):
@@ -63,27 +63,24 @@ def test_one_case_per_patient_is_a_bootstrap_over_cases(rng):
     assert summarize(values, groups=[f"p{number}" for number in range(9)]) == summarize(values)
 
 
-def test_a_second_scan_that_says_the_same_tells_nothing_new(rng):
+def test_a_second_scan_with_the_same_scores_adds_no_information(rng):
     values = rng.random((12, 2))
     groups = [f"p{number}" for number in range(12)]
     once, _ = summarize(values)
     twice, _ = summarize(np.repeat(values, 2, axis=0), groups=np.repeat(groups, 2).tolist())
-    assert [(one.low, one.high) for one in twice] == [
-        pytest.approx((one.low, one.high)) for one in once
-    ]
+    for doubled, single in zip(twice, once, strict=True):
+        assert (doubled.low, doubled.high) == pytest.approx((single.low, single.high))
     narrow, _ = summarize(np.repeat(values, 2, axis=0))
-    assert all(
-        one.high - one.low < 0.8 * (other.high - other.low)
-        for one, other in zip(narrow, once, strict=True)
-    )
+    for by_case, by_patient in zip(narrow, once, strict=True):
+        assert by_case.high - by_case.low < 0.8 * (by_patient.high - by_patient.low)
 
 
 def test_bootstrap_over_patients_agrees_with_scipy(rng):
     counts = rng.integers(1, 4, 25)
     groups = np.repeat(np.arange(25), counts)
     values = rng.normal(0.7, 0.1, 25)[groups] + rng.normal(0, 0.05, len(groups))
-    (one,), _ = summarize(values[:, None], groups=[f"p{group}" for group in groups])
-    theirs = stats.bootstrap(
+    (summary,), _ = summarize(values[:, None], groups=[f"p{group}" for group in groups])
+    expected = stats.bootstrap(
         (np.bincount(groups, values), counts),
         lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
         paired=True,
@@ -91,12 +88,12 @@ def test_bootstrap_over_patients_agrees_with_scipy(rng):
         n_resamples=20_000,
         random_state=rng,
     )
-    assert one.low == pytest.approx(theirs.confidence_interval.low, abs=2e-3)
-    assert one.high == pytest.approx(theirs.confidence_interval.high, abs=2e-3)
+    assert summary.low == pytest.approx(expected.confidence_interval.low, abs=2e-3)
+    assert summary.high == pytest.approx(expected.confidence_interval.high, abs=2e-3)
 
 
 def test_one_patient_has_no_interval():
-    (one,), _ = summarize(np.array([[0.5], [0.7]]), groups=["p", "p"])
-    assert one.sd == pytest.approx(0.1 * math.sqrt(2))
-    assert math.isnan(one.low)
-    assert math.isnan(one.high)
+    (summary,), _ = summarize(np.array([[0.5], [0.7]]), groups=["p", "p"])
+    assert summary.sd == pytest.approx(0.1 * math.sqrt(2))
+    assert math.isnan(summary.low)
+    assert math.isnan(summary.high)

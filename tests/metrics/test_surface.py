@@ -29,21 +29,21 @@ def test_agrees_with_medpy(dims, seed, spacing):
     shape = (24, 31, 19)[:dims]
     a, b = blob(shape, seed), blob(shape, seed + 100)
     step = spacing and spacing[:dims]
-    mine = surface(a, b, step or (1.0,) * dims, 2.0)
-    assert mine.assd == pytest.approx(binary.assd(a, b, step), abs=1e-6)
-    assert mine.asd == pytest.approx(binary.asd(a, b, step), abs=1e-6)
-    there, back = directed(a, b, step or (1.0,) * dims)
+    scores = surface(a, b, step or (1.0,) * dims, 2.0)
+    assert scores.assd == pytest.approx(binary.assd(a, b, step), abs=1e-6)
+    assert scores.asd == pytest.approx(binary.asd(a, b, step), abs=1e-6)
+    to_b, to_a = directed(a, b, step or (1.0,) * dims)
     # medpy pools both directions; our hd95 is the larger directed percentile
-    assert np.percentile(np.hstack([there, back]), 95) == pytest.approx(
+    assert np.percentile(np.hstack([to_b, to_a]), 95) == pytest.approx(
         binary.hd95(a, b, step), abs=1e-6
     )
-    assert max(there.max(), back.max()) == pytest.approx(binary.hd(a, b, step), abs=1e-6)
-    assert mine.hd95 == max(np.percentile(there, 95), np.percentile(back, 95))
+    assert max(to_b.max(), to_a.max()) == pytest.approx(binary.hd(a, b, step), abs=1e-6)
+    assert scores.hd95 == max(np.percentile(to_b, 95), np.percentile(to_a, 95))
 
 
-def test_the_border_is_that_of_an_erosion(dims):
+def test_the_border_is_the_mask_without_its_erosion(dims):
     mask = blob((15, 18, 21)[:dims], 5)
-    mask[0] = True  # at the image's edge, outside counts as outside
+    mask[0] = True  # beyond the edge of the image counts as outside
     assert np.array_equal(
         border(mask), mask & ~binary_erosion(mask, generate_binary_structure(dims, 1))
     )
@@ -56,7 +56,7 @@ def test_the_bounding_box_holds_the_mask_and_nothing_more(dims):
 
 @pytest.mark.parametrize("share", [0.002, 0.4], ids=["thin", "scattered"])
 def test_thin_and_scattered_masks_agree_with_medpy(dims, rng, share):
-    """The two ways to find distances, one on either side of the bound between them."""
+    """Both algorithms for distances, on either side of the limit between them."""
     a, b = (rng.random((80, 60, 20)[:dims]) < share for _ in range(2))
     step = SPACING[:dims]
     assert surface(a, b, step, 1.0).assd == pytest.approx(binary.assd(a, b, step), abs=1e-6)
@@ -78,7 +78,7 @@ def test_two_voxels_by_hand(dims):
 
 
 def test_hd95_is_the_larger_direction():
-    """By hand: from the prediction three distances of 0 and one of 10, from the truth three of 0."""
+    """Three distances of 0 and one of 10 from the prediction, three of 0 from the truth."""
     prediction, truth = np.zeros((1, 30), bool), np.zeros((1, 30), bool)
     truth[0, [0, 2, 4]] = True
     prediction[0, [0, 2, 4, 14]] = True

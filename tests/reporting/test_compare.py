@@ -1,4 +1,4 @@
-"""Means over seeds by hand, what is refused, and that the files say what the tables say."""
+"""Comparisons: means over seeds by hand, tests against scipy, and what is refused."""
 
 import json
 import math
@@ -18,7 +18,7 @@ NAN = math.nan
 
 @pytest.fixture
 def evaluated(write_evaluation, rng):
-    """evaluated("crkd", 1, …): a run whose Dice is 0.8 or so and whose HD95 is 5 mm or so."""
+    """evaluated("crkd", 1, …): a run with a Dice of about 0.8 and an HD95 of about 5 mm."""
 
     def make(method="crkd", seed=1, scores=None, cases=CASES, **facts):
         if scores is None:
@@ -42,17 +42,15 @@ def test_means_over_seeds_by_hand(evaluated):
     ]
     (entry,) = compare_runs(runs).entries
     assert entry.name == "crkd"
-    assert (entry.mean[0].mean, entry.mean[0].sd) == pytest.approx(
-        (0.7, 0.1)
-    )  # of 0.6, 0.7 and 0.8
+    # Of 0.6, 0.7 and 0.8.
+    assert (entry.mean[0].mean, entry.mean[0].sd) == pytest.approx((0.7, 0.1))
     assert entry.classes["myo"][0].mean == pytest.approx(0.8)
     assert (entry.mean[1].mean, entry.mean[1].sd) == pytest.approx((4.0, 0.0))
-    assert (entry.mean[0].low, entry.mean[0].high) == pytest.approx(
-        (0.7, 0.7)
-    )  # all patients alike
+    # All patients have the same scores.
+    assert (entry.mean[0].low, entry.mean[0].high) == pytest.approx((0.7, 0.7))
 
 
-def test_runs_of_a_changed_file_are_no_repetitions(evaluated):
+def test_runs_of_a_changed_method_file_are_another_method(evaluated):
     same = [evaluated("mine", seed, method_sha256="ab") for seed in (1, 2)]
     assert [len(entry.runs) for entry in compare_runs(same).entries] == [2]
     other = evaluated("mine", 3, method_sha256="cd")
@@ -80,11 +78,11 @@ def test_one_run_has_no_spread_over_seeds(evaluated):
 
 
 def test_the_interval_is_over_patients(evaluated, rng):
-    """Against scipy: patients' sums and counts resampled together, seeds and classes averaged before."""
+    """Against scipy, which resamples patients' sums and counts, averaged over seeds and classes."""
     runs = [evaluated(seed=seed) for seed in (1, 2)]
     per_case = np.mean([run.scores[..., 0] for run in runs], axis=(0, 2))
     owner = np.unique(list(CASES.values()), return_inverse=True)[1]
-    theirs = stats.bootstrap(
+    expected = stats.bootstrap(
         (np.bincount(owner, per_case), np.bincount(owner)),
         lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
         paired=True,
@@ -93,7 +91,7 @@ def test_the_interval_is_over_patients(evaluated, rng):
         random_state=rng,
     ).confidence_interval
     mean = compare_runs(runs).entries[0].mean[0]
-    assert (mean.low, mean.high) == pytest.approx((theirs.low, theirs.high), abs=2e-3)
+    assert (mean.low, mean.high) == pytest.approx((expected.low, expected.high), abs=2e-3)
 
 
 def test_the_test_between_methods_is_scipys(evaluated):
@@ -121,15 +119,15 @@ def test_the_test_between_methods_is_scipys(evaluated):
 def test_the_order_of_the_cases_does_not_matter(evaluated, write_evaluation):
     runs = [evaluated("crkd"), evaluated("supervised")]
     order = list(reversed(CASES))
-    turned = write_evaluation(
-        "turned",
+    reordered = write_evaluation(
+        "reordered",
         runs[1].scores[::-1],
         {case: CASES[case] for case in order},
         method="supervised",
         seed=1,
     )
     assert (
-        compare_runs([runs[0], read_evaluation(turned)]).tests[0].difference
+        compare_runs([runs[0], read_evaluation(reordered)]).tests[0].difference
         == compare_runs(runs).tests[0].difference
     )
 
@@ -144,7 +142,7 @@ def test_undefined_scores_are_left_out_and_counted(evaluated):
     assert [score.undefined for score in entry.mean] == [0, 1]
 
 
-def test_settings_make_entries_and_folders_name_them(write_evaluation, rng):
+def test_settings_separate_methods_which_folders_name(write_evaluation, rng):
     scores = rng.random((7, 2, 2))
 
     def run(folder, seed, **methods):
@@ -184,7 +182,7 @@ def test_settings_make_entries_and_folders_name_them(write_evaluation, rng):
         ),
     ],
 )
-def test_what_cannot_be_compared_is_refused(evaluated, facts, words):
+def test_runs_that_cannot_be_compared_are_refused(evaluated, facts, words):
     with pytest.raises(
         UsageError,
         match=f"crkd-seed1/.* and .*supervised-seed1/.* cannot be compared; they differ in {words}",
@@ -206,9 +204,9 @@ def test_finding_evaluations(write_evaluation, tmp_path, rng):
         find_evaluation(run, "strict", "val")
     with pytest.raises(UsageError, match=f"{command} --protocol paper$"):
         find_evaluation(run, "paper", None)
-    forward_concat = run / "evaluation-paper-val+test"
-    folder.rename(forward_concat)
-    assert find_evaluation(run, "paper", None) == forward_concat
+    pooled = run / "evaluation-paper-val+test"
+    folder.rename(pooled)
+    assert find_evaluation(run, "paper", None) == pooled
     with pytest.raises(UsageError, match="neither a run folder"):
         find_evaluation(tmp_path, "strict", None)
     with pytest.raises(UsageError, match=r"best.pth is a file; give run folders"):
@@ -238,15 +236,13 @@ def test_finding_evaluations(write_evaluation, tmp_path, rng):
 def test_damaged_files_are_named(write_evaluation, rng, damage):
     folder = write_evaluation("run", rng.random((7, 2, 2)), CASES)
     damage(folder)
-    with pytest.raises(
-        CrkdError,
-        match=r"run/evaluation-strict-test/(summary.json|cases.csv) cannot be used .*evaluate again",
-    ):
+    files = r"run/evaluation-strict-test/(summary.json|cases.csv)"
+    with pytest.raises(CrkdError, match=f"{files} cannot be used .*; run crkd evaluate again"):
         read_evaluation(folder)
 
 
-def test_what_the_table_says(evaluated):
-    """Hand-made scores: the best mean is marked, and the best of every class on its own."""
+def test_the_table_of_scores(evaluated):
+    """The best mean is marked, and the best value of every class separately."""
     better = np.full((7, 2, 2), [0.8, 3.0])
     better[:, 0, 0] = 0.6
     worse = np.full((7, 2, 2), [0.5, 4.0])
@@ -263,9 +259,8 @@ def test_what_the_table_says(evaluated):
         ["65.0"],
         ["70.0", "80.0"],
     ]
-    assert [cell.text for cell in scores.sections[1][1] if cell.best] == [
-        "3.00"
-    ] * 3  # the smaller distance is the better
+    # Smaller distances are better.
+    assert [cell.text for cell in scores.sections[1][1] if cell.best] == ["3.00"] * 3
     assert [cell.text for cell in tests.sections[0][0]] == [
         "Dice %",
         "supervised − crkd",

@@ -1,4 +1,4 @@
-"""The page of a comparison: self-contained, accessible, and no wider than its window in a browser."""
+"""The report page: self-contained, accessible, and no wider than a browser's window."""
 
 import base64
 import csv
@@ -24,7 +24,7 @@ CHROMIUM = next(
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, in order, and the text of headings."""
+    """Collects elements with their attributes, and the texts of headings."""
 
     def __init__(self, text):
         super().__init__()
@@ -194,7 +194,8 @@ def test_in_a_browser(cli, runs, tmp_path, width):
           const frame = document.querySelector("iframe")
           frame.onload = () => {{
             const page = frame.contentDocument, root = page.documentElement
-            const outside = [...page.querySelectorAll("section, figure, img, .scroll, h1, h2, h3, p")]
+            const selector = "section, figure, img, .scroll, h1, h2, h3, p"
+            const outside = [...page.querySelectorAll(selector)]
               .filter(element => element.getBoundingClientRect().right > root.clientWidth)
             const blank = [...page.images].filter(image => !image.naturalWidth)
             const overflow = root.scrollWidth - root.clientWidth
