@@ -1,4 +1,4 @@
-"""crkd make-splits: which cases train, which of them are labeled, which validate and test."""
+"""crkd make-splits: which patients train, which of them are labeled, which validate and test."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +10,7 @@ from crkd_cli.cli.options import DataRoot, Json, Quiet, Verbose
 
 if TYPE_CHECKING:
     from crkd_cli.data.make_splits import NewSplit
+    from crkd_cli.data.splits import Split
     from crkd_cli.data.store import Store
 
 
@@ -18,13 +19,14 @@ def make_splits(
     name: Annotated[
         str,
         typer.Argument(
-            help="A prepared data set: acdc, la, isic2018, kvasir, phantom, phantom3d or your own."
+            help="A prepared dataset: acdc, la, isic2018, kvasir, phantom, phantom3d or your own."
         ),
     ],
     labeled: Annotated[
         str | None,
         typer.Option(
-            help="Labeled patients: 4, 5% (of the train patients) or all. Default: all (own data only).",
+            help="Labeled patients: 4, 5% (of the train patients) or all. "
+            "Default: all (your own data only).",
             metavar="COUNT",
             rich_help_panel="Split",
         ),
@@ -32,8 +34,8 @@ def make_splits(
     val: Annotated[
         str | None,
         typer.Option(
-            help="Validation part: 4 or 10%. Public sets without one: of the labeled cases, "
-            "which then train fewer; default none. Own data: default 10%.",
+            help="Validation part: 4 or 10%. Public datasets without one: taken from the labeled "
+            "patients, so that fewer train; default none. Your own data: default 10%.",
             metavar="COUNT",
             rich_help_panel="Split",
         ),
@@ -41,19 +43,22 @@ def make_splits(
     test: Annotated[
         str | None,
         typer.Option(
-            help="Test part, own data only: 10 or 20%. Default 20%.",
+            help="Test part, for your own data only: 10 or 20%. Default 20%.",
             metavar="COUNT",
             rich_help_panel="Split",
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="Same seed, same split, everywhere.", rich_help_panel="Split")
+        int,
+        typer.Option(
+            help="The same seed gives the same split on every machine.", rich_help_panel="Split"
+        ),
     ] = 1337,
     present_only: Annotated[
         bool,
         typer.Option(
             "--present-only",
-            help="Keep the official cases that the store has, and list what is missing.",
+            help="Use the official cases that the store has, and list those that are missing.",
             rich_help_panel="Split",
         ),
     ] = False,
@@ -61,7 +66,7 @@ def make_splits(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Write here instead, for: crkd train --split FILE.",
+            help="Write the split to this file instead, for: crkd train --split FILE.",
             metavar="FILE",
             rich_help_panel="Output",
         ),
@@ -74,51 +79,53 @@ def make_splits(
 
     Example: crkd make-splits la --labeled 4
 
-    In your own data every image is a patient unless patients.csv says otherwise: see docs/own-data.md.
+    In your own data, every image is a patient unless patients.csv says otherwise: see
+    docs/own-data.md.
 
-    The split is written to prepared/NAME/splits/COUNT.yaml. Training takes the last one made for its --labeled COUNT.
+    The split is written to prepared/NAME/splits/COUNT.yaml. Training uses the one made last for
+    its --labeled COUNT.
     """
     from crkd_cli.data.make_splits import make_split
     from crkd_cli.data.splits import preview, split_file, write_split
     from crkd_cli.data.store import Store
-    from crkd_cli.paths import data_root as root_of
+    from crkd_cli.paths import data_root as resolve_data_root
 
-    store = Store(root_of(data_root) / "prepared" / name)
-    made = make_split(store, labeled, val, test, seed, present_only)
+    store = Store(resolve_data_root(data_root) / "prepared" / name)
+    new = make_split(store, labeled, val, test, seed, present_only)
     file = out or split_file(store, labeled or "all")
-    write_split(made.split, file)
-    for note in made.notes:
+    write_split(new.split, file)
+    for note in new.notes:
         console.info(f"{name}: {note}")
-    if made.missing:
+    if new.missing:
         console.info(
-            f"{name}: {len(made.missing)} official cases are not in the store: {preview(made.missing)}"
+            f"{name}: {len(new.missing)} official cases are not in the store: "
+            f"{preview(new.missing)}"
         )
     if json:
         import json as codec
 
-        print(codec.dumps(_tree(made, file), indent=2))
+        print(codec.dumps(_tree(new, file), indent=2))
     elif not quiet:
-        _table(made, store)
+        _print_table(new.split, store)
         console.info(f"written to {file}")
         option = f"--split {file}" if out else f"--labeled {labeled or 'all'}"
         console.info(f"next: crkd train --dataset {name} {option}")
 
 
-def _tree(made: "NewSplit", file: Path) -> dict[str, Any]:
-    split = made.split
+def _tree(new: "NewSplit", file: Path) -> dict[str, Any]:
     return {
-        "dataset": split.dataset,
-        "name": split.name,
-        "labeled": split.labeled,
-        "unlabeled": split.unlabeled,
-        "val": split.val,
-        "test": split.test,
-        "missing": made.missing,
+        "dataset": new.split.dataset,
+        "name": new.split.name,
+        "labeled": new.split.labeled,
+        "unlabeled": new.split.unlabeled,
+        "val": new.split.val,
+        "test": new.split.test,
+        "missing": new.missing,
         "file": str(file),
     }
 
 
-def _table(made: "NewSplit", store: "Store") -> None:
+def _print_table(split: "Split", store: "Store") -> None:
     from typing import get_args
 
     from rich.console import Console
@@ -126,13 +133,13 @@ def _table(made: "NewSplit", store: "Store") -> None:
 
     from crkd_cli.data.splits import Part, preview
 
-    split = made.split
     table = Table("part", title=f"{split.dataset}: split {split.name}", title_justify="left")
     table.add_column("patients", justify="right")
     table.add_column("images", justify="right")
     table.add_column("which")
     for part in get_args(Part):
         groups = getattr(split, part)
-        which = ", ".join(groups) if part == "labeled" and len(groups) <= 20 else preview(groups, 3)
-        table.add_row(part, str(len(groups)), str(len(split.cases(store, part))), which)
+        shown = 20 if part == "labeled" else 3
+        names = preview(groups, shown if len(groups) <= shown else 3)
+        table.add_row(part, str(len(groups)), str(len(split.cases(store, part))), names)
     Console().print(table)

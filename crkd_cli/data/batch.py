@@ -1,6 +1,6 @@
-"""What a method sees: a batch. The unlabeled part has no label field, so none can leak.
+"""The batches that methods get. Unlabeled batches have no label field, so no label can leak.
 
-Letters: B batch, C channels, *S two or three spatial axes.
+Shapes: B batch, C channels, *S two or three spatial axes.
 """
 
 from dataclasses import dataclass
@@ -10,20 +10,25 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Labeled:
+    """Labeled images of a step."""
+
     image: Tensor  # [B, C, *S] float32
     label: Tensor  # [B, *S] int64
 
 
 @dataclass(frozen=True)
 class Unlabeled:
+    """Unlabeled images of a step, in a weak view and in as many strong views as the method uses."""
+
     weak: Tensor  # [B, C, *S] float32
-    strong: tuple[Tensor, ...]  # as many as the method asks for, of the same geometry as weak
+    strong: tuple[Tensor, ...]  # with the same geometry as `weak`
 
 
 @dataclass(frozen=True)
 class Batch:
+    """All data of a step."""
+
     labeled: Labeled
-    unlabeled: Unlabeled | None = None  # None for a method that does not use it
-    partners: Unlabeled | None = (
-        None  # as many again in another order, to mix with; None but for a method that asks for them
-    )
+    unlabeled: Unlabeled | None = None  # None for methods that do not use it
+    # The same number of other unlabeled images, for methods that mix images; else None.
+    partners: Unlabeled | None = None

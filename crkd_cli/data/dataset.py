@@ -1,13 +1,14 @@
-"""The items of one part of a data set: cases, or their slices where the network has one axis less.
+"""The items of one part of a dataset: cases, or their slices if the network has one axis less.
 
-Letters: C channels, *S the frame's two or three spatial axes.
+Shapes: C channels, *S the two or three spatial axes of the frame.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,14 +20,18 @@ from crkd_cli.windows import padding
 
 
 class Item(NamedTuple):
-    image: Tensor  # [C, *S] as stored: uint8 or float32
+    """An image, and its label if the dataset is labeled."""
+
+    image: Tensor  # [C, *S], uint8 or float32 as stored
     label: Tensor | None  # [*S] uint8
 
 
 class Dataset:
-    """Items cut from the store's memory maps to the frame's size. Labels are opened only if `labeled`.
+    """Items from a store, resized or cropped to the frame.
 
-    Resized items stay in memory as far as they find room in `cache_bytes` bytes.
+    Args:
+        labeled: Read the labels; otherwise, they are never opened.
+        cache_bytes: Keep resized items in memory up to this size.
     """
 
     def __init__(
@@ -39,70 +44,92 @@ class Dataset:
         cache_bytes: int = 0,
     ) -> None:
         self.store, self.frame, self.labeled = store, frame, labeled
-        if store.spec.dims - frame.dims not in (0, 1):
-            raise UsageError(
-                f"data.frame has {frame.dims} sizes, the cases of {store.spec.name} have {store.spec.dims} axes; "
-                f"give {store.spec.dims} sizes"
-                + (", or 2 to train on slices" if store.spec.dims == 3 else "")
-            )
-        sliced = store.spec.dims > frame.dims
-        self._cached: dict[int, Item] = {}
+        self._cache: dict[int, Item] = {}
         self._free_bytes = cache_bytes
-        self.items = [
-            (case, z)
-            for case in cases
-            for z in (range(store.cases[case].shape[0]) if sliced else [None])
-        ]
+        _check_frame(store, frame)
+        self.items: list[tuple[str, int | None]] = []  # (case, slice number)
+        for case in cases:
+            if store.spec.dims > frame.dims:
+                self.items += [(case, z) for z in range(store.cases[case].shape[0])]
+            else:
+                self.items.append((case, None))
 
     def __len__(self) -> int:
         return len(self.items)
 
     def item(self, number: int, rng: np.random.Generator) -> Item:
-        """Item `number`, resized or cropped at random to the frame."""
-        if number in self._cached:
-            return self._cached[number]
-        item = self._cut(number, rng)
-        size = sum(t.nbytes for t in item if t is not None)
-        if self.frame.resize and size <= self._free_bytes:  # always the same
-            self._cached[number] = item
+        """Return item `number`, resized to the frame, or cropped to it at random."""
+        if number in self._cache:
+            return self._cache[number]
+        item = self._read(number, rng)
+        size = sum(tensor.nbytes for tensor in item if tensor is not None)
+        if self.frame.resize and size <= self._free_bytes:
+            self._cache[number] = item
             self._free_bytes -= size
         return item
 
-    def _cut(self, number: int, rng: np.random.Generator) -> Item:
+    def _read(self, number: int, rng: np.random.Generator) -> Item:
         case, z = self.items[number]
         image = self.store.image(case)
         label = self.store.label(case) if self.labeled else None
         if z is not None:
-            image, label = image[:, z], None if label is None else label[z]
+            image = image[:, z]
+            label = None if label is None else label[z]
         if self.frame.patch:
-            starts = [
-                int(rng.integers(max(s - p, 0) + 1))
-                for s, p in zip(image.shape[1:], self.frame.patch, strict=True)
-            ]
-            crop = tuple(slice(a, a + p) for a, p in zip(starts, self.frame.patch, strict=True))
-            image, label = image[(slice(None), *crop)], None if label is None else label[crop]
-        # Copied out of the memory map, so that reading happens here and not in the step.
+            crop = _random_crop(image.shape[1:], self.frame.patch, rng)
+            image = image[(slice(None), *crop)]
+            label = None if label is None else label[crop]
         return Item(
-            self._fit(torch.from_numpy(np.array(image))),
-            None if label is None else self._fit_label(np.array(label)),
+            self._frame_image(_load(image)),
+            None if label is None else self._frame_label(_load(label)),
         )
 
-    def _fit(self, image: Tensor) -> Tensor:
+    def _frame_image(self, image: Tensor) -> Tensor:
+        """Pad or resize an image [C, *S] to the frame."""
         if self.frame.patch:
             return functional.pad(image, self._pad(image.shape[1:]))
         if image.shape[1:] == self.frame.size:
             return image
-        resized = resize_image(
-            image.unsqueeze(0).float(), self.frame.size, self.store.spec.modality
-        ).squeeze(0)
+        batch = image.unsqueeze(0).float()
+        resized = resize_image(batch, self.frame.size, self.store.spec.modality).squeeze(0)
         return resized.round().to(torch.uint8) if image.dtype == torch.uint8 else resized
 
-    def _fit_label(self, array: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> Tensor:
-        label = torch.from_numpy(array)
+    def _frame_label(self, label: Tensor) -> Tensor:
+        """Pad or resize a label [*S] to the frame."""
         if self.frame.patch:
             return functional.pad(label, self._pad(label.shape))
         return resize_label(label.unsqueeze(0), self.frame.size).squeeze(0)
 
     def _pad(self, shape: Sequence[int]) -> list[int]:
-        # functional.pad counts axes from the last.
-        return [side for pair in reversed(padding(shape, self.frame.size)) for side in pair]
+        """Return the padding to the frame for `functional.pad`, which starts at the last axis."""
+        pairs = reversed(padding(shape, self.frame.size))
+        return [width for pair in pairs for width in pair]
+
+
+def _check_frame(store: Store, frame: Frame) -> None:
+    dims = store.spec.dims
+    if dims - frame.dims in (0, 1):
+        return
+    advice = f"give {dims} sizes"
+    if dims == 3:
+        advice += ", or 2 to train on slices"
+    raise UsageError(
+        f"data.frame has {frame.dims} sizes, but the cases of {store.spec.name} have {dims} axes; "
+        f"{advice}"
+    )
+
+
+def _random_crop(
+    shape: Sequence[int], patch: Sequence[int], rng: np.random.Generator
+) -> tuple[slice, ...]:
+    """Return a random part of `shape` with the size of `patch`, or all of it on smaller axes."""
+    crop = []
+    for side, size in zip(shape, patch, strict=True):
+        start = int(rng.integers(max(side - size, 0) + 1))
+        crop.append(slice(start, start + size))
+    return tuple(crop)
+
+
+def _load(array: NDArray[Any]) -> Tensor:
+    """Copy a part of a memory map, so that it is read from disk here and not in the step."""
+    return torch.from_numpy(np.array(array))

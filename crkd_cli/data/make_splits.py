@@ -1,4 +1,4 @@
-"""Making splits: the official division of a public data set, or a seeded one by patient of a user's own data."""
+"""Make splits: official ones of public datasets, and seeded ones by patient of own data."""
 
 from dataclasses import dataclass
 
@@ -8,6 +8,7 @@ from crkd_cli.data.splits import (
     OfficialSplits,
     Split,
     available_splits,
+    has_label,
     label_key,
     official_splits,
     parse_count,
@@ -17,16 +18,18 @@ from crkd_cli.data.splits import (
 from crkd_cli.data.store import Store
 from crkd_cli.errors import CrkdError, UsageError
 
-TEST, VAL = "20%", "10%"  # of the labeled groups, where no official split says
+# Shares of the labeled groups, for own data.
+DEFAULT_TEST = "20%"
+DEFAULT_VAL = "10%"
 
 
 @dataclass(frozen=True)
 class NewSplit:
-    """A split, what was chosen on the way (one line each) and the official groups that the store lacks."""
+    """A split, and what the user should know about it."""
 
     split: Split
-    notes: tuple[str, ...]
-    missing: tuple[str, ...]
+    notes: tuple[str, ...]  # what was chosen, a line each
+    missing: tuple[str, ...]  # official groups that the store lacks
 
 
 def make_split(
@@ -37,127 +40,158 @@ def make_split(
     seed: int,
     present_only: bool = False,
 ) -> NewSplit:
-    """The split of `store` for a label count (`4`, `5%` of the train groups, `all`; None: all, own data only).
+    """Make the split of a dataset for a label count.
 
-    Public sets keep their official parts; a label count that is not official draws its groups from the official train
-    part, and `val` is carved from the labeled groups. Own data are divided into test, val and train; groups without
-    a label always train. Raises UsageError or CrkdError.
+    Public datasets keep their official parts. A label count that is not official draws its groups
+    from the official train part, and `val` takes some of the labeled groups. Own data is divided
+    into test, val and train; groups without a label always train. Raises UsageError or CrkdError.
+
+    Args:
+        store: The prepared dataset.
+        labeled: `4`, `5%` (of the train groups) or `all`. None means all, for own data only.
+        val: Size of the validation part, as a number or a share of the labeled groups.
+        test: Size of the test part, likewise; for own data only.
+        seed: Determines which groups are drawn.
+        present_only: Drop the official groups that the store lacks, instead of raising CrkdError.
     """
-    facts = official_splits(store.root.name)
-    made = (
-        _own(store, labeled, val, test, seed)
-        if facts is None
-        else _public(store, facts, labeled, val, test, seed, present_only)
-    )
+    dataset = store.root.name
+    official = official_splits(dataset)
+    if official is None:
+        new = _split_own_data(store, labeled, val or DEFAULT_VAL, test or DEFAULT_TEST, seed)
+    elif labeled is None:
+        raise UsageError(f"--labeled is missing; {available_splits(dataset, official, ())}")
+    else:
+        _check_parts(dataset, official, val, test)
+        new = _split_public(store, official, labeled, val, seed, present_only)
     for part in ("labeled", "val", "test"):
-        made.split.cases(store, part)  # raises where a label is missing
-    return made
+        new.split.cases(store, part)  # raises CrkdError if a label is missing
+    return new
 
 
-def _own(
-    store: Store, labeled: str | None, val: str | None, test: str | None, seed: int
-) -> NewSplit:
-    order = seeded_order((group for group in store.groups if _labeled(store, group)), seed)
+def _split_own_data(store: Store, labeled: str | None, val: str, test: str, seed: int) -> NewSplit:
+    dataset = store.root.name
+    order = seeded_order([group for group in store.groups if has_label(store, group)], seed)
+    total = len(order)
     if not order:
         raise CrkdError(
-            f"{store.root}: no case has a label, so nothing can be learned; add labels and prepare again"
+            f"{store.root}: no case has a label, so there is nothing to learn from; "
+            "add labels and prepare the dataset again"
         )
-    n_test = parse_count(test or TEST, len(order), "--test")
-    n_val = parse_count(val or VAL, len(order), "--val")
-    held, rest = order[: n_test + n_val], order[n_test + n_val :]
-    if not rest:
+    n_test = parse_count(test, total, "--test")
+    n_val = parse_count(val, total, "--val")
+    held_out, remaining = order[: n_test + n_val], order[n_test + n_val :]
+    if not remaining:
         raise UsageError(
-            f"{store.root.name} has {len(order)} labeled patients: test {n_test} and val {n_val} leave none to train on; "
-            "give smaller --test and --val (0 is allowed)"
+            f"{dataset} has {total} labeled patients: test {n_test} and val {n_val} leave none to "
+            "train on; give smaller --test and --val (0 is allowed)"
         )
-    train = tuple(group for group in store.groups if group not in set(held))
+    train = tuple(group for group in store.groups if group not in set(held_out))
     key = label_key(labeled or "all")
-    notes = [
-        f"{len(order)} labeled patients: test {n_test} (--test {test or TEST}), val {n_val} (--val {val or VAL})"
-    ]
-    if bare := len(store.groups) - len(order):
-        notes.append(f"{bare} patients without a label train as unlabeled")
+    count = _labeled_count(key, len(remaining), len(train))
+    if count > len(remaining):
+        raise UsageError(
+            f"--labeled {key} asks for {count} labeled patients, but {dataset} has "
+            f"{len(remaining)} of them to train on "
+            f"(test has {n_test}, val {n_val} of the {total}); "
+            f"give --labeled {len(remaining)} or fewer, or smaller --test and --val (0 is allowed)"
+        )
     split = Split(
-        dataset=store.root.name,
+        dataset=dataset,
         name=f"{key}-seed{seed}",
         train=train,
-        labeled=_draw(
-            rest,
-            train,
-            key,
-            store.root.name,
-            f" (test has {n_test}, val {n_val} of the {len(order)})",
-        ),
-        val=tuple(sorted(held[n_test:])),
-        test=tuple(sorted(held[:n_test])),
+        labeled=tuple(remaining[:count]),
+        val=tuple(sorted(held_out[n_test:])),
+        test=tuple(sorted(held_out[:n_test])),
     )
-    return NewSplit(split, tuple(notes), ())
+    notes = [f"{total} labeled patients: test {n_test} (--test {test}), val {n_val} (--val {val})"]
+    unlabeled = len(store.groups) - total
+    if unlabeled:
+        notes.append(f"{unlabeled} patients without a label train as unlabeled")
+    return NewSplit(split, tuple(notes), missing=())
 
 
-def _public(
+def _check_parts(dataset: str, official: OfficialSplits, val: str | None, test: str | None) -> None:
+    """Raise UsageError if the size of a part is given that the official split determines."""
+    if test is not None:
+        raise UsageError(f"{dataset} has {len(official.test)} official test cases; drop --test")
+    if val is not None and official.val:
+        raise UsageError(f"{dataset} has {len(official.val)} official validation cases; drop --val")
+
+
+def _split_public(
     store: Store,
-    facts: OfficialSplits,
-    labeled: str | None,
+    official: OfficialSplits,
+    labeled: str,
     val: str | None,
-    test: str | None,
     seed: int,
     present_only: bool,
 ) -> NewSplit:
-    dataset = store.root.name
-    if labeled is None:
-        raise UsageError(f"--labeled is missing; {available_splits(dataset, facts, ())}")
-    if test is not None:
-        raise UsageError(f"{dataset} has {len(facts.test)} official test cases; leave out --test")
-    if val is not None and facts.val:
-        raise UsageError(
-            f"{dataset} has {len(facts.val)} official validation cases; leave out --val"
-        )
     key = label_key(labeled)
-    everything = [*facts.train, *facts.val, *facts.test]
-    missing = tuple(group for group in everything if group not in store.groups)
+    missing = _missing_groups(store, official)
     if missing and not present_only:
+        total = len(official.train) + len(official.val) + len(official.test)
         raise CrkdError(
-            f"{store.root} lacks {len(missing)} of the {len(everything)} cases of the official split: {preview(missing)}; "
-            "prepare the whole data set, or add --present-only"
+            f"{store.root} lacks {len(missing)} of the {total} cases of the official split: "
+            f"{preview(missing)}; prepare the complete dataset, or add --present-only"
         )
-    here = OfficialSplits(
-        train=_present(store, facts.train),
-        labeled=facts.labeled,
-        val=_present(store, facts.val),
-        test=_present(store, facts.test),
-    )
-    if key in facts.labeled:
-        chosen, name = _present(store, facts.labeled[key]), f"official-{key}"
-        if not chosen:
-            raise CrkdError(
-                f"{store.root} has none of the labeled cases of {name}: {preview(facts.labeled[key])}"
-            )
+    if key in official.labeled:
+        name = f"official-{key}"
+        labeled_groups = _official_labeled(store, official, key)
     else:
-        able = [group for group in here.train if _labeled(store, group)]
-        chosen, name = (
-            _draw(seeded_order(able, seed), here.train, key, dataset),
-            f"{key}-seed{seed}",
-        )
+        name = f"{key}-seed{seed}"
+        labeled_groups = _draw_labeled(store, official, key, seed)
     split = Split(
-        dataset=dataset, name=name, train=here.train, labeled=chosen, val=here.val, test=here.test
+        dataset=store.root.name,
+        name=name,
+        train=_present(store, official.train),
+        labeled=labeled_groups,
+        val=_present(store, official.val),
+        test=_present(store, official.test),
     )
-    notes = [
-        "no validation part: the last checkpoint is the result (--val carves one from the labeled cases)"
-    ]
+    notes = []
     if val is not None:
-        split = _carve(split, parse_count(val, len(chosen), "--val"), seed)
-        notes = [f"val: {len(split.val)} of the {len(chosen)} labeled cases (--val {val})"]
+        total = len(labeled_groups)
+        split = _take_validation(split, parse_count(val, total, "--val"), seed)
+        notes.append(f"val: {len(split.val)} of the {total} labeled cases (--val {val})")
+    elif not official.val:
+        notes.append(
+            "no validation part: the last checkpoint is the result "
+            "(--val takes one from the labeled cases)"
+        )
     if missing:
         split = msgspec.structs.replace(split, name=f"{split.name}-present")
-    return NewSplit(split, () if facts.val else tuple(notes), missing)
+    return NewSplit(split, tuple(notes), missing)
 
 
-def _carve(split: Split, count: int, seed: int) -> Split:
-    """`split` with `count` of its labeled groups as validation part instead."""
+def _official_labeled(store: Store, official: OfficialSplits, key: str) -> tuple[str, ...]:
+    groups = _present(store, official.labeled[key])
+    if not groups:
+        raise CrkdError(
+            f"{store.root} has none of the labeled cases of official-{key}: "
+            f"{preview(official.labeled[key])}"
+        )
+    return groups
+
+
+def _draw_labeled(store: Store, official: OfficialSplits, key: str, seed: int) -> tuple[str, ...]:
+    """Draw labeled groups for a label count that is not official."""
+    train = _present(store, official.train)
+    candidates = seeded_order([group for group in train if has_label(store, group)], seed)
+    count = _labeled_count(key, len(candidates), len(train))
+    if count > len(candidates):
+        raise UsageError(
+            f"--labeled {key} asks for {count} labeled patients, but {store.root.name} has "
+            f"{len(candidates)} of them to train on; give --labeled {len(candidates)} or fewer"
+        )
+    return tuple(candidates[:count])
+
+
+def _take_validation(split: Split, count: int, seed: int) -> Split:
+    """Move `count` labeled groups of a split to its validation part."""
     if count >= len(split.labeled):
         raise UsageError(
-            f"--val takes {count} of the {len(split.labeled)} labeled cases and leaves none to train on; "
-            "give a smaller --val or a larger --labeled"
+            f"--val takes {count} of the {len(split.labeled)} labeled cases and leaves none to "
+            "train on; give a smaller --val or a larger --labeled"
         )
     val = set(seeded_order(split.labeled, seed)[:count])
     return msgspec.structs.replace(
@@ -169,21 +203,13 @@ def _carve(split: Split, count: int, seed: int) -> Split:
     )
 
 
-def _draw(
-    able: list[str], train: tuple[str, ...], key: str, dataset: str, others: str = ""
-) -> tuple[str, ...]:
-    """The first of the groups that can be labeled, as many as `key` says of the train groups; `others`: where the rest is."""
-    count = len(able) if key == "all" else parse_count(key, len(train), "--labeled")
-    if count > len(able):
-        raise UsageError(
-            f"--labeled {key} asks for {count} labeled patients, but {dataset} has {len(able)} of them to train on{others}; "
-            f"give --labeled {len(able)} or fewer{', or smaller --test and --val (0 is allowed)' if others else ''}"
-        )
-    return tuple(able[:count])
+def _labeled_count(key: str, candidates: int, train: int) -> int:
+    return candidates if key == "all" else parse_count(key, train, "--labeled")
 
 
-def _labeled(store: Store, group: str) -> bool:
-    return any(case.labeled for case in store.groups[group])
+def _missing_groups(store: Store, official: OfficialSplits) -> tuple[str, ...]:
+    groups = (*official.train, *official.val, *official.test)
+    return tuple(group for group in groups if group not in store.groups)
 
 
 def _present(store: Store, groups: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Where a data set's raw files come from: a given folder or archive, raw/NAME, archives at hand, or a download."""
+"""Get the raw files of a dataset: a given folder or archive, raw/NAME, or a download."""
 
 import re
 from pathlib import Path
@@ -13,24 +13,30 @@ from crkd_cli.paths import replace_folder, temporary_folder
 from crkd_cli.progress import Notify, Progress
 
 
-def source_of(
+def choose_source(
     name: str, given: Path | None, root: Path, spacing: str | None, published_crop: bool
 ) -> Source:
-    """The source that reads the data set `name`: its own, or `folder` for a name that is no built-in set.
+    """Return the source that reads the dataset `name`: a built-in one, or `folder` for own data.
 
-    Raises UsageError: a name that is no folder's name, or of nothing, or options that do not fit.
+    Raises UsageError if `name` cannot be a folder's name or has no raw files, or if an option does
+    not apply to it.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UsageError(f"{name!r} cannot name a data set: use letters, digits, '.', '_' and '-'")
-    builtin = [known for known in SOURCES.names() if known != "folder"]
-    if name not in builtin and given is None and not (root / "raw" / name).is_dir():
-        hint = did_you_mean(name, builtin)
         raise UsageError(
-            f"no data set is called {name!r}; {hint} Own data: crkd prepare-data {name} --source FOLDER"
+            f"{name!r} cannot be the name of a dataset: use letters, digits, '.', '_' and '-'"
+        )
+    builtin = [source for source in SOURCES.names() if source != "folder"]
+    if name not in builtin and given is None and not (root / "raw" / name).is_dir():
+        raise UsageError(
+            f"no dataset is called {name!r}; {did_you_mean(name, builtin)} "
+            f"For your own data: crkd prepare-data {name} --source FOLDER"
         )
     if published_crop and name != "la":
-        raise UsageError("--published-crop is for la only: other sets are never cropped by a label")
-    return SOURCES[name if name in builtin else "folder"](_spacing(spacing), published_crop)
+        raise UsageError(
+            "--published-crop is for la only: other datasets are never cropped around a label"
+        )
+    source = SOURCES[name if name in builtin else "folder"]
+    return source(_parse_spacing(spacing), published_crop)
 
 
 def obtain(
@@ -42,26 +48,28 @@ def obtain(
     progress: Progress,
     notify: Notify,
 ) -> Path:
-    """The folder with the raw files of `name`; unpacks, downloads or generates them into raw/NAME where needed.
+    """Return the folder with the raw files of the dataset `name`.
 
-    Raises CrkdError if there is nothing, with where to get it and what to run next.
+    If necessary, they are unpacked, downloaded or generated into raw/NAME. Raises CrkdError if
+    there are none, with where to get them and what to run next.
     """
     home = root / "raw" / name
     if given is not None:
         return _from_given(name, source, given, home, progress)
     if source.generated:
         return _generate(source, home, progress)
-    if home.is_dir() and any(home.iterdir()):
+    if _has_files(home):
         return home
-    if archives := _archives_in(Path(), source):
-        notify(f"found {', '.join(map(str, archives))} here")
+    archives = _archives_in(Path(), source)
+    if archives:
+        notify(f"found {', '.join(map(str, archives))} in the current folder")
         extract(archives, home, progress)
         return home
     if source.remote and download:
         return _download(source, home, progress, notify)
     raise CrkdError(
         f"no raw files of {name}: {source.where}; then run: crkd prepare-data {name} --source PATH "
-        f"(a folder or an archive), or put the files into {home} and leave out --source"
+        f"(a folder or an archive), or put the files into {home} and drop --source"
     )
 
 
@@ -72,34 +80,46 @@ def _from_given(name: str, source: Source, given: Path, home: Path, progress: Pr
         )
     if given.is_dir():
         archives = _archives_in(given, source)
-        if not archives or _understood(source, given):
+        if not archives or _has_cases(source, given):
             return given
     elif formats.suffix(given):
         raise CrkdError(
-            f"{given} is one image; give the folder that holds images/ and labels/, or an archive"
+            f"{given} is one image; give the folder that contains images/ and labels/, "
+            "or an archive"
         )
     else:
-        parts = [given.with_name(remote.name) for remote in source.remote]
-        archives = [part for part in parts if part.is_file()] if given in parts else [given]
-    if home.is_dir() and any(home.iterdir()):
+        archives = _with_other_parts(given, source)
+    if _has_files(home):
         raise CrkdError(
-            f"{home} already holds raw files; use them (crkd prepare-data {name}), or remove them first"
+            f"{home} already contains raw files; use them (crkd prepare-data {name}), "
+            "or remove them first"
         )
     extract(archives, home, progress)
     return home
 
 
 def _archives_in(folder: Path, source: Source) -> list[Path]:
-    """The data set's archives in `folder`: all that its publisher splits it into, or those that users have."""
+    """Return the archives of the dataset in `folder`: all published parts, or what users have."""
     parts = [folder / remote.name for remote in source.remote]
     if parts and all(part.is_file() for part in parts):
         return parts
-    return sorted(
-        path for pattern in source.archives for path in folder.glob(pattern) if path.is_file()
-    )
+    matches = [path for pattern in source.archives for path in folder.glob(pattern)]
+    return sorted(path for path in matches if path.is_file())
 
 
-def _understood(source: Source, folder: Path) -> bool:
+def _with_other_parts(archive: Path, source: Source) -> list[Path]:
+    """Return `archive`, with the other parts beside it if it is one of several published ones."""
+    parts = [archive.with_name(remote.name) for remote in source.remote]
+    if archive not in parts:
+        return [archive]
+    return [part for part in parts if part.is_file()]
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _has_cases(source: Source, folder: Path) -> bool:
     try:
         return bool(type(source)().find(folder))
     except CrkdError:
@@ -107,23 +127,30 @@ def _understood(source: Source, folder: Path) -> bool:
 
 
 def _download(source: Source, home: Path, progress: Progress, notify: Notify) -> Path:
-    """Every part that is not in the current folder; what was downloaded is removed once it is unpacked, or is of no use."""
+    """Download the parts that are not in the current folder, and unpack all of them.
+
+    A downloaded archive is removed when it is unpacked, or if it is damaged: otherwise, the next
+    run would use it again.
+    """
     folder = home.parent / ".downloads"
-    here = [Path(remote.name) for remote in source.remote]
-    archives = [
-        path if path.is_file() else fetch(remote, folder, progress, notify)
-        for path, remote in zip(here, source.remote, strict=True)
-    ]
+    archives = []
+    for remote in source.remote:
+        local = Path(remote.name)
+        archives.append(local if local.is_file() else fetch(remote, folder, progress, notify))
     try:
         extract(archives, home, progress)
-    except ArchiveError as error:  # it would be taken for a good one next time
-        if error.archive.parent == folder:
-            error.archive.unlink()
+    except ArchiveError as error:
+        _remove_download(error.archive, folder)
         raise
     for archive in archives:
-        if archive.parent == folder:
-            archive.unlink()
+        _remove_download(archive, folder)
     return home
+
+
+def _remove_download(archive: Path, folder: Path) -> None:
+    """Remove `archive` if it was downloaded into `folder`; other archives are the user's."""
+    if archive.parent == folder:
+        archive.unlink()
 
 
 def _generate(source: Source, home: Path, progress: Progress) -> Path:
@@ -133,7 +160,7 @@ def _generate(source: Source, home: Path, progress: Progress) -> Path:
     return home
 
 
-def _spacing(text: str | None) -> tuple[float, ...] | None:
+def _parse_spacing(text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
@@ -142,6 +169,7 @@ def _spacing(text: str | None) -> tuple[float, ...] | None:
         spacing = ()
     if len(spacing) not in (1, 2, 3) or not all(0 < value < 1e4 for value in spacing):
         raise UsageError(
-            f"--spacing {text!r}: expected mm above 0, one number or one per axis, for example 10,1.5,1.5"
+            f"--spacing {text!r}: expected mm above 0, one number or one per axis, "
+            "such as 10,1.5,1.5"
         )
     return spacing

@@ -1,238 +1,259 @@
-"""Raw files → prepared store, checked. The store appears whole at the end, or not at all."""
+"""Convert raw files to a prepared store. The store appears when it is complete, or not at all."""
 
-import hashlib
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from io import BytesIO
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from crkd_cli.data.raw import formats, pictures
-from crkd_cli.data.raw.formats import Volume
-from crkd_cli.data.sources.base import RawCase, Source
+from crkd_cli.data.cases import RawCase
+from crkd_cli.data.labels import ClassAssignment, check_values
+from crkd_cli.data.prepare_case import CaseResult, case_info, read_case, store_class_numbers
+from crkd_cli.data.sources.base import Source
 from crkd_cli.data.splits import official_splits, preview
-from crkd_cli.data.store import RECIPE, CaseInfo, DatasetSpec, Index
-from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.data.store import RECIPE, DatasetSpec, Index
+from crkd_cli.errors import CrkdError, UsageError, pluralize
 from crkd_cli.paths import replace_folder, temporary_folder
 from crkd_cli.progress import Progress
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a person should know of the raw files. An error means that nothing is written."""
+    """What the user should know about the raw files. If there is an error, nothing is written."""
 
     level: Literal["error", "notice"]
-    where: str
+    where: str  # case id, or the name of the dataset
     what: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class PreparationReport:
-    index: Index | None = None  # None if there was an error
-    findings: list[Finding] = field(default_factory=list)
+    """All findings about a dataset, and a summary in one line unless there are errors."""
+
+    findings: tuple[Finding, ...]
+    summary: str = ""
 
     @property
     def errors(self) -> list[Finding]:
+        """The findings because of which nothing was written."""
         return [finding for finding in self.findings if finding.level == "error"]
 
 
 def prepare(
     name: str, source: Source, raw: Path, store: Path, progress: Progress, check_only: bool = False
 ) -> PreparationReport:
-    """Check every case under `raw` and write the store, one case in memory at a time.
+    """Check all cases under `raw`, and write the store unless there is an error.
 
-    Cases are written to a temporary folder beside `store` while they are checked. It replaces the store only if no
-    error was found; the splits made for the previous store are kept. Raises CrkdError if the layout is not understood
-    or the disk cannot be written.
+    One case is in memory at a time. The cases are written to a temporary folder, which replaces
+    `store` at the end; the splits in a previous store are kept. Raises CrkdError if the layout of
+    the raw files or the classes cannot be determined, or if the disk cannot be written.
     """
-    raws = source.find(raw)
-    spec = source.spec(name, raws)
-    if source.spacing_mm is not None and len(source.spacing_mm) not in (1, spec.dims):
-        given = len(source.spacing_mm)
-        raise UsageError(
-            f"--spacing has {given} numbers, but {name} is {spec.dims}D: give 1 or {spec.dims}"
-        )
-    facts = official_splits(name)
-    if facts and not {one.group for one in raws} & {*facts.train, *facts.val, *facts.test}:
-        raise CrkdError(
-            f"{raw} holds no case of {name}'s official split; for data of your own give another name"
-        )
-    report = PreparationReport()
-    _check_ids(raws, raw, report)
+    cases = source.find(raw)
+    spec = source.spec(name, cases)
+    _check_spacing(source, spec)
+    _check_official_groups(name, cases, raw)
+    errors = _duplicate_ids(cases, raw)
     with nullcontext() if check_only else temporary_folder(store) as folder:
-        cases = []
-        with progress("checking" if check_only else "preparing", len(raws), "cases") as advance:
-            for one in raws:
-                try:
-                    case = _prepare_case(source, one, spec, raw, None if report.errors else folder)
-                except CrkdError as error:
-                    report.findings.append(Finding("error", one.id, _shorten(str(error), raw)))
-                else:
-                    cases.append(case)
-                advance(1, note=one.id)
-        if not report.errors:
-            report.findings += [
-                Finding("notice", name, note) for note in _notices(name, source, cases)
-            ]
-            notes = tuple(finding.what for finding in report.findings)
-            report.index = Index(recipe=RECIPE, spec=spec, cases=tuple(cases), notes=notes)
-            if folder is not None:
-                _publish(folder, store, report.index)
-    return report
+        preparation = _Preparation(source, spec, folder, failed=bool(errors))
+        preparation.read(cases, progress)
+        errors += preparation.errors(raw)
+        if errors:
+            return PreparationReport(tuple(errors))
+        notices = [Finding("notice", name, text) for text in preparation.notices()]
+        if folder is not None:
+            _publish(folder, store, preparation.index(raw, notices))
+        return PreparationReport(tuple(notices), preparation.summary())
 
 
-def _prepare_case(
-    source: Source, raw: RawCase, spec: DatasetSpec, root: Path, folder: Path | None
-) -> CaseInfo:
-    """Read, check and (with a folder) write one case. Raises CrkdError with all that is wrong with it."""
-    volume = source.open_image(raw.image, spec)
-    label, mapping = None, dict[str, int]()
-    if raw.label is not None:
-        label, mapping = source.read_label(raw.label, spec)
-        _check_pair(raw.label, label, volume)
-    intensity = {
-        "min": float(volume.array.min()),
-        "max": float(volume.array.max()),
-        "mean": float(volume.array.mean(dtype=np.float64)),
-        "std": float(volume.array.std(dtype=np.float64)),
-    }
-    stored = source.finish(volume, raw.image, spec).array
-    native = label
-    box = source.crop(raw.id, label) if source.published_crop else None
-    if box is not None:
-        stored = stored[(slice(None), *box)]
-        label = None if label is None else label[box]
-    elif label is not None and spec.stored_size is not None:
-        label = pictures.resize(label, spec.stored_size, "nearest")
-    smaller = spec.stored_size is not None and volume.size != spec.stored_size
-    truth = native if smaller else label
-    if folder is not None:
-        _write(folder / "images" / f"{raw.id}.npy", stored)
-        if label is not None:
-            _write(folder / "labels" / f"{raw.id}.npy", label)
-        if native is not None and smaller:
-            _write_png(folder / "native" / f"{raw.id}.png", native)
-    return CaseInfo(
-        id=raw.id,
-        group=raw.group,
-        shape=stored.shape[1:],
-        spacing_mm=None if smaller else volume.spacing_mm,
-        source=raw.image.relative_to(root).as_posix(),
-        sha256=_sha256(raw.image),
-        label_sha256=None if truth is None else hashlib.sha256(truth.tobytes()).hexdigest(),
-        intensity=intensity,
-        mapping=mapping,
-        native_shape=volume.size if smaller else None,
-    )
+class _Preparation:
+    """The cases of a dataset while they are prepared.
 
+    A source with fixed classes has the label of a case numbered immediately. Otherwise, the labels
+    are numbered after all of them have been read, because the classes follow from their values.
+    """
 
-def _check_ids(raws: list[RawCase], root: Path, report: PreparationReport) -> None:
-    by_id: dict[str, list[RawCase]] = {}
-    for raw in raws:
-        by_id.setdefault(raw.id, []).append(raw)
-    for case, same in by_id.items():
-        if len(same) > 1:
-            names = ", ".join(raw.image.relative_to(root).as_posix() for raw in same)
-            report.findings.append(
-                Finding("error", case, f"{len(same)} images have this id: {names}; keep one")
-            )
+    def __init__(
+        self, source: Source, spec: DatasetSpec, folder: Path | None, *, failed: bool
+    ) -> None:
+        self._source, self._spec, self._folder = source, spec, folder
+        self._failed = failed  # nothing more is written
+        self._results: list[CaseResult] = []
+        self._classes = ClassAssignment(spec.classes, {})
 
+    def read(self, cases: Sequence[RawCase], progress: Progress) -> None:
+        """Read, check and store all cases."""
+        title = "checking" if self._folder is None else "preparing"
+        with progress(title, len(cases), "cases") as advance:
+            for case in cases:
+                folder = None if self._failed else self._folder
+                result = read_case(self._source, case, self._spec, folder)
+                self._results.append(result)
+                self._failed |= result.error is not None
+                if self._spec.classes:
+                    self._assign_classes([result])
+                    self._store_class_numbers(result)
+                advance(1, note=case.id)
+        if not self._spec.classes:
+            self._assign_classes(self._results)
+            self._store_all_class_numbers(progress)
 
-def _check_pair(path: Path, label: NDArray[np.uint8], volume: Volume) -> None:
-    """Raises CrkdError unless the label lies on the image voxel by voxel."""
-    if label.shape != volume.size:
-        raise CrkdError(
-            f"{path} has shape {label.shape}, its image {volume.size}; image and label must match"
-        )
-    of_label = formats.read_label(path).geometry
-    if of_label is None or volume.geometry is None:
-        return
-    half = min(volume.geometry.spacing) / 2
-    for name, tolerance in (("spacing", 1e-3), ("origin", half), ("direction", 1e-2)):
-        if not np.allclose(
-            getattr(of_label, name), getattr(volume.geometry, name), rtol=0, atol=tolerance
-        ):
-            shown = [
-                tuple(round(value, 3) for value in values[::-1])
-                for values in (getattr(of_label, name), getattr(volume.geometry, name))
-            ]
-            order = ", ".join("zyx"[-len(of_label.spacing) :])
-            raise CrkdError(
-                f"{path} has {name} ({order}) {shown[0]}, its image {shown[1]}; resample or repair the label"
-            )
+    def errors(self, root: Path) -> list[Finding]:
+        """Return the first error of every case, with paths relative to `root`."""
+        return [
+            Finding("error", result.raw.id, str(result.error).replace(f"{root}/", ""))
+            for result in self._results
+            if result.error is not None
+        ]
 
-
-def _notices(name: str, source: Source, cases: list[CaseInfo]) -> list[str]:
-    """What preparation chose, mapped or missed, in words."""
-    notices = []
-    labeled = [case for case in cases if case.labeled]
-    if mapped := [case for case in labeled if case.mapping]:
-        example = ", ".join(f"{raw} → {number}" for raw, number in mapped[0].mapping.items())
-        share = f"{len(mapped)} of {len(labeled)} labels"
-        notices.append(f"label values mapped in {share}, as in {mapped[0].id}: {example}")
-    if len(labeled) < len(cases):
-        notices.append(
-            f"{len(cases) - len(labeled)} of {len(cases)} cases have no label: they are unlabeled"
-        )
-    facts = official_splits(name)
-    if facts is not None:
-        wanted = (*facts.train, *facts.val, *facts.test)
-        present = {case.group for case in cases}
-        if missing := [group for group in wanted if group not in present]:
+    def notices(self) -> list[str]:
+        """Return what was chosen, mapped, ignored or not found, in sentences."""
+        notices = [
+            *_note_mapping(self._results),
+            *_note_unlabeled(self._results),
+            *_note_missing_groups(self._spec.name, self._results),
+            *_note_unknown_spacing(self._results),
+            *self._source.notes,
+            *self._classes.notes,
+        ]
+        if self._source.spacing_mm and any(result.states_spacing for result in self._results):
             notices.append(
-                f"{len(missing)} of the official split's {len(wanted)} ids are missing: {preview(missing)}"
+                "files that state their spacing keep it: --spacing applies to the others only"
             )
-    shapes = Counter(len(case.shape) for case in cases)
-    if cases and all(case.spacing_mm is None for case in cases) and 3 in shapes:
-        notices.append(
-            "the files do not state their spacing: distances will be in voxels; --spacing states it"
+        return notices
+
+    def index(self, root: Path, notices: Iterable[Finding]) -> Index:
+        """Return the index of the store; `root` contains the raw files."""
+        return Index(
+            recipe=RECIPE,
+            spec=msgspec.structs.replace(self._spec, classes=self._classes.names),
+            cases=tuple(case_info(result, root) for result in self._results),
+            notes=tuple(notice.what for notice in notices),
         )
-    return notices + source.notes  # what was left out stands last
+
+    def summary(self) -> str:
+        """Return the number of cases, their sizes and the classes in one line."""
+        count = len(self._results)
+        labeled = sum(result.labeled for result in self._results)
+        patients = len({result.raw.group for result in self._results})
+        of_patients = "" if patients == count else f" of {patients} patients"
+        shapes = [result.image.shape for result in self._results if result.image is not None]
+        axes = list(zip(*shapes, strict=True))
+        smallest = " × ".join(str(min(sides)) for sides in axes)
+        largest = " × ".join(str(max(sides)) for sides in axes)
+        size = smallest if smallest == largest else f"{smallest} to {largest}"
+        return (
+            f"{pluralize(count, 'case')}{of_patients}, {labeled} labeled; size {size}; "
+            f"classes: {', '.join(self._classes.names)}"
+        )
+
+    def _assign_classes(self, results: Sequence[CaseResult]) -> None:
+        labels = [result.values for result in results if result.values is not None]
+        unreadable = [result.label_error for result in results if result.label_error is not None]
+        self._classes = self._source.assign_classes(self._spec, labels, unreadable)
+        for result in results:
+            if result.values is None:
+                continue
+            result.numbers = self._classes.numbers[result.values.path]
+            try:
+                check_values(result.values, self._classes)
+            except CrkdError as error:
+                result.label_error = error
+                self._failed = True
+
+    def _store_all_class_numbers(self, progress: Progress) -> None:
+        if self._folder is None or self._failed:
+            return
+        with progress("storing labels", len(self._results), "cases") as advance:
+            for result in self._results:
+                self._store_class_numbers(result)
+                advance(1, note=result.raw.id)
+
+    def _store_class_numbers(self, result: CaseResult) -> None:
+        if self._folder is not None and not self._failed and result.labeled:
+            store_class_numbers(result, self._spec, self._folder)
 
 
-def _shorten(message: str, root: Path) -> str:
-    """`message` with paths relative to the raw root: the table's head names that."""
-    return message.replace(f"{root}/", "")
+def _check_spacing(source: Source, spec: DatasetSpec) -> None:
+    count = len(source.spacing_mm or ())
+    if count not in (0, 1, spec.dims):
+        raise UsageError(
+            f"--spacing has {count} numbers, but {spec.name} is {spec.dims}D: give 1 or {spec.dims}"
+        )
 
 
-# ── writing ──
+def _check_official_groups(name: str, cases: Sequence[RawCase], root: Path) -> None:
+    facts = official_splits(name)
+    if facts is None:
+        return
+    groups = {case.group for case in cases}
+    if groups.isdisjoint((*facts.train, *facts.val, *facts.test)):
+        raise CrkdError(
+            f"{root} contains no case of {name}'s official split; "
+            "choose another name for your own data"
+        )
 
 
-def _write(file: Path, array: NDArray[Any]) -> None:
-    content = BytesIO()  # numpy's own file writing does not say that a disk is full
-    np.save(content, np.ascontiguousarray(array), allow_pickle=False)
-    _write_bytes(file, content)
+def _duplicate_ids(cases: Sequence[RawCase], root: Path) -> list[Finding]:
+    images: dict[str, list[str]] = {}
+    for case in cases:
+        images.setdefault(case.id, []).append(case.image.relative_to(root).as_posix())
+    return [
+        Finding("error", name, f"{len(files)} images have this id: {', '.join(files)}; keep one")
+        for name, files in images.items()
+        if len(files) > 1
+    ]
 
 
-def _write_png(file: Path, label: NDArray[np.uint8]) -> None:
-    from PIL import Image
+def _note_mapping(results: Sequence[CaseResult]) -> Iterable[str]:
+    mapped = [result for result in results if result.mapping]
+    if mapped:
+        labeled = sum(result.labeled for result in results)
+        example = ", ".join(f"{value} → {number}" for value, number in mapped[0].mapping.items())
+        yield (
+            f"label values mapped in {len(mapped)} of {labeled} labels, "
+            f"as in {mapped[0].raw.id}: {example}"
+        )
 
-    content = BytesIO()
-    Image.fromarray(label).save(content, format="PNG")
-    _write_bytes(file, content)
+
+def _note_unlabeled(results: Sequence[CaseResult]) -> Iterable[str]:
+    unlabeled = sum(not result.labeled for result in results)
+    if unlabeled:
+        yield f"{unlabeled} of {len(results)} cases have no label: they are unlabeled"
 
 
-def _write_bytes(file: Path, content: BytesIO) -> None:
-    file.parent.mkdir(exist_ok=True)
-    file.write_bytes(content.getbuffer())
+def _note_missing_groups(name: str, results: Sequence[CaseResult]) -> Iterable[str]:
+    facts = official_splits(name)
+    if facts is None:
+        return
+    official = (*facts.train, *facts.val, *facts.test)
+    present = {result.raw.group for result in results}
+    missing = [group for group in official if group not in present]
+    if missing:
+        yield (
+            f"{len(missing)} of the official split's {len(official)} ids are missing: "
+            f"{preview(missing)}"
+        )
+
+
+def _note_unknown_spacing(results: Sequence[CaseResult]) -> Iterable[str]:
+    images = [result.image for result in results if result.image is not None]
+    dims = Counter(len(image.shape) for image in images)
+    if 3 in dims and all(image.spacing_mm is None for image in images):
+        yield (
+            "the files do not state their spacing: distances will be in voxels; "
+            "set it with --spacing"
+        )
 
 
 def _publish(folder: Path, store: Path, index: Index) -> None:
-    """Write the index, take over the splits, and put the folder in the store's place."""
+    """Write the index, keep the splits of the previous store, and replace this store."""
     text = json.dumps(msgspec.to_builtins(index), indent=1, ensure_ascii=False)
     (folder / "index.json").write_text(text + "\n", encoding="utf-8")
     if (store / "splits").is_dir():
         shutil.copytree(store / "splits", folder / "splits")
     replace_folder(folder, store)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

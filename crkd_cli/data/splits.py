@@ -1,11 +1,11 @@
-"""Splits: which patients train, which of those are labeled, which validate and test. Always by group, never by slice.
+"""Splits: which patients train, which of those are labeled, which validate and which test.
 
-splits/NAME.yaml                     the official facts of a public data set, packaged with the program
-prepared/NAME/splits/LABELED.yaml    what `make-splits` wrote last for that label count: goes before the official one
+splits/NAME.yaml                    the official split of a public dataset, part of the package
+prepared/NAME/splits/LABELED.yaml   made last by `make-splits` for this label count; used first
 
-A split names groups (patients), so it holds for every layout of the same data set. Choices are made by ordering
-sha256("seed:group"): the same seed gives the same split on every platform and library version, and a smaller label
-count is contained in a larger one.
+A split names groups (patients), never slices, so it applies to every layout of a dataset. Groups
+are chosen in the order of sha256("seed:group"): the same seed gives the same split on every
+platform and with every library version, and a larger label count includes a smaller one.
 """
 
 import hashlib
@@ -24,10 +24,11 @@ from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.paths import atomic_write, packaged_folder
 
 Part = Literal["labeled", "unlabeled", "val", "test"]
+COUNT = re.compile(r"\d+|\d+(\.\d+)?%")
 
 
 class Split(Strict, frozen=True):
-    """Groups (patients) by part. train, val and test are disjoint; labeled is a part of train."""
+    """Groups by part: train, val and test are disjoint, and labeled is a subset of train."""
 
     dataset: str
     name: str  # for people: official-4, 4-seed1337 …
@@ -37,106 +38,64 @@ class Split(Strict, frozen=True):
     test: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        times = Counter([*self.train, *self.val, *self.test])
-        if twice := [group for group, count in times.items() if count > 1]:
+        counts = Counter([*self.train, *self.val, *self.test])
+        duplicates = [group for group, count in counts.items() if count > 1]
+        if duplicates:
             raise ValueError(
-                f"train, val and test must be disjoint, but hold more than once: {preview(twice)}"
+                "train, val and test must be disjoint, but these occur more than once: "
+                f"{preview(duplicates)}"
             )
-        if outside := set(self.labeled) - set(self.train):
+        outside = set(self.labeled) - set(self.train)
+        if outside:
             raise ValueError(
-                f"labeled must be a part of train, but train lacks: {preview(sorted(outside))}"
+                f"labeled must be a subset of train, but train lacks: {preview(sorted(outside))}"
             )
         if len(set(self.labeled)) < len(self.labeled):
-            raise ValueError("labeled names a group more than once")
+            raise ValueError("labeled contains a group more than once")
         if not self.labeled:
             raise ValueError("labeled is empty: at least one labeled group is needed")
 
     @property
     def unlabeled(self) -> tuple[str, ...]:
-        """train without labeled, in train's order."""
+        """The groups of train that are not labeled, in the order of train."""
         labeled = set(self.labeled)
         return tuple(group for group in self.train if group not in labeled)
 
     def cases(self, store: Store, part: Part) -> list[str]:
-        """Case ids of `part`, in the split's order. Raises CrkdError if the store lacks one of its groups.
+        """Return the case ids of `part`, in the order of the split.
 
-        labeled, val and test: the cases that have a label. unlabeled: every case of the unlabeled groups, and those
-        of the labeled groups that have no label.
+        For labeled, val and test: the cases that have a label. For unlabeled: all cases of the
+        unlabeled groups, and those of the labeled groups that have no label. Raises CrkdError if
+        the store lacks a group or its labels.
         """
         groups: tuple[str, ...] = self.train if part == "unlabeled" else getattr(self, part)
-        if lost := [group for group in groups if group not in store.groups]:
-            raise CrkdError(
-                f"{store.root} lacks {len(lost)} of the {len(groups)} {part} cases of split {self.name}: {preview(lost)}; "
-                f"prepare the whole data set, or keep what is there: crkd make-splits {self.dataset} --present-only"
-            )
+        self._check_groups(store, part, groups)
+        cases = [case for group in groups for case in store.groups[group]]
         if part == "unlabeled":
             labeled = set(self.labeled)
-            cases = [case for group in groups for case in store.groups[group]]
             return [case.id for case in cases if case.group not in labeled or not case.labeled]
-        ids = [case.id for group in groups for case in store.groups[group] if case.labeled]
-        if bare := [
-            group for group in groups if not any(case.labeled for case in store.groups[group])
-        ]:
+        return [case.id for case in cases if case.labeled]
+
+    def _check_groups(self, store: Store, part: Part, groups: Sequence[str]) -> None:
+        missing = [group for group in groups if group not in store.groups]
+        if missing:
             raise CrkdError(
-                f"{store.root}: the {part} cases of split {self.name} have no label: {preview(bare)}"
+                f"{store.root} lacks {len(missing)} of the {len(groups)} {part} cases of split "
+                f"{self.name}: {preview(missing)}; prepare the complete dataset, or use what "
+                f"exists: crkd make-splits {self.dataset} --present-only"
             )
-        return ids
-
-
-def find_split(store: Store, labeled: str | None, file: Path | None = None) -> Split:
-    """The split to train with: `file`, else the one last made for this label count, else the official one.
-
-    Without `labeled` the only split that was made is taken. Raises UsageError that says what exists and what to run.
-    """
-    dataset = store.root.name
-    if file is not None:
-        if labeled is not None:
-            raise UsageError(
-                "--labeled and --split name the labeled cases twice; leave one of them out"
+        if part == "unlabeled":
+            return
+        unlabeled = [group for group in groups if not has_label(store, group)]
+        if unlabeled:
+            raise CrkdError(
+                f"{store.root}: the {part} cases of split {self.name} have no label: "
+                f"{preview(unlabeled)}"
             )
-        split = read_split(file)
-        if split.dataset != dataset:
-            raise UsageError(
-                f"{file} is a split of {split.dataset}, not of {dataset}; give one of it to --split"
-            )
-        return split
-    made = {path.stem: path for path in sorted((store.root / "splits").glob("*.yaml"))}
-    facts = official_splits(dataset)
-    if labeled is None:
-        if len(made) != 1:
-            raise UsageError(f"--labeled is missing; {available_splits(dataset, facts, made)}")
-        return read_split(next(iter(made.values())))
-    key = label_key(labeled)
-    if key in made:
-        return read_split(made[key])
-    if facts is None or key not in facts.labeled:
-        raise UsageError(
-            f"no split of {dataset} with --labeled {key} exists; {available_splits(dataset, facts, made, key)}"
-        )
-    return facts.split(dataset, key)
-
-
-def split_file(store: Store, labeled: str) -> Path:
-    """Where the split for this label count is kept; the last one made replaces the one before."""
-    return store.root / "splits" / f"{label_key(labeled)}.yaml"
-
-
-def read_split(file: Path) -> Split:
-    """A split file. Raises UsageError that names the file and what is wrong."""
-    split: Split = parse(_yaml(file), Split, str(file))
-    return split
-
-
-def write_split(split: Split, file: Path) -> None:
-    with atomic_write(file) as temporary:
-        text = yaml.safe_dump(
-            msgspec.to_builtins(split), sort_keys=False, default_flow_style=None, width=120
-        )
-        temporary.write_text(text, encoding="utf-8")
 
 
 class OfficialSplits(Strict, frozen=True):
-    """splits/NAME.yaml: one division into parts and the labeled groups of every published label count."""
+    """The content of splits/NAME.yaml: the parts, and the labeled groups of each label count."""
 
     train: tuple[str, ...]
     labeled: dict[str, tuple[str, ...]]
@@ -144,6 +103,7 @@ class OfficialSplits(Strict, frozen=True):
     test: tuple[str, ...] = ()
 
     def split(self, dataset: str, key: str) -> Split:
+        """Return the official split for the label count `key`."""
         return Split(
             dataset=dataset,
             name=f"official-{key}",
@@ -154,68 +114,139 @@ class OfficialSplits(Strict, frozen=True):
         )
 
 
-def official_splits(dataset: str) -> OfficialSplits | None:
-    """The official facts of a public data set, None for phantoms and a user's own data.
+def find_split(store: Store, labeled: str | None, file: Path | None = None) -> Split:
+    """Return the split to train with.
 
-    ISIC 2018 and Kvasir-SEG have two parts only. The second, `val`, is the one that published tables report on: it
-    is a test set here, so that no checkpoint is chosen on the cases that are then scored.
+    This is `file`, else the split made last for the label count `labeled`, else the official one.
+    Without `labeled`, it is the only split that was made. Raises UsageError, which says which
+    splits exist and how to make another.
+    """
+    if file is not None:
+        return _split_from_file(store, labeled, file)
+    dataset = store.root.name
+    made = {path.stem: path for path in sorted((store.root / "splits").glob("*.yaml"))}
+    official = official_splits(dataset)
+    if labeled is None:
+        if len(made) != 1:
+            alternatives = available_splits(dataset, official, made)
+            raise UsageError(f"--labeled is missing; {alternatives}")
+        return read_split(next(iter(made.values())))
+    key = label_key(labeled)
+    if key in made:
+        return read_split(made[key])
+    if official is None or key not in official.labeled:
+        alternatives = available_splits(dataset, official, made, key)
+        raise UsageError(f"no split of {dataset} with --labeled {key} exists; {alternatives}")
+    return official.split(dataset, key)
+
+
+def split_file(store: Store, labeled: str) -> Path:
+    """Return where the split for this label count is kept; a new one replaces it."""
+    return store.root / "splits" / f"{label_key(labeled)}.yaml"
+
+
+def read_split(file: Path) -> Split:
+    """Read a split file. Raises UsageError, which names the file and what is wrong."""
+    split: Split = parse(_read_yaml(file), Split, str(file))
+    return split
+
+
+def write_split(split: Split, file: Path) -> None:
+    """Write a split file. Raises CrkdError if this is impossible."""
+    tree = msgspec.to_builtins(split)
+    text = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
+    with atomic_write(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def official_splits(dataset: str) -> OfficialSplits | None:
+    """Return the official splits of a public dataset, or None for phantoms and own data.
+
+    ISIC 2018 and Kvasir-SEG have only two parts. Published tables report on the second one, `val`:
+    it is the test part here, so that no checkpoint is selected on the cases that are then scored.
     """
     file = packaged_folder("splits") / f"{dataset}.yaml"
     if not file.is_file():
         return None
-    tree = _yaml(file)
+    tree = _read_yaml(file)
     tree["labeled"] = {str(key): groups for key, groups in tree["labeled"].items()}
-    facts: OfficialSplits = parse(tree, OfficialSplits, str(file))
-    if not facts.test:
-        facts = msgspec.structs.replace(facts, val=(), test=facts.val)
-    return facts
+    official: OfficialSplits = parse(tree, OfficialSplits, str(file))
+    if not official.test:
+        return msgspec.structs.replace(official, val=(), test=official.val)
+    return official
+
+
+def available_splits(
+    dataset: str, official: OfficialSplits | None, made: Iterable[str], key: str = "N"
+) -> str:
+    """Return the end of an error message: which splits exist, and how to make another."""
+    parts = []
+    if official:
+        parts.append(f"official: {', '.join(official.labeled)}")
+    if made:
+        parts.append(f"made: {', '.join(made)}")
+    parts.append(f"make another with: crkd make-splits {dataset} --labeled {key}")
+    return "; ".join(parts)
 
 
 def label_key(labeled: str) -> str:
-    """`4`, `5%` or `all`, however it was typed. Raises UsageError."""
+    """Return a label count in its canonical form: `4`, `5%` or `all`. Raises UsageError."""
     text = labeled.strip().lower()
     if text == "all":
         return text
-    if not re.fullmatch(r"\d+|\d+(\.\d+)?%", text) or float(text.rstrip("%")) == 0:
+    if not COUNT.fullmatch(text) or float(text.rstrip("%")) == 0:
         raise UsageError(
             f"--labeled {labeled!r}: expected a number such as 4, a share such as 5%, or all"
         )
     return f"{float(text[:-1]):g}%" if text.endswith("%") else str(int(text))
 
 
-def parse_count(text: str, of: int, option: str) -> int:
-    """How many `text` (a number, or a share such as 10%, rounded half up and at least one) is of `of`."""
-    if not re.fullmatch(r"\d+|\d+(\.\d+)?%", text.strip()):
+def parse_count(text: str, total: int, option: str) -> int:
+    """Parse a number, or a share of `total` such as 10%.
+
+    Shares are rounded half up, and to at least one unless they are 0%. Raises UsageError, which
+    names the `option`.
+    """
+    stripped = text.strip()
+    if not COUNT.fullmatch(stripped):
         raise UsageError(f"{option} {text!r}: expected a number such as 4 or a share such as 10%")
-    if not text.strip().endswith("%"):
-        return int(text)
-    share = float(text.strip()[:-1])
+    if not stripped.endswith("%"):
+        return int(stripped)
+    share = float(stripped[:-1])
     if share > 100:
         raise UsageError(f"{option} {text!r}: a share is at most 100%")
-    return max(int(of * share / 100 + 0.5), 1) if share else 0
+    return max(int(total * share / 100 + 0.5), 1) if share else 0
 
 
 def seeded_order(groups: Iterable[str], seed: int) -> list[str]:
-    """`groups` in an order that depends on the seed and the names alone."""
+    """Order `groups` by a hash of the seed and their names."""
     return sorted(groups, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
 
 
+def has_label(store: Store, group: str) -> bool:
+    """Tell whether a case of the group has a label."""
+    return any(case.labeled for case in store.groups[group])
+
+
 def preview(names: Sequence[str], limit: int = 5) -> str:
-    """The first names, and how many more there are."""
-    more = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
+    """Return the first names, and the number of the others."""
+    text = ", ".join(names[:limit])
+    others = len(names) - limit
+    return f"{text} and {others} more" if others > 0 else text
 
 
-def available_splits(
-    dataset: str, facts: OfficialSplits | None, made: Iterable[str], key: str = "N"
-) -> str:
-    """The end of an error message: label counts that exist, and the command that makes another."""
-    known = [f"official: {', '.join(facts.labeled)}"] if facts else []
-    known += [f"made: {', '.join(made)}"] if made else []
-    return "; ".join([*known, f"make another with: crkd make-splits {dataset} --labeled {key}"])
+def _split_from_file(store: Store, labeled: str | None, file: Path) -> Split:
+    if labeled is not None:
+        raise UsageError("--labeled and --split both choose the labeled cases; drop one of them")
+    split = read_split(file)
+    if split.dataset != store.root.name:
+        raise UsageError(
+            f"{file} is a split of {split.dataset}; give a split of {store.root.name} to --split"
+        )
+    return split
 
 
-def _yaml(file: Path) -> dict[str, Any]:
+def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -224,6 +255,6 @@ def _yaml(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict) or "train" not in tree or "labeled" not in tree:
         raise UsageError(
-            f"{file} is no split: expected dataset, name, train, labeled, val and test"
+            f"{file} is not a split: expected dataset, name, train, labeled, val and test"
         )
     return tree

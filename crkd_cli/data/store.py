@@ -1,9 +1,9 @@
-"""The prepared store: what training, evaluation and prediction know of data, whatever the raw layout was.
+"""The prepared store: what training, evaluation and prediction read, whatever the raw layout was.
 
-prepared/NAME/index.json        the data set's facts and one entry per case
-prepared/NAME/images/ID.npy     [C, *S] uint8 (RGB, 0-255) or float32 (scans, normalized): lossless after normalization
-prepared/NAME/labels/ID.npy     [*S] uint8 class numbers, same *S as the image; absent for unlabeled cases
-prepared/NAME/native/ID.png     [H, W] uint8: a 2D label at its native size, only where the image was stored smaller
+prepared/NAME/index.json      facts about the dataset, and an entry per case
+prepared/NAME/images/ID.npy   [C, *S] uint8 (RGB, 0-255) or float32 (scans, normalized)
+prepared/NAME/labels/ID.npy   [*S] uint8 class numbers, of the same *S; absent for unlabeled cases
+prepared/NAME/native/ID.png   [H, W] uint8: the label at its native size, for images stored smaller
 """
 
 import hashlib
@@ -22,87 +22,74 @@ from crkd_cli.config import Strict
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.paths import packaged_folder
 
-RECIPE = 2  # raised whenever the same raw files would give another store
+RECIPE = 2  # incremented when the same raw files would give a different store
+
+Modality = Literal["rgb", "gray", "mr"]
+Intensity = Literal["uint8", "minmax", "zscore"]
 
 
 class DatasetSpec(Strict, frozen=True):
-    """What holds for every case of a data set; also travels in checkpoints, so that `predict` reads files alike."""
+    """What all cases of a dataset have in common.
 
-    name: str  # data set
-    source: str  # the plug-in in data/sources that reads its files
-    classes: tuple[str, ...]  # index = class number; classes[0] is the background
+    Checkpoints contain it, so that `predict` reads files like `prepare-data` does.
+    """
+
+    name: str
+    source: str  # plug-in in data/sources
+    classes: tuple[str, ...]  # by class number; classes[0] is the background
     channels: int  # C
-    modality: Literal["rgb", "gray", "mr"]  # decides the augmentation policy
+    modality: Modality  # determines the augmentations
     dims: Literal[2, 3]  # spatial axes of a case
-    intensity: Literal[
-        "uint8", "minmax", "zscore"
-    ]  # uint8: stored 0-255, network sees /255; else normalized per case
-    stored_size: tuple[int, ...] | None = None  # 2D images are stored at this size (see native/)
-    z_last: bool = False  # medical files are stored [x, y, z] and not [z, y, x]
+    intensity: Intensity  # uint8: stored as 0-255, divided by 255 later; else normalized per case
+    stored_size: tuple[int, ...] | None = None  # 2D images are resized to it (see native/)
+    z_last: bool = False  # medical files are stored as [x, y, z] instead of [z, y, x]
 
 
 class CaseInfo(Strict, frozen=True):
-    """One case of the store."""
+    """The index entry of a case."""
 
     id: str
-    group: str  # patient: splits never divide a group
+    group: str  # the patient; splits never divide a group
     shape: tuple[int, ...]  # [*S] as stored
-    spacing_mm: tuple[float, ...] | None  # per stored axis; None where the files do not say
-    source: str  # raw image file, relative to the raw root
+    spacing_mm: tuple[float, ...] | None  # per stored axis; None if the files do not state it
+    source: str  # raw image file, relative to the folder of raw files
     sha256: str  # of that file
-    label_sha256: str | None  # of the class numbers that evaluation scores against; None: no label
+    label_sha256: str | None  # of the class numbers that evaluation uses; None: unlabeled
     intensity: dict[str, float]  # min, max, mean, std of the raw image
-    mapping: dict[str, int] = msgspec.field(
-        default_factory=dict
-    )  # raw label value → class number, where any changed
-    native_shape: tuple[int, ...] | None = None  # [H, W] before storing smaller
+    # Label value → class number, where they differ.
+    mapping: dict[str, int] = msgspec.field(default_factory=dict)
+    native_shape: tuple[int, ...] | None = None  # [H, W] of the file, if it is stored smaller
 
     @property
     def labeled(self) -> bool:
+        """Whether the case has a label."""
         return self.label_sha256 is not None
 
 
 class Index(Strict, frozen=True):
+    """The content of index.json."""
+
     recipe: int
     spec: DatasetSpec
     cases: tuple[CaseInfo, ...]
-    notes: tuple[str, ...] = ()  # what preparation chose or mapped, in words
+    notes: tuple[str, ...] = ()  # what preparation chose, mapped or ignored, in sentences
 
 
 class Store:
-    """A prepared data set, read through memory maps. Raises UsageError if it is missing, CrkdError if of another recipe."""
+    """A prepared dataset, read through memory maps.
+
+    Raises UsageError if it does not exist, CrkdError if another recipe made it.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        file = root / "index.json"
-        renew = self._renew
-        try:
-            tree = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            if near := get_close_matches(root.name, _names(root.parent) - {root.name}, n=1):
-                renew = f"did you mean {near[0]!r}? Else {renew}"
-            elif not root.parent.is_dir():
-                renew += f", or give the right --data-root ({root.parent} does not exist)"
-            raise UsageError(
-                f"{root} is no prepared data set (index.json is missing); {renew}"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise CrkdError(f"{file} cannot be read ({error}); {renew}") from None
-        if not isinstance(tree, dict) or tree.get("recipe") != RECIPE:
-            found = tree.get("recipe") if isinstance(tree, dict) else None
-            raise CrkdError(
-                f"{file} was made by recipe {found}, this version needs recipe {RECIPE}; {renew}"
-            )
-        try:
-            self.index = msgspec.convert(tree, Index)
-        except msgspec.ValidationError as error:
-            raise CrkdError(f"{file} is damaged ({error}); {renew}") from None
+        self.index = self._read_index(root / "index.json")
         self.spec = self.index.spec
         self.cases = {case.id: case for case in self.index.cases}
 
     @cached_property
     def groups(self) -> dict[str, list[CaseInfo]]:
-        """Cases by group, in the index's order."""
+        """The cases by group, in the order of the index."""
         groups: dict[str, list[CaseInfo]] = {}
         for case in self.index.cases:
             groups.setdefault(case.group, []).append(case)
@@ -110,22 +97,22 @@ class Store:
 
     @cached_property
     def digest(self) -> str:
-        """Another one where an image, a label, a spacing or a patient is another."""
+        """A digest that changes with every image, label, spacing and group."""
         return digest(
-            (c.id, c.group, c.shape, c.spacing_mm, c.sha256, c.label_sha256)
-            for c in self.index.cases
+            (case.id, case.group, case.shape, case.spacing_mm, case.sha256, case.label_sha256)
+            for case in self.index.cases
         )
 
     def image(self, case: str) -> NDArray[Any]:
-        """[C, *S] memory map, uint8 or float32 as stored."""
-        return self._map(self.root / "images" / f"{case}.npy", ("C", *self.cases[case].shape))
+        """Return a memory map [C, *S], uint8 or float32 as stored."""
+        return self._map("images", case, channel_axes=1)
 
     def label(self, case: str) -> NDArray[np.uint8]:
-        """[*S] memory map of class numbers."""
-        return self._map(self.root / "labels" / f"{case}.npy", self.cases[case].shape)
+        """Return a memory map [*S] of class numbers."""
+        return self._map("labels", case, channel_axes=0)
 
     def native_label(self, case: str) -> NDArray[np.uint8]:
-        """[*S] class numbers at the image's native size: what evaluation scores against."""
+        """Return class numbers [*S] at the native size of the image, for evaluation."""
         if self.cases[case].native_shape is None:
             return self.label(case)
         from PIL import Image
@@ -137,33 +124,67 @@ class Store:
         except OSError as error:
             raise CrkdError(f"{file} cannot be read ({error}); {self._renew}") from None
 
-    def _map(self, file: Path, shape: tuple[Any, ...]) -> NDArray[Any]:
+    def _read_index(self, file: Path) -> Index:
+        try:
+            tree = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(
+                f"{self.root} is not a prepared dataset (index.json is missing); "
+                f"{self._suggestion()}"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise CrkdError(f"{file} cannot be read ({error}); {self._renew}") from None
+        recipe = tree.get("recipe") if isinstance(tree, dict) else None
+        if recipe != RECIPE:
+            raise CrkdError(
+                f"{file} was made by recipe {recipe}, but this version needs recipe {RECIPE}; "
+                f"{self._renew}"
+            )
+        try:
+            return msgspec.convert(tree, Index)
+        except msgspec.ValidationError as error:
+            raise CrkdError(f"{file} is damaged ({error}); {self._renew}") from None
+
+    def _map(self, folder: str, case: str, *, channel_axes: int) -> NDArray[Any]:
+        file = self.root / folder / f"{case}.npy"
         try:
             array: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise CrkdError(f"{file} cannot be read ({error}); {self._renew}") from None
-        spatial = array.shape[1:] if shape[0] == "C" else array.shape
-        if spatial != tuple(side for side in shape if side != "C"):
+        expected = self.cases[case].shape
+        if array.shape[channel_axes:] != expected:
             raise CrkdError(
-                f"{file} has shape {array.shape}, the index says {shape}; {self._renew}"
+                f"{file} has shape {array.shape}, but the index says {expected}; {self._renew}"
             )
         return array
 
+    def _suggestion(self) -> str:
+        """Return what to do if there is no store: correct the name or the root, or prepare it."""
+        near = get_close_matches(self.root.name, _known_names(self.root), n=1)
+        if near:
+            return f"did you mean {near[0]!r}? Else {self._renew}"
+        prepared = self.root.parent
+        if not prepared.is_dir():
+            return f"{self._renew}, or correct --data-root ({prepared} does not exist)"
+        return self._renew
+
     @property
     def _renew(self) -> str:
+        """The command that makes the store."""
         name = self.root.name
-        builtin = (
-            name.startswith("phantom") or (packaged_folder("splits") / f"{name}.yaml").is_file()
-        )
-        return f"run: crkd prepare-data {name}" + ("" if builtin else " --source FOLDER")
+        has_splits = (packaged_folder("splits") / f"{name}.yaml").is_file()
+        if has_splits or name.startswith("phantom"):
+            return f"run: crkd prepare-data {name}"
+        return f"run: crkd prepare-data {name} --source FOLDER"
 
 
 def digest(facts: Iterable[tuple[object, ...]]) -> str:
-    """sha256 of `facts`, in whatever order they come."""
+    """Return the SHA-256 of `facts`, which does not depend on their order."""
     return hashlib.sha256("\n".join(sorted(map(repr, facts))).encode()).hexdigest()
 
 
-def _names(prepared: Path) -> set[str]:
-    """Data sets that a wrong name may have meant: those prepared, and the public ones."""
-    here = {file.parent.name for file in prepared.glob("*/index.json")}
-    return here | {file.stem for file in packaged_folder("splits").glob("*.yaml")}
+def _known_names(root: Path) -> set[str]:
+    """Return the datasets that a wrong name may mean: the prepared and the public ones."""
+    prepared = {file.parent.name for file in root.parent.glob("*/index.json")}
+    public = {file.stem for file in packaged_folder("splits").glob("*.yaml")}
+    return (prepared | public) - {root.name}

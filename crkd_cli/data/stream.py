@@ -1,4 +1,4 @@
-"""Endless batches whose content depends only on (seed, stream, position): resuming needs no loader state and is exact."""
+"""Endless batches that depend only on (seed, stream, step), so that resuming is exact."""
 
 import queue
 import threading
@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from crkd_cli import world
@@ -16,35 +17,50 @@ T = TypeVar("T")
 
 
 class Stream:
-    """Batches of a data set in random order, every item once an epoch. Item k is number k mod n of epoch k div n."""
+    """Batches of a dataset in random order, with every item once per epoch.
+
+    Item k of the stream is item (k mod n) of epoch (k div n), where n is the size of the dataset.
+
+    Args:
+        batch: Number of items per step, over all processes.
+        number: Distinguishes the streams of a run that have the same seed.
+    """
 
     def __init__(self, dataset: Dataset, batch: int, seed: int, number: int) -> None:
         self.dataset, self.size, self.seed, self.number = dataset, batch, seed, number
-        self._orders: dict[int, np.ndarray[tuple[int, ...], np.dtype[np.int64]]] = {}
+        self._orders: dict[int, NDArray[np.int64]] = {}  # by epoch
 
     def batch(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """(image [B, C, *S] as stored, label [B, *S] uint8 or None) of step `step`: this process's part of its B · N items."""
-        items = [self._item(step * self.size + offset) for offset in world.shard(range(self.size))]
+        """Return this process's part of the batch of `step`.
+
+        The image is [B, C, *S] as stored, and the label [B, *S] uint8 or None.
+        """
+        first = step * self.size
+        items = [self._item(first + offset) for offset in world.shard(range(self.size))]
+        images = torch.stack([item.image for item in items])
         labels = [item.label for item in items if item.label is not None]
-        return torch.stack([item.image for item in items]), torch.stack(labels) if labels else None
+        return images, torch.stack(labels) if labels else None
 
     def _item(self, k: int) -> Item:
         epoch, position = divmod(k, len(self.dataset))
+        rng = np.random.default_rng([self.seed, self.number, 1, k])
+        return self.dataset.item(int(self._order(epoch)[position]), rng)
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """Return the order of an epoch; the previous one is kept for batches that span both."""
         if epoch not in self._orders:
-            order = np.random.default_rng([self.seed, self.number, 0, epoch]).permutation(
-                len(self.dataset)
-            )
-            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1} | {
-                epoch: order
-            }
-        return self.dataset.item(
-            int(self._orders[epoch][position]),
-            np.random.default_rng([self.seed, self.number, 1, k]),
-        )
+            rng = np.random.default_rng([self.seed, self.number, 0, epoch])
+            order = rng.permutation(len(self.dataset))
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = order
+        return self._orders[epoch]
 
 
 class Prefetch(Generic[T]):
-    """Iterates make(step) for the steps from `start` to `stop`, made ahead by one thread. An error there is raised here."""
+    """Iterate over make(step) for the steps from `start` to `stop`, computed ahead by a thread.
+
+    An exception in `make` is raised in the loop.
+    """
 
     def __init__(self, make: Callable[[int], T], start: int, stop: int, depth: int = 3) -> None:
         self._make, self._steps = make, range(start, stop)
@@ -55,17 +71,17 @@ class Prefetch(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         for _ in self._steps:
-            made = self._ready.get()
-            if isinstance(made, BaseException):
-                raise made
-            yield made
+            result = self._ready.get()
+            if isinstance(result, BaseException):
+                raise result
+            yield result
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Stop the thread."""
         self._closed.set()
         while self._thread.is_alive():
             try:
-                self._ready.get(timeout=0.05)
+                self._ready.get(timeout=0.05)  # the thread may be waiting for room in the queue
             except queue.Empty:
                 continue
 
@@ -75,5 +91,5 @@ class Prefetch(Generic[T]):
                 if self._closed.is_set():
                     return
                 self._ready.put(self._make(step))
-        except BaseException as error:  # handed over to the loop, whatever it is
+        except BaseException as error:  # raised in the loop, whatever it is
             self._ready.put(error)

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from crkd_cli import world
+from crkd_cli.data.cases import images_in
 from crkd_cli.data.raw import formats
 from crkd_cli.data.sources import SOURCES
-from crkd_cli.data.sources.base import images_in
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.inference.inferer import Inferer, build_inferer

@@ -1,4 +1,4 @@
-"""Running prepare-data, and a small data set of one's own for it."""
+"""Fixtures that run prepare-data, and that write a small dataset for it."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from PIL import Image
 
 @pytest.fixture
 def prepare_data(cli, tmp_path):
-    """prepare_data("mine", "--source", folder) → (exit code, stderr)."""
+    """prepare_data("mine", "--source", folder) returns (exit code, stderr)."""
 
     def call(*args):
         result = cli("prepare-data", *args, "--data-root", tmp_path / "data")
@@ -20,16 +20,14 @@ def prepare_data(cli, tmp_path):
 
 
 @pytest.fixture
-def own(tmp_path, rng):
+def raw_folder(tmp_path, rng):
     """Four gray pictures with labels 0 and 1."""
     root = tmp_path / "mine"
     for folder in ("images", "labels"):
         (root / folder).mkdir(parents=True)
     for case in "abcd":
-        Image.fromarray(rng.integers(0, 200, (20, 30), dtype=np.uint8)).save(
-            root / "images" / f"{case}.png"
-        )
-        Image.fromarray(rng.integers(0, 2, (20, 30), dtype=np.uint8)).save(
-            root / "labels" / f"{case}.png"
-        )
+        image = rng.integers(0, 200, (20, 30), dtype=np.uint8)
+        label = rng.integers(0, 2, (20, 30), dtype=np.uint8)
+        Image.fromarray(image).save(root / "images" / f"{case}.png")
+        Image.fromarray(label).save(root / "labels" / f"{case}.png")
     return root

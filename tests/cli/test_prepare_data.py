@@ -1,4 +1,4 @@
-"""crkd prepare-data, as a user runs it: every way to the raw files."""
+"""crkd prepare-data as a user runs it: all ways to get the raw files."""
 
 import shlex
 import threading
@@ -20,7 +20,7 @@ INPUT, TRUTH = "ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_Groun
 
 @pytest.fixture
 def isic_zips(tmp_path, rng):
-    """The two archives of ISIC 2018, of three photos."""
+    """The two archives of ISIC 2018, with three photographs."""
     folder = tmp_path / "archives"
     folder.mkdir()
     for name, ending, shape in (
@@ -31,80 +31,73 @@ def isic_zips(tmp_path, rng):
             for number in range(3):
                 path = folder / f"ISIC_000000{number}{ending}"
                 array = rng.integers(0, 256, shape, dtype=np.uint8)
-                Image.fromarray(
-                    array if len(shape) == 3 else (array > 128).astype(np.uint8) * 255
-                ).save(path)
+                if name == TRUTH:
+                    array = np.where(array > 128, 255, 0).astype(np.uint8)
+                Image.fromarray(array).save(path)
                 file.write(path, f"{name}/{path.name}")
                 path.unlink()
     return folder
 
 
-def test_own_data(prepare_data, own, tmp_path):
-    code, err = prepare_data("mine", "--source", own)
+def test_own_data(prepare_data, raw_folder, tmp_path):
+    code, err = prepare_data("mine", "--source", raw_folder)
     assert code == 0
     lines = err.splitlines()
     assert lines[-2] == "4 cases, 4 labeled; size 20 × 30; classes: background, class 1"
-    assert (
-        lines[-1]
-        == f"store: {tmp_path / 'data/prepared/mine'}. Next: crkd make-splits mine --data-root {tmp_path / 'data'}"
-    )
+    root = tmp_path / "data"
+    following = f"Next: crkd make-splits mine --data-root {root}"
+    assert lines[-1] == f"store: {root / 'prepared/mine'}. {following}"
     assert len(Store(tmp_path / "data/prepared/mine").cases) == 4
 
 
-def test_raw_folder_under_the_data_root(prepare_data, own, tmp_path):
+def test_raw_folder_under_the_data_root(prepare_data, raw_folder, tmp_path):
     (tmp_path / "data/raw").mkdir(parents=True)
-    own.rename(tmp_path / "data/raw/mine")
+    raw_folder.rename(tmp_path / "data/raw/mine")
     assert prepare_data("mine")[0] == 0
 
 
-def test_check_writes_nothing_and_names_a_command_that_works(prepare_data, cli, own, tmp_path):
-    own = own.rename(tmp_path / "my own")
-    code, err = prepare_data("mine", "--source", own, "--check", "--spacing", "2")
+def test_check_writes_nothing_and_names_a_command_that_works(prepare_data, cli, raw_folder, tmp_path):
+    raw_folder = raw_folder.rename(tmp_path / "my own")
+    code, err = prepare_data("mine", "--source", raw_folder, "--check", "--spacing", "2")
     assert code == 0
     assert not (tmp_path / "data").exists()
-    said, _, command = err.splitlines()[-1].partition("Next: crkd ")
-    assert said == "no problem found; no store written. "
+    message, _, command = err.splitlines()[-1].partition("Next: crkd ")
+    assert message == "no problem found; no store written. "
     assert cli(*shlex.split(command)).exit_code == 0
     assert Store(tmp_path / "data/prepared/mine").cases["a"].spacing_mm == (2.0, 2.0)
 
 
-def test_quiet(prepare_data, own):
-    assert prepare_data("mine", "--source", own, "--quiet") == (0, "")
+def test_quiet(prepare_data, raw_folder):
+    assert prepare_data("mine", "--source", raw_folder, "--quiet") == (0, "")
 
 
 def test_archives_in_the_current_folder(prepare_data, isic_zips, tmp_path, monkeypatch):
     monkeypatch.chdir(isic_zips)
     code, err = prepare_data("isic2018")
     assert code == 0
-    assert f"found {INPUT}.zip, {TRUTH}.zip here" in err
+    assert f"found {INPUT}.zip, {TRUTH}.zip in the current folder" in err
     assert "2592 of the official split's 2594 ids are missing" in err
-    assert list(Store(tmp_path / "data/prepared/isic2018").cases) == [
-        "ISIC_0000000",
-        "ISIC_0000001",
-        "ISIC_0000002",
-    ]
+    store = Store(tmp_path / "data/prepared/isic2018")
+    assert list(store.cases) == ["ISIC_0000000", "ISIC_0000001", "ISIC_0000002"]
     assert (tmp_path / "data/raw/isic2018" / INPUT).is_dir()
 
 
 @pytest.mark.parametrize("given", ["", f"{INPUT}.zip"])
 def test_archives_given_as_source(prepare_data, isic_zips, given):
     code, err = prepare_data("isic2018", "--source", isic_zips / given, "--check")
-    assert (code, "Next: crkd prepare-data isic2018 --data-root" in err) == (
-        0,
-        True,
-    )  # unpacked: no source is needed
+    assert code == 0
+    # The archives are unpacked now, so --source is not needed again.
+    assert "Next: crkd prepare-data isic2018 --data-root" in err
     code, err = prepare_data("isic2018", "--source", isic_zips / given)
     assert code == 1
-    assert (
-        "already holds raw files; use them (crkd prepare-data isic2018), or remove them first"
-        in err
-    )
+    advice = "use them (crkd prepare-data isic2018), or remove them first"
+    assert f"already contains raw files; {advice}" in err
     assert prepare_data("isic2018")[0] == 0
 
 
 @pytest.fixture
 def mirror(isic_zips, monkeypatch):
-    """The archives on an HTTP server of this machine."""
+    """The archives on a local HTTP server."""
     handler = partial(SimpleHTTPRequestHandler, directory=str(isic_zips))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
@@ -124,10 +117,10 @@ def test_download(prepare_data, mirror, tmp_path, monkeypatch):
     assert code == 0, err
     assert f"/{INPUT}.zip to {tmp_path / 'data/raw/.downloads'}: 0.0 MB" in err
     assert len(Store(tmp_path / "data/prepared/isic2018").cases) == 3
-    assert list((tmp_path / "data/raw/.downloads").iterdir()) == []  # unpacked: not kept twice
+    assert list((tmp_path / "data/raw/.downloads").iterdir()) == []  # removed after unpacking
 
 
-def test_download_of_something_else_is_not_kept(prepare_data, mirror, tmp_path, monkeypatch):
+def test_downloads_that_are_not_archives_are_removed(prepare_data, mirror, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (mirror / f"{TRUTH}.zip").write_text("<html>please log in</html>")
     code, err = prepare_data("isic2018")
@@ -137,7 +130,7 @@ def test_download_of_something_else_is_not_kept(prepare_data, mirror, tmp_path, 
     assert not (tmp_path / "data/raw/isic2018").exists()
 
 
-def test_a_download_outlives_an_interrupted_unpacking(mirror, tmp_path, monkeypatch):
+def test_downloads_are_kept_if_unpacking_is_interrupted(mirror, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def interrupt(title, total, unit):
@@ -147,8 +140,8 @@ def test_a_download_outlives_an_interrupted_unpacking(mirror, tmp_path, monkeypa
 
     with pytest.raises(KeyboardInterrupt):
         obtain("isic2018", SOURCES["isic2018"](), None, tmp_path / "data", True, interrupt, info)
-    kept = {path.name for path in (tmp_path / "data/raw/.downloads").iterdir()}
-    assert kept == {f"{INPUT}.zip", f"{TRUTH}.zip"}
+    names = {path.name for path in (tmp_path / "data/raw/.downloads").iterdir()}
+    assert names == {f"{INPUT}.zip", f"{TRUTH}.zip"}
 
 
 def test_no_download(prepare_data, tmp_path, monkeypatch):
@@ -160,13 +153,12 @@ def test_no_download(prepare_data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["acdc", "la"])
-def test_sets_that_need_a_registration(prepare_data, name, tmp_path, monkeypatch):
+def test_datasets_that_need_a_registration(prepare_data, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, err = prepare_data(name)
     assert code == 1
-    assert err.startswith(
-        f"error: no raw files of {name}: {name.upper()} needs a registration: get it from "
-    )
+    reason = f"{name.upper()} needs a registration: get it from "
+    assert err.startswith(f"error: no raw files of {name}: {reason}")
     assert f"then run: crkd prepare-data {name} --source PATH" in err
     assert err.count("\n") == 1
 

@@ -1,4 +1,4 @@
-"""Preparing a folder of raw files in one line."""
+"""A fixture that prepares a folder of raw files in one line."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 
 from crkd_cli.cli.console import progress
-from crkd_cli.data.obtain import source_of
+from crkd_cli.data.obtain import choose_source
 from crkd_cli.data.prepare import prepare
 from crkd_cli.data.store import Store
 
 
 @pytest.fixture
 def prepared(tmp_path: Path) -> Callable[..., Store]:
-    """prepared("la", folder, published_crop=True): the store of the raw files in `folder`; fails if they have errors."""
+    """prepared("la", folder, published_crop=True) returns the store; errors are failures."""
 
     def make(
         name: str, raw: Path, spacing: str | None = None, published_crop: bool = False
     ) -> Store:
         root = tmp_path / "data"
-        source = source_of(name, raw, root, spacing, published_crop)
+        source = choose_source(name, raw, root, spacing, published_crop)
         report = prepare(name, source, raw, root / "prepared" / name, progress)
         assert not report.errors, report.errors
         return Store(root / "prepared" / name)

@@ -1,28 +1,29 @@
-"""The synthetic hearts: always the same, anatomically in order, and different from each other."""
+"""Synthetic hearts: reproducible, anatomically correct, and different from each other."""
 
 import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation, binary_fill_holes, label
 
 from crkd_cli.data import synthetic
+from crkd_cli.data.raw.formats import read_label
 from crkd_cli.data.sources import SOURCES
 
 
 @pytest.mark.parametrize(
     ("draw", "shape"), [(synthetic.short_axis, (6, 64, 64)), (synthetic.atrium, (40, 64, 64))]
 )
-def test_a_case_depends_on_its_number_alone(draw, shape):
+def test_a_case_depends_only_on_its_number(draw, shape):
     image, labels = draw(3)
-    again, same = draw(3)
+    image_again, labels_again = draw(3)
     assert image.shape == labels.shape == shape
-    assert np.array_equal(image, again)
-    assert np.array_equal(labels, same)
+    assert np.array_equal(image, image_again)
+    assert np.array_equal(labels, labels_again)
     assert not np.array_equal(image, draw(4)[0])
     assert image.min() >= 0
     assert image.max() > image.min()
 
 
-def test_every_stack_has_its_three_structures_in_their_places():
+def test_every_stack_has_its_three_structures_in_place():
     for number in range(80):
         _, labels = synthetic.short_axis(number)
         assert set(np.unique(labels)) == {0, 1, 2, 3}, number
@@ -31,13 +32,12 @@ def test_every_stack_has_its_three_structures_in_their_places():
             if not left.any():
                 continue
             ring = plane == 2
-            assert not (binary_dilation(left) & ~left & ~ring)[1:-1, 1:-1].any(), (
-                number
-            )  # muscle all around
+            around = binary_dilation(left) & ~left
+            assert not (around & ~ring)[1:-1, 1:-1].any(), number  # muscle all around
             assert (binary_fill_holes(left | ring) == (left | ring)).all(), number
 
 
-def test_every_atrium_is_there():
+def test_every_atrium_is_in_one_piece():
     for number in range(0, 40, 8):
         _, labels = synthetic.atrium(number)
         parts, count = label(labels)
@@ -45,7 +45,7 @@ def test_every_atrium_is_there():
         assert np.bincount(parts.ravel())[1:].max() > 0.9 * labels.sum(), (number, count)
 
 
-def test_contrast_differs_strongly_between_cases():
+def test_contrast_varies_strongly_between_cases():
     ratios = []
     for number in range(40):
         image, labels = synthetic.short_axis(number)
@@ -54,20 +54,19 @@ def test_contrast_differs_strongly_between_cases():
 
 
 @pytest.mark.parametrize("name", ["phantom", "phantom3d"])
-def test_the_source_writes_files_that_it_reads_back(name, tmp_path, monkeypatch):
+def test_the_source_reads_the_files_that_it_writes(name, tmp_path, monkeypatch):
     source = SOURCES[name]()
     monkeypatch.setattr(type(source), "cases", 2)
     source.generate(tmp_path, lambda amount, note="": None)
-    raws = source.find(tmp_path)
-    assert [raw.id for raw in raws] == ["heart000", "heart001"]
-    spec = source.spec(name, raws)
+    cases = source.find(tmp_path)
+    assert [case.id for case in cases] == ["heart000", "heart001"]
+    spec = source.spec(name, cases)
     assert spec.source == name
-    image, truth = source.draw(1)
-    read = source.read_image(raws[1].image, spec)
-    assert read.spacing_mm == source.spacing
+    image, label = source.draw(1)
+    volume = source.read_image(cases[1].image, spec)
+    assert volume.spacing_mm == source.spacing
     low, width = (image.min(), np.ptp(image)) if name == "phantom" else (image.mean(), image.std())
-    assert np.abs(read.array[0] * width + low - image).max() < 0.01
-    assert raws[1].label is not None
-    labels, mapping = source.read_label(raws[1].label, spec)
-    assert np.array_equal(labels, truth)
-    assert mapping == {}
+    assert np.abs(volume.array[0] * width + low - image).max() < 0.01
+    assert cases[1].label is not None
+    assert np.array_equal(read_label(cases[1].label).array, label)
+    assert set(np.unique(label)) == set(range(len(spec.classes)))

@@ -1,4 +1,4 @@
-"""The store as a whole: same bytes from the same files, replaced at the end only, little memory."""
+"""Stores: reproducible to the byte, replaced only at the end, prepared with little memory."""
 
 import hashlib
 import os
@@ -12,24 +12,23 @@ import SimpleITK as sitk
 from PIL import Image
 
 from crkd_cli.data import prepare as preparation
+from crkd_cli.data.raw import formats
 from crkd_cli.data.splits import official_splits
 from crkd_cli.errors import CrkdError
 
 
 @pytest.fixture
-def own(tmp_path, rng):
+def raw_folder(tmp_path, rng):
     """Three pictures, two with labels."""
     root = tmp_path / "mine"
     for folder in ("images", "labels"):
         (root / folder).mkdir(parents=True)
     for case in "abc":
-        Image.fromarray(rng.integers(0, 200, (20, 30), dtype=np.uint8)).save(
-            root / "images" / f"{case}.png"
-        )
+        image = rng.integers(0, 200, (20, 30), dtype=np.uint8)
+        Image.fromarray(image).save(root / "images" / f"{case}.png")
         if case != "c":
-            Image.fromarray(rng.integers(0, 2, (20, 30), dtype=np.uint8)).save(
-                root / "labels" / f"{case}.png"
-            )
+            label = rng.integers(0, 2, (20, 30), dtype=np.uint8)
+            Image.fromarray(label).save(root / "labels" / f"{case}.png")
     return root
 
 
@@ -41,13 +40,13 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_index_tells_what_was_read(own, prepared):
-    store = prepared("mine", own)
+def test_the_index_describes_the_raw_files(raw_folder, prepared):
+    store = prepared("mine", raw_folder)
     a, _, c = store.index.cases
     assert (a.id, a.group, a.shape, a.source) == ("a", "a", (20, 30), "images/a.png")
-    assert a.sha256 == hashlib.sha256((own / "images/a.png").read_bytes()).hexdigest()
+    assert a.sha256 == hashlib.sha256((raw_folder / "images/a.png").read_bytes()).hexdigest()
     assert a.label_sha256 == hashlib.sha256(store.label("a").tobytes()).hexdigest()
-    raw = np.asarray(Image.open(own / "images/a.png")).astype(float)
+    raw = np.asarray(Image.open(raw_folder / "images/a.png")).astype(float)
     expected = {"min": raw.min(), "max": raw.max(), "mean": raw.mean(), "std": raw.std()}
     assert a.intensity == pytest.approx(expected)
     assert not c.labeled
@@ -55,8 +54,8 @@ def test_index_tells_what_was_read(own, prepared):
     assert "1 of 3 cases have no label: they are unlabeled" in store.index.notes
 
 
-def test_same_files_same_bytes_splits_kept(own, prepared):
-    store = prepared("mine", own)
+def test_the_same_files_give_the_same_bytes_and_splits_are_kept(raw_folder, prepared):
+    store = prepared("mine", raw_folder)
     first = content(store.root)
     assert sorted(first) == [
         "images/a.npy",
@@ -67,66 +66,78 @@ def test_same_files_same_bytes_splits_kept(own, prepared):
         "labels/b.npy",
     ]
     (store.root / "splits").mkdir()
-    (store.root / "splits/2.yaml").write_text("made by hand")
-    second = content(prepared("mine", own).root)
-    assert second.pop("splits/2.yaml") == b"made by hand"
+    (store.root / "splits/2.yaml").write_text("written by hand")
+    second = content(prepared("mine", raw_folder).root)
+    assert second.pop("splits/2.yaml") == b"written by hand"
     assert second == first
     assert [path.name for path in store.root.parent.iterdir()] == ["mine"]
 
 
-def test_the_digest_tells_other_images_and_labels(own, prepared):
-    seen = [prepared("mine", own).digest]
-    Image.open(own / "labels/a.png").save(
-        own / "labels/a.tif"
-    )  # another file, the same class numbers
-    (own / "labels/a.png").unlink()
-    assert prepared("mine", own).digest == seen[0]
+def test_the_digest_depends_on_images_labels_and_spacing(raw_folder, prepared):
+    digests = [prepared("mine", raw_folder).digest]
+    # Another file with the same class numbers.
+    Image.open(raw_folder / "labels/a.png").save(raw_folder / "labels/a.tif")
+    (raw_folder / "labels/a.png").unlink()
+    assert prepared("mine", raw_folder).digest == digests[0]
     for file in ("labels/a.tif", "images/c.png"):
-        Image.fromarray(np.eye(20, 30, dtype=np.uint8)).save(own / file)
-        seen.append(prepared("mine", own).digest)
-    seen.append(prepared("mine", own, spacing="2").digest)
-    assert len(set(seen)) == 4
+        Image.fromarray(np.eye(20, 30, dtype=np.uint8)).save(raw_folder / file)
+        digests.append(prepared("mine", raw_folder).digest)
+    digests.append(prepared("mine", raw_folder, spacing="2").digest)
+    assert len(set(digests)) == 4
 
 
-def test_a_renewed_store_forgets_removed_cases(own, prepared):
-    prepared("mine", own)
-    (own / "images/c.png").unlink()
-    store = prepared("mine", own)
+def test_every_image_and_label_is_read_once(raw_folder, prepared, monkeypatch):
+    read = []
+    for name in ("read_image", "read_label"):
+        original = getattr(formats, name)
+
+        def counted(path, *args, original=original, **options):
+            read.append(path.relative_to(raw_folder).as_posix())
+            return original(path, *args, **options)
+
+        monkeypatch.setattr(formats, name, counted)
+    prepared("mine", raw_folder)
+    files = ["images/a.png", "images/b.png", "images/c.png", "labels/a.png", "labels/b.png"]
+    assert sorted(read) == files
+
+
+def test_preparing_again_drops_removed_cases(raw_folder, prepared):
+    prepared("mine", raw_folder)
+    (raw_folder / "images/c.png").unlink()
+    store = prepared("mine", raw_folder)
     assert list(store.cases) == ["a", "b"]
     assert not (store.root / "images/c.npy").exists()
 
 
-def test_interrupted_preparation_leaves_the_old_store(own, prepared, monkeypatch):
-    before = content(prepared("mine", own).root)
+def test_an_interruption_leaves_the_previous_store(raw_folder, prepared, monkeypatch):
+    before = content(prepared("mine", raw_folder).root)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(preparation, "_publish", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        prepared("mine", own)
-    root = own.parent / "data/prepared"
+        prepared("mine", raw_folder)
+    root = raw_folder.parent / "data/prepared"
     assert [path.name for path in root.iterdir()] == ["mine"]
     assert content(root / "mine") == before
 
 
-def test_what_a_kill_left_is_mended_by_the_next_preparation(own, prepared):
-    """Killed while cases were written, or while the new store took the old one's place."""
-    store = prepared("mine", own)
+def test_preparing_again_cleans_up_after_a_killed_process(raw_folder, prepared):
+    """It was killed while it wrote cases, or while it replaced the previous store."""
+    store = prepared("mine", raw_folder)
     (store.root / "splits").mkdir()
-    (store.root / "splits/2.yaml").write_text("made by hand")
+    (store.root / "splits/2.yaml").write_text("written by hand")
     store.root.rename(store.root.with_name(".tmp-mine-old"))
-    for left in (".tmp-mine-abcdefgh", ".tmp-mine-2-abcdefgh"):
-        store.root.with_name(left).mkdir()
-    assert content(prepared("mine", own).root)["splits/2.yaml"] == b"made by hand"
-    assert {path.name for path in store.root.parent.iterdir()} == {
-        "mine",
-        ".tmp-mine-2-abcdefgh",
-    }  # the set mine-2 is another
+    for leftover in (".tmp-mine-abcdefgh", ".tmp-mine-2-abcdefgh"):
+        store.root.with_name(leftover).mkdir()
+    assert content(prepared("mine", raw_folder).root)["splits/2.yaml"] == b"written by hand"
+    names = {path.name for path in store.root.parent.iterdir()}
+    assert names == {"mine", ".tmp-mine-2-abcdefgh"}  # the latter belongs to the dataset mine-2
 
 
-def test_a_store_that_cannot_take_its_place_leaves_the_old_one(own, prepared, monkeypatch):
-    before = content(prepared("mine", own).root)
+def test_a_failed_replacement_leaves_the_previous_store(raw_folder, prepared, monkeypatch):
+    before = content(prepared("mine", raw_folder).root)
     rename = Path.rename
 
     def failing(path: Path, target: Path) -> Path:
@@ -136,36 +147,27 @@ def test_a_store_that_cannot_take_its_place_leaves_the_old_one(own, prepared, mo
 
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(CrkdError, match=r"cannot write .*mine: the disk is gone"):
-        prepared("mine", own)
-    root = own.parent / "data/prepared"
+        prepared("mine", raw_folder)
+    root = raw_folder.parent / "data/prepared"
     assert [path.name for path in root.iterdir()] == ["mine"]
     assert content(root / "mine") == before
 
 
 @pytest.mark.slow
-def test_one_case_in_memory_at_a_time(tmp_path, rng):
-    """Three raw scans of the size of LA's (640 × 640 × 88) within 2 GiB of peak memory."""
-    facts = official_splits("la")
-    assert facts is not None
-    for scan in facts.test[:3]:
+def test_memory_use(tmp_path, rng):
+    """Three scans of the size of LA's (640 × 640 × 88) are prepared within 2 GiB."""
+    official = official_splits("la")
+    assert official is not None
+    for scan in official.test[:3]:
         folder = tmp_path / "raw" / scan
         folder.mkdir(parents=True)
         image = rng.integers(0, 255, (88, 640, 640), dtype=np.uint8)
         for name, array in (("lgemri", image), ("laendo", (image > 250).astype(np.uint8) * 255)):
             sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / f"{name}.nrrd"))
-    command = [
-        sys.executable,
-        "-m",
-        "crkd_cli",
-        "prepare-data",
-        "la",
-        "--source",
-        tmp_path / "raw",
-        "--data-root",
-        tmp_path,
-    ]
-    process = subprocess.Popen(list(map(str, command)))
-    _, status, usage = os.wait4(process.pid, 0)  # of this child alone
+    options = ["--source", str(tmp_path / "raw"), "--data-root", str(tmp_path)]
+    command = [sys.executable, "-m", "crkd_cli", "prepare-data", "la", *options]
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)  # of this process only
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
     assert usage.ru_maxrss < 2 * 1024**2  # in KiB on Linux

@@ -1,11 +1,11 @@
-"""LA in its three layouts. Raw NRRD files are written from arrays, so the expected answer is known."""
+"""LA in its three layouts. The NRRD files are written from arrays, so the result is known."""
 
 import h5py
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from crkd_cli.data.obtain import source_of
+from crkd_cli.data.obtain import choose_source
 from crkd_cli.data.store import Store
 from crkd_cli.errors import CrkdError
 
@@ -13,7 +13,7 @@ ID, OTHER = "0RZDK210BSMWAA6467LU", "1D7CUD1955YZPGK8XHJX"
 
 
 def write_nrrd(folder, image, label):
-    """image, label: [x, y, z], as the challenge's files are: 8-bit, labels 0 and 255, 0.625 mm."""
+    """Write arrays [x, y, z] like the challenge's files: 8 bits, labels 0 and 255, 0.625 mm."""
     folder.mkdir(parents=True)
     for name, array in (("lgemri", image), ("laendo", label)):
         written = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
@@ -23,7 +23,7 @@ def write_nrrd(folder, image, label):
 
 @pytest.fixture
 def atrium(rng):
-    """(image, label) [x, y, z] = [300, 280, 6]: a box of 41 × 131 voxels, near the edge in y."""
+    """An image and a label [300, 280, 6]: a box of 41 × 131 voxels, near the edge in y."""
     image = rng.integers(0, 255, (300, 280, 6), dtype=np.uint8)
     label = np.zeros(image.shape, np.uint8)
     label[100:141, 5:136, 2:4] = 255
@@ -49,7 +49,8 @@ def test_published_crop(atrium, tmp_path, prepared):
     whole = (image - image.mean()) / image.std()
     store = prepared("la", tmp_path / "raw", published_crop=True)
     width, height, depth = store.cases[ID].shape
-    # x: 41 wide, so (112 − 40) // 2 = 36 more on each side, and a margin of 10 to 19; y stops at the edge.
+    # x: 41 wide, so (112 − 40) // 2 = 36 more on each side, and a margin of 10 to 19.
+    # y: wider than 112, and the margin ends at the edge.
     assert 40 + 2 * (36 + 10) <= width <= 40 + 2 * (36 + 19)
     assert 135 + 10 <= height <= 135 + 19
     assert depth == 6
@@ -58,15 +59,12 @@ def test_published_crop(atrium, tmp_path, prepared):
     np.testing.assert_allclose(store.image(ID)[0][tuple(inside)], whole[100, 5, 2], atol=1e-5)
     assert any("--published-crop" in note for note in store.index.notes)
     first = store.image(ID).copy()
-    np.testing.assert_array_equal(
-        first, prepared("la", tmp_path / "raw", published_crop=True).image(ID)
-    )
+    second = prepared("la", tmp_path / "raw", published_crop=True).image(ID)
+    np.testing.assert_array_equal(first, second)
 
 
-def test_both_h5_layouts_are_taken_as_they_are(tmp_path, rng, prepared):
-    image = (
-        rng.normal(size=(20, 18, 8)).astype(np.float32) * 3 + 1
-    )  # cropped: not zero mean any more
+def test_both_h5_layouts_are_stored_unchanged(tmp_path, rng, prepared):
+    image = rng.normal(size=(20, 18, 8)).astype(np.float32) * 3 + 1  # cropped: mean not zero
     label = rng.integers(0, 2, image.shape, dtype=np.uint8)
     (tmp_path / "raw" / ID).mkdir(parents=True)
     for path in (tmp_path / "raw" / ID / "mri_norm2.h5", tmp_path / "raw" / f"{OTHER}.h5"):
@@ -79,21 +77,20 @@ def test_both_h5_layouts_are_taken_as_they_are(tmp_path, rng, prepared):
         np.testing.assert_array_equal(store.label(case), label)
         assert store.cases[case].spacing_mm == (0.625, 0.625, 0.625)
     assert any("cropped in plane around the label" in note for note in store.index.notes)
-    with pytest.raises(CrkdError, match="cropped already; leave out --published-crop"):
+    with pytest.raises(CrkdError, match="already cropped; drop --published-crop"):
         prepared("la", tmp_path / "raw", published_crop=True)
 
 
-def test_predicting_reads_as_preparation_does(atrium, tmp_path, prepared):
+def test_prediction_reads_images_like_preparation(atrium, tmp_path, prepared):
     write_nrrd(tmp_path / "raw" / ID, *atrium)
     store: Store = prepared("la", tmp_path / "raw")
-    volume = source_of("la", tmp_path, tmp_path, None, False).read_image(
-        tmp_path / "raw" / ID / "lgemri.nrrd", store.spec
-    )
+    source = choose_source("la", tmp_path, tmp_path, None, False)
+    volume = source.read_image(tmp_path / "raw" / ID / "lgemri.nrrd", store.spec)
     np.testing.assert_array_equal(volume.array, store.image(ID))
 
 
 @pytest.mark.realdata
-def test_real_h5_and_nrrd_written_from_it(shared_data, tmp_path, prepared):
+def test_real_h5_volumes_and_nrrd_files_written_from_one(shared_data, tmp_path, prepared):
     folder = shared_data / "la" / "2018LA_Seg_Training Set"
     with h5py.File(folder / ID / "mri_norm2.h5") as file:
         image, label = file["image"][()], file["label"][()]

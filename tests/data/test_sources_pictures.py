@@ -1,4 +1,4 @@
-"""ISIC 2018 and Kvasir-SEG: photographs stored smaller, masks kept at their native size too."""
+"""ISIC 2018 and Kvasir-SEG: photographs are stored smaller, and masks also at native size."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def isic(tmp_path, rng, disc):
     Image.fromarray(photo).save(tmp_path / "isic" / INPUT / "ISIC_0000001.jpg")
     Image.fromarray(disc).save(tmp_path / "isic" / TRUTH / "ISIC_0000000_segmentation.png")
     for name in (INPUT, TRUTH):
-        (tmp_path / "isic" / name / "ATTRIBUTION.txt").write_text("as the challenge has it")
+        (tmp_path / "isic" / name / "ATTRIBUTION.txt").write_text("a file of the challenge")
     return tmp_path / "isic"
 
 
@@ -39,32 +39,28 @@ def test_isic(isic, disc, prepared):
     np.testing.assert_array_equal(store.image(case.id), expected.transpose(2, 0, 1))
     np.testing.assert_array_equal(store.native_label(case.id), disc // 255)
     with Image.open(isic / TRUTH / "ISIC_0000000_segmentation.png") as mask:
-        np.testing.assert_array_equal(
-            store.label(case.id),
-            np.asarray(mask.resize((320, 320), Image.Resampling.NEAREST)) // 255,
-        )
+        expected = np.asarray(mask.resize((320, 320), Image.Resampling.NEAREST)) // 255
+    np.testing.assert_array_equal(store.label(case.id), expected)
     assert not store.cases["ISIC_0000001"].labeled
 
 
-def test_isic_without_its_masks(isic, prepared):
+def test_isic_without_masks(isic, prepared):
     (isic / TRUTH).rename(isic / "elsewhere")
     with pytest.raises(CrkdError, match=f"no ISIC 2018 data in .*: {TRUTH} missing"):
         prepared("isic2018", isic)
 
 
-def test_kvasir_masks_are_cut_at_128(tmp_path, rng, disc, prepared):
-    case = "cju0qkwl35piu0993l0dewei2"  # one of the official split
+def test_kvasir_masks_are_thresholded_at_128(tmp_path, rng, disc, prepared):
+    case = "cju0qkwl35piu0993l0dewei2"  # of the official split
     for name in ("images", "masks"):
         (tmp_path / "Kvasir-SEG" / name).mkdir(parents=True)
-    Image.fromarray(rng.integers(0, 256, (480, 500, 3), dtype=np.uint8)).save(
-        tmp_path / f"Kvasir-SEG/images/{case}.jpg"
-    )
-    Image.fromarray(np.stack([disc] * 3, -1)).save(
-        tmp_path / f"Kvasir-SEG/masks/{case}.jpg", quality=90
-    )
-    with Image.open(tmp_path / f"Kvasir-SEG/masks/{case}.jpg") as mask:
+    photo = rng.integers(0, 256, (480, 500, 3), dtype=np.uint8)
+    Image.fromarray(photo).save(tmp_path / f"Kvasir-SEG/images/{case}.jpg")
+    mask_file = tmp_path / f"Kvasir-SEG/masks/{case}.jpg"
+    Image.fromarray(np.stack([disc] * 3, -1)).save(mask_file, quality=90)
+    with Image.open(mask_file) as mask:
         values = np.asarray(mask)[..., 0]
-    assert len(np.unique(values)) > 2  # JPEG noise, or the test is empty
+    assert len(np.unique(values)) > 2  # there is JPEG noise, else this test would be pointless
     store = prepared("kvasir", tmp_path)
     np.testing.assert_array_equal(store.native_label(case), values >= 128)
     np.testing.assert_array_equal(store.native_label(case), disc // 255)

@@ -1,4 +1,4 @@
-"""Splits: official facts, seeded ones of own data, and every way in which they can be wrong."""
+"""Splits: official ones, seeded ones of own data, and all mistakes in them."""
 
 import hashlib
 
@@ -24,7 +24,7 @@ ACDC = {f"patient{number:03d}": 2 for number in range(1, 101)}
 
 @pytest.mark.parametrize(
     ("name", "parts", "labeled"),
-    [  # sizes as the field's papers state them: train, val, test
+    [  # train, val and test, as the papers of the field state them
         ("acdc", (70, 10, 20), {"1": 1, "3": 3, "7": 7, "14": 14}),
         ("la", (80, 0, 20), {"4": 4, "8": 8, "16": 16}),
         ("isic2018", (2075, 0, 519), {"5%": 103, "10%": 207, "20%": 415}),
@@ -32,20 +32,22 @@ ACDC = {f"patient{number:03d}": 2 for number in range(1, 101)}
     ],
 )
 def test_official_splits_have_the_published_sizes(name, parts, labeled):
-    facts = official_splits(name)
-    assert facts is not None
-    assert {key: len(groups) for key, groups in facts.labeled.items()} == labeled
+    official = official_splits(name)
+    assert official is not None
+    assert {key: len(groups) for key, groups in official.labeled.items()} == labeled
     for key, count in labeled.items():
-        split = facts.split(name, key)  # checks that parts are disjoint and labeled lies in train
+        split = official.split(
+            name, key
+        )  # checks that parts are disjoint and labeled lies in train
         assert (len(split.train), len(split.val), len(split.test)) == parts
         assert len(split.unlabeled) == parts[0] - count
 
 
-def test_own_data_have_no_official_split():
+def test_own_data_has_no_official_split():
     assert official_splits("myset") is None
 
 
-def test_cases_are_those_of_the_groups_in_order(make_store):
+def test_cases_are_in_the_order_of_the_groups(make_store):
     store = make_store(groups={"a": 2, "b": 1, "c": 2, "d": 1}, unlabeled={"b"})
     split = Split(dataset="toy", name="x", train=("c", "b", "a"), labeled=("a",), test=("d",))
     assert split.cases(store, "labeled") == ["a_0", "a_1"]
@@ -71,15 +73,15 @@ def test_a_labeled_group_without_labels_is_an_error(make_store):
     [
         ({"train": ["a", "b"], "labeled": ["a"], "test": ["b"]}, "disjoint.*: b"),
         ({"train": ["a", "a"], "labeled": ["a"]}, "disjoint.*: a"),
-        ({"train": ["a"], "labeled": ["b"]}, "labeled must be a part of train.*: b"),
+        ({"train": ["a"], "labeled": ["b"]}, "labeled must be a subset of train.*: b"),
         ({"train": ["a"], "labeled": ["a", "a"]}, "more than once"),
         ({"train": ["a"], "labeled": []}, "labeled is empty"),
         ({"train": ["a"], "labeled": ["a"], "vall": []}, "unknown key vall; did you mean 'val'"),
         ({"train": [1], "labeled": [1]}, "expected text, got a whole number"),
-        ({"labeled": ["a"]}, "is no split"),
+        ({"labeled": ["a"]}, "is not a split"),
     ],
 )
-def test_a_wrong_split_file_is_one_line(tmp_path, parts, message):
+def test_errors_in_split_files_are_one_line(tmp_path, parts, message):
     file = tmp_path / "wrong.yaml"
     file.write_text(yaml.safe_dump({"dataset": "toy", "name": "x", **parts}))
     with pytest.raises(UsageError, match=message) as caught:
@@ -88,7 +90,7 @@ def test_a_wrong_split_file_is_one_line(tmp_path, parts, message):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_written_is_read_back_even_where_ids_look_like_numbers(tmp_path):
+def test_ids_that_look_like_numbers_are_read_back(tmp_path):
     split = Split(
         dataset="toy", name="x", train=("001", "1e3", "no"), labeled=("no",), test=("2020-01-01",)
     )
@@ -96,34 +98,26 @@ def test_what_is_written_is_read_back_even_where_ids_look_like_numbers(tmp_path)
     assert read_split(tmp_path / "s.yaml") == split
 
 
-def test_order_is_that_of_the_hashes():
+def test_the_order_is_that_of_the_hashes():
     names = ["b", "a", "c"]
     assert seeded_order(names, 7) == sorted(
         names, key=lambda name: hashlib.sha256(f"7:{name}".encode()).hexdigest()
     )
-    # Fixed for ever: a split that a paper names must not change. By: printf 1337:p0 | sha256sum …, sorted.
-    assert seeded_order([f"p{number}" for number in range(8)], 1337) == [
-        "p0",
-        "p5",
-        "p2",
-        "p4",
-        "p3",
-        "p1",
-        "p7",
-        "p6",
-    ]
+    # This must never change, because papers name splits. Computed by: printf 1337:p0 | sha256sum …
+    order = ["p0", "p5", "p2", "p4", "p3", "p1", "p7", "p6"]
+    assert seeded_order([f"p{number}" for number in range(8)], 1337) == order
 
 
 @pytest.mark.parametrize(
-    ("text", "of", "expected"),
+    ("text", "total", "expected"),
     [("4", 10, 4), ("10%", 74, 7), ("5%", 10, 1), ("1%", 10, 1), ("0%", 10, 0), ("0", 9, 0)],
 )
-def test_amounts(text, of, expected):
-    assert parse_count(text, of, "--val") == expected
+def test_counts(text, total, expected):
+    assert parse_count(text, total, "--val") == expected
 
 
 @pytest.mark.parametrize("text", ["-1", "five", "5 %%", "200%", ""])
-def test_wrong_amounts(text):
+def test_invalid_counts(text):
     with pytest.raises(UsageError, match="--val"):
         parse_count(text, 10, "--val")
 
@@ -131,17 +125,17 @@ def test_wrong_amounts(text):
 @pytest.mark.parametrize(
     ("typed", "key"), [("4", "4"), ("04", "4"), ("5%", "5%"), ("5.0%", "5%"), ("ALL", "all")]
 )
-def test_label_counts_have_one_spelling(typed, key):
+def test_label_counts_have_one_canonical_form(typed, key):
     assert label_key(typed) == key
 
 
 @pytest.mark.parametrize("typed", ["0", "0%", "-3", "four", "4.5"])
-def test_wrong_label_counts(typed):
+def test_invalid_label_counts(typed):
     with pytest.raises(UsageError, match="--labeled"):
         label_key(typed)
 
 
-def test_own_data_are_divided_once_and_whole(make_store):
+def test_own_data_is_divided_completely(make_store):
     store = make_store(
         groups={f"g{number:02d}": 1 for number in range(30)},
         unlabeled={f"g{n:02d}" for n in range(10)},
@@ -149,23 +143,24 @@ def test_own_data_are_divided_once_and_whole(make_store):
     split = make_split(store, "3", None, None, 1).split
     assert (len(split.test), len(split.val), len(split.train), len(split.labeled)) == (4, 2, 24, 3)
     assert {*split.train, *split.val, *split.test} == set(store.groups)
-    assert {f"g{number:02d}" for number in range(10)} <= set(
-        split.unlabeled
-    )  # no label: always train
+    # Groups without a label always train.
+    assert {f"g{number:02d}" for number in range(10)} <= set(split.unlabeled)
     more = make_split(store, "6", None, None, 1).split
     assert set(split.labeled) < set(more.labeled)
     assert more.test == split.test
     assert make_split(store, "3", None, None, 2).split.test != split.test
-    assert (
-        len(make_split(store, None, None, None, 1).split.labeled) == 14
-    )  # all that are not held out
+    # All groups that are not held out.
+    assert len(make_split(store, None, None, None, 1).split.labeled) == 14
     assert len(make_split(store, "25%", None, None, 1).split.labeled) == 6  # of the 24 train groups
 
 
 def test_too_few_labeled_cases(make_store):
     store = make_store(groups=6, unlabeled={"p00"})
-    why = r"--labeled 9 asks for 9 labeled patients, but toy has 3 of them to train on \(test has 1, val 1 of the 5\); give .*"
-    with pytest.raises(UsageError, match=why):
+    message = (
+        r"--labeled 9 asks for 9 labeled patients, but toy has 3 of them to train on "
+        r"\(test has 1, val 1 of the 5\); give --labeled 3 or fewer, or smaller --test and --val"
+    )
+    with pytest.raises(UsageError, match=message):
         make_split(store, "9", None, None, 1)
     with pytest.raises(UsageError, match="test 3 and val 2 leave none to train on"):
         make_split(store, "1", "2", "3", 1)
@@ -176,14 +171,14 @@ def test_no_labels_at_all(make_store):
         make_split(make_store(groups=1, unlabeled={"p00"}), None, None, None, 1)
 
 
-def test_public_set_keeps_its_official_parts(make_store):
+def test_public_datasets_keep_their_official_parts(make_store):
     store = make_store("acdc", groups=ACDC)
-    facts = official_splits("acdc")
-    assert facts is not None
-    assert make_split(store, "3", None, None, 5).split == facts.split("acdc", "3")
-    own = make_split(store, "5%", None, None, 5).split  # 5 % of 70 patients, rounded half up
-    assert (own.train, own.val, own.test) == (facts.train, facts.val, facts.test)
-    assert len(own.labeled) == 4
+    official = official_splits("acdc")
+    assert official is not None
+    assert make_split(store, "3", None, None, 5).split == official.split("acdc", "3")
+    drawn = make_split(store, "5%", None, None, 5).split  # 5 % of 70 patients, rounded half up
+    assert (drawn.train, drawn.val, drawn.test) == (official.train, official.val, official.test)
+    assert len(drawn.labeled) == 4
     with pytest.raises(UsageError, match="10 official validation cases"):
         make_split(store, "3", "2", None, 5)
     with pytest.raises(UsageError, match="20 official test cases"):
@@ -192,29 +187,29 @@ def test_public_set_keeps_its_official_parts(make_store):
         make_split(store, None, None, None, 5)
 
 
-def test_validation_is_carved_from_the_labeled_cases(make_store):
-    facts = official_splits("la")
-    assert facts is not None
-    store = make_store("la", dims=2, groups=dict.fromkeys((*facts.train, *facts.test), 1))
+def test_validation_cases_are_taken_from_the_labeled_ones(make_store):
+    official = official_splits("la")
+    assert official is not None
+    store = make_store("la", dims=2, groups=dict.fromkeys((*official.train, *official.test), 1))
     split = make_split(store, "4", "25%", None, 1).split
-    assert set(split.labeled) | set(split.val) == set(facts.labeled["4"])
+    assert set(split.labeled) | set(split.val) == set(official.labeled["4"])
     assert (len(split.labeled), len(split.val), len(split.train)) == (3, 1, 79)
-    assert split.unlabeled == facts.split("la", "4").unlabeled
+    assert split.unlabeled == official.split("la", "4").unlabeled
     with pytest.raises(UsageError, match="leaves none to train on"):
         make_split(store, "4", "4", None, 1)
 
 
-def test_present_only_keeps_what_is_there(make_store):
+def test_present_only_uses_the_cases_that_exist(make_store):
     store = make_store("acdc", groups={"patient099": 2, "patient003": 2, "patient011": 2})
     with pytest.raises(
         CrkdError, match=r"lacks 97 of the 100 cases.*patient004.* and 92 more; .*--present-only"
     ):
         make_split(store, "3", None, None, 1)
-    made = make_split(store, "3", None, None, 1, present_only=True)
-    assert made.split.train == ("patient003", "patient099")
-    assert made.split.labeled == ("patient099",)
-    assert (made.split.val, made.split.test) == ((), ("patient011",))
-    assert len(made.missing) == 97
+    new = make_split(store, "3", None, None, 1, present_only=True)
+    assert new.split.train == ("patient003", "patient099")
+    assert new.split.labeled == ("patient099",)
+    assert (new.split.val, new.split.test) == ((), ("patient011",))
+    assert len(new.missing) == 97
 
 
 def test_present_only_without_a_labeled_case(make_store):
@@ -224,12 +219,12 @@ def test_present_only_without_a_labeled_case(make_store):
         )
 
 
-def test_training_takes_the_last_made_else_the_official(make_store):
+def test_training_uses_the_split_made_last_else_the_official_one(make_store):
     store = make_store("acdc", groups=ACDC)
     assert find_split(store, "3").name == "official-3"
-    own = Split(dataset="acdc", name="mine", train=("patient001",), labeled=("patient001",))
-    write_split(own, split_file(store, "3"))
-    assert find_split(store, "3") == own
+    custom = Split(dataset="acdc", name="mine", train=("patient001",), labeled=("patient001",))
+    write_split(custom, split_file(store, "3"))
+    assert find_split(store, "3") == custom
     assert find_split(store, "7").name == "official-7"
     with pytest.raises(
         UsageError, match=r"--labeled 4 .*: 1, 3, 7, 14; made: 3; .*make-splits acdc --labeled 4"
@@ -237,7 +232,7 @@ def test_training_takes_the_last_made_else_the_official(make_store):
         find_split(store, "4")
 
 
-def test_own_data_need_make_splits_first(make_store):
+def test_own_data_needs_make_splits_first(make_store):
     store = make_store("toy")
     with pytest.raises(UsageError, match="make another with: crkd make-splits toy --labeled 4"):
         find_split(store, "4")
@@ -246,10 +241,8 @@ def test_own_data_need_make_splits_first(make_store):
     split = make_split(store, None, None, None, 1).split
     write_split(split, split_file(store, "all"))
     assert find_split(store, None) == split  # the only one
-    assert (
-        find_split(store, None, split_file(store, "all")) == split
-    )  # a file goes before everything
-    with pytest.raises(UsageError, match="--labeled and --split name the labeled cases twice"):
+    assert find_split(store, None, split_file(store, "all")) == split
+    with pytest.raises(UsageError, match="--labeled and --split both choose the labeled cases"):
         find_split(store, "9", split_file(store, "all"))
 
 
@@ -261,8 +254,8 @@ def test_real_cases_have_the_ids_of_the_official_splits(shared_data):
     ids["la"] = {path.parent.name for path in (shared_data / "la").glob("*/*/mri_norm2.h5")}
     ids["isic2018"] = {path.stem for path in (shared_data / "isic2018").glob("*Input/*.jpg")}
     ids["kvasir"] = {path.stem for path in (shared_data / "kvasir").glob("*/images/*.jpg")}
-    for name, found in ids.items():
-        facts = official_splits(name)
-        assert facts is not None
-        assert found
-        assert found <= {*facts.train, *facts.val, *facts.test}
+    for name, groups in ids.items():
+        official = official_splits(name)
+        assert official is not None
+        assert groups
+        assert groups <= {*official.train, *official.val, *official.test}

@@ -1,4 +1,4 @@
-"""Data sources: one file per raw layout, named as the data set."""
+"""Data sources: one file per raw layout, named like the dataset."""
 
 from pathlib import Path
 

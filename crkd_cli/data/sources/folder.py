@@ -1,206 +1,228 @@
-"""A user's own data: `images/` and `labels/` (or `masks/`), 2D or 3D; an image without a label is unlabeled.
+"""A user's own dataset: `images/` and `labels/` (or `masks/`), 2D or 3D.
 
-`patients.csv` beside them says which images are of one patient. Without it every image is a patient.
+Images without a label are unlabeled. `patients.csv` says which images belong to the same patient;
+without it, every image is a patient.
 """
 
 import csv
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
+from crkd_cli.data.cases import RawCase, case_id, images_in, pair_with_labels
+from crkd_cli.data.labels import ClassAssignment, LabelValues, Numbers, is_blurred, threshold
 from crkd_cli.data.raw import formats, hdf5
 from crkd_cli.data.sources import SOURCES
-from crkd_cli.data.sources.base import (
-    RawCase,
-    Source,
-    blurred,
-    case_id,
-    images_in,
-    pairs,
-    threshold,
-)
+from crkd_cli.data.sources.base import Source
 from crkd_cli.data.splits import preview
-from crkd_cli.data.store import DatasetSpec
+from crkd_cli.data.store import DatasetSpec, Intensity, Modality
 from crkd_cli.errors import CrkdError, pluralize
 
-IMAGES, LABELS = ("images", "imagesTr"), ("labels", "masks", "labelsTr")
+IMAGES = ("images", "imagesTr")
+LABELS = ("labels", "masks", "labelsTr")
 PATIENTS = "patients.csv"
 ENDINGS = ("_segmentation", "_labels", "_label", "_mask", "_seg", "_gt")
-MOST_CLASSES = 64
+MAX_CLASSES = 64
+MAX_LABEL_VALUE = 2**16 - 1
+# With so few values, {0, 1, 2, 255} are classes and not a blurred mask.
+MAX_VALUES_NOT_BLURRED = 16
 
 
 @SOURCES.register
 class Folder(Source):
-    """What the data set is (2D or 3D, color or gray, which classes) is read from its files."""
+    """Decides from the files what the dataset is: 2D or 3D, color or gray, which classes."""
 
     where = "give a folder with images/ and labels/"
-
-    def __init__(
-        self, spacing_mm: tuple[float, ...] | None = None, published_crop: bool = False
-    ) -> None:
-        super().__init__(spacing_mm, published_crop)
-        self._numbers: dict[
-            int, int
-        ] = {}  # raw label value → class number, over the whole data set
-        self._blurred = False
 
     def find(self, root: Path) -> list[RawCase]:
         images, labels = _first_folder(root, IMAGES), _first_folder(root, LABELS)
         if images is None:
             raise CrkdError(
-                f"no images/ in {root}: put the images there, and label maps of the same names in labels/"
+                f"no images/ in {root}; put the images there, and label maps with the same names "
+                "in labels/"
             )
-        raws = pairs(images, labels, ENDINGS, self.notes)
-        if not raws:
+        cases = pair_with_labels(images, labels, ENDINGS, self.notes)
+        if not cases:
+            supported = ", ".join(formats.SUFFIXES)
+            raise CrkdError(f"{images} contains no image; supported formats: {supported}")
+        second_channels = [case.id for case in cases if case.id.endswith("_0001")]
+        if second_channels:
             raise CrkdError(
-                f"{images} holds no image; the formats are {', '.join(formats.SUFFIXES)}"
+                f"{images} has several files per case, one per channel ({second_channels[0]}); "
+                "merge them into one file per case"
             )
-        if several := [raw.id for raw in raws if raw.id.endswith("_0001")]:
-            raise CrkdError(
-                f"{images} has several channels per case ({several[0]}): merge them into one file per case"
-            )
-        raws = [self._with_inner_label(raw) for raw in raws]
-        if all(raw.label is None for raw in raws):
-            raise CrkdError(_no_label(root, labels, raws[0].id))
-        return self._by_patient(raws, root / PATIENTS)
+        cases = [_with_inner_label(case) for case in cases]
+        if all(case.label is None for case in cases):
+            raise CrkdError(_why_unlabeled(root, labels, cases[0].id))
+        return self._group_by_patient(cases, root / PATIENTS)
 
-    def _by_patient(self, raws: list[RawCase], file: Path) -> list[RawCase]:
-        """`raws` in the groups that the table `file` (columns image and patient) names, if there is one."""
-        if not file.exists():
-            return raws
-        patients = _patients(file)
-        if lost := [raw.id for raw in raws if raw.id not in patients]:
-            raise CrkdError(
-                f"{file} lacks {pluralize(len(lost), 'image')}: {preview(lost)}; add a line with the patient for each"
-            )
-        if lonely := sorted(set(patients) - {raw.id for raw in raws}):
-            self.notes.append(
-                f"lines of {file.name} without an image, left out: {len(lonely)} ({preview(lonely)})"
-            )
-        return [replace(raw, group=patients[raw.id]) for raw in raws]
-
-    def spec(self, name: str, raws: list[RawCase]) -> DatasetSpec:
-        layouts: Counter[tuple[int, bool]] = Counter()
-        for raw in raws:
-            try:
-                channels, dims, _ = formats.probe(raw.image)
-            except CrkdError:
-                continue  # preparation reads it again, and says what is wrong with it
-            layouts[dims, dims == 2 and channels > 1] += 1
-        dims, color = layouts.most_common(1)[0][0] if layouts else (2, False)
-        count = self._read_classes(raws)
+    def spec(self, name: str, cases: list[RawCase]) -> DatasetSpec:
+        dims, is_color = _most_common_layout(cases)
+        modality: Modality = "mr"
+        intensity: Intensity = "zscore"
+        if dims == 2 and is_color:
+            modality, intensity = "rgb", "uint8"
+        elif dims == 2:
+            modality, intensity = "gray", "minmax"
         return DatasetSpec(
             name=name,
             source="folder",
-            classes=("background", *(f"class {number}" for number in range(1, count))),
-            channels=3 if color else 1,
-            modality="mr" if dims == 3 else "rgb" if color else "gray",
+            classes=(),
+            channels=3 if is_color else 1,
+            modality=modality,
             dims=2 if dims == 2 else 3,
-            intensity="zscore" if dims == 3 else "uint8" if color else "minmax",
+            intensity=intensity,
         )
 
-    def mapping(self, path: Path, counts: dict[int, int], spec: DatasetSpec) -> dict[int, int]:
-        if self._blurred:
-            return threshold(counts)
-        return {raw: self._numbers[raw] for raw in counts if raw in self._numbers}
+    def assign_classes(
+        self, spec: DatasetSpec, labels: Sequence[LabelValues], unreadable: Sequence[CrkdError]
+    ) -> ClassAssignment:
+        """Make every value in the dataset a class, in ascending order; 0 is the background."""
+        counts = Counter({0: 0})
+        for label in labels:
+            counts.update(label.counts)
+        values = sorted(value for value in counts if 0 <= value <= MAX_LABEL_VALUE)
+        if len(values) == 1:
+            raise CrkdError(_why_only_background(unreadable))
 
-    def _note_stray(self, counts: Counter[int], holders: dict[int, list[Path]]) -> None:
-        """A class in one label of several may be a slip of the hand."""
-        labels = len({path for paths in holders.values() for path in paths})
-        for value, paths in sorted(holders.items()):
-            if (number := self._numbers.get(value)) and len(paths) == 1 and labels > 2:
-                share = f"1 of {labels} labels ({paths[0].name}; pixels or voxels: {counts[value]})"
-                self.notes.append(
-                    f"class {number} ({value} in the files) is in {share}: a stray value?"
-                )
+        is_jpeg = any(formats.suffix(label.path) in (".jpg", ".jpeg") for label in labels)
+        if (is_jpeg or len(values) > MAX_VALUES_NOT_BLURRED) and is_blurred(counts):
+            numbers = threshold(counts)
+            notes = []
+        elif len(values) > MAX_CLASSES:
+            raise CrkdError(_too_many_values(values))
+        else:
+            numbers = {value: number for number, value in enumerate(values)}
+            notes = _note_rare_values(numbers, counts, labels)
 
-    def _with_inner_label(self, raw: RawCase) -> RawCase:
-        """h5 files may hold their own label."""
-        if raw.label is not None or formats.suffix(raw.image) not in hdf5.SUFFIXES:
-            return raw
-        try:
-            inside = formats.probe(raw.image)[2]
-        except CrkdError:
-            return raw
-        return replace(raw, label=raw.image) if inside else raw
+        names = [f"class {number}" for number in range(1, max(numbers.values()) + 1)]
+        by_file = {
+            label.path: {value: numbers[value] for value in label.counts if value in numbers}
+            for label in labels
+        }
+        return ClassAssignment(("background", *names), by_file, tuple(notes))
 
-    def _read_classes(self, raws: list[RawCase]) -> int:
-        """Collects the label values of all files, numbers them, and returns how many classes there are."""
-        counts: Counter[int] = Counter({0: 0})
-        holders: dict[int, list[Path]] = {}
-        refused = []
-        jpeg = False
-        for path in (raw.label for raw in raws if raw.label is not None):
-            try:
-                values, pixels = np.unique(formats.read_label(path).array, return_counts=True)
-            except CrkdError as error:
-                refused.append(error)  # as above
-                continue
-            jpeg |= formats.suffix(path) in (".jpg", ".jpeg")
-            counts.update(dict(zip(values.tolist(), pixels.tolist(), strict=True)))
-            for value in values.tolist():
-                holders.setdefault(value, []).append(path)
-        values_found = sorted(value for value in counts if 0 <= value < 2**16)
-        if len(values_found) == 1 and refused:
+    def _group_by_patient(self, cases: list[RawCase], table: Path) -> list[RawCase]:
+        """Set the groups of `cases` to the patients in `table`, if this file exists."""
+        if not table.exists():
+            return cases
+        patients = _read_patients(table)
+        missing = [case.id for case in cases if case.id not in patients]
+        if missing:
             raise CrkdError(
-                f"no label can be used: {refused[0]} (or are images and labels swapped?)"
+                f"{table} lacks {pluralize(len(missing), 'image')}: {preview(missing)}; "
+                "add a line with the patient for each"
             )
-        if len(values_found) == 1:
-            raise CrkdError(
-                "no label holds more than background: every value is 0; give label maps with 1, 2, … for classes"
-            )
-        # {0, 1, 2, 255} are classes; only JPEG, or very many values, speak of a blurred 0/255 mask.
-        self._blurred = (jpeg or len(values_found) > 16) and blurred(counts)
-        if self._blurred:
-            return 2
-        if len(values_found) > MOST_CLASSES:
-            raise CrkdError(
-                f"the label files hold {len(values_found)} different values ({', '.join(map(str, values_found[:6]))} "
-                "…), too many to be classes; save them as PNG or NIfTI with one number per class "
-                "(or are images and labels swapped?)"
-            )
-        self._numbers = {raw: number for number, raw in enumerate(values_found)}
-        self._note_stray(counts, holders)
-        return len(values_found)
+        unused = sorted(set(patients) - {case.id for case in cases})
+        if unused:
+            lines = f"{len(unused)} ({preview(unused)})"
+            self.notes.append(f"lines of {table.name} without an image, ignored: {lines}")
+        return [replace(case, group=patients[case.id]) for case in cases]
 
 
 def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
-    """The first that holds images, else the first that is there."""
-    found = [root / name for name in names if (root / name).is_dir()]
-    return next(filter(images_in, found), next(iter(found), None))
+    """Return the first of the folders that contains images, else the first that exists."""
+    folders = [root / name for name in names if (root / name).is_dir()]
+    with_images = filter(images_in, folders)
+    return next(with_images, folders[0] if folders else None)
 
 
-def _no_label(root: Path, labels: Path | None, image: str) -> str:
-    """Why no image has a label, and what to do."""
-    if labels is None:
-        return f"{root} has no labels/ (or masks/, labelsTr/): put label maps of the images' names there"
-    if maps := images_in(labels):
-        named = f"({formats.stem(maps[0])} …; expected {image})"
-        return f"{labels} holds {pluralize(len(maps), 'label map')}, none named like an image {named}: rename them"
-    return f"{labels} holds no label map: put label maps of the images' names there"
-
-
-def _patients(file: Path) -> dict[str, str]:
-    """Image id → patient of the table `file`. An image may be named with or without its suffix."""
+def _with_inner_label(case: RawCase) -> RawCase:
+    """Use the label inside an h5 image, if there is one and no other."""
+    if case.label is not None or formats.suffix(case.image) not in hdf5.SUFFIXES:
+        return case
     try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
+        has_label = formats.probe(case.image).has_label
+    except CrkdError:  # reported when the image is read
+        return case
+    return replace(case, label=case.image) if has_label else case
+
+
+def _most_common_layout(cases: list[RawCase]) -> tuple[int, bool]:
+    """Return (spatial axes, is color) of most images."""
+    layouts: Counter[tuple[int, bool]] = Counter()
+    for case in cases:
+        try:
+            layout = formats.probe(case.image)
+        except CrkdError:  # reported when the image is read
+            continue
+        layouts[layout.dims, layout.dims == 2 and layout.channels > 1] += 1
+    return layouts.most_common(1)[0][0] if layouts else (2, False)
+
+
+def _note_rare_values(
+    numbers: Numbers, counts: Mapping[int, int], labels: Sequence[LabelValues]
+) -> list[str]:
+    """Note the classes that occur in one label of several: they may be mistakes."""
+    notes = []
+    for value, number in numbers.items():
+        files = [label.path for label in labels if value in label.counts]
+        if number > 0 and len(files) == 1 and len(labels) > 2:
+            notes.append(
+                f"class {number} ({value} in the files) is in 1 of {len(labels)} labels "
+                f"({files[0].name}; pixels or voxels: {counts[value]}): a stray value?"
+            )
+    return notes
+
+
+def _why_unlabeled(root: Path, labels: Path | None, image: str) -> str:
+    """Explain why no image has a label, and what to do."""
+    if labels is None:
+        return (
+            f"{root} has no labels/ (or masks/, labelsTr/); put label maps with the images' names "
+            "there"
+        )
+    label_maps = images_in(labels)
+    if not label_maps:
+        return f"{labels} contains no label map; put label maps with the images' names there"
+    return (
+        f"{labels} contains {pluralize(len(label_maps), 'label map')}, but none has the name of an "
+        f"image ({formats.stem(label_maps[0])} …; expected {image}); rename them"
+    )
+
+
+def _why_only_background(unreadable: Sequence[CrkdError]) -> str:
+    if unreadable:
+        return f"no label can be used: {unreadable[0]} (or are images and labels swapped?)"
+    return (
+        "no label contains more than background: every value is 0; "
+        "give label maps with 1, 2, … for classes"
+    )
+
+
+def _too_many_values(values: list[int]) -> str:
+    examples = ", ".join(map(str, values[:6]))
+    return (
+        f"the label files contain {len(values)} different values ({examples} …), too many to be "
+        "classes; save them as PNG or NIfTI with one number per class "
+        "(or are images and labels swapped?)"
+    )
+
+
+def _read_patients(table: Path) -> dict[str, str]:
+    """Return the patient of every image in `table`, where images may have their suffix or not."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines)
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, ValueError, csv.Error) as error:
-        raise CrkdError(f"{file} cannot be read ({error}); save it as CSV in UTF-8") from None
+        raise CrkdError(f"{table} cannot be read ({error}); save it as CSV in UTF-8") from None
+
     patients: dict[str, str] = {}
-    for number, row in rows:
-        image, patient = ((row.get(column) or "").strip() for column in ("image", "patient"))
+    for line, row in rows:
+        image = (row.get("image") or "").strip()
+        patient = (row.get("patient") or "").strip()
         if not image or not patient:
-            wanted = "an image and its patient, under a first line that is: image,patient"
+            missing = "patient" if image else "image"
             raise CrkdError(
-                f"{file}, line {number}, names no {'patient' if image else 'image'}; expected {wanted}"
+                f"{table}, line {line}, lacks the {missing}; expected an image and its patient, "
+                "and as the first line: image,patient"
             )
         other = patients.setdefault(case_id(Path(image)), patient)
         if other != patient:
             raise CrkdError(
-                f"{file} gives the image {image} to two patients, {other} and {patient}; keep one line"
+                f"{table} assigns the image {image} to two patients, {other} and {patient}; "
+                "keep one line"
             )
     return patients

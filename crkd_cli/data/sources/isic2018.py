@@ -2,35 +2,38 @@
 
 from pathlib import Path
 
+from crkd_cli.data.cases import RawCase, find_folder, pair_with_labels
 from crkd_cli.data.raw.download import Remote
 from crkd_cli.data.sources import SOURCES
-from crkd_cli.data.sources.base import RawCase, Source, folder, pairs
+from crkd_cli.data.sources.base import Source
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
 
-IMAGES, MASKS = "ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"
-BASE = "https://isic-challenge-data.s3.amazonaws.com/2018"
+IMAGES = "ISIC2018_Task1-2_Training_Input"
+MASKS = "ISIC2018_Task1_Training_GroundTruth"
+BASE_URL = "https://isic-challenge-data.s3.amazonaws.com/2018"
 
 
 @SOURCES.register
 class Isic2018(Source):
-    """Dermoscopic photographs, stored at 320×320; masks are kept at their native size too."""
+    """Dermoscopic photographs, stored at 320×320; masks are kept at their native size, too."""
 
-    remote = (Remote(f"{BASE}/{IMAGES}.zip"), Remote(f"{BASE}/{MASKS}.zip"))
+    remote = (Remote(f"{BASE_URL}/{IMAGES}.zip"), Remote(f"{BASE_URL}/{MASKS}.zip"))
     where = f"get {IMAGES}.zip and {MASKS}.zip from the ISIC archive's challenge page, 2018, task 1"
 
     def find(self, root: Path) -> list[RawCase]:
-        images, masks = folder(root, IMAGES, "images"), folder(root, MASKS, "masks")
+        images = find_folder(root, IMAGES, "images")
+        masks = find_folder(root, MASKS, "masks")
         if images is None or masks is None:
-            missing = " and ".join(
-                name for name, found in ((IMAGES, images), (MASKS, masks)) if found is None
-            )
+            folders = {IMAGES: images, MASKS: masks}
+            missing = " and ".join(name for name, folder in folders.items() if folder is None)
             raise CrkdError(
-                f"no ISIC 2018 data in {root}: {missing} missing (or images/ and masks/); give their folder to --source"
+                f"no ISIC 2018 data in {root}: {missing} missing (or images/ and masks/); "
+                "give the folder that contains both to --source"
             )
-        return pairs(images, masks, ("_segmentation", "_mask"), self.notes)
+        return pair_with_labels(images, masks, ("_segmentation", "_mask"), self.notes)
 
-    def spec(self, name: str, raws: list[RawCase]) -> DatasetSpec:
+    def spec(self, name: str, cases: list[RawCase]) -> DatasetSpec:
         return DatasetSpec(
             name=name,
             source="isic2018",

@@ -1,30 +1,36 @@
-"""Kvasir-SEG, polyps: the publisher's `images/` and `masks/`. The masks are JPEG: 0 and 255 with noise around them."""
+"""Kvasir-SEG, polyps: the publisher's `images/` and `masks/`.
+
+The masks are JPEG files, so that their values are only near 0 and 255.
+"""
 
 from pathlib import Path
 
+from crkd_cli.data.cases import RawCase, find_folder, pair_with_labels
 from crkd_cli.data.raw.download import Remote
 from crkd_cli.data.sources import SOURCES
-from crkd_cli.data.sources.base import RawCase, Source, folder, pairs
+from crkd_cli.data.sources.base import Source
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
 
 
 @SOURCES.register
 class Kvasir(Source):
-    """Endoscopic photographs, stored at 320×320; masks are kept at their native size too."""
+    """Endoscopic photographs, stored at 320×320; masks are kept at their native size, too."""
 
     remote = (Remote("https://datasets.simula.no/downloads/kvasir-seg.zip"),)
-    where = "get kvasir-seg.zip from Simula's page of the data set Kvasir-SEG"
+    where = "get kvasir-seg.zip from Simula's page of the dataset Kvasir-SEG"
 
     def find(self, root: Path) -> list[RawCase]:
-        images, masks = folder(root, "images"), folder(root, "masks")
+        images = find_folder(root, "images")
+        masks = find_folder(root, "masks")
         if images is None or masks is None:
             raise CrkdError(
-                f"no Kvasir-SEG data in {root}: expected images/ and masks/; give their folder to --source"
+                f"no Kvasir-SEG data in {root}: expected images/ and masks/; "
+                "give the folder that contains both to --source"
             )
-        return pairs(images, masks, (), self.notes)
+        return pair_with_labels(images, masks, (), self.notes)
 
-    def spec(self, name: str, raws: list[RawCase]) -> DatasetSpec:
+    def spec(self, name: str, cases: list[RawCase]) -> DatasetSpec:
         return DatasetSpec(
             name=name,
             source="kvasir",

@@ -1,6 +1,7 @@
-"""LA (left atrium challenge 2018): the h5 files of UA-MT or SSL4MIS, or the challenge's raw NRRD scans.
+"""LA (left atrium challenge 2018): the h5 files of UA-MT or SSL4MIS, or the challenge's NRRD scans.
 
-Case ids are the challenge's own. Volumes are stored [1, x, y, z], with zero mean and unit variance over the raw scan.
+Case ids are those of the challenge. Volumes are stored as [1, x, y, z], with zero mean and unit
+variance over the raw scan.
 """
 
 import hashlib
@@ -12,18 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crkd_cli.data.cases import RawCase
 from crkd_cli.data.raw.formats import Volume, suffix
 from crkd_cli.data.sources import SOURCES
-from crkd_cli.data.sources.base import RawCase, Source
+from crkd_cli.data.sources.base import Source
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
 
-H5_SPACING_MM = (0.625, 0.625, 0.625)  # the h5 files do not say it; the challenge's paper does
+H5_NAME = re.compile(r"[A-Z0-9]{20}\.h5")
+H5_SPACING_MM = (0.625, 0.625, 0.625)  # stated by the challenge's paper, but not by the h5 files
+PATCH_SIZE = 112  # in plane, of the networks that the published crop was made for
 
 
 @SOURCES.register
 class La(Source):
-    """Late-enhancement MR of the left atrium, two classes."""
+    """Late gadolinium-enhanced MR of the left atrium, two classes."""
 
     archives = (
         "2018LA*.zip",
@@ -34,31 +38,35 @@ class La(Source):
         "Training Set.zip",
     )
     where = (
-        "LA needs a registration: get it from the Atrial Segmentation Challenge 2018's site (search for 'atrial "
-        "segmentation challenge 2018 data'), or take the h5 files that UA-MT and SSL4MIS distribute"
+        "LA needs a registration: get it from the site of the Atrial Segmentation Challenge 2018 "
+        "(search for 'atrial segmentation challenge 2018 data'), or get the h5 files that UA-MT "
+        "and SSL4MIS distribute"
     )
 
     def find(self, root: Path) -> list[RawCase]:
-        if scans := sorted(root.rglob("lgemri.nrrd")):
-            return self._nrrd(scans)
-        h5 = {path.parent.name: path for path in sorted(root.rglob("mri_norm2.h5"))}
-        name = re.compile(r"[A-Z0-9]{20}\.h5")
-        h5 |= {path.stem: path for path in sorted(root.rglob("*.h5")) if name.fullmatch(path.name)}
-        if not h5:
+        scans = sorted(root.rglob("lgemri.nrrd"))
+        if scans:
+            if self.published_crop:
+                self.notes.append(
+                    "NRRD scans cropped in plane around the label (--published-crop), "
+                    "test scans too"
+                )
+            return _nrrd_cases(scans)
+        cases = _h5_cases(root)
+        if not cases:
             raise CrkdError(
-                f"no LA data in {root}: expected ID/mri_norm2.h5 (UA-MT), ID.h5 (SSL4MIS) or ID/lgemri.nrrd with "
-                "ID/laendo.nrrd (the challenge's); point --source at the folder that holds them"
+                f"no LA data in {root}: expected ID/mri_norm2.h5 (UA-MT), ID.h5 (SSL4MIS) or "
+                "ID/lgemri.nrrd with ID/laendo.nrrd (the challenge's); "
+                "give the folder that contains them to --source"
             )
         if self.published_crop:
-            raise CrkdError(
-                f"{root} holds h5 files, which are cropped already; leave out --published-crop"
-            )
+            raise CrkdError(f"{root} contains h5 files, already cropped; drop --published-crop")
         self.notes.append(
             "h5 files: cropped in plane around the label as published, test and unlabeled scans too"
         )
-        return [RawCase(case, case, path, path) for case, path in sorted(h5.items())]
+        return cases
 
-    def spec(self, name: str, raws: list[RawCase]) -> DatasetSpec:
+    def spec(self, name: str, cases: list[RawCase]) -> DatasetSpec:
         return DatasetSpec(
             name=name,
             source="la",
@@ -71,48 +79,52 @@ class La(Source):
         )
 
     def normalize(self, array: NDArray[Any], path: Path, spec: DatasetSpec) -> NDArray[Any]:
-        if (
-            suffix(path) == ".h5"
-        ):  # normalized over the raw scan, then cropped: once more would change it
+        # The h5 volumes were normalized over the raw scan before they were cropped.
+        if suffix(path) == ".h5":
             return array.astype(np.float32, copy=False)
         return super().normalize(array, path, spec)
 
     def open_image(self, path: Path, spec: DatasetSpec) -> Volume:
         volume = super().open_image(path, spec)
-        return (
-            volume if volume.spacing_mm is not None else replace(volume, spacing_mm=H5_SPACING_MM)
-        )
+        if volume.spacing_mm is None:
+            return replace(volume, spacing_mm=H5_SPACING_MM)
+        return volume
 
-    def crop(self, case: str, label: NDArray[np.uint8] | None) -> tuple[slice, ...]:
-        """In plane: the label's box, a margin of 10 to 19 voxels, and half of what the box lacks to 112 voxels.
+    def crop(self, case: str, foreground: NDArray[np.bool_] | None) -> tuple[slice, ...]:
+        """Crop in plane to the label's bounding box plus a margin, at least to the patch size.
 
-        As the h5 files that published results use were made; here the margin is drawn from the case's id.
+        This is how the h5 files that published results use were made: the box is enlarged to the
+        patch size, and by 10 to 19 voxels on each side. Here the case id seeds these margins.
         """
-        if label is None or not label.any():
-            raise CrkdError(f"{case} has no label to crop by; leave out --published-crop")
-        rng = np.random.default_rng(
-            int.from_bytes(hashlib.sha256(case.encode()).digest()[:8], "big")
-        )
+        if foreground is None or not foreground.any():
+            raise CrkdError(f"{case} has no label to crop around; drop --published-crop")
+        seed = int.from_bytes(hashlib.sha256(case.encode()).digest()[:8], "big")
+        rng = np.random.default_rng(seed)
         box = []
         for axis in (0, 1):
-            inside = np.flatnonzero(label.any(axis=tuple({0, 1, 2} - {axis})))
+            other_axes = tuple({0, 1, 2} - {axis})
+            inside = np.flatnonzero(foreground.any(axis=other_axes))
             first, last = int(inside[0]), int(inside[-1])
-            lack = max(112 - (last - first), 0) // 2
+            padding = max(PATCH_SIZE - (last - first), 0) // 2
             before, after = rng.integers(10, 20, size=2).tolist()
-            box.append(
-                slice(max(first - before - lack, 0), min(last + after + lack, label.shape[axis]))
-            )
+            start = max(first - before - padding, 0)
+            stop = min(last + after + padding, foreground.shape[axis])
+            box.append(slice(start, stop))
         return (*box, slice(None))
 
-    def _nrrd(self, scans: list[Path]) -> list[RawCase]:
-        if self.published_crop:
-            self.notes.append(
-                "NRRD scans cropped in plane around the label (--published-crop), test scans too"
-            )
-        raws = []
-        for scan in scans:
-            label = scan.with_name("laendo.nrrd")
-            raws.append(
-                RawCase(scan.parent.name, scan.parent.name, scan, label if label.exists() else None)
-            )
-        return sorted(raws, key=lambda raw: raw.id)
+
+def _nrrd_cases(scans: list[Path]) -> list[RawCase]:
+    cases = []
+    for scan in scans:
+        name = scan.parent.name
+        label = scan.with_name("laendo.nrrd")
+        cases.append(RawCase(name, name, scan, label if label.exists() else None))
+    return sorted(cases, key=lambda case: case.id)
+
+
+def _h5_cases(root: Path) -> list[RawCase]:
+    files = {path.parent.name: path for path in sorted(root.rglob("mri_norm2.h5"))}
+    for path in sorted(root.rglob("*.h5")):
+        if H5_NAME.fullmatch(path.name):
+            files[path.stem] = path
+    return [RawCase(name, name, path, path) for name, path in sorted(files.items())]

@@ -1,4 +1,4 @@
-"""phantom: synthetic short-axis stacks of the heart, generated on the spot. A demonstration: no claim rests on it."""
+"""phantom: synthetic short-axis stacks of the heart, for demonstrations only."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -6,13 +6,16 @@ from typing import Any, ClassVar, Literal
 from numpy.typing import NDArray
 
 from crkd_cli.data import synthetic
+from crkd_cli.data.cases import RawCase, pair_with_labels
 from crkd_cli.data.raw import medical
 from crkd_cli.data.raw.medical import Geometry
 from crkd_cli.data.sources import SOURCES
-from crkd_cli.data.sources.base import RawCase, Source, pairs
+from crkd_cli.data.sources.base import Source
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
 from crkd_cli.progress import Advance
+
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 @SOURCES.register
@@ -27,6 +30,7 @@ class Phantom(Source):
 
     @staticmethod
     def draw(number: int) -> synthetic.Case:
+        """Return the image and the label of case `number`."""
         return synthetic.short_axis(number)
 
     def generate(self, folder: Path, advance: Advance) -> None:
@@ -42,11 +46,12 @@ class Phantom(Source):
     def find(self, root: Path) -> list[RawCase]:
         if not (root / "images").is_dir() or not (root / "labels").is_dir():
             raise CrkdError(
-                f"no phantom in {root}: expected images/ and labels/; leave out --source, it is generated"
+                f"no phantom in {root}: expected images/ and labels/; "
+                "drop --source to generate the dataset"
             )
-        return pairs(root / "images", root / "labels", (), self.notes)
+        return pair_with_labels(root / "images", root / "labels", (), self.notes)
 
-    def spec(self, name: str, raws: list[RawCase]) -> DatasetSpec:
+    def spec(self, name: str, cases: list[RawCase]) -> DatasetSpec:
         return DatasetSpec(
             name=name,
             source=type(self).__module__.rpartition(".")[2],
@@ -58,6 +63,5 @@ class Phantom(Source):
         )
 
     def _write(self, path: Path, array: NDArray[Any]) -> None:
-        identity = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
-        geometry = Geometry(self.spacing[::-1], (0.0, 0.0, 0.0), identity)
+        geometry = Geometry(self.spacing[::-1], origin=(0.0, 0.0, 0.0), direction=IDENTITY)
         medical.write(path, array, geometry)

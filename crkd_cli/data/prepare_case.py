@@ -1,0 +1,232 @@
+"""Prepare one case: read its image and its label once, check them, and store their arrays."""
+
+import hashlib
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crkd_cli.data.cases import RawCase
+from crkd_cli.data.labels import (
+    LabelValues,
+    Numbers,
+    count_values,
+    describe_changes,
+    foreground,
+    smallest_integers,
+    to_class_numbers,
+)
+from crkd_cli.data.raw import formats, pictures
+from crkd_cli.data.raw.formats import LabelMap, Volume
+from crkd_cli.data.sources.base import Source
+from crkd_cli.data.store import CaseInfo, DatasetSpec
+from crkd_cli.errors import CrkdError
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What the index says about an image."""
+
+    shape: tuple[int, ...]  # [*S] as stored
+    native_shape: tuple[int, ...] | None  # [H, W] of the file, if it is stored smaller
+    spacing_mm: tuple[float, ...] | None  # per stored axis
+    intensity: dict[str, float]  # min, max, mean, std of the raw image
+    sha256: str  # of the file
+
+
+@dataclass
+class CaseResult:
+    """What is known about a case after its files were read.
+
+    The label is checked even if the image is unusable: its values count for the whole dataset.
+    """
+
+    raw: RawCase
+    image: ImageFacts | None = None  # None if there is an error
+    states_spacing: bool = False  # in the image file
+    values: LabelValues | None = None  # None if the label is missing or unreadable
+    numbers: Numbers = field(default_factory=dict)  # set when the classes are known
+    label_sha256: str | None = None  # set when the class numbers are stored
+    image_error: CrkdError | None = None
+    label_error: CrkdError | None = None
+    pair_error: CrkdError | None = None
+
+    @property
+    def error(self) -> CrkdError | None:
+        """The first thing that is wrong with the case."""
+        return self.image_error or self.label_error or self.pair_error
+
+    @property
+    def labeled(self) -> bool:
+        """Whether the case has a label."""
+        return self.raw.label is not None
+
+    @property
+    def mapping(self) -> dict[str, int]:
+        """The label values that differ from their class numbers."""
+        return describe_changes(self.numbers) if self.numbers else {}
+
+
+def read_case(source: Source, raw: RawCase, spec: DatasetSpec, folder: Path | None) -> CaseResult:
+    """Read and check the files of a case, and store its image and its label in `folder`.
+
+    The label is stored with the values of the file, at its native size, until
+    `store_class_numbers` is called. Without `folder` nothing is stored.
+    """
+    result = CaseResult(raw)
+    volume: Volume | None = None
+    label: LabelMap | None = None
+    try:
+        volume = source.open_image(raw.image, spec)
+        result.states_spacing = volume.geometry is not None
+    except CrkdError as error:
+        result.image_error = error
+    if raw.label is not None:
+        try:
+            label = formats.read_label(raw.label, z_last=spec.z_last)
+            result.values = LabelValues(raw.label, count_values(label.array))
+        except CrkdError as error:
+            result.label_error = error
+    if volume is None or result.error is not None:
+        return result
+    try:
+        if label is not None:
+            _check_pair(raw, label, volume)
+        _store(source, result, volume, label, spec, folder)
+    except CrkdError as error:
+        result.pair_error = error
+    return result
+
+
+def store_class_numbers(result: CaseResult, spec: DatasetSpec, folder: Path) -> None:
+    """Map the stored label of a case to class numbers, and resize it to its stored size."""
+    file = _array_file(folder, "labels", result.raw)
+    label = to_class_numbers(np.load(file), result.numbers)
+    # Evaluation scores against the label at its native size.
+    result.label_sha256 = hashlib.sha256(label.tobytes()).hexdigest()
+    is_resized = result.image is not None and result.image.native_shape is not None
+    if is_resized and spec.stored_size is not None:
+        _write_png(folder / "native" / f"{result.raw.id}.png", label)
+        label = pictures.resize(label, spec.stored_size, "nearest")
+    _write_array(file, label)
+
+
+def case_info(result: CaseResult, root: Path) -> CaseInfo:
+    """Return the index entry of a case without an error. `root` contains the raw files."""
+    assert result.image is not None
+    return CaseInfo(
+        id=result.raw.id,
+        group=result.raw.group,
+        shape=result.image.shape,
+        spacing_mm=result.image.spacing_mm,
+        source=result.raw.image.relative_to(root).as_posix(),
+        sha256=result.image.sha256,
+        label_sha256=result.label_sha256,
+        intensity=result.image.intensity,
+        mapping=result.mapping,
+        native_shape=result.image.native_shape,
+    )
+
+
+def _store(
+    source: Source,
+    result: CaseResult,
+    volume: Volume,
+    label: LabelMap | None,
+    spec: DatasetSpec,
+    folder: Path | None,
+) -> None:
+    """Write the image as the store contains it, and the label with the values of the file."""
+    raw = result.raw
+    image = source.finish(volume, raw.image, spec).array
+    labels = None if label is None else label.array
+    if source.published_crop:
+        box = source.crop(raw.id, _foreground(labels, result.values))
+        image = image[(slice(None), *box)]
+        labels = None if labels is None else labels[box]
+    if folder is not None:
+        _write_array(_array_file(folder, "images", raw), image)
+        if labels is not None:
+            _write_array(_array_file(folder, "labels", raw), smallest_integers(labels))
+
+    is_resized = spec.stored_size is not None and volume.size != spec.stored_size
+    result.image = ImageFacts(
+        shape=image.shape[1:],
+        native_shape=volume.size if is_resized else None,
+        spacing_mm=None if is_resized else volume.spacing_mm,
+        intensity=_statistics(volume.array),
+        sha256=_sha256(raw.image),
+    )
+
+
+def _foreground(
+    labels: NDArray[Any] | None, values: LabelValues | None
+) -> NDArray[np.bool_] | None:
+    if labels is None or values is None:
+        return None
+    return foreground(labels, values.counts)
+
+
+def _check_pair(raw: RawCase, label: LabelMap, volume: Volume) -> None:
+    """Raise CrkdError unless every voxel of the label lies on the same voxel of the image."""
+    if label.array.shape != volume.size:
+        raise CrkdError(
+            f"{raw.label} has shape {label.array.shape}, its image {volume.size}; "
+            "image and label must match"
+        )
+    if label.geometry is None or volume.geometry is None:
+        return
+    half_voxel = min(volume.geometry.spacing) / 2
+    tolerances = {"spacing": 1e-3, "origin": half_voxel, "direction": 1e-2}
+    for name, tolerance in tolerances.items():
+        of_label, of_image = getattr(label.geometry, name), getattr(volume.geometry, name)
+        if not np.allclose(of_label, of_image, rtol=0, atol=tolerance):
+            axes = ", ".join("zyx"[-len(label.geometry.spacing) :])
+            raise CrkdError(
+                f"{raw.label} has {name} ({axes}) {_z_first(of_label)}, "
+                f"its image {_z_first(of_image)}; resample or repair the label"
+            )
+
+
+def _z_first(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(round(value, 3) for value in values[::-1])
+
+
+def _statistics(array: NDArray[Any]) -> dict[str, float]:
+    return {
+        "min": float(array.min()),
+        "max": float(array.max()),
+        "mean": float(array.mean(dtype=np.float64)),
+        "std": float(array.std(dtype=np.float64)),
+    }
+
+
+def _array_file(folder: Path, part: str, raw: RawCase) -> Path:
+    return folder / part / f"{raw.id}.npy"
+
+
+def _write_array(file: Path, array: NDArray[Any]) -> None:
+    content = BytesIO()  # not directly to disk: NumPy does not report that it is full
+    np.save(content, np.ascontiguousarray(array), allow_pickle=False)
+    _write_bytes(file, content)
+
+
+def _write_png(file: Path, label: NDArray[np.uint8]) -> None:
+    from PIL import Image
+
+    content = BytesIO()
+    Image.fromarray(label).save(content, format="PNG")
+    _write_bytes(file, content)
+
+
+def _write_bytes(file: Path, content: BytesIO) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content.getbuffer())
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
