@@ -241,7 +241,8 @@ def _split_from_file(store: Store, labeled: str | None, file: Path) -> Split:
     split = read_split(file)
     if split.dataset != store.root.name:
         raise UsageError(
-            f"{file} is a split of {split.dataset}; give a split of {store.root.name} to --split"
+            f"{file} is a split of {split.dataset}, not of {store.root.name}; "
+            "give a split of this dataset to --split"
         )
     return split
 

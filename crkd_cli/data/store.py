@@ -165,7 +165,7 @@ class Store:
             return f"did you mean {near[0]!r}? Else {self._renew}"
         prepared = self.root.parent
         if not prepared.is_dir():
-            return f"{self._renew}, or correct --data-root ({prepared} does not exist)"
+            return f"{self._renew}, or give the right --data-root ({prepared} does not exist)"
         return self._renew
 
     @property

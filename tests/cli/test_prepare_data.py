@@ -56,7 +56,9 @@ def test_raw_folder_under_the_data_root(prepare_data, raw_folder, tmp_path):
     assert prepare_data("mine")[0] == 0
 
 
-def test_check_writes_nothing_and_names_a_command_that_works(prepare_data, cli, raw_folder, tmp_path):
+def test_check_writes_nothing_and_names_a_command_that_works(
+    prepare_data, cli, raw_folder, tmp_path
+):
     raw_folder = raw_folder.rename(tmp_path / "my own")
     code, err = prepare_data("mine", "--source", raw_folder, "--check", "--spacing", "2")
     assert code == 0
