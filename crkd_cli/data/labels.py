@@ -91,8 +91,8 @@ def to_class_numbers(array: NDArray[Any], numbers: Numbers) -> NDArray[np.uint8]
     return class_numbers
 
 
-def smallest_integers(array: NDArray[Any]) -> NDArray[Any]:
-    """Convert a label map to the smallest integer type that represents its values."""
+def compact(array: NDArray[Any]) -> NDArray[Any]:
+    """Convert a label map to a small integer type that represents its values."""
     lowest, highest = (np.min_scalar_type(int(value)) for value in (array.min(), array.max()))
     return array.astype(np.promote_types(lowest, highest), copy=False)
 

@@ -13,10 +13,10 @@ from crkd_cli.data.cases import RawCase
 from crkd_cli.data.labels import (
     LabelValues,
     Numbers,
+    compact,
     count_values,
     describe_changes,
     foreground,
-    smallest_integers,
     to_class_numbers,
 )
 from crkd_cli.data.raw import formats, pictures
@@ -150,7 +150,7 @@ def _store(
     if folder is not None:
         _write_array(_array_file(folder, "images", raw), image)
         if labels is not None:
-            _write_array(_array_file(folder, "labels", raw), smallest_integers(labels))
+            _write_array(_array_file(folder, "labels", raw), compact(labels))
 
     is_resized = spec.stored_size is not None and volume.size != spec.stored_size
     result.image = ImageFacts(

@@ -44,12 +44,10 @@ def test_files_are_unpacked(tmp_path, kind):
         "set/.DS_Store": b"x",
     }
     extract([make(tmp_path / kind, members)], tmp_path / "raw/mine", progress)
-    files = {
-        path.relative_to(tmp_path / "raw/mine").as_posix()
-        for path in (tmp_path / "raw/mine").rglob("*.*")
-    }
+    folder = tmp_path / "raw/mine"
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
     assert files == {"set/images/1.png", "set/notes.txt"}
-    assert (tmp_path / "raw/mine/set/images/1.png").read_bytes() == b"one"
+    assert (folder / "set/images/1.png").read_bytes() == b"one"
 
 
 def assert_refused(tmp_path, archive, match):
@@ -57,10 +55,7 @@ def assert_refused(tmp_path, archive, match):
     with pytest.raises(CrkdError, match=match) as error:
         extract([archive], tmp_path / "data/raw/mine", progress)
     assert str(archive) in str(error.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) in (
-        ["data", archive.name],
-        [archive.name, "data"],
-    )
+    assert {path.name for path in tmp_path.iterdir()} == {"data", archive.name}
     assert list((tmp_path / "data/raw").iterdir()) == []
 
 
@@ -69,11 +64,8 @@ def assert_refused(tmp_path, archive, match):
     "name", ["../evil.txt", "set/../../evil.txt", "/evil.txt", "set\\..\\evil.txt", "C:/evil.txt"]
 )
 def test_members_outside_are_refused(tmp_path, kind, name):
-    assert_refused(
-        tmp_path,
-        make(tmp_path / kind, {"good.txt": b"good", name: b"evil"}),
-        "contains a file outside its folder",
-    )
+    archive = make(tmp_path / kind, {"good.txt": b"good", name: b"evil"})
+    assert_refused(tmp_path, archive, "contains a file outside its folder")
 
 
 @pytest.mark.parametrize(
@@ -98,11 +90,8 @@ def test_links_in_zip_are_refused(tmp_path):
 @pytest.mark.parametrize("kind", ["a.zip", "a.tar.gz"])
 def test_bombs_are_refused(tmp_path, kind):
     zeros = b"\0" * (30 << 20)
-    assert_refused(
-        tmp_path,
-        make(tmp_path / kind, {f"{n}.bin": zeros for n in range(4)}),
-        "refused as an archive bomb",
-    )
+    archive = make(tmp_path / kind, {f"{n}.bin": zeros for n in range(4)})
+    assert_refused(tmp_path, archive, "refused as an archive bomb")
 
 
 @pytest.mark.parametrize("kind", ["a.zip", "a.tar", "a.tar.gz", "a.tar.xz", "a.tar.bz2"])

@@ -1,0 +1,86 @@
+"""Label values and class numbers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crkd_cli.data.labels import (
+    ClassAssignment,
+    LabelValues,
+    check_values,
+    compact,
+    count_values,
+    describe_changes,
+    fixed_numbers,
+    foreground,
+    is_blurred,
+    to_class_numbers,
+)
+from crkd_cli.errors import CrkdError
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({0: 50, 255: 50}, True),
+        ({0: 500, 12: 5, 240: 5, 255: 490}, True),
+        ({0: 500, 100: 9, 255: 491}, True),  # 0.9 % are in between
+        ({0: 500, 100: 20, 255: 480}, False),
+        ({0: 50, 1: 50}, False),
+        ({0: 50, 255: 49, 256: 1}, False),
+        ({-1: 1, 0: 50, 255: 49}, False),
+    ],
+)
+def test_blurred_masks_have_almost_only_values_near_0_and_255(counts, expected):
+    assert is_blurred(counts) == expected
+
+
+def test_values_of_known_classes():
+    assert fixed_numbers({0: 5, 3: 5}, class_count=4) == {0: 0, 3: 3}
+    assert fixed_numbers({0: 5, 1: 5}, class_count=2) == {0: 0, 1: 1}
+    assert fixed_numbers({0: 500, 127: 1, 128: 1, 255: 500}, class_count=2) == {
+        0: 0,
+        127: 0,
+        128: 1,
+        255: 1,
+    }
+    # With more classes, 255 is not the foreground of a mask.
+    assert fixed_numbers({0: 5, 255: 5}, class_count=4) == {0: 0}
+
+
+@pytest.mark.parametrize("values", [[0, 1], [0, 255], [0] * 200 + [3, 250] + [255] * 200])
+def test_the_foreground_is_class_1(values):
+    array = np.array(values)
+    counts = count_values(array)
+    numbers = fixed_numbers(counts, class_count=2)
+    np.testing.assert_array_equal(foreground(array, counts), to_class_numbers(array, numbers) == 1)
+
+
+def test_values_that_are_not_a_class():
+    label = LabelValues(Path("a.png"), {-1: 1, 0: 9, 1: 9, 300: 1})
+    assignment = ClassAssignment(("background", "organ"), {label.path: {0: 0, 1: 1}})
+    message = r"a\.png has label values that are not a class: -1, 300; classes are 0 to 1"
+    with pytest.raises(CrkdError, match=message):
+        check_values(label, assignment)
+
+
+def test_changed_values_are_described_briefly():
+    assert describe_changes({0: 0, 1: 1}) == {}
+    assert describe_changes({0: 0, 255: 1}) == {"255": 1}
+    assert describe_changes({0: 0, 3: 0, 9: 0, 250: 1, 251: 1, 255: 1}) == {"3-9": 0, "250-255": 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([0, 255], np.uint8),
+        ([0, 256], np.uint16),
+        ([-1, 255], np.int16),
+        ([0, 70_000], np.uint32),
+    ],
+)
+def test_labels_are_stored_in_a_small_type(values, dtype):
+    stored = compact(np.array(values, np.int64))
+    assert stored.dtype == dtype
+    assert stored.tolist() == values
