@@ -1,43 +1,35 @@
 """CRKD as its authors describe it, written plainly: the slow baseline, and an oracle for tests.
 
-Each stream has its own fp32 forward pass, samples are augmented one at a time on the CPU, every
-pixel is projected to 256 channels before 256 of them are drawn, windows are predicted one by one
-and summed on the host, and medpy computes the scores. The networks are those of the package, so
-both ways compute the same function; tests/benchmarks/test_baseline.py checks that they agree.
+Each stream has its own fp32 forward pass, every pixel is projected to 256 channels before 256 of
+them are drawn, windows are predicted one by one and summed on the host, and medpy computes the
+scores. Networks and batches are those of the package, so both ways compute the same function;
+tests/benchmarks/test_baseline.py checks that they agree.
 
 Letters: B batch, K classes, F features, P projected channels, *S two or three spatial axes.
 """
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance, ImageFilter
-from scipy.ndimage import gaussian_filter, rotate, zoom
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
+from crkd_cli.methods.base import require_unlabeled
 from crkd_cli.models.networks.base import Network
 from crkd_cli.training.loop import Run
 
-LAMBDAS = {
-    "labeled": 1.0,
-    "pseudo": 1.0,
-    "pixel": 1.0,
-    "feature": 0.01,
-    "semantic": 0.01,
-    "entropy": 1.0,
-}
+LAMBDAS = {"labeled": 1.0, "pseudo": 1.0, "pixel": 1.0, "entropy": 1.0}
+LAMBDAS |= {"feature": 0.01, "semantic": 0.01}
 WIDTH = 256  # P
 STREAMS = 3  # projected in a step: labeled, strong, perturbed
 # P-channel maps that autograd keeps per stream: three layers, two norms, the normalized result.
 MAPS = 6
 
 Array = NDArray[np.float32]
-Label = NDArray[np.uint8]
 Rng = np.random.Generator
 
 
@@ -205,7 +197,7 @@ def low_entropy(z_s: Tensor, z_fp: Tensor) -> Tensor:
 
 
 def cutmix(tensors: list[Tensor], rng: Rng) -> list[Tensor]:
-    """Swap one random box in random pairs of samples, half the time, in all [B, (C,) *S] tensors."""
+    """Swap a random box in random pairs of samples, half the time, in all [B, (C,) *S] tensors."""
     tensors = [tensor.clone() for tensor in tensors]
     order = rng.permutation(len(tensors[0]))
     for first, second in zip(order[0::2], order[1::2], strict=False):
@@ -261,47 +253,6 @@ def medpy_scores(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> lis
     return [float(metric(prediction, truth)) for metric in metrics]
 
 
-def weak_slice(
-    image: Array, label: Label | None, size: Sequence[int], rng: Rng
-) -> tuple[Array, Label | None]:
-    """Apply one random geometry to `image` and `label` [H, W] and resize them to `size`."""
-    arrays: list[Any] = [image] if label is None else [image, label]
-    if rng.random() < 0.5:
-        arrays = _turn_and_flip(arrays, rng)
-    elif rng.random() < 0.5:
-        angle = rng.uniform(-20.0, 20.0)
-        arrays = [rotate(array, angle, order=0, reshape=False) for array in arrays]
-    factors = [new / old for new, old in zip(size, arrays[0].shape, strict=True)]
-    arrays = [zoom(array, factors, order=0) for array in arrays]
-    return arrays[0], None if label is None else arrays[1]
-
-
-def strong_slice(image: Array, rng: Rng) -> Array:
-    """Change the intensities of `image` [H, W] in [0, 1], by way of an 8-bit picture."""
-    picture = Image.fromarray((image * 255).astype(np.uint8))
-    if rng.random() < 0.8:
-        picture = ImageEnhance.Brightness(picture).enhance(rng.uniform(0.5, 1.5))
-        picture = ImageEnhance.Contrast(picture).enhance(rng.uniform(0.5, 1.5))
-    if rng.random() < 0.5:
-        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0)))
-    return np.asarray(picture, np.float32) / 255.0
-
-
-def weak_volume(
-    image: Array, label: Label | None, size: Sequence[int], rng: Rng
-) -> tuple[Array, Label | None]:
-    """Take a random crop of `size` of `image` and `label` [X, Y, Z], turned in plane and flipped."""
-    missing = [max(new - old, 0) for new, old in zip(size, image.shape, strict=True)]
-    pads = [(n // 2, n - n // 2) for n in missing]
-    arrays: list[Any] = [image] if label is None else [image, label]
-    arrays = [np.pad(array, pads) for array in arrays]
-    shape = arrays[0].shape
-    starts = [rng.integers(0, old - new + 1) for new, old in zip(size, shape, strict=True)]
-    crop = tuple(slice(start, start + new) for start, new in zip(starts, size, strict=True))
-    arrays = _turn_and_flip([array[crop] for array in arrays], rng)
-    return arrays[0], None if label is None else arrays[1]
-
-
 def strong_volume(image: Array, rng: Rng) -> Array:
     """Apply a random bias field and gamma to `image` [X, Y, Z], and a blur half the time."""
     if rng.random() < 0.8:
@@ -322,57 +273,24 @@ def bias_field(shape: Sequence[int], coefficients: NDArray[np.float64]) -> NDArr
     return np.exp(field)
 
 
-def _turn_and_flip(arrays: list[Any], rng: Rng) -> list[Any]:
-    turns, axis = rng.integers(0, 4), rng.integers(0, 2)
-    if arrays[0].shape[0] != arrays[0].shape[1]:
-        turns -= turns % 2
-    return [np.flip(np.rot90(array, turns), axis).copy() for array in arrays]
-
-
 class PublishedLoop:
-    """The baseline on the data, batch sizes and frame of `run`; each call is one training step."""
+    """Trains the baseline on the batches of `run`; each call is one step."""
 
     def __init__(self, run: Run, dense: bool) -> None:
         config, task = run.checkpoint.config, run.method.task
-        self.store, self.size, self.dims = run.store, config.data.frame.size, task.dims
-        self.counts = config.data.labeled_batch_size, config.data.unlabeled_batch_size
-        self.labeled, self.unlabeled = (
-            self._items(run.checkpoint.split.cases(run.store, part))
-            for part in ("labeled", "unlabeled")
-        )
         threshold = config.methods["crkd"]["confidence"]
         method = Published(task.network(), task.dims, task.classes, threshold, dense=dense)
-        self.method = method.to(run.device).train()
+        self.loader, self.method, self.number = run.loader, method.to(run.device).train(), 0
         self.optimizer = torch.optim.SGD(
-            self.method.parameters(), config.train.lr, momentum=0.9, weight_decay=1e-4
+            method.parameters(), config.train.lr, momentum=0.9, weight_decay=1e-4
         )
-        self.device, self.rng = run.device, np.random.default_rng(0)
 
     def __call__(self) -> float:
-        pairs = [self._sample(self.labeled) for _ in range(self.counts[0])]
-        weak = [self._sample(self.unlabeled)[0] for _ in range(self.counts[1])]
-        strengthen = (strong_slice, strong_volume)[self.dims - 2]
-        strong = [strengthen(image, self.rng) for image in weak]
-        label = torch.from_numpy(np.stack([label for _, label in pairs])).long().to(self.device)
-        views = [self._batch(images) for images in ([image for image, _ in pairs], weak, strong)]
-        total = self.method.losses(views[0], label, *views[1:])["total"]
+        batch = self.loader.batch(self.loader.read(self.number), self.number)
+        self.number += 1
+        labeled, views = batch.labeled, require_unlabeled(batch.unlabeled)
+        losses = self.method.losses(labeled.image, labeled.label, views.weak, views.strong[0])
         self.optimizer.zero_grad()
-        total.backward()
+        losses["total"].backward()
         self.optimizer.step()
-        return total.item()  # waits for a GPU
-
-    def _items(self, cases: list[str]) -> list[tuple[str, int | None]]:
-        if self.store.spec.dims == self.dims:
-            return [(case, None) for case in cases]
-        return [(case, z) for case in cases for z in range(self.store.cases[case].shape[0])]
-
-    def _sample(self, items: list[tuple[str, int | None]]) -> tuple[Any, Any]:
-        case, z = items[self.rng.integers(len(items))]
-        image = self.store.image(case)[0]
-        label = self.store.label(case) if items is self.labeled else None
-        if z is None:
-            return weak_volume(image, label, self.size, self.rng)
-        return weak_slice(image[z], None if label is None else label[z], self.size, self.rng)
-
-    def _batch(self, images: list[Any]) -> Tensor:
-        return torch.from_numpy(np.stack(images)).float().unsqueeze(1).to(self.device)
+        return float(losses["total"])  # waits for a GPU

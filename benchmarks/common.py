@@ -57,15 +57,15 @@ def read_json(file: Path) -> Any:
 
 
 def write_json(tree: dict[str, Any], file: Path) -> None:
-    """Write `tree` with one top-level entry, or one item of a top-level list, per line."""
-    lines = []
+    """Write `tree` with one entry per line, of a list one item per line."""
+    entries = []
     for key, value in tree.items():
         text = json.dumps(value, ensure_ascii=False)
-        if isinstance(value, list) and value:
-            items = ",\n  ".join(json.dumps(item, ensure_ascii=False) for item in value)
-            text = f"[\n  {items}\n ]"
-        lines.append(f" {json.dumps(key)}: {text}")
-    write_text("{\n" + ",\n".join(lines) + "\n}\n", file)
+        if isinstance(value, list):
+            items = [json.dumps(item, ensure_ascii=False) for item in value]
+            text = "[\n  " + ",\n  ".join(items) + "\n ]"
+        entries.append(f" {json.dumps(key)}: {text}")
+    write_text("{\n" + ",\n".join(entries) + "\n}\n", file)
 
 
 def write_text(text: str, file: Path) -> None:
@@ -73,9 +73,9 @@ def write_text(text: str, file: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def link(name: str) -> str:
+def link(name: str, text: str = "") -> str:
     """Return a Markdown link from docs/ to a file in benchmarks/results."""
-    return f"[{name}](../benchmarks/results/{name})"
+    return f"[{text or name}](../benchmarks/results/{name})"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,18 +1,17 @@
-"""What the benchmarks run on: synthetic stores in the shapes of the real ones, or the real ones.
+"""What the benchmarks run on: synthetic stores in the shapes of ACDC and LA.
 
 The synthetic cases are the hearts and atria of the demonstration, resampled to the shape of an
 ACDC volume and of an LA scan.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import zoom
 
 from crkd_cli.data.splits import Split, split_file, write_split
@@ -28,10 +27,6 @@ HEART = ("background", "right ventricle", "myocardium", "left ventricle")
 SPECS = {
     "acdc": DatasetSpec("acdc", "acdc", HEART, 1, "mr", 3, "minmax"),
     "la": DatasetSpec("la", "la", ("background", "left atrium"), 1, "mr", 3, "zscore", z_last=True),
-}
-MAKERS: dict[str, Callable[[int], tuple[NDArray[Any], NDArray[np.uint8]]]] = {
-    "acdc": short_axis,
-    "la": atrium,
 }
 
 
@@ -50,12 +45,14 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The data root with the stores `acdc` and `la`, and a folder for runs."""
+    """The synthetic stores `acdc` and `la` in a folder, where runs may write too."""
 
-    data_root: Path
     scratch: Path
     sizes: Sizes = Sizes()
-    labeled: tuple[str, str] = ("3", "4")  # of acdc and la, as --labeled takes it
+
+    @property
+    def data_root(self) -> Path:
+        return self.scratch / "data"
 
     def store(self, name: str) -> Store:
         return Store(self.data_root / "prepared" / name)
@@ -68,39 +65,31 @@ class Inputs:
         batch: int | None = None,
         method: str = "crkd",
     ) -> Run:
-        """Build a training run as `crkd train` would start it, with every term at full weight."""
-        is_2d = name == "acdc"
-        if is_2d:
-            frame = f"resize: {list(size or self.sizes.image)}"
-            batch = batch or self.sizes.images
-        else:
-            frame = f"patch: {list(size or self.sizes.patch)}"
-            batch = batch or self.sizes.patches
+        """Build a training run as `crkd train` would start it, by default as published."""
+        kind = {"acdc": "resize", "la": "patch"}[name]
+        size = size or {"acdc": self.sizes.image, "la": self.sizes.patch}[name]
+        batch = batch or {"acdc": self.sizes.images, "la": self.sizes.patches}[name]
         settings = [
-            f"data.frame={{{frame}}}",
+            f"data.frame={{{kind}: {list(size)}}}",
             f"data.labeled_batch_size={batch}",
             f"data.unlabeled_batch_size={batch}",
-            "methods.crkd.rampup=0",
+            "methods.crkd.rampup=0",  # every term at full weight
             *sets,
         ]
-        request = Request(
-            dataset=name,
-            labeled=self.labeled[0 if is_2d else 1],
-            method=method,
-            config=packaged_folder("configs") / f"{name}.yaml",
-            split=None,
-            out=self.scratch / f"run-{len(list(self.scratch.iterdir()))}",
-            sets=settings,
-            data_root=self.data_root,
+        out = self.scratch / f"run-{len(list(self.scratch.iterdir()))}"
+        config = packaged_folder("configs") / f"{name}.yaml"
+        labeled = str(LABELED)
+        return start(
+            plan(Request(name, labeled, method, config, None, out, settings, self.data_root))
         )
-        return start(plan(request))
 
 
 def synthetic(scratch: Path, sizes: Sizes = Sizes()) -> Inputs:
-    """Write both synthetic stores under `scratch`."""
-    for name, shape in (("acdc", sizes.acdc), ("la", sizes.la)):
-        _write_store(scratch / "data" / "prepared" / name, SPECS[name], shape, MAKERS[name])
-    return Inputs(scratch / "data", scratch, sizes, (str(LABELED), str(LABELED)))
+    """Write both stores under `scratch`."""
+    inputs = Inputs(scratch, sizes)
+    _write_store(inputs.data_root / "prepared" / "acdc", SPECS["acdc"], sizes.acdc, short_axis)
+    _write_store(inputs.data_root / "prepared" / "la", SPECS["la"], sizes.la, atrium)
+    return inputs
 
 
 def _write_store(root: Path, spec: DatasetSpec, shape: Sequence[int], make: Any) -> None:
@@ -120,10 +109,8 @@ def _write_store(root: Path, spec: DatasetSpec, shape: Sequence[int], make: Any)
         np.save(root / "images" / f"{case}.npy", image[None])
         np.save(root / "labels" / f"{case}.npy", zoom(label, factors, order=0))
         intensity = {"min": 0.0, "max": 1.0, "mean": 0.5, "std": 0.3}
-        spacing, digest = (1.0, 1.0, 1.0), "0" * 64
-        cases.append(
-            CaseInfo(case, case, tuple(shape), spacing, f"{case}.h5", digest, digest, intensity)
-        )
+        facts = (case, case, tuple(shape), (1.0, 1.0, 1.0), f"{case}.h5", "0" * 64, "0" * 64)
+        cases.append(CaseInfo(*facts, intensity))
     index = Index(RECIPE, spec, tuple(cases))
     (root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)), encoding="utf-8")
     ids = tuple(case.id for case in cases)

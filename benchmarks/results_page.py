@@ -9,7 +9,7 @@ every other setting.
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -19,9 +19,7 @@ from benchmarks.common import RESULTS, ROOT, link, read_json, table, write_text
 PAGE = ROOT / "docs" / "results.md"
 PLACEHOLDER = re.compile(r"^<!-- results: (.+) -->$", flags=re.MULTILINE)
 SEED = re.compile(r" --set train\.seed=\d+")
-# Files that are not records of a run.
-OTHER_FILES = ("speed-", "labels-", "methods-", "check-", "statistics-")
-CHECKPOINTS = {"best.pth": "best on val", "last.pth": "last"}
+OTHER_FILES = ("speed-", "labels-", "methods-", "check-", "statistics-")  # not records of a run
 VALIDATION_STEPS = 10  # shown at most
 Record = dict[str, Any]
 
@@ -32,173 +30,110 @@ def main() -> None:
 
 def page(folder: Path) -> str:
     """Return the page for the records and the about.md in `folder`."""
-    groups = read_records(folder)
+    sections = {key: section(records) for key, records in read_records(folder).items()}
     text = (folder / "about.md").read_text(encoding="utf-8")
-    others = [key for key in sorted(groups) if key not in PLACEHOLDER.findall(text)]
-
-    def fill(placeholder: re.Match[str]) -> str:
-        key = placeholder[1]
-        if key == "others":
-            return "\n".join(
-                f"## {heading(groups[key][0])}\n\n{section(groups[key])}" for key in others
-            )
-        return section(groups[key]) if key in groups else "No run of this setting is recorded."
-
-    return PLACEHOLDER.sub(fill, text).rstrip() + "\n"
+    others = sorted(sections.keys() - PLACEHOLDER.findall(text))
+    sections["others"] = "\n".join(f"## {key} steps\n\n{sections[key]}" for key in others)
+    return PLACEHOLDER.sub(lambda match: sections.get(match[1], ""), text).rstrip() + "\n"
 
 
 def read_records(folder: Path) -> dict[str, list[Record]]:
-    """Return the records by setting, each list sorted by label, seed and checkpoint."""
+    """Return the records by setting, each list sorted by label, seed and file."""
     groups: dict[str, list[Record]] = defaultdict(list)
     for file in sorted(folder.glob("*.json")):
-        if file.name.startswith(OTHER_FILES):
-            continue
-        record = {**read_json(file), "file": file.name}
-        setting = record["setting"]
-        frame = "x".join(map(str, setting["frame"]))
-        key = f"{setting['dataset']} {setting['labeled']} {frame} {setting['steps']}"
-        groups[key].append(record)
+        if not file.name.startswith(OTHER_FILES):
+            record = {**read_json(file), "file": file.name}
+            dataset, labeled, frame, steps = record["setting"].values()
+            groups[f"{dataset} {labeled} {'x'.join(map(str, frame))} {steps}"].append(record)
     for records in groups.values():
         records.sort(key=lambda record: (record["label"], record["seed"], record["file"]))
     return groups
 
 
-def heading(record: Record) -> str:
-    setting = record["setting"]
-    frame = " × ".join(map(str, setting["frame"]))
-    return (
-        f"{setting['dataset']}, {setting['labeled']} labeled, {frame}, {setting['steps']:,} steps"
-    )
-
-
 def section(records: list[Record]) -> str:
     """Return the tables of one setting: test scores, validation scores, and how it was run."""
-    parts = []
-    if shared := shared_overrides(records):
-        settings = ", ".join(f"`{key}` {value}" for key, value in shared.items())
-        dataset = records[0]["setting"]["dataset"]
-        parts.append(f"All runs differ from `configs/{dataset}.yaml` in: {settings}.\n")
     scored: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         scored[record["evaluation"]["protocol"], record["evaluation"]["part"]].append(record)
-    parts += [scores(scored[key]) for key in sorted(scored)]
-    parts += [validation(records), circumstances(records), notes(records)]
-    return "\n".join(filter(None, parts))
-
-
-def shared_overrides(records: list[Record]) -> dict[str, Any]:
-    """Return the settings, except those of a method, that all `records` override alike."""
-    shared = dict(records[0]["overrides"])
-    for record in records:
-        others = record["overrides"]
-        shared = {k: v for k, v in shared.items() if k in others and others[k] == v}
-    return {key: value for key, value in shared.items() if not key.startswith("methods.")}
+    parts = [scores(scored[key]) for key in sorted(scored)]
+    return "\n".join([*parts, validation(records), circumstances(records), notes(records)])
 
 
 def scores(records: list[Record]) -> str:
     """Return a row for each record of one protocol and part, and the means over seeds."""
     evaluation = records[0]["evaluation"]
     names = [name for name in evaluation["scores"] if name != "mean"]
-    distances = [m for m in evaluation["scores"]["mean"] if re.match("hd95|assd|asd", m)]
+    metrics = ["jaccard", *(m for m in evaluation["scores"]["mean"] if re.match("hd95|as", m))]
     rows, seeds = [], defaultdict(list)
     for record in records:
-        tree = record["evaluation"]["scores"]
+        tree, label = record["evaluation"]["scores"], record["label"]
+        checkpoint = record["evaluation"]["checkpoint"].removesuffix(".pth")
         _, low, high = tree["mean"]["dice"]
-        values = [_percent(tree[name]["dice"][0]) for name in ("mean", *names)]
-        values += [_percent(tree["mean"]["jaccard"][0])]
-        values += [tree["mean"][metric][0] for metric in distances]
-        checkpoint = record["evaluation"]["checkpoint"]
-        checkpoint = CHECKPOINTS.get(checkpoint, checkpoint)
-        seeds[record["label"], checkpoint].append(values)
-        first, *others = map(_number, values)
-        interval = f"{100 * low:.1f} to {100 * high:.1f}"
-        label, seed = record["label"], str(record["seed"])
-        rows.append(
-            [label, seed, checkpoint, f"**{first}**", interval, *others, link(record["file"])]
-        )
+        values = [percent(tree[name]["dice"][0]) for name in ("mean", *names)]
+        for metric in metrics:
+            value = tree["mean"][metric][0]
+            values.append(percent(value) if metric == "jaccard" else value)
+        seeds[label, checkpoint].append(values)
+        row = [label, str(record["seed"]), checkpoint, f"{100 * low:.1f} to {100 * high:.1f}"]
+        rows.append([*row, *map(number, values), link(record["file"], "file")])
     for (label, checkpoint), several in seeds.items():
         if len(several) > 1:
-            first, *others = (_spread(column) for column in zip(*several, strict=True))
-            count = f"{len(several)} seeds"
-            rows.append([label, count, checkpoint, f"**{first}**", "± SD of seeds", *others, ""])
-    head = ["run", "seed", "checkpoint", "Dice %", "95 % CI", *names, "Jaccard %"]
-    head += [f"{m.partition('_')[0].upper()} {m.partition('_')[2]}" for m in distances]
-    interval = evaluation["interval"].removeprefix("95 %, ")
-    title = (
-        f"**{evaluation['protocol']} protocol, {evaluation['part']}, {evaluation['cases']} cases**"
-    )
-    return f"{title} (intervals: {interval})\n\n{table([*head, 'file'], rows)}"
+            spreads = map(spread, zip(*several, strict=True))
+            rows.append([label, f"{len(several)} seeds", checkpoint, "± SD", *spreads, ""])
+    head = ["run", "seed", "checkpoint", "95 % CI", "Dice %", *names, "Jaccard %"]
+    head += [re.sub(r"(.+)_", lambda m: f"{m[1].upper()} ", metric) for metric in metrics[1:]]
+    title = f"**{evaluation['protocol']} protocol, {evaluation['part']}, "
+    title += f"{evaluation['cases']} cases** ({evaluation['interval']})"
+    return f"{title}\n\n{table([*head, 'record'], rows)}"
 
 
 def validation(records: list[Record]) -> str:
-    """Return the Dice of the validation cases during training, for one row a run."""
+    """Return the Dice of the validation cases during training, with one row for each run."""
     runs = {(r["label"], r["seed"]): r["validation"] for r in records if r["validation"]}
-    if not runs:
-        return ""
-    steps = [
-        step for step in next(iter(runs.values())) if all(step in run for run in runs.values())
-    ]
-    stride = -(-len(steps) // VALIDATION_STEPS)
+    steps = [s for s in next(iter(runs.values()), {}) if all(s in run for run in runs.values())]
+    stride = -(-len(steps) // VALIDATION_STEPS) or 1
     steps = steps[::-1][::stride][::-1]  # with the last one
     rows = []
     for (label, seed), run in runs.items():
-        rows.append([label, str(seed), *(f"{run[step]:.1f}" for step in steps)])
-    head = ["run", "seed", *(f"{int(step):,}" for step in steps)]
-    return f"Dice (%) of the validation cases by step:\n\n{table(head, rows)}"
+        rows.append([label, str(seed), *(number(run[step]) for step in steps)])
+    head = ["run", "seed", *(f"step {int(step):,}" for step in steps)]
+    return f"Dice % of the validation cases:\n\n{table(head, rows)}"
 
 
 def circumstances(records: list[Record]) -> str:
-    """Return where and how long each run was trained, and the commands."""
-    runs: dict[str, dict[int, Record]] = defaultdict(dict)
+    """Return where and how long each run was trained, and the commands, once for all seeds."""
+    rows, commands = {}, defaultdict(list)
     for record in records:
-        runs[record["label"]][record["seed"]] = record
-    rows, commands = [], []
-    for label, by_seed in runs.items():
-        several = list(by_seed.values())
-        columns = [
-            [str(seed) for seed in by_seed],
-            [record["commit"] for record in several],
-            [f"{record['machine']}; {record['device']}" for record in several],
-            [record["versions"]["torch"] for record in several],
-        ]
-        cells = [", ".join(dict.fromkeys(column)) for column in columns]
-        for key in ("seconds", "steps_per_second"):
-            cells += [", ".join(_number(record[key]) for record in several)]
-        rows.append([label, *cells])
-        commands += [f"# {label}", *merge_seeds(by_seed)]
-    head = ["run", "seeds", "commit", "machine", "torch", "seconds", "steps/s"]
-    return table(head, rows) + "\n```\n" + "\n".join(commands) + "\n```\n"
-
-
-def merge_seeds(by_seed: dict[int, Record]) -> list[str]:
-    """Return the commands of some runs, once for all that differ only in the seed."""
-    commands: dict[str, list[str]] = defaultdict(list)
-    for record in by_seed.values():
-        commands[SEED.sub("", record["command"])].append(record["command"])
-    merged = []
-    for several in commands.values():
-        longest = max(several, key=len)  # the one of the default seed does not name it
-        merged.append(longest if len(several) == 1 else SEED.sub(" --set train.seed=SEED", longest))
-    return merged
+        where = f"{record['machine']}; {record['device']}"
+        cells = [record["label"], str(record["seed"]), record["commit"], where]
+        times = [number(record["seconds"]), number(record["steps_per_second"])]
+        rows[tuple(cells)] = [*cells, record["versions"]["torch"], *times]
+        commands[record["label"], SEED.sub("", record["command"])].append(record)
+    lines = []
+    for (label, _), several in commands.items():
+        command = max((record["command"] for record in several), key=len)
+        seeds = dict.fromkeys(str(record["seed"]) for record in several)
+        if len(seeds) > 1:
+            command = SEED.sub(" --set train.seed=SEED", command)
+        lines.append(f"# {label}, seed {', '.join(seeds)}\n{command}")
+    head = ["run", "seed", "commit", "machine", "torch", "seconds", "steps/s"]
+    return table(head, list(rows.values())) + "\n```\n" + "\n".join(lines) + "\n```\n"
 
 
 def notes(records: list[Record]) -> str:
-    lines = {}
-    for record in records:
-        if record["note"]:
-            lines[f"- {record['label']}, seed {record['seed']}: {record['note']}."] = None
-    return "\n".join([*lines, ""]) if lines else ""
+    lines = [f"- {r['label']}, seed {r['seed']}: {r['note']}.\n" for r in records if r["note"]]
+    return "".join(dict.fromkeys(lines))
 
 
-def _percent(value: float | None) -> float | None:
+def percent(value: float | None) -> float | None:
     return None if value is None else 100 * value
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def _spread(values: Sequence[float | None]) -> str:
+def spread(values: Iterable[float | None]) -> str:
     known = [value for value in values if value is not None]
     return f"{mean(known):.1f} ± {stdev(known):.1f}" if len(known) > 1 else "–"
 

@@ -1,245 +1,258 @@
-"""Measure the speed of crkd beside the published way of working, on the same work.
+"""Measure the speed of crkd beside the published way of working, and the cost of every method.
 
-    python -m benchmarks.speed [--rows step-acdc,case] [--data-root DIR] [--out FILE]
+    python -m benchmarks.speed [--methods] [--out FILE]
 
-Writes benchmarks/results/speed-MACHINE.json. With --rows, the other rows of that file are kept.
-A row has the medians of the repeats in seconds, or a single value with its unit.
+Writes benchmarks/results/speed-MACHINE.json, with --methods methods-MACHINE.json.
 """
 
 import argparse
 import ctypes
 import gc
+import math
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks import baseline
-from benchmarks.common import RESULTS, environment, read_json, slug, write_json
-from benchmarks.inputs import Inputs, synthetic
+from benchmarks.common import RESULTS, environment, slug, write_json
+from benchmarks.inputs import LABELED, Inputs, synthetic
 from crkd_cli.config import Frame
-from crkd_cli.errors import CrkdError
 from crkd_cli.inference.inferer import Inferer, Protocol
+from crkd_cli.methods import METHODS
 from crkd_cli.metrics.overlap import confusion, dice, jaccard
 from crkd_cli.metrics.surface import surface
-from crkd_cli.runtime.device import (
-    describe,
-    keep_freed_memory,
-    pick_device,
-    pick_precision,
-    precision_name,
-)
+from crkd_cli.runtime.device import describe, keep_freed_memory, pick_device, pick_precision
 from crkd_cli.training.loop import Run, train
 
 Row = dict[str, Any]
+Work = Callable[[], object]
 CRKD = [sys.executable, "-m", "crkd_cli"]
-# Steps that are timed at once: a GPU works behind the host.
-BLOCK = {"cpu": 1, "cuda": 50}
+BLOCK = {"cpu": 1, "cuda": 50}  # steps that are timed at once: a GPU works behind the host
 REPEATS = 3
-TRAINING_STEPS = 60  # of the network that segments the case: it predicts an atrium, not noise
+SMALL = (64, 64, 48)  # a patch, for what does not need the published size
+COST_BATCH, COST_REPEATS = {"acdc": 4, "la": 2}, 7
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", default=",".join(ROWS), help="default: %(default)s")
-    parser.add_argument("--data-root", type=Path, help="default: synthetic cases")
+    parser.add_argument("--methods", action="store_true", help="measure the cost of methods")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    begin = time.perf_counter()
-    device = pick_device()
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    with tempfile.TemporaryDirectory(prefix="crkd-bench-") as folder:
+        record = measure(synthetic(Path(folder)), costs if args.methods else speeds)
+    name = f"{'methods' if args.methods else 'speed'}-{slug(record['machine'])}.json"
+    write_json(record, args.out or RESULTS / name)
+
+
+def measure(inputs: Inputs, rows: Callable[[Inputs], Iterator[Row]]) -> dict[str, Any]:
+    """Return a record of the machine, the command and the `rows`, which are printed on the way."""
+    begin, device = time.perf_counter(), pick_device()
     record = environment() | {
         "command": " ".join(["python -m benchmarks.speed", *sys.argv[1:]]),
         "device": describe(device, pick_precision("auto", device)),
-        "inputs": "real cases" if args.data_root else "synthetic cases",
         "note": "",
+        "rows": [],
     }
-    out = args.out or RESULTS / f"speed-{slug(gpu or record['machine'])}.json"
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="crkd-bench-") as folder:
-        scratch = Path(folder)
-        inputs = Inputs(args.data_root, scratch) if args.data_root else synthetic(scratch)
-        try:
-            for name in args.rows.split(","):
-                for row in ROWS[name](inputs):
-                    rows.append(row)
-                    print(f"{time.perf_counter() - begin:4.0f} s  {row}", file=sys.stderr)
-        except CrkdError as error:
-            sys.exit(f"error: {error}")
-    record |= {"seconds": round(time.perf_counter() - begin), "rows": rows}
-    if out.is_file() and args.rows != parser.get_default("rows"):
-        record = merged(read_json(out), record)
-    write_json(record, out)
+    if device.type == "cuda":
+        record["machine"] = torch.cuda.get_device_name(device)
+    for row in rows(inputs):
+        print(f"{time.perf_counter() - begin:4.0f} s  {row}", file=sys.stderr, flush=True)
+        record["rows"].append(row)
+    return record | {"seconds": round(time.perf_counter() - begin)}
 
 
-def merged(old: Row, new: Row) -> Row:
-    """Return the record `old` with its rows replaced by those that were measured later."""
-    later = {row["work"]: row for row in new["rows"]}
-    rows = [later.pop(row["work"], row) for row in old["rows"]] + list(later.values())
-    works = ", ".join(row["name"] for row in new["rows"])
-    note = f"Measured later: {works} (`{new['command']}`, commit {new['commit']}, {new['date']})."
-    return old | {"rows": rows, "note": f"{old['note']} {note}".strip()}
+def speeds(inputs: Inputs) -> Iterator[Row]:
+    yield from step(inputs, "acdc")
+    yield from step(inputs, "la")
+    yield from case(inputs)
+    yield from metrics(inputs)
+    yield start("crkd --help", "--help", 5)
+    words = f"train --dataset la --labeled {LABELED} --method supervised"
+    words += " --set data.frame={patch:[48,48,48]} --set train.steps=1"
+    words += f" --data-root {inputs.data_root} --out {inputs.scratch}/start"
+    yield start("crkd train of one step on small patches of LA", words)
 
 
 def step(inputs: Inputs, name: str) -> Iterator[Row]:
-    """A training step of CRKD with its data, the baseline's step, and the wait for data."""
-    device = pick_device()
-    block = BLOCK[device.type]
-    steps = f"train.steps={(REPEATS + 1) * block}"
-    run = inputs.run(name, steps, f"train.log_every={block}", "train.save_minutes=1000")
-    data = run.checkpoint.config.data
+    """Time a training step of CRKD with its data, the baseline's step, and the wait for data."""
+    run = inputs.run(name, *timing((REPEATS + 1) * BLOCK[pick_device().type]))
+    data, device = run.checkpoint.config.data, run.device
     kept = baseline.dense_bytes(data.labeled_batch_size, data.frame.size)
     dense = device.type == "cuda" and 1.5 * kept + 4e9 < torch.cuda.mem_get_info(device)[0]
-    seconds, waiting, crkd_gb = crkd_steps(run)
+    logged, crkd_gb = crkd_steps(run)
     loop = baseline.PublishedLoop(run, dense)
-    baseline_gb = peak_gb(loop, ours=False)  # also warms up
-    baseline_s = median(clock(loop) for _ in range(REPEATS - 1))
-    projected = f"only its 256 samples; all pixels would keep {kept / 1e9:.1f} GB for the gradient"
+    default_malloc()
+    baseline_gb = peak_gb(loop)  # the first step warms up
+    baseline_s = median(clock(loop) for _ in range(REPEATS))
+    keep_freed_memory()
     size = "×".join(map(str, data.frame.size))
-    batch = f"{data.labeled_batch_size} + {data.unlabeled_batch_size}"
+    projected = f"only its 256 samples; all pixels would keep {kept / 1e9:.1f} GB"
     yield {
-        "name": f"step-{name}",
-        "work": f"CRKD step, {name.upper()} {size}, {batch}",
+        "work": f"CRKD step, {name.upper()} {size}, batch {data.labeled_batch_size} + "
+        f"{data.unlabeled_batch_size}",
         "baseline_s": baseline_s,
-        "crkd_s": median(seconds),
+        "crkd_s": median(1.0 / values["steps_per_second"] for values in logged),
         "baseline_gb": baseline_gb,
         "crkd_gb": crkd_gb,
         "note": f"the baseline projects {'every pixel, as published' if dense else projected}",
     }
-    work = f"{name.upper()}, share of a step spent waiting for data"
-    yield {"name": f"waiting-{name}", "work": work, "value": 100 * median(waiting), "unit": "%"}
+    waiting = 100 * median(values["waiting"] for values in logged)
+    yield {"work": f"{name.upper()} step waiting for data", "value": waiting, "unit": "%"}
 
 
-def crkd_steps(run: Run) -> tuple[list[float], list[float], float | None]:
-    """Train, and return the seconds of a step and its wait for data by block, and the peak GB."""
+def timing(steps: int) -> tuple[str, ...]:
+    """Return the settings of a run of `steps` that is logged after every block."""
+    block = BLOCK[pick_device().type]
+    return f"train.steps={steps}", f"train.log_every={block}", "train.save_minutes=1000"
+
+
+def crkd_steps(run: Run) -> tuple[list[dict[str, float]], float]:
+    """Train; return what was logged, without the first block, and the peak memory in GB."""
     logged: list[dict[str, float]] = []
     run.val = []
-    crkd_gb = peak_gb(lambda: train(run, lambda step, values: logged.append(values)))
-    logged = [values for values in logged if values][1:]  # the first block warms up
-    seconds = [1.0 / values["steps_per_second"] for values in logged]
-    return seconds, [values["waiting"] for values in logged], crkd_gb
+    gb = peak_gb(lambda: train(run, lambda step, values: logged.append(values)))
+    return [values for values in logged if values][1:], gb
 
 
 def case(inputs: Inputs) -> Iterator[Row]:
-    """Inference of a scan: published windows, crkd at the same ones, its default, and MONAI."""
-    sizes, device = inputs.sizes, pick_device()
-    half = tuple(side // 2 for side in sizes.patch)
-    sets = (f"train.steps={TRAINING_STEPS}", "train.save_minutes=1000")
-    run = inputs.run("la", *sets, size=[side // 32 * 16 for side in sizes.patch], method="supervised")
-    run.val = []
+    """Time the inference of a scan: published windows beside the baseline, crkd's beside MONAI."""
+    sizes = inputs.sizes
+    # A network that has learned a little: it predicts an atrium, not noise.
+    small = [min(pair) for pair in zip(SMALL, sizes.patch, strict=True)]
+    run = inputs.run("la", "train.steps=60", size=small, method="supervised")
     train(run, lambda step, values: None)
     network = run.method.predictor.eval()
-    image, _ = first_test_case(inputs)
-    precision = pick_precision("auto", device)
+    image = np.array(inputs.store("la").image("case0")[0])
     frame = Frame(patch=sizes.patch, stride=sizes.stride)
-    labels: dict[str, NDArray[np.uint8]] = {}
+    labels: dict[str, Any] = {}
+
+    def ours(protocol: Protocol) -> None:
+        inferer = Inferer(network, frame, run.store.spec, run.device, run.precision, protocol)
+        labels["crkd"] = inferer(image[None])
 
     def published() -> None:
         p = baseline.window_probabilities(network, image, sizes.patch, sizes.stride, 2)
-        labels["published"] = p.argmax(0).astype(np.uint8)
+        labels["other"] = p.argmax(0)
 
-    def ours(protocol: Protocol) -> None:
-        inferer = Inferer(network, frame, inputs.store("la").spec, device, precision, protocol)
-        labels[protocol] = inferer(image[None])
-
+    @torch.inference_mode()
     def monai() -> None:
-        labels["monai"] = monai_labels(network, image, sizes.patch, device)
+        from monai.inferers import sliding_window_inference
 
-    ours("strict")  # warms up
+        x = torch.from_numpy(image)[None, None].to(run.device)
+        logits = sliding_window_inference(x, sizes.patch, 2, network, 0.5, "gaussian")
+        labels["other"] = logits.argmax(1)[0].cpu().numpy()
+
     name = f"LA case {'×'.join(map(str, image.shape))}"
-    stride, default = ("×".join(map(str, side)) for side in (sizes.stride, half))
-    rows = (
-        (f"{name}, published stride {stride}", published, "paper"),
-        (f"{name}, published stride {stride} and crkd's default of {default}", published, "strict"),
-        (f"{name}, stride {default}, beside MONAI", monai, "strict"),
-    )
-    for work, other, protocol in rows:
-        row = timed(f"case-{protocol}", work, other, lambda protocol=protocol: ours(protocol))
-        overlap = agreement(labels["monai" if other is monai else "published"], labels[protocol])
-        yield row | {"note": f"the Dice of the two label maps is {overlap:.4f}"}
-
-
-def monai_labels(
-    network: torch.nn.Module, image: NDArray[Any], patch: tuple[int, ...], device: torch.device
-) -> NDArray[np.uint8]:
-    from monai.inferers import sliding_window_inference
-
-    with torch.inference_mode():
-        x = torch.from_numpy(image)[None, None].to(device)
-        p = sliding_window_inference(
-            x, patch, 2, lambda x: network(x).softmax(1), overlap=0.5, mode="gaussian"
-        )
-    return p.argmax(1)[0].cpu().numpy().astype(np.uint8)
+    for work, other, protocol in (
+        (f"{name}, published stride {'×'.join(map(str, sizes.stride))}", published, "paper"),
+        (f"{name}, stride of half a patch; baseline: MONAI in fp32", monai, "strict"),
+    ):
+        times = timed(other, lambda protocol=protocol: ours(protocol))
+        same = dice(confusion(labels["crkd"], labels["other"].astype(np.uint8), 2))[1]
+        yield {"work": work, **times, "note": f"Dice of the two label maps {same:.4f}"}
 
 
 def metrics(inputs: Inputs) -> Iterator[Row]:
-    """The scores of a class of a case, beside medpy and MONAI."""
-    truth = first_test_case(inputs)[1] == 1
-    prediction = np.roll(truth, (2,) * truth.ndim, range(truth.ndim))
-    prediction[tuple(slice(side // 2, side // 2 + side // 12) for side in truth.shape)] = False
+    """Time the scores of a case: its label moved by two voxels against itself."""
+    truth = np.array(inputs.store("la").label("case0"))
+    moved = np.roll(truth, (2, 2, 2), (0, 1, 2))
 
     def ours() -> None:
-        voxels = confusion(prediction.astype(np.uint8), truth.astype(np.uint8), 2)
-        dice(voxels), jaccard(voxels), surface(prediction, truth, (1.0,) * truth.ndim, 2.0)
+        voxels = confusion(moved, truth, 2)
+        dice(voxels), jaccard(voxels), surface(moved == 1, truth == 1, (1.0, 1.0, 1.0), 2.0)
 
-    def monai() -> None:
-        from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
-
-        pair = [torch.from_numpy(mask)[None, None].float() for mask in (prediction, truth)]
-        compute_hausdorff_distance(*pair, include_background=True, percentile=95)
-        compute_average_surface_distance(*pair, include_background=True, symmetric=True)
-
-    work = f"scores of an LA case {'×'.join(map(str, truth.shape))}"
-    row = timed("metrics", work, lambda: baseline.medpy_scores(prediction, truth), ours)
-    yield row | {"note": "medpy: dc, jc, hd95 and asd; crkd: these, assd and nsd"}
-    row = timed("metrics-monai", f"{work}, beside MONAI", monai, ours)
-    yield row | {"note": "MONAI: hd95 and the symmetric mean distance; crkd: all six scores"}
+    times = timed(lambda: baseline.medpy_scores(moved == 1, truth == 1), ours)
+    work = f"scores of an LA case {'×'.join(map(str, truth.shape))}; baseline: medpy"
+    yield {"work": work, **times, "note": "medpy: Dice, Jaccard, HD95, ASD; crkd: also ASSD, NSD"}
 
 
-def starts(inputs: Inputs) -> Iterator[Row]:
-    """The time of crkd --help, and of crkd train until its first step."""
+def start(work: str, words: str, repeats: int = 1) -> Row:
+    """Time a command from its start to its end."""
 
-    def ask() -> None:
-        subprocess.run([*CRKD, "--help"], check=True, stdout=subprocess.DEVNULL)
+    def command() -> None:
+        subprocess.run([*CRKD, *words.split()], check=True, capture_output=True)
 
-    value = median(clock(ask) for _ in range(5))
-    yield {"name": "start-help", "work": "crkd --help", "value": value, "unit": "s"}
-    value = median(clock(lambda n=n: first_step(inputs, n)) for n in range(REPEATS))
-    work = "crkd train on prepared LA, until its first step"
-    yield {"name": "start-train", "work": work, "value": value, "unit": "s"}
+    return {"work": work, "value": median(clock(command) for _ in range(repeats)), "unit": "s"}
 
 
-def first_step(inputs: Inputs, number: int) -> None:
-    """Start a training on small patches and return once its first step is logged."""
-    out = inputs.scratch / f"start-{number}"
-    words = f"--dataset la --labeled {inputs.labeled[1]} --set data.frame={{patch:[48,48,48]}}"
-    for setting in ("data.labeled_batch_size", "data.unlabeled_batch_size", "train.steps"):
-        words += f" --set {setting}=1"
-    words += f" --set train.log_every=1 --data-root {inputs.data_root} --out {out}"
-    command = [*CRKD, "train", *words.split()]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        log = out / "log.jsonl"
-        while not (log.is_file() and log.stat().st_size):
-            if process.poll():
-                raise subprocess.CalledProcessError(process.returncode, command)
-            time.sleep(0.005)
+def costs(inputs: Inputs) -> Iterator[Row]:
+    """Time a step of every method, late in a run, where all its terms count.
+
+    The fastest of a few steps counts: whatever else the machine does only adds to it.
+    """
+    last, base = 1000, {}
+    names = ["supervised", *(name for name in METHODS.names() if name != "supervised")]
+    for (name, batch), method in product(COST_BATCH.items(), names):
+        size = inputs.sizes.image if name == "acdc" else SMALL
+        before = peak_gb(lambda: None)
+        run = inputs.run(name, *timing(last), size=size, batch=batch, method=method)
+        first = last - (COST_REPEATS + 1) * BLOCK[run.device.type]
+        run.checkpoint = replace(run.checkpoint, step=first)
+        logged, gb = crkd_steps(run)
+        costs = 1.0 / max(values["steps_per_second"] for values in logged), gb - before
+        base.setdefault(name, costs)
+        row = {"dataset": name, "method": method, "size": list(size), "batch": batch}
+        row |= {"step_s": costs[0], "memory_gb": costs[1]}
+        yield row | {"step": costs[0] / base[name][0], "memory": costs[1] / base[name][1]}
 
 
-ROWS: dict[str, Callable[[Inputs], Iterator[Row]]] = {
-    "step-acdc": lambda inputs: step(inputs, "acdc"),
-    "step-la": lambda inputs: step(inputs, "la"),
-    "case": case,
-    "metrics": metrics,
-    "start": starts,
-}
+def timed(other: Work, ours: Work) -> Row:
+    """Return the median seconds of both, in turn, after a call that warms up."""
+    other(), ours()
+    theirs, crkd = [], []
+    for _ in range(REPEATS):
+        default_malloc()
+        theirs.append(clock(other))
+        keep_freed_memory()
+        ours()  # fills the heap that the other has emptied
+        crkd.append(clock(ours))
+    return {"baseline_s": median(theirs), "crkd_s": median(crkd)}
+
+
+def clock(work: Work) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def default_malloc() -> None:
+    """Undo keep_freed_memory: allocate as glibc does in a process that frees large blocks."""
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.malloc_trim(0)
+        library.mallopt(-4, 65536)  # M_MMAP_MAX
+        library.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD
+
+
+def peak_gb(work: Work) -> float:
+    """Return the peak memory of the GPU, or of this process on Linux, during `work`."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return torch.cuda.max_memory_allocated() / 1e9
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    work()
+    with suppress(OSError):
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024e-9 for line in lines if line.startswith("VmHWM"))
+    return math.nan
+
+
+if __name__ == "__main__":
+    main()
