@@ -42,7 +42,7 @@ check: $(VENV)/.installed-dev
 	$(RUN) pytest -q tests/test_architecture.py
 
 bench: $(VENV)/.installed-bench
-	$(RUN) benchmarks.run
+	$(RUN) benchmarks.speed
 	$(RUN) benchmarks.performance_page
 
 clean:

@@ -8,6 +8,7 @@ the test scores of every case.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,14 @@ def make_record(
 def overrides(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of `config` that differ from the packaged ones, by their dotted keys."""
     file = packaged_folder("configs") / f"{config['data']['name']}.yaml"
-    packaged = flatten_keys(dump(load_config(file))) if file.is_file() else {}
-    settings = flatten_keys(config)
+    packaged = flatten_keys(_plain(dump(load_config(file)))) if file.is_file() else {}
+    settings = flatten_keys(_plain(config))
     changed = [key for key in settings if packaged.get(key) != settings[key]]
     return {key: settings[key] for key in changed if key not in ("method", "train.seed")}
+
+
+def _plain(tree: dict[str, Any]) -> Any:
+    return json.loads(json.dumps(tree))  # lists for tuples
 
 
 def seconds(trained: dict[str, Any]) -> float | None:

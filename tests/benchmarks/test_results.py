@@ -1,0 +1,162 @@
+"""Records of runs and the page made of them, compared with figures computed by hand."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import results_page
+from benchmarks.common import read_json, write_json
+from benchmarks.record import make_record, overrides, seconds
+from crkd_cli.config import dump, load_config
+from crkd_cli.paths import packaged_folder
+
+ACDC = packaged_folder("configs") / "acdc.yaml"
+
+
+@pytest.fixture
+def keep(tmp_path: Path):
+    """Return keep("name", dice=0.8, seed=1, …), which writes a record of an ACDC run."""
+    (tmp_path / "about.md").write_text("# Results\n\n<!-- results: others -->\n", encoding="utf-8")
+
+    def keep(name: str, dice: float = 0.8, protocol: str = "strict", **changes: Any) -> None:
+        metrics = {"dice": [dice, 0.7, 0.9], "jaccard": [dice, 0.7, 0.9], "hd95_mm": [None] * 3}
+        record = {
+            "label": "crkd",
+            "seed": 1,
+            "setting": {"dataset": "acdc", "labeled": 3, "frame": [96, 96], "steps": 2500},
+            "command": "crkd train --set train.seed=1 --quiet",
+            "commit": "abc1234",
+            "machine": "a CPU",
+            "versions": {"torch": "2.11"},
+            "device": "a GPU",
+            "seconds": 61.5,
+            "steps_per_second": None,
+            "note": "",
+            "validation": {},
+            "evaluation": {
+                "protocol": protocol,
+                "part": "test",
+                "cases": 40,
+                "interval": "95 %, bootstrap over patients",
+                "checkpoint": "last.pth",
+                "scores": {"mean": metrics, "heart": metrics},
+            },
+        }
+        write_json(record | changes, tmp_path / f"{name}.json")
+
+    return keep
+
+
+def rows(page: str, start: str) -> list[list[str]]:
+    lines = [line for line in page.splitlines() if line.startswith(f"| {start} |")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_committed_page_is_up_to_date_and_has_every_record():
+    page = results_page.page(results_page.RESULTS)
+    command = "run: python -m benchmarks.results_page"
+    assert results_page.PAGE.read_text(encoding="utf-8") == page, command
+    records = [
+        r for group in results_page.read_records(results_page.RESULTS).values() for r in group
+    ]
+    assert len(records) == 24
+    for record in records:
+        mean, low, high = (100 * value for value in record["evaluation"]["scores"]["mean"]["dice"])
+        (line,) = [line for line in page.splitlines() if f"results/{record['file']})" in line]
+        assert f"| {low:.1f} to {high:.1f} | {mean:.1f} |" in line
+        assert len(record["cases"]) == record["evaluation"]["cases"]
+
+
+def test_a_row_has_the_figures_of_its_record(keep, tmp_path):
+    keep("a", 0.8125, note="by hand")
+    page = results_page.page(tmp_path)
+    scores, run = rows(page, "crkd")
+    assert scores[:7] == ["crkd", "1", "last", "70.0 to 90.0", "81.2", "81.2", "81.2"]
+    assert scores[7:] == ["–", "[file](../benchmarks/results/a.json)"]
+    assert run == ["crkd", "1", "abc1234", "a CPU; a GPU", "2.11", "61.5", "–"]
+    assert "- crkd, seed 1: by hand." in page
+
+
+def test_seeds_are_averaged_and_share_a_command(keep, tmp_path):
+    """80 and 90 have the mean 85 and the sample SD 10/√2."""
+    keep("b", 0.9, seed=2, command="crkd train --set train.seed=2 --quiet")
+    keep("a", 0.8)
+    keep("c", 0.5, label="supervised")
+    page = results_page.page(tmp_path)
+    (row,) = [row for row in rows(page, "crkd") if "seeds" in row[1]]
+    assert row[:5] == ["crkd", "2 seeds", "last", "± SD", "85.0 ± 7.1"]
+    assert page.index("/a.json") < page.index("/b.json") < page.index("/c.json")
+    assert "# crkd, seed 1, 2\ncrkd train --set train.seed=SEED --quiet\n" in page
+    assert "# supervised, seed 1\ncrkd train --set train.seed=1 --quiet\n" in page
+
+
+def test_settings_and_protocols_have_separate_tables(keep, tmp_path):
+    keep("a")
+    keep("b", protocol="paper")
+    keep("c", setting={"dataset": "la", "labeled": 4, "frame": [112, 112, 80], "steps": 9000})
+    about = (
+        "first <!-- no -->\n\n<!-- results: la 4 112x112x80 9000 -->\n\n<!-- results: others -->\n"
+    )
+    (tmp_path / "about.md").write_text(about, encoding="utf-8")
+    write_json({}, tmp_path / "speed-cpu.json")  # of another page
+    page = results_page.page(tmp_path)
+    order = ["first", "/c.json", "## acdc 3 96x96 2500 steps", "**paper", "/b.json", "/a.json"]
+    order = [page.index(text) for text in order]
+    assert order == sorted(order)
+    assert page.count("/c.json") == 1
+
+
+def test_validation_is_shown_for_ten_common_steps_at_most(keep, tmp_path):
+    keep("a", validation={str(step): step / 100 for step in range(125, 2501, 125)})
+    common = {str(step): step / 50 for step in range(250, 2501, 250)}
+    keep("b", label="supervised", validation=common)
+    page = results_page.page(tmp_path)
+    (row,) = rows(page, "run | seed | step 250")
+    assert len(row) == 12
+    assert row[-1] == "step 2,500"
+    assert "| crkd | 1 | 2.5 | 5.0 | 7.5 |" in page
+    assert "| supervised | 1 | 5.0 | 10.0 |" in page
+
+
+def test_a_record_has_the_scores_of_every_case(tmp_path):
+    """The evaluation and the log as the program writes them, with one organ and two cases."""
+    folder = tmp_path / "run" / "evaluation-strict-test"
+    folder.mkdir(parents=True)
+    config = dump(load_config(ACDC, ["train.steps=9", "method=supervised"]))
+    interval = {"mean": 0.7, "low": 0.6, "high": 0.8}
+    tree = {"protocol": "strict", "dataset": "acdc", "part": "test", "cases": 2, "labeled": 3}
+    tree |= {"method": "supervised", "split": "s", "seed": 5, "checkpoint": "last.pth", "step": 9}
+    tree |= {"truth": "0", "interval": "95 %", "config": config, "mean": {"dice": interval}}
+    tree |= {"classes": {"organ": {"dice": interval}}}
+    (folder / "summary.json").write_text(json.dumps(tree), encoding="utf-8")
+    with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
+        table = [["case", "group", "class", "dice"], ["a", "p", "organ", "0.612345"]]
+        csv.writer(file).writerows([*table, ["b", "p", "organ", ""]])
+    log = '{"step": 3, "loss": 1}\n{"step": 3, "val/dice": 0.4567}\n'
+    (folder.parent / "log.jsonl").write_text(log, encoding="utf-8")
+    (folder.parent / "last.pth").touch()
+    write_json(make_record(folder, "crkd train"), tmp_path / "x.json")
+    record = read_json(tmp_path / "x.json")
+    assert (record["label"], record["seed"]) == ("supervised", 5)
+    assert record["setting"] == {"dataset": "acdc", "labeled": 3, "frame": [256, 256], "steps": 9}
+    assert record["overrides"] == {"train.steps": 9}
+    assert record["validation"] == {"3": 45.7}
+    assert record["evaluation"]["scores"]["organ"] == {"dice": [0.7, 0.6, 0.8]}
+    assert record["cases"] == [["a", "p", [0.6123]], ["b", "p", [None]]]
+
+
+def test_overrides_are_what_a_run_set_apart():
+    sets = ["data.frame={resize: [96, 96]}", "methods.crkd.pixel_weight=0", "train.seed=7"]
+    changed = overrides(dump(load_config(ACDC, [*sets, "train.steps=20000"])))
+    frame = changed.pop("data.frame.resize")
+    assert list(frame) == [96, 96]
+    assert changed == {"methods.crkd.pixel_weight": 0}
+
+
+def test_the_time_of_a_resumed_run_is_unknown():
+    assert seconds({"steps": 1000, "seconds": 50.0, "steps_per_second": 20.0}) == 50.0
+    assert seconds({"steps": 1000, "seconds": 10.0, "steps_per_second": 20.0}) is None
+    assert seconds({}) is None
