@@ -9,6 +9,7 @@ Letters: B batch, K classes, F features, P projected channels, *S two or three s
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -18,61 +19,60 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from crkd_cli.methods.base import require_unlabeled
+from crkd_cli.methods.base import Task, require_unlabeled
 from crkd_cli.models.networks.base import Network
 from crkd_cli.training.loop import Run
 
+cross_entropy = partial(F.cross_entropy, reduction="none")
 LAMBDAS = {"labeled": 1.0, "pseudo": 1.0, "pixel": 1.0, "entropy": 1.0}
 LAMBDAS |= {"feature": 0.01, "semantic": 0.01}
 WIDTH = 256  # P
-STREAMS = 3  # projected in a step: labeled, strong, perturbed
-# P-channel maps that autograd keeps per stream: three layers, two norms, the normalized result.
-MAPS = 6
+# P-channel maps that autograd keeps: three layers, two norms and the result of three streams.
+MAPS = 6 * 3
 
 Array = NDArray[np.float32]
 Rng = np.random.Generator
+Terms = dict[str, Tensor]
 
 
 def dense_bytes(images: int, size: Sequence[int]) -> int:
     """Return the fp32 memory that projecting every pixel of all streams keeps for the gradient."""
-    return STREAMS * MAPS * WIDTH * 4 * images * int(np.prod(size))
+    return MAPS * WIDTH * 4 * images * int(np.prod(size))
 
 
 class Published(nn.Module):
     """CRKD's training step. `dense`: project every pixel, as published, or only the drawn ones."""
 
+    samples = 256
+
     def __init__(
         self,
         student: Network,
-        dims: int,
-        classes: int,
+        task: Task,
         threshold: float,
         dropout: float = 0.5,
-        samples: int = 256,
         dense: bool = True,
     ) -> None:
         super().__init__()
-        self.student, self.dims, self.classes, self.threshold = student, dims, classes, threshold
-        self.dropout, self.samples, self.dense = dropout, samples, dense
+        self.student, self.dims, self.classes = student, task.dims, task.classes
+        self.threshold, self.dropout, self.dense = threshold, dropout, dense
         self.rng = np.random.default_rng(0)
-        conv = (nn.Conv2d, nn.Conv3d)[dims - 2]
-        norm = (nn.BatchNorm2d, nn.BatchNorm3d)[dims - 2]
+        conv = (nn.Conv2d, nn.Conv3d)[task.dims - 2]
+        norm = (nn.BatchNorm2d, nn.BatchNorm3d)[task.dims - 2]
         layers: list[nn.Module] = []
         for channels in (student.features, WIDTH):
             layers += [conv(channels, WIDTH, 1), norm(WIDTH), nn.ReLU(inplace=True)]
         self.projection = nn.Sequential(*layers, conv(WIDTH, WIDTH, 1))
 
-    def losses(
-        self, image: Tensor, label: Tensor, weak: Tensor, strong: Tensor
-    ) -> dict[str, Tensor]:
+    def losses(self, image: Tensor, label: Tensor, weak: Tensor, strong: Tensor) -> Terms:
         """Return the terms for a labeled batch and two views of an unlabeled one, and "total"."""
         confidence, pseudo = self.pseudo_label(weak)
         weak, strong, confidence, pseudo = cutmix([weak, strong, confidence, pseudo], self.rng)
         features_l = self.student.decode(self.student.encode(image))
         features_s = self.student.decode(self.student.encode(strong))
-        features_fp = self.student.decode(
-            [self._drop_channels(level) for level in self.student.encode(weak)]
-        )
+        drop = (F.dropout2d, F.dropout3d)[self.dims - 2]
+        dropped = [drop(level, self.dropout) for level in self.student.encode(weak)]
+        features_fp = self.student.decode(dropped)
         z_l, z_s, z_fp = (self.student.head(f) for f in (features_l, features_s, features_fp))
 
         keep = (confidence >= self.threshold).float()
@@ -126,10 +126,6 @@ class Published(nn.Module):
             return log_softmax.sum() * 0.0
         return -((log_softmax * same).sum(1)[counted] / same.sum(1)[counted]).mean()
 
-    def _drop_channels(self, level: Tensor) -> Tensor:
-        dropout = (F.dropout2d, F.dropout3d)[self.dims - 2]
-        return dropout(level, self.dropout)
-
     def _draw(self, features: Tensor, classes: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
         """Draw `samples` / K pixels of each class, add its mean: projected [N, P], classes [N]."""
         rows = features.movedim(1, -1).flatten(0, -2)
@@ -152,11 +148,6 @@ class Published(nn.Module):
             grid = samples.T.reshape(1, samples.shape[1], -1, *[1] * (self.dims - 1))
             samples = F.normalize(self.projection(grid), dim=1).flatten(2)[0].T
         return samples, torch.cat(numbers)
-
-
-def cross_entropy(z: Tensor, target: Tensor) -> Tensor:
-    """Return the cross entropy [B, *S] of logits [B, K, *S]."""
-    return F.cross_entropy(z, target, reduction="none")
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -184,8 +175,7 @@ def kl_divergence(z_teacher: Tensor, z_student: Tensor) -> Tensor:
 
 def low_entropy(z_s: Tensor, z_fp: Tensor) -> Tensor:
     """Return LEC: both streams move to their mean, weighted by how certain each is at a pixel."""
-    p = [z_s.softmax(1), z_fp.softmax(1)]
-    log_p = [z_s.log_softmax(1), z_fp.log_softmax(1)]
+    p, log_p = [z_s.softmax(1), z_fp.softmax(1)], [z_s.log_softmax(1), z_fp.log_softmax(1)]
     weights = []
     for q, log_q in zip(p, log_p, strict=True):
         weights.append(torch.exp((q * log_q).sum(1)) * q.max(1).values)
@@ -279,11 +269,10 @@ class PublishedLoop:
     def __init__(self, run: Run, dense: bool) -> None:
         config, task = run.checkpoint.config, run.method.task
         threshold = config.methods["crkd"]["confidence"]
-        method = Published(task.network(), task.dims, task.classes, threshold, dense=dense)
-        self.loader, self.method, self.number = run.loader, method.to(run.device).train(), 0
-        self.optimizer = torch.optim.SGD(
-            method.parameters(), config.train.lr, momentum=0.9, weight_decay=1e-4
-        )
+        method = Published(task.network(), task, threshold, dense=dense).to(run.device).train()
+        self.loader, self.method, self.number = run.loader, method, 0
+        parameters, lr = method.parameters(), config.train.lr
+        self.optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=1e-4)
 
     def __call__(self) -> float:
         batch = self.loader.batch(self.loader.read(self.number), self.number)
@@ -293,4 +282,4 @@ class PublishedLoop:
         self.optimizer.zero_grad()
         losses["total"].backward()
         self.optimizer.step()
-        return float(losses["total"])  # waits for a GPU
+        return losses["total"].item()  # waits for a GPU

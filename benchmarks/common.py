@@ -20,22 +20,19 @@ PACKAGES = ("torch", "numpy", "scipy", "medpy", "monai")
 
 
 def environment() -> dict[str, Any]:
-    """Return the commit, the date, the CPU and the versions that a result depends on."""
-    installed = [name for name in PACKAGES if find_spec(name)]
-    versions = {name: version(name) for name in installed}
+    """Return the commit, the date, the CPU and the versions that a result depends on.
+
+    The commit is $CRKD_COMMIT, else that of the checkout, with a + if it has local changes.
+    """
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude", "*"]
+    git = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    versions = {name: version(name) for name in PACKAGES if find_spec(name)}
     return {
-        "commit": commit(),
+        "commit": os.environ.get("CRKD_COMMIT") or git.stdout.strip() or "unknown",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": processor(),
         "versions": {"python": platform.python_version(), **versions},
     }
-
-
-def commit() -> str:
-    """Return $CRKD_COMMIT, else the commit of the checkout, with a + if it has local changes."""
-    command = ["git", "describe", "--always", "--dirty=+", "--exclude", "*"]
-    git = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return os.environ.get("CRKD_COMMIT") or git.stdout.strip() or "unknown"
 
 
 def processor() -> str:
@@ -43,8 +40,7 @@ def processor() -> str:
     file = Path("/proc/cpuinfo")
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     names = re.findall(r"^model name\s*: (.+)$", text, flags=re.MULTILINE)
-    name = names[0] if names else platform.processor()
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{[*names, platform.processor()][0]}, {os.cpu_count()} cores"
 
 
 def slug(text: str) -> str:

@@ -18,7 +18,6 @@ Carry the checkout and these files to the GPU machine. There, in the checkout:
         "--dataset acdc --labeled 3" "--dataset acdc --labeled 3 --method unimatch"     # (b)
     python -m benchmarks.gpu train --seconds 420 \
         "--dataset la --labeled 4" "--dataset la --labeled 4 --method supervised"       # (c)
-    python -m benchmarks.speed                          # (d)
 
 `train` starts its runs side by side, stops them when the time is up, scores them and writes records
 to $OUT (default: out), for benchmarks/results. The same command again resumes the runs; add

@@ -23,23 +23,19 @@ from crkd_cli.training.plan import Request, plan
 from crkd_cli.training.start import start
 
 CASES, LABELED, TEST = 6, 2, 1
-HEART = ("background", "right ventricle", "myocardium", "left ventricle")
-SPECS = {
-    "acdc": DatasetSpec("acdc", "acdc", HEART, 1, "mr", 3, "minmax"),
-    "la": DatasetSpec("la", "la", ("background", "left atrium"), 1, "mr", 3, "zscore", z_last=True),
-}
+Size = Sequence[int]
 
 
 @dataclass(frozen=True)
 class Sizes:
     """How large the work is; by default as published."""
 
-    acdc: tuple[int, ...] = (9, 256, 216)  # the median volume, z, y, x
-    la: tuple[int, ...] = (148, 141, 88)  # the smallest scan, x, y, z
-    image: tuple[int, ...] = (256, 256)
+    acdc: Size = (9, 256, 216)  # the median volume, z, y, x
+    la: Size = (148, 141, 88)  # the smallest scan, x, y, z
+    image: Size = (256, 256)
     images: int = 12  # labeled, and as many unlabeled
-    patch: tuple[int, ...] = (112, 112, 80)
-    stride: tuple[int, ...] = (18, 18, 4)
+    patch: Size = (112, 112, 80)
+    stride: Size = (18, 18, 4)
     patches: int = 2
 
 
@@ -54,16 +50,14 @@ class Inputs:
     def data_root(self) -> Path:
         return self.scratch / "data"
 
+    def store_root(self, name: str) -> Path:
+        return self.data_root / "prepared" / name
+
     def store(self, name: str) -> Store:
-        return Store(self.data_root / "prepared" / name)
+        return Store(self.store_root(name))
 
     def run(
-        self,
-        name: str,
-        *sets: str,
-        size: Sequence[int] | None = None,
-        batch: int | None = None,
-        method: str = "crkd",
+        self, name: str, *sets: str, method: str = "crkd", size: Size | None = None, batch: int = 0
     ) -> Run:
         """Build a training run as `crkd train` would start it, by default as published."""
         kind = {"acdc": "resize", "la": "patch"}[name]
@@ -78,17 +72,18 @@ class Inputs:
         ]
         out = self.scratch / f"run-{len(list(self.scratch.iterdir()))}"
         config = packaged_folder("configs") / f"{name}.yaml"
-        labeled = str(LABELED)
-        return start(
-            plan(Request(name, labeled, method, config, None, out, settings, self.data_root))
-        )
+        options = (name, str(LABELED), method, config, None, out, settings, self.data_root)
+        return start(plan(Request(*options)))
 
 
 def synthetic(scratch: Path, sizes: Sizes = Sizes()) -> Inputs:
     """Write both stores under `scratch`."""
     inputs = Inputs(scratch, sizes)
-    _write_store(inputs.data_root / "prepared" / "acdc", SPECS["acdc"], sizes.acdc, short_axis)
-    _write_store(inputs.data_root / "prepared" / "la", SPECS["la"], sizes.la, atrium)
+    organs = ("background", "right ventricle", "myocardium", "left ventricle")
+    acdc = DatasetSpec("acdc", "acdc", organs, 1, "mr", 3, "minmax")
+    la = DatasetSpec("la", "la", ("background", "atrium"), 1, "mr", 3, "zscore", z_last=True)
+    _write_store(inputs.store_root("acdc"), acdc, sizes.acdc, short_axis)
+    _write_store(inputs.store_root("la"), la, sizes.la, atrium)
     return inputs
 
 
@@ -108,9 +103,8 @@ def _write_store(root: Path, spec: DatasetSpec, shape: Sequence[int], make: Any)
         case = f"case{number}"
         np.save(root / "images" / f"{case}.npy", image[None])
         np.save(root / "labels" / f"{case}.npy", zoom(label, factors, order=0))
-        intensity = {"min": 0.0, "max": 1.0, "mean": 0.5, "std": 0.3}
-        facts = (case, case, tuple(shape), (1.0, 1.0, 1.0), f"{case}.h5", "0" * 64, "0" * 64)
-        cases.append(CaseInfo(*facts, intensity))
+        facts = (case, case, tuple(shape), (1.0, 1.0, 1.0), f"{case}.h5", "0" * 64, "0" * 64, {})
+        cases.append(CaseInfo(*facts))
     index = Index(RECIPE, spec, tuple(cases))
     (root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)), encoding="utf-8")
     ids = tuple(case.id for case in cases)

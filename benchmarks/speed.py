@@ -1,8 +1,8 @@
-"""Measure the speed of crkd beside the published way of working, and the cost of every method.
+"""Measure the speed of crkd on a CPU beside the published way, or the cost of every method.
 
     python -m benchmarks.speed [--methods] [--out FILE]
 
-Writes benchmarks/results/speed-MACHINE.json, with --methods methods-MACHINE.json.
+Writes benchmarks/results/speed-MACHINE.json, or methods-MACHINE.json with --methods.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -32,13 +33,13 @@ from crkd_cli.inference.inferer import Inferer, Protocol
 from crkd_cli.methods import METHODS
 from crkd_cli.metrics.overlap import confusion, dice, jaccard
 from crkd_cli.metrics.surface import surface
-from crkd_cli.runtime.device import describe, keep_freed_memory, pick_device, pick_precision
+from crkd_cli.runtime.device import describe, keep_freed_memory, pick_precision
 from crkd_cli.training.loop import Run, train
 
 Row = dict[str, Any]
-Work = Callable[[], object]
-CRKD = [sys.executable, "-m", "crkd_cli"]
-BLOCK = {"cpu": 1, "cuda": 50}  # steps that are timed at once: a GPU works behind the host
+Work = Callable[[], Any]
+CPU = torch.device("cpu")
+TIMING = ("train.device=cpu", "train.log_every=1", "train.save_minutes=1000")
 REPEATS = 3
 SMALL = (64, 64, 48)  # a patch, for what does not need the published size
 COST_BATCH, COST_REPEATS = {"acdc": 4, "la": 2}, 7
@@ -59,15 +60,10 @@ def main() -> None:
 
 def measure(inputs: Inputs, rows: Callable[[Inputs], Iterator[Row]]) -> dict[str, Any]:
     """Return a record of the machine, the command and the `rows`, which are printed on the way."""
-    begin, device = time.perf_counter(), pick_device()
-    record = environment() | {
-        "command": " ".join(["python -m benchmarks.speed", *sys.argv[1:]]),
-        "device": describe(device, pick_precision("auto", device)),
-        "note": "",
-        "rows": [],
-    }
-    if device.type == "cuda":
-        record["machine"] = torch.cuda.get_device_name(device)
+    begin = time.perf_counter()
+    command = " ".join(["python -m benchmarks.speed", *sys.argv[1:]])
+    device = describe(CPU, pick_precision("auto", CPU))
+    record = environment() | {"command": command, "device": device, "note": "", "rows": []}
     for row in rows(inputs):
         print(f"{time.perf_counter() - begin:4.0f} s  {row}", file=sys.stderr, flush=True)
         record["rows"].append(row)
@@ -78,94 +74,78 @@ def speeds(inputs: Inputs) -> Iterator[Row]:
     yield from step(inputs, "acdc")
     yield from step(inputs, "la")
     yield from case(inputs)
-    yield from metrics(inputs)
+    yield metrics(inputs)
     yield start("crkd --help", "--help", 5)
-    words = f"train --dataset la --labeled {LABELED} --method supervised"
-    words += " --set data.frame={patch:[48,48,48]} --set train.steps=1"
-    words += f" --data-root {inputs.data_root} --out {inputs.scratch}/start"
-    yield start("crkd train of one step on small patches of LA", words)
+    words = f"train --dataset la --labeled {LABELED} --method supervised --set train.steps=1"
+    words += f" --set data.frame={{patch:[48,48,48]}} --data-root {inputs.data_root}"
+    yield start("crkd train of one step on patches of LA", f"{words} --out {inputs.scratch}/start")
 
 
 def step(inputs: Inputs, name: str) -> Iterator[Row]:
     """Time a training step of CRKD with its data, the baseline's step, and the wait for data."""
-    run = inputs.run(name, *timing((REPEATS + 1) * BLOCK[pick_device().type]))
-    data, device = run.checkpoint.config.data, run.device
-    kept = baseline.dense_bytes(data.labeled_batch_size, data.frame.size)
-    dense = device.type == "cuda" and 1.5 * kept + 4e9 < torch.cuda.mem_get_info(device)[0]
+    run = inputs.run(name, *TIMING, f"train.steps={REPEATS + 1}")
     logged, crkd_gb = crkd_steps(run)
-    loop = baseline.PublishedLoop(run, dense)
+    loop = baseline.PublishedLoop(run, dense=False)
     default_malloc()
     baseline_gb = peak_gb(loop)  # the first step warms up
     baseline_s = median(clock(loop) for _ in range(REPEATS))
     keep_freed_memory()
-    size = "×".join(map(str, data.frame.size))
-    projected = f"only its 256 samples; all pixels would keep {kept / 1e9:.1f} GB"
+    data = run.checkpoint.config.data
+    size, batch = "×".join(map(str, data.frame.size)), data.labeled_batch_size
+    gigabytes = baseline.dense_bytes(batch, data.frame.size) / 1e9
     yield {
-        "work": f"CRKD step, {name.upper()} {size}, batch {data.labeled_batch_size} + "
-        f"{data.unlabeled_batch_size}",
+        "work": f"CRKD step, {name.upper()} {size}, batch {batch} + {data.unlabeled_batch_size}",
         "baseline_s": baseline_s,
         "crkd_s": median(1.0 / values["steps_per_second"] for values in logged),
         "baseline_gb": baseline_gb,
         "crkd_gb": crkd_gb,
-        "note": f"the baseline projects {'every pixel, as published' if dense else projected}",
+        "note": "the baseline projects only its 256 samples; all pixels would keep "
+        f"{gigabytes:.1f} GB",
     }
     waiting = 100 * median(values["waiting"] for values in logged)
     yield {"work": f"{name.upper()} step waiting for data", "value": waiting, "unit": "%"}
 
 
-def timing(steps: int) -> tuple[str, ...]:
-    """Return the settings of a run of `steps` that is logged after every block."""
-    block = BLOCK[pick_device().type]
-    return f"train.steps={steps}", f"train.log_every={block}", "train.save_minutes=1000"
-
-
 def crkd_steps(run: Run) -> tuple[list[dict[str, float]], float]:
-    """Train; return what was logged, without the first block, and the peak memory in GB."""
+    """Train; return what was logged after the first step, and the peak memory in GB."""
     logged: list[dict[str, float]] = []
-    run.val = []
-    gb = peak_gb(lambda: train(run, lambda step, values: logged.append(values)))
-    return [values for values in logged if values][1:], gb
+    gigabytes = peak_gb(lambda: train(run, lambda step, values: logged.append(values)))
+    return logged[1:], gigabytes
 
 
 def case(inputs: Inputs) -> Iterator[Row]:
     """Time the inference of a scan: published windows beside the baseline, crkd's beside MONAI."""
-    sizes = inputs.sizes
+    patch, stride = inputs.sizes.patch, inputs.sizes.stride
     # A network that has learned a little: it predicts an atrium, not noise.
-    small = [min(pair) for pair in zip(SMALL, sizes.patch, strict=True)]
-    run = inputs.run("la", "train.steps=60", size=small, method="supervised")
+    small = [min(pair) for pair in zip(SMALL, patch, strict=True)]
+    run = inputs.run("la", *TIMING, "train.steps=60", size=small, method="supervised")
     train(run, lambda step, values: None)
-    network = run.method.predictor.eval()
-    image = np.array(inputs.store("la").image("case0")[0])
-    frame = Frame(patch=sizes.patch, stride=sizes.stride)
-    labels: dict[str, Any] = {}
+    network, spec = run.method.predictor.eval(), run.store.spec
+    image = np.array(run.store.image("case0")[0])
 
-    def ours(protocol: Protocol) -> None:
-        inferer = Inferer(network, frame, run.store.spec, run.device, run.precision, protocol)
-        labels["crkd"] = inferer(image[None])
+    def ours(protocol: Protocol) -> Any:
+        frame = Frame(patch=patch, stride=stride)
+        return Inferer(network, frame, spec, CPU, run.precision, protocol)(image[None])
 
-    def published() -> None:
-        p = baseline.window_probabilities(network, image, sizes.patch, sizes.stride, 2)
-        labels["other"] = p.argmax(0)
+    def published() -> Any:
+        return baseline.window_probabilities(network, image, patch, stride, 2).argmax(0)
 
     @torch.inference_mode()
-    def monai() -> None:
+    def monai() -> Any:
         from monai.inferers import sliding_window_inference
 
-        x = torch.from_numpy(image)[None, None].to(run.device)
-        logits = sliding_window_inference(x, sizes.patch, 2, network, 0.5, "gaussian")
-        labels["other"] = logits.argmax(1)[0].cpu().numpy()
+        x = torch.from_numpy(image)[None, None]
+        logits = sliding_window_inference(x, patch, 2, network, 0.5, "gaussian")
+        return logits.argmax(1)[0].numpy()
 
     name = f"LA case {'×'.join(map(str, image.shape))}"
-    for work, other, protocol in (
-        (f"{name}, published stride {'×'.join(map(str, sizes.stride))}", published, "paper"),
-        (f"{name}, stride of half a patch; baseline: MONAI in fp32", monai, "strict"),
-    ):
-        times = timed(other, lambda protocol=protocol: ours(protocol))
-        same = dice(confusion(labels["crkd"], labels["other"].astype(np.uint8), 2))[1]
-        yield {"work": work, **times, "note": f"Dice of the two label maps {same:.4f}"}
+    work = f"{name}, published stride {'×'.join(map(str, stride))}"
+    yield timed(work, published, lambda: ours("paper"))
+    work = f"{name}, stride of half a patch; baseline: MONAI in fp32"
+    yield timed(work, monai, lambda: ours("strict"))
 
 
-def metrics(inputs: Inputs) -> Iterator[Row]:
+def metrics(inputs: Inputs) -> Row:
     """Time the scores of a case: its label moved by two voxels against itself."""
     truth = np.array(inputs.store("la").label("case0"))
     moved = np.roll(truth, (2, 2, 2), (0, 1, 2))
@@ -174,18 +154,16 @@ def metrics(inputs: Inputs) -> Iterator[Row]:
         voxels = confusion(moved, truth, 2)
         dice(voxels), jaccard(voxels), surface(moved == 1, truth == 1, (1.0, 1.0, 1.0), 2.0)
 
-    times = timed(lambda: baseline.medpy_scores(moved == 1, truth == 1), ours)
     work = f"scores of an LA case {'×'.join(map(str, truth.shape))}; baseline: medpy"
-    yield {"work": work, **times, "note": "medpy: Dice, Jaccard, HD95, ASD; crkd: also ASSD, NSD"}
+    row = timed(work, lambda: baseline.medpy_scores(moved == 1, truth == 1), ours)
+    return row | {"note": "medpy: Dice, Jaccard, HD95, ASD; crkd: also ASSD, NSD"}
 
 
 def start(work: str, words: str, repeats: int = 1) -> Row:
     """Time a command from its start to its end."""
-
-    def command() -> None:
-        subprocess.run([*CRKD, *words.split()], check=True, capture_output=True)
-
-    return {"work": work, "value": median(clock(command) for _ in range(repeats)), "unit": "s"}
+    command = [sys.executable, "-m", "crkd_cli", *words.split()]
+    run = partial(subprocess.run, command, check=True, capture_output=True)
+    return {"work": work, "value": median(clock(run) for _ in range(repeats)), "unit": "s"}
 
 
 def costs(inputs: Inputs) -> Iterator[Row]:
@@ -198,20 +176,24 @@ def costs(inputs: Inputs) -> Iterator[Row]:
     for (name, batch), method in product(COST_BATCH.items(), names):
         size = inputs.sizes.image if name == "acdc" else SMALL
         before = peak_gb(lambda: None)
-        run = inputs.run(name, *timing(last), size=size, batch=batch, method=method)
-        first = last - (COST_REPEATS + 1) * BLOCK[run.device.type]
-        run.checkpoint = replace(run.checkpoint, step=first)
-        logged, gb = crkd_steps(run)
-        costs = 1.0 / max(values["steps_per_second"] for values in logged), gb - before
-        base.setdefault(name, costs)
+        sets = (*TIMING, f"train.steps={last}")
+        run = inputs.run(name, *sets, size=size, batch=batch, method=method)
+        run.checkpoint = replace(run.checkpoint, step=last - COST_REPEATS - 1)
+        logged, gigabytes = crkd_steps(run)
+        seconds = 1.0 / max(values["steps_per_second"] for values in logged)
         row = {"dataset": name, "method": method, "size": list(size), "batch": batch}
-        row |= {"step_s": costs[0], "memory_gb": costs[1]}
-        yield row | {"step": costs[0] / base[name][0], "memory": costs[1] / base[name][1]}
+        row |= {"step_s": seconds, "memory_gb": gigabytes - before}
+        supervised = base.setdefault(name, row)
+        step, memory = (row[key] / supervised[key] for key in ("step_s", "memory_gb"))
+        yield row | {"step": step, "memory": memory}
 
 
-def timed(other: Work, ours: Work) -> Row:
-    """Return the median seconds of both, in turn, after a call that warms up."""
-    other(), ours()
+def timed(work: str, other: Work, ours: Work) -> Row:
+    """Return the median seconds of both, in turn, after a call that warms up.
+
+    The note tells how well the label maps that they return agree.
+    """
+    labels = other(), ours()
     theirs, crkd = [], []
     for _ in range(REPEATS):
         default_malloc()
@@ -219,7 +201,11 @@ def timed(other: Work, ours: Work) -> Row:
         keep_freed_memory()
         ours()  # fills the heap that the other has emptied
         crkd.append(clock(ours))
-    return {"baseline_s": median(theirs), "crkd_s": median(crkd)}
+    row = {"work": work, "baseline_s": median(theirs), "crkd_s": median(crkd)}
+    if labels[1] is not None:
+        agreement = dice(confusion(labels[1], labels[0].astype(np.uint8), 2))[1]
+        row["note"] = f"Dice of the two label maps {agreement:.4f}"
+    return row
 
 
 def clock(work: Work) -> float:
@@ -238,11 +224,7 @@ def default_malloc() -> None:
 
 
 def peak_gb(work: Work) -> float:
-    """Return the peak memory of the GPU, or of this process on Linux, during `work`."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        work()
-        return torch.cuda.max_memory_allocated() / 1e9
+    """Return the peak memory of this process during `work`, on Linux; elsewhere NaN."""
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -31,9 +31,7 @@ def both(task: Task, confidence: float, dense: bool) -> tuple[Crkd, Published]:
     """Return crkd's method and the baseline with the same weights and without dropout."""
     torch.manual_seed(0)
     method = Crkd(task, Crkd.Params(confidence=confidence, **STEADY)).eval()
-    published = Published(
-        method.student, task.dims, task.classes, confidence, dropout=0.0, dense=dense
-    ).eval()
+    published = Published(method.student, task, confidence, dropout=0.0, dense=dense).eval()
     pairs = zip(published.projection.parameters(), method.projection.parameters(), strict=True)
     with torch.no_grad():
         for copy, parameter in pairs:
