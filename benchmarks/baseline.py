@@ -2,7 +2,7 @@
 
 Each stream has its own fp32 forward pass, every pixel is projected to 256 channels before 256 of
 them are drawn, windows are predicted one by one and summed on the host, and medpy computes the
-scores. Networks and batches are those of the package, so both ways compute the same function;
+scores. Networks, batches and CutMix are those of the package, so both ways compute the same;
 tests/benchmarks/test_baseline.py checks that they agree.
 
 Letters: B batch, K classes, F features, P projected channels, *S two or three spatial axes.
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
+from crkd_cli.augment.mix import draw_swap, swap
 from crkd_cli.methods.base import Task, require_unlabeled
 from crkd_cli.models.networks.base import Network
 from crkd_cli.training.loop import Run
@@ -31,7 +32,6 @@ WIDTH = 256  # P
 MAPS = 6 * 3
 
 Array = NDArray[np.float32]
-Rng = np.random.Generator
 Terms = dict[str, Tensor]
 
 
@@ -56,7 +56,6 @@ class Published(nn.Module):
         super().__init__()
         self.student, self.dims, self.classes = student, task.dims, task.classes
         self.threshold, self.dropout, self.dense = threshold, dropout, dense
-        self.rng = np.random.default_rng(0)
         conv = (nn.Conv2d, nn.Conv3d)[task.dims - 2]
         norm = (nn.BatchNorm2d, nn.BatchNorm3d)[task.dims - 2]
         layers: list[nn.Module] = []
@@ -67,7 +66,9 @@ class Published(nn.Module):
     def losses(self, image: Tensor, label: Tensor, weak: Tensor, strong: Tensor) -> Terms:
         """Return the terms for a labeled batch and two views of an unlabeled one, and "total"."""
         confidence, pseudo = self.pseudo_label(weak)
-        weak, strong, confidence, pseudo = cutmix([weak, strong, confidence, pseudo], self.rng)
+        partner, box = draw_swap(weak.shape, weak.device)
+        unlabeled = (weak, strong, confidence, pseudo)
+        weak, strong, confidence, pseudo = (swap(x, partner, box) for x in unlabeled)
         features_l = self.student.decode(self.student.encode(image))
         features_s = self.student.decode(self.student.encode(strong))
         drop = (F.dropout2d, F.dropout3d)[self.dims - 2]
@@ -186,32 +187,6 @@ def low_entropy(z_s: Tensor, z_fp: Tensor) -> Tensor:
     return (shares[0] * far[0] + shares[1] * far[1]).mean()
 
 
-def cutmix(tensors: list[Tensor], rng: Rng) -> list[Tensor]:
-    """Swap a random box in random pairs of samples, half the time, in all [B, (C,) *S] tensors."""
-    tensors = [tensor.clone() for tensor in tensors]
-    order = rng.permutation(len(tensors[0]))
-    for first, second in zip(order[0::2], order[1::2], strict=False):
-        if rng.random() < 0.5:
-            continue
-        box = (..., *_random_box(tensors[0].shape[2:], rng))
-        for tensor in tensors:
-            kept = tensor[first][box].clone()
-            tensor[first][box] = tensor[second][box]
-            tensor[second][box] = kept
-    return tensors
-
-
-def _random_box(shape: Sequence[int], rng: Rng) -> tuple[slice, ...]:
-    sides = np.full(len(shape), 2.0)
-    while (sides > 1.0).any():
-        fraction, aspect = rng.uniform(0.02, 0.4), rng.uniform(0.3, 1 / 0.3)
-        aspects = np.array([1 / aspect, aspect, 1.0][: len(shape)])
-        sides = (fraction * aspects) ** (1 / len(shape))
-    lengths = (sides * shape).astype(int)
-    starts = [rng.integers(0, side - n + 1) for side, n in zip(shape, lengths, strict=True)]
-    return tuple(slice(start, start + n) for start, n in zip(starts, lengths, strict=True))
-
-
 @torch.no_grad()
 def window_probabilities(
     network: nn.Module, image: Array, patch: Sequence[int], stride: Sequence[int], classes: int
@@ -243,7 +218,7 @@ def medpy_scores(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> lis
     return [float(metric(prediction, truth)) for metric in metrics]
 
 
-def strong_volume(image: Array, rng: Rng) -> Array:
+def strong_volume(image: Array, rng: np.random.Generator) -> Array:
     """Apply a random bias field and gamma to `image` [X, Y, Z], and a blur half the time."""
     if rng.random() < 0.8:
         image = image * bias_field(image.shape, rng.uniform(-0.5, 0.5, (4, 4, 4)))

@@ -50,11 +50,8 @@ class Inputs:
     def data_root(self) -> Path:
         return self.scratch / "data"
 
-    def store_root(self, name: str) -> Path:
-        return self.data_root / "prepared" / name
-
     def store(self, name: str) -> Store:
-        return Store(self.store_root(name))
+        return Store(self.data_root / "prepared" / name)
 
     def run(
         self, name: str, *sets: str, method: str = "crkd", size: Size | None = None, batch: int = 0
@@ -78,13 +75,13 @@ class Inputs:
 
 def synthetic(scratch: Path, sizes: Sizes = Sizes()) -> Inputs:
     """Write both stores under `scratch`."""
-    inputs = Inputs(scratch, sizes)
+    prepared = scratch / "data" / "prepared"
     organs = ("background", "right ventricle", "myocardium", "left ventricle")
     acdc = DatasetSpec("acdc", "acdc", organs, 1, "mr", 3, "minmax")
     la = DatasetSpec("la", "la", ("background", "atrium"), 1, "mr", 3, "zscore", z_last=True)
-    _write_store(inputs.store_root("acdc"), acdc, sizes.acdc, short_axis)
-    _write_store(inputs.store_root("la"), la, sizes.la, atrium)
-    return inputs
+    _write_store(prepared / "acdc", acdc, sizes.acdc, short_axis)
+    _write_store(prepared / "la", la, sizes.la, atrium)
+    return Inputs(scratch, sizes)
 
 
 def _write_store(root: Path, spec: DatasetSpec, shape: Sequence[int], make: Any) -> None:

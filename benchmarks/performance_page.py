@@ -28,8 +28,8 @@ def main() -> None:
 
 
 def read(folder: Path, kind: str) -> list[Record]:
-    """Return the records KIND-*.json of `folder`, those of GPUs last."""
-    files = sorted(folder.glob(f"{kind}-*.json"), key=lambda file: ("nvidia" in file.name, file))
+    """Return the records KIND-*.json of `folder`."""
+    files = sorted(folder.glob(f"{kind}-*.json"))
     return [{**read_json(file), "file": file.name} for file in files]
 
 

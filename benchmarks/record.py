@@ -3,12 +3,10 @@
     python -m benchmarks.record RUN/evaluation-strict-test NAME --command "crkd train …"
 
 A record holds the command, the commit (of this checkout, or $CRKD_COMMIT), the machine, the
-settings that differ from the packaged configuration, the validation scores during training, and
-the test scores of every case.
+configuration, the validation scores during training, and the test scores of every case.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import RESULTS, environment, read_json, write_json
-from crkd_cli.config import dump, load_config
 from crkd_cli.errors import CrkdError
 from crkd_cli.evaluation.results import Evaluation, read_evaluation
-from crkd_cli.paths import packaged_folder
 from crkd_cli.runtime.metrics_log import read_log
-from crkd_cli.training.plan import flatten_keys
 
 SUMMARY = ("protocol", "part", "cases", "split", "step", "interval", "truth")
 
@@ -65,7 +60,7 @@ def make_record(
         "command": command,
         **environment(),
         "device": trained.get("device", ""),
-        "overrides": overrides(facts.config),
+        "config": facts.config,
         "seconds": seconds(trained),
         "steps_per_second": trained.get("steps_per_second"),
         "note": note,
@@ -73,19 +68,6 @@ def make_record(
         "evaluation": summary(folder, evaluation),
         "cases": cases(evaluation),
     }
-
-
-def overrides(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of `config` that differ from the packaged ones, by their dotted keys."""
-    file = packaged_folder("configs") / f"{config['data']['name']}.yaml"
-    packaged = flatten_keys(_plain(dump(load_config(file)))) if file.is_file() else {}
-    settings = flatten_keys(_plain(config))
-    changed = [key for key in settings if packaged.get(key) != settings[key]]
-    return {key: settings[key] for key in changed if key not in ("method", "train.seed")}
-
-
-def _plain(tree: dict[str, Any]) -> Any:
-    return json.loads(json.dumps(tree))  # lists for tuples
 
 
 def seconds(trained: dict[str, Any]) -> float | None:

@@ -1,6 +1,6 @@
 """Measure the speed of crkd on a CPU beside the published way, or the cost of every method.
 
-    python -m benchmarks.speed [--methods] [--out FILE]
+    python -m benchmarks.speed [--methods]
 
 Writes benchmarks/results/speed-MACHINE.json, or methods-MACHINE.json with --methods.
 """
@@ -37,7 +37,7 @@ from crkd_cli.runtime.device import describe, keep_freed_memory, pick_precision
 from crkd_cli.training.loop import Run, train
 
 Row = dict[str, Any]
-Work = Callable[[], Any]
+Work = Callable[[], object]
 CPU = torch.device("cpu")
 TIMING = ("train.device=cpu", "train.log_every=1", "train.save_minutes=1000")
 REPEATS = 3
@@ -50,12 +50,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--methods", action="store_true", help="measure the cost of methods")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="crkd-bench-") as folder:
         record = measure(synthetic(Path(folder)), costs if args.methods else speeds)
     name = f"{'methods' if args.methods else 'speed'}-{slug(record['machine'])}.json"
-    write_json(record, args.out or RESULTS / name)
+    write_json(record, RESULTS / name)
 
 
 def measure(inputs: Inputs, rows: Callable[[Inputs], Iterator[Row]]) -> dict[str, Any]:
@@ -116,27 +115,24 @@ def crkd_steps(run: Run) -> tuple[list[dict[str, float]], float]:
 def case(inputs: Inputs) -> Iterator[Row]:
     """Time the inference of a scan: published windows beside the baseline, crkd's beside MONAI."""
     patch, stride = inputs.sizes.patch, inputs.sizes.stride
-    # A network that has learned a little: it predicts an atrium, not noise.
-    small = [min(pair) for pair in zip(SMALL, patch, strict=True)]
-    run = inputs.run("la", *TIMING, "train.steps=60", size=small, method="supervised")
-    train(run, lambda step, values: None)
+    run = inputs.run("la", *TIMING, method="supervised")
     network, spec = run.method.predictor.eval(), run.store.spec
     image = np.array(run.store.image("case0")[0])
 
-    def ours(protocol: Protocol) -> Any:
+    def ours(protocol: Protocol) -> None:
         frame = Frame(patch=patch, stride=stride)
-        return Inferer(network, frame, spec, CPU, run.precision, protocol)(image[None])
+        Inferer(network, frame, spec, CPU, run.precision, protocol)(image[None])
 
-    def published() -> Any:
-        return baseline.window_probabilities(network, image, patch, stride, 2).argmax(0)
+    def published() -> None:
+        baseline.window_probabilities(network, image, patch, stride, 2).argmax(0)
 
     @torch.inference_mode()
-    def monai() -> Any:
+    def monai() -> None:
         from monai.inferers import sliding_window_inference
 
         x = torch.from_numpy(image)[None, None]
         logits = sliding_window_inference(x, patch, 2, network, 0.5, "gaussian")
-        return logits.argmax(1)[0].numpy()
+        logits.argmax(1)
 
     name = f"LA case {'×'.join(map(str, image.shape))}"
     work = f"{name}, published stride {'×'.join(map(str, stride))}"
@@ -189,11 +185,8 @@ def costs(inputs: Inputs) -> Iterator[Row]:
 
 
 def timed(work: str, other: Work, ours: Work) -> Row:
-    """Return the median seconds of both, in turn, after a call that warms up.
-
-    The note tells how well the label maps that they return agree.
-    """
-    labels = other(), ours()
+    """Return the median seconds of both, in turn, after a call that warms up."""
+    other(), ours()
     theirs, crkd = [], []
     for _ in range(REPEATS):
         default_malloc()
@@ -201,11 +194,7 @@ def timed(work: str, other: Work, ours: Work) -> Row:
         keep_freed_memory()
         ours()  # fills the heap that the other has emptied
         crkd.append(clock(ours))
-    row = {"work": work, "baseline_s": median(theirs), "crkd_s": median(crkd)}
-    if labels[1] is not None:
-        agreement = dice(confusion(labels[1], labels[0].astype(np.uint8), 2))[1]
-        row["note"] = f"Dice of the two label maps {agreement:.4f}"
-    return row
+    return {"work": work, "baseline_s": median(theirs), "crkd_s": median(crkd)}
 
 
 def clock(work: Work) -> float:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import results_page
 from benchmarks.common import read_json, write_json
-from benchmarks.record import make_record, overrides, seconds
+from benchmarks.record import make_record, seconds
 from crkd_cli.config import dump, load_config
 from crkd_cli.paths import packaged_folder
 
@@ -142,18 +142,10 @@ def test_a_record_has_the_scores_of_every_case(tmp_path):
     record = read_json(tmp_path / "x.json")
     assert (record["label"], record["seed"]) == ("supervised", 5)
     assert record["setting"] == {"dataset": "acdc", "labeled": 3, "frame": [256, 256], "steps": 9}
-    assert record["overrides"] == {"train.steps": 9}
+    assert record["config"] == json.loads(json.dumps(config))
     assert record["validation"] == {"3": 45.7}
     assert record["evaluation"]["scores"]["organ"] == {"dice": [0.7, 0.6, 0.8]}
     assert record["cases"] == [["a", "p", [0.6123]], ["b", "p", [None]]]
-
-
-def test_overrides_are_what_a_run_set_apart():
-    sets = ["data.frame={resize: [96, 96]}", "methods.crkd.pixel_weight=0", "train.seed=7"]
-    changed = overrides(dump(load_config(ACDC, [*sets, "train.steps=20000"])))
-    frame = changed.pop("data.frame.resize")
-    assert list(frame) == [96, 96]
-    assert changed == {"methods.crkd.pixel_weight": 0}
 
 
 def test_the_time_of_a_resumed_run_is_unknown():

@@ -31,9 +31,6 @@ def test_every_row_of_the_speed_benchmark_is_on_the_page(tmp_path, monkeypatch):
         assert row.get("value", 1) >= 0
         for key in ("baseline_s", "crkd_s", "baseline_gb", "crkd_gb"):
             assert row.get(key, 1) > 0
-    overlaps = [float(row["note"].split()[-1]) for row in record["rows"][4:6]]
-    assert len(overlaps) == 2
-    assert min(overlaps) > 0.9
 
 
 @pytest.mark.slow
