@@ -1,0 +1,58 @@
+"""Figures: what the SVG images draw, and how more methods than colors are told apart."""
+
+import base64
+import json
+
+import pytest
+
+from crkd_cli.evaluation.results import read_evaluation
+from crkd_cli.reporting.compare import compare_runs
+from crkd_cli.reporting.figures import COLORS, case_scores, color, is_dashed, learning_curves
+
+
+@pytest.fixture
+def compared(write_evaluation, rng):
+    """compared("a", "b"): a comparison of methods with logs of two steps."""
+
+    def make(*methods):
+        runs = []
+        for method in methods:
+            cases = {"x": "x", "y": "y", "z": "z"}
+            folder = write_evaluation(method, rng.random((3, 2, 2)), cases, method=method)
+            (folder.parent / "best.pth").touch()
+            lines = [json.dumps({"step": step, "total": 1 / step}) for step in (1, 2)]
+            (folder.parent / "log.jsonl").write_text("\n".join(lines) + "\n")
+            runs.append(read_evaluation(folder))
+        return compare_runs(runs)
+
+    return make
+
+
+def svg(figure) -> str:
+    return base64.b64decode(figure.source.partition(",")[2]).decode()
+
+
+def test_every_method_has_a_row_of_dots_in_its_color(compared):
+    dice, distance = case_scores(compared("crkd", "supervised"))
+    assert (dice.title, distance.title) == ("Dice %", "HD95 mm")
+    for figure in (dice, distance):
+        for i, method in enumerate(("crkd", "supervised")):
+            assert f">{method}</text>" in svg(figure)
+            assert svg(figure).count(color(i)) >= 3  # cases
+
+
+def test_more_methods_than_colors_are_told_apart_by_dashes(compared):
+    methods = [f"m{i}" for i in range(len(COLORS) + 1)]
+    (loss,) = learning_curves(compared(*methods))
+    assert loss.text == f"training loss over training steps: {', '.join(methods)}"
+    assert [is_dashed(i) for i in range(len(methods))] == [False] * len(COLORS) + [True]
+    curves = [
+        line for line in svg(loss).splitlines() if color(0) in line and "stroke-width" in line
+    ]
+    assert sum("stroke-dasharray" in line for line in curves) == 1
+
+
+def test_the_same_comparison_gives_the_same_images(compared):
+    comparison = compared("crkd", "a $name$ <&> 心")
+    assert case_scores(comparison) == case_scores(comparison)
+    assert learning_curves(comparison) == learning_curves(comparison)
