@@ -76,9 +76,8 @@ def compare(
 
     if report:
         info("loading PyTorch")
-        from crkd_cli.reporting.html import check_requirements, write_report
+        from crkd_cli.reporting.html import write_report
 
-        check_requirements()
     folders = [find_evaluation(path, protocol or "strict", part) for path in runs]
     evaluations = [read_evaluation(folder) for folder in dict.fromkeys(folders)]
     for evaluation in evaluations:

@@ -227,8 +227,7 @@ def _finish(plan: "Plan", metrics: dict[str, Any]) -> None:
     from crkd_cli.runtime.metrics_log import write_metrics
 
     write_metrics(plan.folder, metrics)
-    if not draw_curves(plan.folder):
-        info("curves.png was not drawn: it needs matplotlib (pip install 'crkd[report]')")
+    draw_curves(plan.folder)
     result = plan.folder / ("best.pth" if metrics["best"] else "last.pth")
     steps = plan.config.train.steps
     outcome = "done" if plan.stop == steps else f"stopped after {plan.stop} of {steps} steps"
@@ -236,7 +235,7 @@ def _finish(plan: "Plan", metrics: dict[str, Any]) -> None:
 
 
 def _write_missing_files(plan: "Plan") -> None:
-    """Write what a finished run lacks if it was killed at its very end, or had no matplotlib."""
+    """Write what a finished run lacks if it was killed at its very end."""
     from crkd_cli.reporting.curves import draw_curves
     from crkd_cli.runtime.metrics_log import write_metrics
 

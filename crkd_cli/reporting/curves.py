@@ -18,15 +18,10 @@ FEW_POINTS = 20  # a curve with fewer points shows them
 Lines = Sequence[dict[str, Any]]
 
 
-def draw_curves(folder: Path) -> bool:
-    """Draw curves.png from log.jsonl: losses, validation Dice and pseudo-labels.
+def draw_curves(folder: Path) -> None:
+    """Draw curves.png from log.jsonl: losses, validation Dice and pseudo-labels."""
+    from matplotlib.figure import Figure
 
-    Returns False if matplotlib (extra `report`) is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
     lines = read_log(folder)
     panels = _choose_panels(lines)
     count = max(len(panels), 1)
@@ -35,7 +30,6 @@ def draw_curves(folder: Path) -> bool:
     for axes, (title, names) in zip(all_axes, panels.items(), strict=False):
         _draw_panel(axes, title, names, lines)
     _save(figure, folder / "curves.png")
-    return True
 
 
 def _choose_panels(lines: Lines) -> dict[str, list[str]]:

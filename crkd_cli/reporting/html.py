@@ -6,7 +6,6 @@ The page has no scripts and loads nothing from elsewhere.
 import base64
 import io
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 
 from crkd_cli import __version__
 from crkd_cli.data.store import Store
-from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.errors import CrkdError
 from crkd_cli.evaluation.results import Evaluation
 from crkd_cli.inference.inferer import build_inferer
 from crkd_cli.inference.overlay import draw_overlay
@@ -37,12 +36,6 @@ class CasePicture:
 
     image: Figure
     scores: list[tuple[str, str]]  # (class, its scores as text)
-
-
-def check_requirements() -> None:
-    """Raise UsageError if a package that a report needs is missing."""
-    if find_spec("jinja2") is None:
-        raise UsageError("--report needs jinja2: pip install 'crkd[report]'")
 
 
 def write_report(

@@ -115,7 +115,6 @@ def test_a_run_that_stops_early_says_so_and_can_be_continued(train: Command, toy
 
 def test_missing_files_of_a_finished_run_are_written(train: Command, toy: Path) -> None:
     """As after a kill at its very end. All steps of one log line were skipped."""
-    pytest.importorskip("matplotlib")
     from PIL import Image
 
     assert train("--out", "run").exit_code == 0
@@ -198,7 +197,10 @@ def test_bad_settings(train: Command, toy: Path, setting: str, words: list[str])
             ["no method is called 'supervized'", "did you mean 'supervised'"],
         ),
         (["--method", "./absent.py"], ["cannot read absent.py", "No such file"]),
-        (["--method", "elsewhere/crkd.py"], ["elsewhere/crkd.py", "crkd is the name of an installed method"]),
+        (
+            ["--method", "elsewhere/crkd.py"],
+            ["elsewhere/crkd.py", "crkd is the name of an installed method"],
+        ),
         (["--method", "split.yaml"], ["no method is called 'split.yaml'"]),
         (["--stop-after", "5"], ["--stop-after 5 is beyond the run's last step; train.steps = 4"]),
         (["--device", "cuda:99"], ["cuda:99", "does not exist"]),

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from html import escape
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -17,7 +16,6 @@ from PIL import Image
 
 from crkd_cli.config import Frame
 
-pytest.importorskip("jinja2")
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -163,16 +161,6 @@ def test_missing_or_changed_files_are_named(cli, runs, tmp_path, make_checkpoint
     refused("crkd prepare-data toy")
     (runs[0] / "last.pth").unlink()
     refused("there is no checkpoint", "last.pth")
-
-
-def test_without_the_extra(cli, write_evaluation, rng, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "jinja2", None)  # as if it was not installed
-    folder = write_evaluation("run", rng.random((2, 2, 2)), {"a": "a", "b": "b"})
-    result = cli("compare", folder, "--report", tmp_path / "page")
-    assert result.exit_code == 2
-    last = result.stderr.splitlines()[-1]
-    assert last == "error: --report needs jinja2: pip install 'crkd[report]'"
-    assert cli("compare", folder).exit_code == 0
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
