@@ -67,9 +67,7 @@ class Registry(Generic[Base]):
                 "digits and _)"
             )
         if (self._folder / f"{name}.py").exists() or name in self._entry_points():
-            raise UsageError(
-                f"{file}: rename the file; {name} is the name of an installed {self._kind}"
-            )
+            raise UsageError(f"{file}: rename the file; the name {name} is taken")
         try:
             source = file.read_bytes()
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Plug-ins from outside: a user's file, an installed package's entry point; every mistake is one line that names the file."""
+"""Plug-ins from a user's file or an installed package: mistakes are one line with the file."""
 
 import subprocess
 import sys
@@ -35,8 +35,8 @@ def test_a_file_is_a_plugin(tmp_path: Path) -> None:
     [
         ("absent.py", None, ["cannot read", "No such file"]),
         ("my-flow.py", GOOD, ["rename the file", "'my-flow'"]),
-        ("crkd.py", GOOD, ["rename the file", "crkd is the name of an installed method"]),
-        ("base.py", GOOD, ["rename the file", "base is the name of an installed method"]),
+        ("crkd.py", GOOD, ["rename the file", "the name crkd is taken"]),
+        ("base.py", GOOD, ["rename the file", "the name base is taken"]),
         ("broken.py", HEAD + "class A(Method:\n", ["SyntaxError", "line 3"]),
         ("broken.py", "\0", ["cannot be loaded", "null bytes"]),
         (
@@ -69,15 +69,15 @@ def test_mistakes_in_a_file(tmp_path: Path, name: str, text: str | None, words: 
         (tmp_path / name).write_text(text)
     with pytest.raises(UsageError) as error:
         METHODS.add(tmp_path / name)
-    said = str(error.value)
-    assert str(tmp_path / name) in said
-    assert all(word in said for word in words), said
-    assert "\n" not in said
+    message = str(error.value)
+    assert str(tmp_path / name) in message
+    assert all(word in message for word in words), message
+    assert "\n" not in message
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An installed package with the methods `tide`, one that is broken, one that claims a built-in name."""
+    """Install a package with a good method, two broken ones, and one with a built-in name."""
     folder = tmp_path / "site"
     (folder / "outside").mkdir(parents=True)
     (folder / "outside" / "__init__.py").touch()
@@ -105,13 +105,14 @@ def test_entry_points_are_plugins(package: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=f"method {name} .*another package.*{word}"):
             METHODS[name]
     (tmp_path / "tide.py").write_text(GOOD)
-    with pytest.raises(UsageError, match="tide is the name of an installed"):
+    with pytest.raises(UsageError, match="the name tide is taken"):
         METHODS.add(tmp_path / "tide.py")
 
 
-def test_help_lists_them_and_imports_none(package: Path) -> None:
+def test_help_lists_plugins_without_importing_them(package: Path) -> None:
     program = (
-        f"import sys; sys.path.insert(0, {str(package)!r}); sys.argv = ['crkd', 'train', '--help']\n"
+        f"import sys; sys.path.insert(0, {str(package)!r})\n"
+        "sys.argv = ['crkd', 'train', '--help']\n"
         "from crkd_cli.cli import main\n"
         "try: main()\nfinally: assert not {'outside', 'torch'} & set(sys.modules)"
     )

@@ -1,4 +1,4 @@
-"""What holds for every command alike: help, completion, tracebacks on demand, a full disk."""
+"""What all commands share: help, completion, tracebacks on request, full or read-only disks."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def test_completion_in_bash(typed, expected):
     ],
     ids=COMMANDS,
 )
-def test_tracebacks_only_on_demand(cli, args, tmp_path, monkeypatch):
+def test_tracebacks_only_with_verbose(cli, args, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plain, verbose = cli(*args), cli(*args, "-v")
     assert plain.exit_code == verbose.exit_code in (1, 2)
@@ -83,7 +83,7 @@ def test_tracebacks_only_on_demand(cli, args, tmp_path, monkeypatch):
         lambda: throw(torch.OutOfMemoryError("CUDA out of memory")),
     ],
 )
-def test_too_little_memory_is_one_line(capsys, work):
+def test_out_of_memory_is_one_line(capsys, work):
     """Pebibytes are more than any process can address."""
     for verbose in (False, True):
         with pytest.raises(typer.Exit) as end:
@@ -98,12 +98,12 @@ def throw(error):
     raise error
 
 
-def test_other_errors_of_torch_stay_what_they_are():
+def test_other_torch_errors_are_not_caught():
     with pytest.raises(RuntimeError, match="size of tensor"):
         command(lambda: torch.ones(2) + torch.ones(3))()
 
 
-def test_work_goes_on_when_nobody_reads_stderr():
+def test_work_continues_when_stderr_is_closed():
     program = """
 import typer
 from crkd_cli.cli.console import command, info
@@ -145,16 +145,14 @@ def disk(tmp_path):
 
 @pytest.fixture
 def scene(make_store, make_checkpoint, write_evaluation, tmp_path, rng):
-    """Words that a command line names: a store's root, a checkpoint, scores, a picture, a scan, a configuration."""
+    """Return the files that the command lines below name, by placeholder."""
     store = make_store(groups=6)
     solid = make_store("solid", dims=3, groups=1).spec
     flat = make_checkpoint(store.spec, Frame(resize=(32, 32)), test=("p00",))
     Image.fromarray(rng.integers(0, 255, (33, 47), dtype=np.uint8)).save(tmp_path / "a.png")
-    for kind in (".nii", ".nii.gz", ".nrrd", ".mha"):
-        sitk.WriteImage(
-            sitk.GetImageFromArray(rng.normal(size=(20, 20, 20)).astype(np.float32)),
-            str(tmp_path / f"b{kind}"),
-        )
+    volume = sitk.GetImageFromArray(rng.normal(size=(20, 20, 20)).astype(np.float32))
+    for suffix in (".nii", ".nii.gz", ".nrrd", ".mha"):
+        sitk.WriteImage(volume, str(tmp_path / f"b{suffix}"))
     config = {
         "data": {
             "name": "toy",
@@ -168,14 +166,15 @@ def scene(make_store, make_checkpoint, write_evaluation, tmp_path, rng):
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(config))
     split = {"dataset": "toy", "name": "x", "train": ["p00", "p01"], "labeled": ["p00"]}
     (tmp_path / "split.yaml").write_text(json.dumps(split))
-    words = {
+    patch = Frame(patch=(16, 16, 16))
+    patients = {"a": "a", "b": "b", "c": "c"}
+    return {
         "flat": flat,
-        "solid": make_checkpoint(solid, Frame(patch=(16, 16, 16)), path="runs/solid/last.pth"),
+        "solid": make_checkpoint(solid, patch, path="runs/solid/last.pth"),
+        "scored": write_evaluation("scored", rng.random((3, 2, 2)), patients),
+        "root": tmp_path / "data",
+        "here": tmp_path,
     }
-    words["scored"] = write_evaluation(
-        "scored", rng.random((3, 2, 2)), {"a": "a", "b": "b", "c": "c"}
-    )
-    return {**words, "root": tmp_path / "data", "here": tmp_path}
 
 
 WRITING = pytest.mark.parametrize(
@@ -184,7 +183,8 @@ WRITING = pytest.mark.parametrize(
         ("prepare-data phantom --data-root {disk}", "raw/phantom"),
         ("make-splits toy --labeled 2 --data-root {root} --out {disk}/x.yaml", "x.yaml"),
         (
-            "train --config {here}/toy.yaml --split {here}/split.yaml --data-root {root} --out {disk}/run",
+            "train --config {here}/toy.yaml --split {here}/split.yaml --data-root {root} "
+            "--out {disk}/run",
             "config.yaml",
         ),
         ("evaluate {flat} --data-root {root} --out {disk}/scores", "cases.csv"),
@@ -204,7 +204,7 @@ WRITING = pytest.mark.parametrize(
 
 
 @WRITING
-def test_a_full_disk_is_said_and_nothing_half_written(cli, scene, disk, line, what):
+def test_a_full_disk_is_reported_and_leaves_no_partial_file(cli, scene, disk, line, what):
     folder = disk("rw")
     with (folder / "filler").open("wb", buffering=0) as file:
         assert file.write(bytes(1 << 20)) == 64 << 10  # all that fits
@@ -220,7 +220,7 @@ def test_a_full_disk_is_said_and_nothing_half_written(cli, scene, disk, line, wh
 
 
 @WRITING
-def test_a_folder_that_cannot_be_written_is_said(cli, scene, disk, line, what):
+def test_a_read_only_folder_is_reported(cli, scene, disk, line, what):
     folder = disk("ro")
     result = cli(*line.format(disk=folder, **scene).split())
     assert result.exit_code == 1, result.output

@@ -199,7 +199,7 @@ def test_bad_settings(train: Command, toy: Path, setting: str, words: list[str])
         (["--method", "./absent.py"], ["cannot read absent.py", "No such file"]),
         (
             ["--method", "elsewhere/crkd.py"],
-            ["elsewhere/crkd.py", "crkd is the name of an installed method"],
+            ["elsewhere/crkd.py", "the name crkd is taken"],
         ),
         (["--method", "split.yaml"], ["no method is called 'split.yaml'"]),
         (["--stop-after", "5"], ["--stop-after 5 is beyond the run's last step; train.steps = 4"]),
