@@ -79,27 +79,21 @@ def _split_own_data(store: Store, labeled: str | None, val: str, test: str, seed
         )
     n_test = parse_count(test, total, "--test")
     n_val = parse_count(val, total, "--val")
-    held_out, remaining = order[: n_test + n_val], order[n_test + n_val :]
-    if not remaining:
+    held_out, candidates = order[: n_test + n_val], order[n_test + n_val :]
+    if not candidates:
         raise UsageError(
             f"{dataset} has {total} labeled patients: test {n_test} and val {n_val} leave none to "
             "train on; give smaller --test and --val (0 is allowed)"
         )
-    train = tuple(group for group in store.groups if group not in set(held_out))
+    excluded = set(held_out)
+    train = tuple(group for group in store.groups if group not in excluded)
     key = label_key(labeled or "all")
-    count = _labeled_count(key, len(remaining), len(train))
-    if count > len(remaining):
-        raise UsageError(
-            f"--labeled {key} asks for {count} labeled patients, but {dataset} has "
-            f"{len(remaining)} of them to train on "
-            f"(test has {n_test}, val {n_val} of the {total}); "
-            f"give --labeled {len(remaining)} or fewer, or smaller --test and --val (0 is allowed)"
-        )
+    held_out_counts = f"test has {n_test}, val {n_val} of the {total}"
     split = Split(
         dataset=dataset,
         name=f"{key}-seed{seed}",
         train=train,
-        labeled=tuple(remaining[:count]),
+        labeled=_draw_labeled(dataset, key, candidates, len(train), held_out_counts),
         val=tuple(sorted(held_out[n_test:])),
         test=tuple(sorted(held_out[:n_test])),
     )
@@ -127,30 +121,24 @@ def _split_public(
     present_only: bool,
 ) -> NewSplit:
     key = label_key(labeled)
-    missing = _missing_groups(store, official)
+    missing = tuple(group for group in official.groups if group not in store.groups)
     if missing and not present_only:
-        total = len(official.train) + len(official.val) + len(official.test)
         raise CrkdError(
-            f"{store.root} lacks {len(missing)} of the {total} cases of the official split: "
-            f"{preview(missing)}; prepare the complete dataset, or add --present-only"
+            f"{store.root} lacks {len(missing)} of the {len(official.groups)} cases of the "
+            f"official split: {preview(missing)}; prepare the complete dataset, or add "
+            "--present-only"
         )
-    if key in official.labeled:
-        name = f"official-{key}"
-        labeled_groups = _official_labeled(store, official, key)
-    else:
-        name = f"{key}-seed{seed}"
-        labeled_groups = _draw_labeled(store, official, key, seed)
     split = Split(
         dataset=store.root.name,
-        name=name,
+        name=f"official-{key}" if key in official.labeled else f"{key}-seed{seed}",
         train=_present(store, official.train),
-        labeled=labeled_groups,
+        labeled=_labeled_groups(store, official, key, seed),
         val=_present(store, official.val),
         test=_present(store, official.test),
     )
     notes = []
     if val is not None:
-        total = len(labeled_groups)
+        total = len(split.labeled)
         split = _take_validation(split, parse_count(val, total, "--val"), seed)
         notes.append(f"val: {len(split.val)} of the {total} labeled cases (--val {val})")
     elif not official.val:
@@ -163,7 +151,12 @@ def _split_public(
     return NewSplit(split, tuple(notes), missing)
 
 
-def _official_labeled(store: Store, official: OfficialSplits, key: str) -> tuple[str, ...]:
+def _labeled_groups(store: Store, official: OfficialSplits, key: str, seed: int) -> tuple[str, ...]:
+    """Return the official labeled groups for a label count, or draw them from the train part."""
+    if key not in official.labeled:
+        train = _present(store, official.train)
+        candidates = seeded_order([group for group in train if has_label(store, group)], seed)
+        return _draw_labeled(store.root.name, key, candidates, len(train))
     groups = _present(store, official.labeled[key])
     if not groups:
         raise CrkdError(
@@ -173,15 +166,23 @@ def _official_labeled(store: Store, official: OfficialSplits, key: str) -> tuple
     return groups
 
 
-def _draw_labeled(store: Store, official: OfficialSplits, key: str, seed: int) -> tuple[str, ...]:
-    """Draw labeled groups for a label count that is not official."""
-    train = _present(store, official.train)
-    candidates = seeded_order([group for group in train if has_label(store, group)], seed)
-    count = _labeled_count(key, len(candidates), len(train))
-    if count > len(candidates):
+def _draw_labeled(
+    dataset: str, key: str, candidates: list[str], n_train: int, held_out: str = ""
+) -> tuple[str, ...]:
+    """Return the first candidates for a label count, which is a share of the train groups.
+
+    Raises UsageError if there are too few, with `held_out` as the reason why.
+    """
+    available = len(candidates)
+    count = available if key == "all" else parse_count(key, n_train, "--labeled")
+    if count > available:
+        reason, advice = "", ""
+        if held_out:
+            reason = f" ({held_out})"
+            advice = ", or smaller --test and --val (0 is allowed)"
         raise UsageError(
-            f"--labeled {key} asks for {count} labeled patients, but {store.root.name} has "
-            f"{len(candidates)} of them to train on; give --labeled {len(candidates)} or fewer"
+            f"--labeled {key} asks for {count} labeled patients, but {dataset} has {available} of "
+            f"them to train on{reason}; give --labeled {available} or fewer{advice}"
         )
     return tuple(candidates[:count])
 
@@ -201,15 +202,6 @@ def _take_validation(split: Split, count: int, seed: int) -> Split:
         labeled=tuple(group for group in split.labeled if group not in val),
         val=tuple(group for group in split.labeled if group in val),
     )
-
-
-def _labeled_count(key: str, candidates: int, train: int) -> int:
-    return candidates if key == "all" else parse_count(key, train, "--labeled")
-
-
-def _missing_groups(store: Store, official: OfficialSplits) -> tuple[str, ...]:
-    groups = (*official.train, *official.val, *official.test)
-    return tuple(group for group in groups if group not in store.groups)
 
 
 def _present(store: Store, groups: tuple[str, ...]) -> tuple[str, ...]:

@@ -187,11 +187,11 @@ def _check_spacing(source: Source, spec: DatasetSpec) -> None:
 
 
 def _check_official_groups(name: str, cases: Sequence[RawCase], root: Path) -> None:
-    facts = official_splits(name)
-    if facts is None:
+    official = official_splits(name)
+    if official is None:
         return
     groups = {case.group for case in cases}
-    if groups.isdisjoint((*facts.train, *facts.val, *facts.test)):
+    if groups.isdisjoint(official.groups):
         raise CrkdError(
             f"{root} contains no case of {name}'s official split; "
             "choose another name for your own data"
@@ -227,15 +227,14 @@ def _note_unlabeled(results: Sequence[CaseResult]) -> Iterable[str]:
 
 
 def _note_missing_groups(name: str, results: Sequence[CaseResult]) -> Iterable[str]:
-    facts = official_splits(name)
-    if facts is None:
+    official = official_splits(name)
+    if official is None:
         return
-    official = (*facts.train, *facts.val, *facts.test)
     present = {result.raw.group for result in results}
-    missing = [group for group in official if group not in present]
+    missing = [group for group in official.groups if group not in present]
     if missing:
         yield (
-            f"{len(missing)} of the official split's {len(official)} ids are missing: "
+            f"{len(missing)} of the official split's {len(official.groups)} ids are missing: "
             f"{preview(missing)}"
         )
 

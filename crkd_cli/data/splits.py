@@ -102,6 +102,11 @@ class OfficialSplits(Strict, frozen=True):
     val: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of all parts."""
+        return (*self.train, *self.val, *self.test)
+
     def split(self, dataset: str, key: str) -> Split:
         """Return the official split for the label count `key`."""
         return Split(
