@@ -79,11 +79,11 @@ def make_splits(
 
     Example: crkd make-splits la --labeled 4
 
-    In your own data, every image is a patient unless patients.csv says otherwise: see
-    docs/own-data.md.
+    In your own data, every image is a patient unless patients.csv says
+    otherwise: see docs/own-data.md.
 
-    The split is written to prepared/NAME/splits/COUNT.yaml. Training uses the one made last for
-    its --labeled COUNT.
+    The split is written to prepared/NAME/splits/COUNT.yaml. Training uses the
+    one made last for its --labeled COUNT.
     """
     from crkd_cli.data.make_splits import make_split
     from crkd_cli.data.splits import preview, split_file, write_split

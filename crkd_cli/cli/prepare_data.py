@@ -72,8 +72,10 @@ def prepare_data(
 
     Example: crkd prepare-data la --source "2018LA_Seg_Training Set"
 
-    Your own data: a folder with images/ and labels/ (PNG, JPG, TIFF, NIfTI, NRRD, MHA or h5, 2D
-    or 3D). Images without a label are unlabeled. Example: crkd prepare-data myset --source FOLDER
+    Your own data: crkd prepare-data myset --source FOLDER
+
+    FOLDER contains images/ and labels/, 2D or 3D: PNG, JPG, TIFF, NIfTI, NRRD,
+    MHA or h5. Images without a label are unlabeled.
     """
     from crkd_cli.data.obtain import choose_source, obtain
     from crkd_cli.data.prepare import prepare
