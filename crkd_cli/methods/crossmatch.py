@@ -14,7 +14,7 @@ Shapes: B images, K classes, *S spatial axes (two or three).
 """
 
 import math
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, Generic, NamedTuple, TypeVar
 
 import msgspec
 import torch
@@ -37,6 +37,15 @@ from crkd_cli.models.blocks import drop_channels
 from crkd_cli.schedules import sigmoid_ramp
 
 Rate = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
+T = TypeVar("T")
+
+
+class ByPerturbation(NamedTuple, Generic[T]):
+    """One value for each perturbation of the features."""
+
+    plain: T
+    weak: T
+    strong: T
 
 
 class Target(NamedTuple):
@@ -108,47 +117,54 @@ class CrossMatch(Method):
             mix(image, partner, box)
             for image, partner, box in zip(images.strong, partners.strong, boxes, strict=True)
         ]
-        # Lists are by perturbation: plain, weak, strong. The first view is not perturbed.
         log_labeled, p_weak = self.forward_perturbed(labeled.image, images.weak)
         log_first, p_second = self.forward_perturbed(*views)
 
-        targets = [Target.from_probabilities(p) for p in p_weak]
-        target_first = targets[0].cutmix(partner_targets[0], boxes[0])
-        targets_second = [
+        targets = ByPerturbation(*(Target.from_probabilities(p) for p in p_weak))
+        first_target = targets.plain.cutmix(partner_targets.plain, boxes[0])
+        mixed = [
             target.cutmix(partner, boxes[1])
             for target, partner in zip(targets, partner_targets, strict=True)
         ]
-        weak_pairs = [(p, targets[0]) for p in p_weak[1:]]
-        second_pairs = [(p, targets_second[0]) for p in p_second[1:]]
+        second_targets = ByPerturbation(*mixed)
         pairs = {
-            "pseudo": [(log_first.exp(), target_first), (p_second[0], targets_second[0])],
-            "teacher": weak_pairs + second_pairs,
-            "decoder": list(zip(p_second[1:], targets_second[1:], strict=True)),
+            "pseudo": [(log_first.exp(), first_target), (p_second.plain, second_targets.plain)],
+            "teacher": [
+                (p_weak.weak, targets.plain),
+                (p_weak.strong, targets.plain),
+                (p_second.weak, second_targets.plain),
+                (p_second.strong, second_targets.plain),
+            ],
+            "decoder": [
+                (p_second.weak, second_targets.weak),
+                (p_second.strong, second_targets.strong),
+            ],
         }
         threshold = self.threshold(step)
         terms = {"labeled": supervised_loss(log_labeled, labeled.label, dice=self.dice)}
         for name in pairs:
             terms[name] = self.target_loss(pairs[name], threshold)
-        kept = (targets[0].confidence >= threshold).float().mean()
+        kept = (targets.plain.confidence >= threshold).float().mean()
         return {"total": self.total(terms), **terms, "kept": kept}
 
     @torch.no_grad()
-    def partner_targets(self, labeled: Tensor, weak: Tensor) -> list[Target]:
-        """Predict the targets of the mixing partners: plain, weakly and strongly perturbed.
+    def partner_targets(self, labeled: Tensor, weak: Tensor) -> ByPerturbation[Target]:
+        """Predict the targets of the mixing partners.
 
         As released, the plain one is from a separate pass, and the labeled images only take part
         for the statistics of batch norm.
         """
         plain = probabilities(self.student(weak))
-        _, (_, *perturbed) = self.forward_perturbed(labeled, weak)
-        return [Target.from_probabilities(p) for p in (plain, *perturbed)]
+        _, p = self.forward_perturbed(labeled, weak)
+        return ByPerturbation(*(Target.from_probabilities(x) for x in (plain, p.weak, p.strong)))
 
-    def forward_perturbed(self, plain: Tensor, perturbed: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Predict two batches of images in one pass, the second one under every perturbation.
+    def forward_perturbed(
+        self, plain: Tensor, perturbed: Tensor
+    ) -> tuple[Tensor, ByPerturbation[Tensor]]:
+        """Predict two batches of images in one pass, the second one with every perturbation.
 
         Returns:
-            Log-probabilities of `plain`, and probabilities of `perturbed` from plain, weakly and
-            strongly perturbed features.
+            Log-probabilities of `plain` and probabilities of `perturbed`.
         """
         count = len(plain)
         rates = (self.params.weak_dropout, self.params.strong_dropout)
@@ -157,7 +173,7 @@ class CrossMatch(Method):
             dropped = [drop_channels(level[count:], rate) for rate in rates]
             pyramid.append(torch.cat([level, *dropped]))
         log_p = forward_head(self.student, self.student.decode(pyramid))
-        return log_p[:count], list(log_p[count:].exp().chunk(3))
+        return log_p[:count], ByPerturbation(*log_p[count:].exp().chunk(3))
 
     def target_loss(self, pairs: list[tuple[Tensor, Target]], threshold: float) -> Tensor:
         """Average over (p [B, K, *S], target) pairs the Dice loss where the target is confident."""

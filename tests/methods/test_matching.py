@@ -12,6 +12,7 @@ from crkd_cli.data.batch import Batch
 from crkd_cli.losses.dice import dice_loss
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, forward_concat, require_unlabeled, supervised_loss
+from crkd_cli.methods.crossmatch import ByPerturbation
 from tests.methods.test_contract import batch, make_deterministic, task
 
 
@@ -108,7 +109,7 @@ def test_crossmatch_terms_by_hand(dims: int) -> None:
     data = batch(dims)
     space = require_unlabeled(data.unlabeled).weak.shape[2:]
     log_l, log_1 = ((3 * torch.randn(n, 3, *space)).log_softmax(1).requires_grad_() for n in (3, 4))
-    partner, weak, strong = (predictions(3, 4, space) for _ in range(3))
+    partner, weak, strong = (ByPerturbation(*predictions(3, 4, space)) for _ in range(3))
     (plain,) = predictions(1, 4, space)
     passes = iter([(log_l, partner), (log_l, weak), (log_1, strong)])
     method.forward_perturbed = lambda a, b: next(passes)
