@@ -7,12 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from crkd_cli.augment.intensity import noise
+from crkd_cli.augment.mix import mix
 from crkd_cli.config import Fraction, ModelConfig, NonNegative, Strict
 from crkd_cli.data.batch import Batch, Unlabeled
 from crkd_cli.losses.dice import dice_loss
@@ -127,6 +128,23 @@ class MeanTeacherBase(Method):
     def after_step(self, step: int) -> None:
         """Update the teacher."""
         self.teacher.update(self.student, step)
+
+
+class PseudoLabel(NamedTuple):
+    """A prediction for the networks to learn, without gradient."""
+
+    confidence: Tensor  # [B, *S]
+    label: Tensor  # [B, *S] class numbers
+
+    @classmethod
+    def from_probabilities(cls, p: Tensor) -> "PseudoLabel":
+        """Take the most likely class of p [B, K, *S] at every pixel."""
+        return cls(*p.detach().max(1))
+
+    def cutmix(self, partner: "PseudoLabel", box: Tensor) -> "PseudoLabel":
+        """Take the box [B, *S] from the pseudo-label of the mixing partner."""
+        confidence = mix(self.confidence, partner.confidence, box)
+        return PseudoLabel(confidence, mix(self.label, partner.label, box))
 
 
 def require_unlabeled(images: Unlabeled | None) -> Unlabeled:

@@ -33,6 +33,7 @@ from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import (
     AuthorSettings,
     Method,
+    PseudoLabel,
     Task,
     class_shares,
     require_unlabeled,
@@ -42,13 +43,6 @@ from crkd_cli.models.blocks import drop_channels
 from crkd_cli.models.ema import Ema
 from crkd_cli.models.projection import Projection
 from crkd_cli.schedules import sigmoid_ramp
-
-
-class PseudoLabel(NamedTuple):
-    """The teacher's prediction for the unlabeled images."""
-
-    confidence: Tensor  # c, [U, *S] float32
-    label: Tensor  # ŷ, [U, *S] class numbers
 
 
 class Streams(NamedTuple):
@@ -129,7 +123,7 @@ class Crkd(Method):
 
         In training the teacher normalizes them by their own statistics.
         """
-        return PseudoLabel(*probabilities(self.teacher.network(weak)).max(1))
+        return PseudoLabel.from_probabilities(probabilities(self.teacher.network(weak)))
 
     def forward_streams(
         self, labeled: Tensor, strong: Tensor, weak: Tensor

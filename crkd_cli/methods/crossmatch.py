@@ -29,6 +29,7 @@ from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import (
     AuthorSettings,
     Method,
+    PseudoLabel,
     forward_head,
     require_unlabeled,
     supervised_loss,
@@ -46,24 +47,6 @@ class ByPerturbation(NamedTuple, Generic[T]):
     plain: T
     weak: T
     strong: T
-
-
-class Target(NamedTuple):
-    """A prediction that others learn, without gradient."""
-
-    confidence: Tensor  # [B, *S]
-    label: Tensor  # [B, *S] class numbers
-
-    @classmethod
-    def from_probabilities(cls, p: Tensor) -> "Target":
-        """Take the most likely class of p [B, K, *S]."""
-        return cls(*p.detach().max(1))
-
-    def cutmix(self, partner: "Target", box: Tensor) -> "Target":
-        """Take the box [B, *S] from the target of the mixing partner."""
-        return Target(
-            mix(self.confidence, partner.confidence, box), mix(self.label, partner.label, box)
-        )
 
 
 @METHODS.register
@@ -120,7 +103,7 @@ class CrossMatch(Method):
         log_labeled, p_weak = self.forward_perturbed(labeled.image, images.weak)
         log_first, p_second = self.forward_perturbed(*views)
 
-        targets = ByPerturbation(*(Target.from_probabilities(p) for p in p_weak))
+        targets = ByPerturbation(*(PseudoLabel.from_probabilities(p) for p in p_weak))
         first_target = targets.plain.cutmix(partner_targets.plain, boxes[0])
         mixed = [
             target.cutmix(partner, boxes[1])
@@ -148,15 +131,16 @@ class CrossMatch(Method):
         return {"total": self.total(terms), **terms, "kept": kept}
 
     @torch.no_grad()
-    def partner_targets(self, labeled: Tensor, weak: Tensor) -> ByPerturbation[Target]:
+    def partner_targets(self, labeled: Tensor, weak: Tensor) -> ByPerturbation[PseudoLabel]:
         """Predict the targets of the mixing partners.
 
         As released, the plain one is from a separate pass, and the labeled images only take part
         for the statistics of batch norm.
         """
         plain = probabilities(self.student(weak))
-        _, p = self.forward_perturbed(labeled, weak)
-        return ByPerturbation(*(Target.from_probabilities(x) for x in (plain, p.weak, p.strong)))
+        _, perturbed = self.forward_perturbed(labeled, weak)
+        predictions = perturbed._replace(plain=plain)
+        return ByPerturbation(*(PseudoLabel.from_probabilities(p) for p in predictions))
 
     def forward_perturbed(
         self, plain: Tensor, perturbed: Tensor
@@ -175,7 +159,7 @@ class CrossMatch(Method):
         log_p = forward_head(self.student, self.student.decode(pyramid))
         return log_p[:count], ByPerturbation(*log_p[count:].exp().chunk(3))
 
-    def target_loss(self, pairs: list[tuple[Tensor, Target]], threshold: float) -> Tensor:
+    def target_loss(self, pairs: list[tuple[Tensor, PseudoLabel]], threshold: float) -> Tensor:
         """Average over (p [B, K, *S], target) pairs the Dice loss where the target is confident."""
         losses = [self.dice(p, target.label, target.confidence >= threshold) for p, target in pairs]
         return torch.stack(losses).mean()

@@ -82,15 +82,7 @@ class LeFeD(Method):
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         label = batch.labeled.label
         images = torch.cat([batch.labeled.image, require_unlabeled(batch.unlabeled).weak])
-        pyramid = self.student.encode(images, self.feedback)
-        stages_a: list[Tensor] = []
-        stages_b: list[Tensor] = []
-        features_a = self.student.decode(pyramid, stages_a)
-        log_a = log_probabilities(self.student.head(features_a))
-        features_b = self.other(self.gates(pyramid, stages_a), stages_b)
-        log_b = log_probabilities(self.other.head(features_b))
-        self.feedback = self.difference(stages_a, stages_b)
-
+        log_a, log_b, stages_a = self.forward_decoders(images)
         p_a, p_b = log_a.exp(), log_b.exp()
         count = len(label)
         labeled = foreground_dice(p_a[:count], label) + foreground_dice(p_b[:count], label)
@@ -106,6 +98,18 @@ class LeFeD(Method):
             "deep": deep,
             "consistency": consistency,
         }
+
+    def forward_decoders(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return log-probabilities of A and B and the stages of A, and update the feedback."""
+        pyramid = self.student.encode(images, self.feedback)
+        stages_a: list[Tensor] = []
+        stages_b: list[Tensor] = []
+        features_a = self.student.decode(pyramid, stages_a)
+        log_a = log_probabilities(self.student.head(features_a))
+        features_b = self.other(self.gates(pyramid, stages_a), stages_b)
+        log_b = log_probabilities(self.other.head(features_b))
+        self.feedback = self.difference(stages_a, stages_b)
+        return log_a, log_b, stages_a
 
     def deep_supervision(self, stages: list[Tensor], label: Tensor) -> Tensor:
         """Compute the weighted Dice losses of decoder A's side outputs."""

@@ -7,7 +7,6 @@ The perturbed predictions are those for two strong views, each with a CutMix box
 partner, and the one from perturbed features of the weak view.
 """
 
-from functools import partial
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -23,6 +22,7 @@ from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import (
     AuthorSettings,
     Method,
+    PseudoLabel,
     class_shares,
     eval_mode,
     forward_concat,
@@ -61,7 +61,8 @@ class UniMatch(Method):
         images, partners = require_unlabeled(batch.unlabeled), require_unlabeled(batch.partners)
         boxes = [draw_mix(images.weak.shape, images.weak.device) for _ in images.strong]
         with torch.no_grad(), eval_mode(self.student):
-            partner_target = probabilities(self.student(partners.weak)).max(1)
+            p_partners = probabilities(self.student(partners.weak))
+        partner_target = PseudoLabel.from_probabilities(p_partners)
         views = [
             mix(image, partner, box)
             for image, partner, box in zip(images.strong, partners.strong, boxes, strict=True)
@@ -69,26 +70,31 @@ class UniMatch(Method):
         log_labeled, log_weak, log_perturbed = self.forward_perturbed(
             batch.labeled.image, images.weak
         )
-        target = log_weak.detach().exp().max(1)
+        target = PseudoLabel.from_probabilities(log_weak.detach().exp())
 
-        dice = partial(dice_loss, classes=self.params.dice_classes)
         by_view = []
         for log_p, box in zip(forward_concat(self.student, *views), boxes, strict=True):
-            confidence = mix(target.values, partner_target.values, box)
-            pseudo_label = mix(target.indices, partner_target.indices, box)
-            by_view.append(dice(log_p.exp(), pseudo_label, confidence >= self.params.confidence))
-        keep = target.values >= self.params.confidence
-        labeled = supervised_loss(log_labeled, batch.labeled.label, dice=dice)
+            by_view.append(self.target_loss(log_p, target.cutmix(partner_target, box)))
+        labeled = supervised_loss(log_labeled, batch.labeled.label, dice=self.dice)
         pseudo = torch.stack(by_view).mean()
-        feature = dice(log_perturbed.exp(), target.indices, keep)
+        feature = self.target_loss(log_perturbed, target)
+        keep = target.confidence >= self.params.confidence
         return {
             "total": 0.5 * (labeled + 0.5 * pseudo + 0.5 * feature),
             "labeled": labeled,
             "pseudo": pseudo,
             "feature": feature,
             "kept": keep.float().mean(),
-            **class_shares(target.indices, self.task.classes, keep),
+            **class_shares(target.label, self.task.classes, keep),
         }
+
+    def target_loss(self, log_p: Tensor, target: PseudoLabel) -> Tensor:
+        """Compute the Dice loss of log_p [B, K, *S] where the target is confident."""
+        return self.dice(log_p.exp(), target.label, target.confidence >= self.params.confidence)
+
+    def dice(self, p: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Compute the Dice loss over the configured classes."""
+        return dice_loss(p, target, mask, classes=self.params.dice_classes)
 
     def forward_perturbed(self, labeled: Tensor, weak: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute log-probabilities for labeled images and for weak views, in one pass.
