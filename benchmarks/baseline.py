@@ -2,15 +2,14 @@
 
 Each stream has its own fp32 forward pass, every pixel is projected to 256 channels before 256 of
 them are drawn, windows are predicted one by one and summed on the host, and medpy computes the
-scores. Networks, batches and CutMix are those of the package, so both ways compute the same;
-tests/benchmarks/test_baseline.py checks that they agree.
+scores. Networks, batches and CutMix are those of the package, and tests check the results.
 
 Letters: B batch, K classes, F features, P projected channels, *S two or three spatial axes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import product
+from itertools import count, product
 
 import numpy as np
 import torch
@@ -195,19 +194,18 @@ def window_probabilities(
     missing = [max(p - s, 0) for s, p in zip(image.shape, patch, strict=True)]
     padded = np.pad(image, [(n // 2, n - n // 2) for n in missing])
     total = np.zeros((classes, *padded.shape), np.float32)
-    count = np.zeros(padded.shape, np.float32)
-    device = next(network.parameters()).device
+    windows = np.zeros(padded.shape, np.float32)
     starts = []
     for side, p, d in zip(padded.shape, patch, stride, strict=True):
         steps = -(-(side - p) // d) + 1
         starts.append([min(n * d, side - p) for n in range(steps)])
     for corner in product(*starts):
         window = tuple(slice(start, start + p) for start, p in zip(corner, patch, strict=True))
-        x = torch.from_numpy(np.ascontiguousarray(padded[window]))[None, None].to(device)
-        total[(slice(None), *window)] += network(x).softmax(1).cpu().numpy()[0]
-        count[window] += 1
+        x = torch.from_numpy(np.ascontiguousarray(padded[window]))[None, None]
+        total[(slice(None), *window)] += network(x).softmax(1).numpy()[0]
+        windows[window] += 1
     inside = [slice(n // 2, n // 2 + s) for n, s in zip(missing, image.shape, strict=True)]
-    return (total / count)[(slice(None), *inside)]
+    return (total / windows)[(slice(None), *inside)]
 
 
 def medpy_scores(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> list[float]:
@@ -238,23 +236,17 @@ def bias_field(shape: Sequence[int], coefficients: NDArray[np.float64]) -> NDArr
     return np.exp(field)
 
 
-class PublishedLoop:
-    """Trains the baseline on the batches of `run`; each call is one step."""
-
-    def __init__(self, run: Run, dense: bool) -> None:
-        config, task = run.checkpoint.config, run.method.task
-        threshold = config.methods["crkd"]["confidence"]
-        method = Published(task.network(), task, threshold, dense=dense).to(run.device).train()
-        self.loader, self.method, self.number = run.loader, method, 0
-        parameters, lr = method.parameters(), config.train.lr
-        self.optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=1e-4)
-
-    def __call__(self) -> float:
-        batch = self.loader.batch(self.loader.read(self.number), self.number)
-        self.number += 1
+def training_steps(run: Run, dense: bool) -> Iterator[float]:
+    """Train the baseline on the batches of `run`; yield the loss after each step."""
+    config, task = run.checkpoint.config, run.method.task
+    method = Published(task.network(), task, config.methods["crkd"]["confidence"], dense=dense)
+    parameters = method.to(run.device).train().parameters()
+    optimizer = torch.optim.SGD(parameters, config.train.lr, momentum=0.9, weight_decay=1e-4)
+    for number in count():
+        batch = run.loader.batch(run.loader.read(number), number)
         labeled, views = batch.labeled, require_unlabeled(batch.unlabeled)
-        losses = self.method.losses(labeled.image, labeled.label, views.weak, views.strong[0])
-        self.optimizer.zero_grad()
+        losses = method.losses(labeled.image, labeled.label, views.weak, views.strong[0])
+        optimizer.zero_grad()
         losses["total"].backward()
-        self.optimizer.step()
-        return losses["total"].item()  # waits for a GPU
+        optimizer.step()
+        yield losses["total"].item()

@@ -36,7 +36,6 @@ def environment() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Return the CPU's name and its number of cores."""
     file = Path("/proc/cpuinfo")
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     names = re.findall(r"^model name\s*: (.+)$", text, flags=re.MULTILINE)

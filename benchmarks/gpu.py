@@ -1,9 +1,8 @@
 r"""Check, train and score on a GPU machine that has no network and is lent for minutes.
 
-On the machine that has the prepared datasets, from a checkout with its environment:
+On the machine that has the prepared datasets, in a checkout with its environment:
 
-    python -m benchmarks.gpu pack acdc --parts 1        # build/gpu/acdc-1of1.tar.xz
-    python -m benchmarks.gpu pack la --parts 2
+    python -m benchmarks.gpu pack acdc --parts 2        # build/gpu/acdc-1of2.tar.xz …
     pip download --dest build/gpu/wheels --no-deps --only-binary :all: --python-version 3.12 msgspec
     cp -r .venv/lib/python3*/site-packages/medpy build/gpu/medpy
 
@@ -19,9 +18,8 @@ Carry the checkout and these files to the GPU machine. There, in the checkout:
     python -m benchmarks.gpu train --seconds 420 \
         "--dataset la --labeled 4" "--dataset la --labeled 4 --method supervised"       # (c)
 
-`train` starts its runs side by side, stops them when the time is up, scores them and writes records
-to $OUT (default: out), for benchmarks/results. The same command again resumes the runs; add
---stop-after 5150 to a run to end it early. Leave 90 seconds for the scores.
+`train` starts its runs side by side, stops them when the time is up, and writes records of their
+scores to $OUT, for benchmarks/results; leave it 90 seconds for that. The same command resumes them.
 """
 
 import argparse
@@ -122,10 +120,7 @@ def unpack(prepared: Path, kit: Path = KIT) -> None:
 
 
 def check(out: Path, steps: int = 3) -> bool:
-    """Train every method for a few steps on the device and on the CPU, and compare the losses.
-
-    On a GPU one more step at the published size measures the memory.
-    """
+    """Compare a few steps of every method with the CPU; on a GPU, measure the memory, too."""
     device = pick_device()
     name = describe(device, pick_precision("auto", device))
     rows = []

@@ -60,13 +60,9 @@ class Inputs:
         kind = {"acdc": "resize", "la": "patch"}[name]
         size = size or {"acdc": self.sizes.image, "la": self.sizes.patch}[name]
         batch = batch or {"acdc": self.sizes.images, "la": self.sizes.patches}[name]
-        settings = [
-            f"data.frame={{{kind}: {list(size)}}}",
-            f"data.labeled_batch_size={batch}",
-            f"data.unlabeled_batch_size={batch}",
-            "methods.crkd.rampup=0",  # every term at full weight
-            *sets,
-        ]
+        batches = [f"data.{part}_batch_size={batch}" for part in ("labeled", "unlabeled")]
+        frame = f"data.frame={{{kind}: {list(size)}}}"
+        settings = [frame, *batches, "methods.crkd.rampup=0", *sets]  # all terms at full weight
         out = self.scratch / f"run-{len(list(self.scratch.iterdir()))}"
         config = packaged_folder("configs") / f"{name}.yaml"
         options = (name, str(LABELED), method, config, None, out, settings, self.data_root)

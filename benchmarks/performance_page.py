@@ -92,8 +92,7 @@ def costs_table(record: Record) -> str:
 
 
 def costs_yaml(record: Record) -> str:
-    text = "# The cost of a step as multiples of supervised's.\n"
-    text += "# Written by python -m benchmarks.performance_page.\n"
+    text = "# A step's cost over supervised's. Written by python -m benchmarks.performance_page.\n"
     for row in record["rows"]:
         if row["dataset"] == HELP_DATASET:
             costs = f"step: {row['step']:.1f}, memory: {row['memory']:.1f}"

@@ -46,17 +46,12 @@ def make_record(
     facts, run = evaluation.facts, evaluation.checkpoint.parent
     trained = read_json(run / "metrics.json") if (run / "metrics.json").is_file() else {}
     data = facts.config["data"]
+    frame = "x".join(map(str, data["frame"]["resize"] or data["frame"]["patch"]))
     validated = [line for line in read_log(run) if "val/dice" in line]
     return {
         "label": label or facts.method,
-        "method": facts.method,
         "seed": facts.seed,
-        "setting": {
-            "dataset": data["name"],
-            "labeled": facts.labeled,
-            "frame": data["frame"]["resize"] or data["frame"]["patch"],
-            "steps": trained.get("steps", facts.step),
-        },
+        "setting": f"{data['name']} {facts.labeled} {frame} {trained.get('steps', facts.step)}",
         "command": command,
         **environment(),
         "device": trained.get("device", ""),

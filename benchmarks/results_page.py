@@ -2,9 +2,8 @@
 
     python -m benchmarks.results_page
 
-A line `<!-- results: acdc 3 96x96 2500 -->` of the text becomes the tables of that dataset, number
-of labeled cases, image size and number of steps; `<!-- results: others -->` becomes a section for
-every other setting.
+`<!-- results: acdc 3 96x96 2500 -->` becomes the tables of that dataset, number of labeled cases,
+image size and number of steps; `<!-- results: others -->` becomes the other settings' sections.
 """
 
 import re
@@ -43,8 +42,7 @@ def read_records(folder: Path) -> dict[str, list[Record]]:
     for file in sorted(folder.glob("*.json")):
         if not file.name.startswith(OTHER_FILES):
             record = {**read_json(file), "file": file.name}
-            dataset, labeled, frame, steps = record["setting"].values()
-            groups[f"{dataset} {labeled} {'x'.join(map(str, frame))} {steps}"].append(record)
+            groups[record["setting"]].append(record)
     for records in groups.values():
         records.sort(key=lambda record: (record["label"], record["seed"], record["file"]))
     return groups

@@ -1,8 +1,8 @@
 """Measure the speed of crkd on a CPU beside the published way, or the cost of every method.
 
-    python -m benchmarks.speed [--methods]
+    python -m benchmarks.speed [speed|methods]
 
-Writes benchmarks/results/speed-MACHINE.json, or methods-MACHINE.json with --methods.
+Writes benchmarks/results/speed-MACHINE.json or methods-MACHINE.json.
 """
 
 import argparse
@@ -49,12 +49,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--methods", action="store_true", help="measure the cost of methods")
-    args = parser.parse_args()
+    parser.add_argument("kind", nargs="?", choices=("speed", "methods"), default="speed")
+    kind = parser.parse_args().kind
     with tempfile.TemporaryDirectory(prefix="crkd-bench-") as folder:
-        record = measure(synthetic(Path(folder)), costs if args.methods else speeds)
-    name = f"{'methods' if args.methods else 'speed'}-{slug(record['machine'])}.json"
-    write_json(record, RESULTS / name)
+        record = measure(synthetic(Path(folder)), {"speed": speeds, "methods": costs}[kind])
+    write_json(record, RESULTS / f"{kind}-{slug(record['machine'])}.json")
 
 
 def measure(inputs: Inputs, rows: Callable[[Inputs], Iterator[Row]]) -> dict[str, Any]:
@@ -84,10 +83,10 @@ def step(inputs: Inputs, name: str) -> Iterator[Row]:
     """Time a training step of CRKD with its data, the baseline's step, and the wait for data."""
     run = inputs.run(name, *TIMING, f"train.steps={REPEATS + 1}")
     logged, crkd_gb = crkd_steps(run)
-    loop = baseline.PublishedLoop(run, dense=False)
+    baseline_step = partial(next, baseline.training_steps(run, dense=False))
     default_malloc()
-    baseline_gb = peak_gb(loop)  # the first step warms up
-    baseline_s = median(clock(loop) for _ in range(REPEATS))
+    baseline_gb = peak_gb(baseline_step)  # also warms up
+    baseline_s = median(clock(baseline_step) for _ in range(REPEATS))
     keep_freed_memory()
     data = run.checkpoint.config.data
     size, batch = "×".join(map(str, data.frame.size)), data.labeled_batch_size
@@ -98,8 +97,7 @@ def step(inputs: Inputs, name: str) -> Iterator[Row]:
         "crkd_s": median(1.0 / values["steps_per_second"] for values in logged),
         "baseline_gb": baseline_gb,
         "crkd_gb": crkd_gb,
-        "note": "the baseline projects only its 256 samples; all pixels would keep "
-        f"{gigabytes:.1f} GB",
+        "note": f"the baseline projects 256 samples only; all pixels would keep {gigabytes:.1f} GB",
     }
     waiting = 100 * median(values["waiting"] for values in logged)
     yield {"work": f"{name.upper()} step waiting for data", "value": waiting, "unit": "%"}
@@ -163,18 +161,14 @@ def start(work: str, words: str, repeats: int = 1) -> Row:
 
 
 def costs(inputs: Inputs) -> Iterator[Row]:
-    """Time a step of every method, late in a run, where all its terms count.
-
-    The fastest of a few steps counts: whatever else the machine does only adds to it.
-    """
-    last, base = 1000, {}
+    """Time the fastest of a few steps of every method, late in a run, where all terms count."""
+    base: dict[str, Row] = {}
     names = ["supervised", *(name for name in METHODS.names() if name != "supervised")]
     for (name, batch), method in product(COST_BATCH.items(), names):
         size = inputs.sizes.image if name == "acdc" else SMALL
         before = peak_gb(lambda: None)
-        sets = (*TIMING, f"train.steps={last}")
-        run = inputs.run(name, *sets, size=size, batch=batch, method=method)
-        run.checkpoint = replace(run.checkpoint, step=last - COST_REPEATS - 1)
+        run = inputs.run(name, *TIMING, "train.steps=1000", method=method, size=size, batch=batch)
+        run.checkpoint = replace(run.checkpoint, step=1000 - COST_REPEATS - 1)
         logged, gigabytes = crkd_steps(run)
         seconds = 1.0 / max(values["steps_per_second"] for values in logged)
         row = {"dataset": name, "method": method, "size": list(size), "batch": batch}

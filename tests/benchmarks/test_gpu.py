@@ -55,7 +55,8 @@ def test_runs_stop_in_time_resume_and_are_recorded(inputs, tmp_path, monkeypatch
     for file in (tmp_path / "out").glob("*.json"):
         record = json.loads(file.read_text(encoding="utf-8"))
         assert record["command"] == f"crkd train {options}"
-        assert record["setting"]["steps"] == record["evaluation"]["step"] == 3
+        assert record["setting"] == "acdc 2 32x32 3"
+        assert record["evaluation"]["step"] == 3
         assert dice.pop(file.stem) == pytest.approx(
             100 * record["evaluation"]["scores"]["mean"]["dice"][0], abs=0.01
         )
