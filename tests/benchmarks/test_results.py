@@ -1,6 +1,5 @@
 """Records of runs and the page made of them, compared with figures computed by hand."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,7 @@ def test_a_row_has_the_figures_of_its_record(keep, tmp_path):
 def test_seeds_are_averaged_and_share_a_command(keep, tmp_path):
     """80 and 90 have the mean 85 and the sample SD 10/√2."""
     keep("b", 0.9, seed=2, command="crkd train --set train.seed=2 --quiet")
-    keep("a", 0.8)
+    keep("a", 0.8, validation={str(step): step / 100 for step in range(250, 2501, 250)})
     keep("c", 0.5, label="supervised")
     page = results_page.page(tmp_path)
     (row,) = [row for row in rows(page, "crkd") if "seeds" in row[1]]
@@ -76,6 +75,9 @@ def test_seeds_are_averaged_and_share_a_command(keep, tmp_path):
     assert page.index("/a.json") < page.index("/b.json") < page.index("/c.json")
     assert "# crkd, seed 1, 2\ncrkd train --set train.seed=SEED --quiet\n" in page
     assert "# supervised, seed 1\ncrkd train --set train.seed=1 --quiet\n" in page
+    # Validation at the steps that all runs share, the others being of every 125th step.
+    assert [len(row) for row in rows(page, "run | seed | step 250")] == [12]
+    assert "| crkd | 1 | 2.5 | 5.0 | 7.5 |" in page
 
 
 def test_settings_and_protocols_have_separate_tables(keep, tmp_path):
@@ -94,34 +96,20 @@ def test_settings_and_protocols_have_separate_tables(keep, tmp_path):
     assert page.count("/c.json") == 1
 
 
-def test_validation_is_shown_for_ten_common_steps_at_most(keep, tmp_path):
-    keep("a", validation={str(step): step / 100 for step in range(125, 2501, 125)})
-    common = {str(step): step / 50 for step in range(250, 2501, 250)}
-    keep("b", label="supervised", validation=common)
-    page = results_page.page(tmp_path)
-    (row,) = rows(page, "run | seed | step 250")
-    assert len(row) == 12
-    assert row[-1] == "step 2,500"
-    assert "| crkd | 1 | 2.5 | 5.0 | 7.5 |" in page
-    assert "| supervised | 1 | 5.0 | 10.0 |" in page
-
-
 def test_a_record_has_the_scores_of_every_case(tmp_path):
     """The evaluation and the log as the program writes them, with one organ and two cases."""
     folder = tmp_path / "run" / "evaluation-strict-test"
     folder.mkdir(parents=True)
     config = dump(load_config(ACDC, ["train.steps=9", "method=supervised"]))
-    interval = {"mean": 0.7, "low": 0.6, "high": 0.8}
+    dice = {"dice": {"mean": 0.7, "low": 0.6, "high": 0.8}}
     tree = {"protocol": "strict", "dataset": "acdc", "part": "test", "cases": 2, "labeled": 3}
     tree |= {"method": "supervised", "split": "s", "seed": 5, "checkpoint": "last.pth", "step": 9}
-    tree |= {"truth": "0", "interval": "95 %", "config": config, "mean": {"dice": interval}}
-    tree |= {"classes": {"organ": {"dice": interval}}}
-    (folder / "summary.json").write_text(json.dumps(tree), encoding="utf-8")
-    with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
-        table = [["case", "group", "class", "dice"], ["a", "p", "organ", "0.612345"]]
-        csv.writer(file).writerows([*table, ["b", "p", "organ", ""]])
+    tree |= {"truth": "0", "interval": "95 %", "config": config, "mean": dice}
+    summary = json.dumps(tree | {"classes": {"organ": dice}})
     log = '{"step": 3, "loss": 1}\n{"step": 3, "val/dice": 0.4567}\n'
-    (folder.parent / "log.jsonl").write_text(log, encoding="utf-8")
+    cases = "case,group,class,dice\na,p,organ,0.612345\nb,p,organ,\n"
+    for name, text in (("summary.json", summary), ("cases.csv", cases), ("../log.jsonl", log)):
+        (folder / name).write_text(text, encoding="utf-8")
     (folder.parent / "last.pth").touch()
     write_json(make_record(folder, "crkd train"), tmp_path / "x.json")
     record = read_json(tmp_path / "x.json")
