@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=420.0, help="of training")
     parser.add_argument("--data-root", type=Path, help="default: data (pack), build/gpu/data")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "out")))
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     data_root = args.data_root or (Path("data") if args.step == "pack" else KIT / "data")
     try:
         if args.step == "pack":

@@ -72,3 +72,12 @@ def test_every_method_is_checked_beside_the_cpu(tmp_path, monkeypatch):
     assert [row["data"] for row in rows] == ["acdc", "acdc", "la", "la"]
     monkeypatch.setattr(gpu, "_losses", lambda *args: [1.0, math.nan])
     assert not gpu.check(tmp_path)
+
+
+def test_runs_may_follow_other_arguments(monkeypatch):
+    calls = []
+    monkeypatch.setattr(gpu, "train_runs", lambda *args: calls.append(args))
+    words = ["gpu", "train", "--seconds", "5", "--dataset acdc", "--dataset la --labeled 4"]
+    monkeypatch.setattr("sys.argv", words)
+    gpu.main()
+    assert calls[0][:2] == (words[-2:], 5.0)
