@@ -23,7 +23,7 @@ import yaml
 from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
-from crkd_cli.data.raw import files
+from crkd_cli.data.raw import formats
 from crkd_cli.methods import METHODS
 from crkd_cli.runtime.run_folder import newest_checkpoint
 
@@ -243,9 +243,9 @@ def mask_files(words: list[str], folder: Path) -> Iterable[Path]:
     images = [image for image in (folder / words[2]).iterdir() if image.is_file()]
     masks = folder / f"{words[2].rstrip('/')}-masks"
     for image in images:
-        yield masks / files.label_name(image)
+        yield masks / formats.label_name(image)
         if "--overlay" in words:
-            yield masks / "overlays" / f"{files.stem(image)}.png"
+            yield masks / "overlays" / f"{formats.stem(image)}.png"
 
 
 PRODUCTS: dict[str, Callable[[list[str], Path], Iterable[Path]]] = {
@@ -298,7 +298,7 @@ def make_program(folder: Path, data: Path) -> Path:
 
 def available_groups(data: Path) -> set[str]:
     """Return names that include those of all patients (images) in `data`."""
-    names = {files.stem(path) for path in data.rglob("*.*")}
+    names = {formats.stem(path) for path in data.rglob("*.*")}
     names |= {path.name for path in data.glob("la/*/*")}
     return names | {name.partition("_")[0] for name in names if name.startswith("patient")}
 
