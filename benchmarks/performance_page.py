@@ -42,16 +42,19 @@ def page(folder: Path) -> str:
 def speed_table(record: Record) -> str:
     rows = []
     for row in record["rows"]:
-        cells = [row["work"], "", "", "", "", row.get("note", "")]
+        cells = [row["work"], "", "", "", "", "", row.get("note", "")]
         if "value" in row:
-            cells[2] = f"{row['value']:.2g} %" if row["unit"] == "%" else duration(row["value"])
+            cells[2] = f"{row['value']:.2g} %"
+            if row["unit"] == "s":
+                cells[2] = duration(row["value"])
         else:
             baseline, crkd = row["baseline_s"], row["crkd_s"]
             cells[1:4] = duration(baseline), duration(crkd), f"{baseline / crkd:.1f}×"
-        memory = [row.get("baseline_gb"), row.get("crkd_gb")]
-        cells[4] = ", ".join(f"{value:.1f} GB" for value in memory if value)
+        for number, key in enumerate(("baseline_gb", "crkd_gb"), 4):
+            if key in row:
+                cells[number] = f"{row[key]:.1f}"
         rows.append(cells)
-    head = ["work", "baseline", "crkd", "ratio", "peak memory: baseline, crkd", "note"]
+    head = ["work", "baseline", "crkd", "ratio", "GB: baseline", "GB: crkd", "note"]
     return f"{table(head, rows)}\n{circumstances(record)}\n"
 
 

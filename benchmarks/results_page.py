@@ -88,8 +88,10 @@ def scores(records: list[Record]) -> str:
 def validation(records: list[Record]) -> str:
     """Return the Dice of the validation cases during training, with one row for each run."""
     runs = {(r["label"], r["seed"]): r["validation"] for r in records if r["validation"]}
-    steps = [s for s in next(iter(runs.values()), {}) if all(s in run for run in runs.values())]
-    stride = -(-len(steps) // VALIDATION_STEPS) or 1
+    if not runs:
+        return ""
+    steps = [s for s in next(iter(runs.values())) if all(s in run for run in runs.values())]
+    stride = -(-len(steps) // VALIDATION_STEPS)
     steps = steps[::-1][::stride][::-1]  # with the last one
     rows = []
     for (label, seed), run in runs.items():

@@ -20,6 +20,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
+from timeit import timeit
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from crkd_cli.training.loop import Run, train
 
 Row = dict[str, Any]
 Work = Callable[[], object]
+clock = partial(timeit, number=1)  # seconds of one call
 CPU = torch.device("cpu")
 TIMING = ("train.device=cpu", "train.log_every=1", "train.save_minutes=1000")
 REPEATS = 3
@@ -189,12 +191,6 @@ def timed(work: str, other: Work, ours: Work) -> Row:
         ours()  # fills the heap that the other has emptied
         crkd.append(clock(ours))
     return {"work": work, "baseline_s": median(theirs), "crkd_s": median(crkd)}
-
-
-def clock(work: Work) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
 
 
 def default_malloc() -> None:
