@@ -14,6 +14,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.common import RESULTS, ROOT, link, read_json, table, write_text
+from crkd_cli import renamed
 
 PAGE = ROOT / "docs" / "results.md"
 PLACEHOLDER = re.compile(r"^<!-- results: (.+) -->$", flags=re.MULTILINE)
@@ -111,13 +112,21 @@ def circumstances(records: list[Record]) -> str:
         commands[record["label"], SEED.sub("", record["command"])].append(record)
     lines = []
     for (label, _), several in commands.items():
-        command = max((record["command"] for record in several), key=len)
-        seeds = dict.fromkeys(str(record["seed"]) for record in several)
+        seeds = list(dict.fromkeys(str(record["seed"]) for record in several))
+        command = with_current_keys(several[0]["command"])
         if len(seeds) > 1:
-            command = SEED.sub(" --set train.seed=SEED", command)
+            command = SEED.sub("", command)
+            seeds[1:] = [f"--set train.seed={seed}" for seed in seeds[1:]]
         lines.append(f"# {label}, seed {', '.join(seeds)}\n{command}")
     head = ["run", "seed", "commit", "machine", "torch", "seconds", "steps/s"]
     return table(head, list(rows.values())) + "\n```\n" + "\n".join(lines) + "\n```\n"
+
+
+def with_current_keys(command: str) -> str:
+    """Replace the keys of earlier versions in a command, so that it can be run today."""
+    for old, new in renamed.KEYS.items():
+        command = re.sub(rf"(?<=--set ){re.escape(old)}(?==)", new, command)
+    return command
 
 
 def notes(records: list[Record]) -> str:

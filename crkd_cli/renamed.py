@@ -92,9 +92,8 @@ def translate_config(tree: dict[str, Any]) -> None:
         section, leaf = _locate(tree, key)
         assert section is not None
         new_leaf = KEYS[key].rpartition(".")[2]
-        values = _VALUES.get(key, {})
         items = [
-            (new_leaf, values.get(value, value)) if name == leaf else (name, value)
+            (new_leaf, _translate_value(key, value)) if name == leaf else (name, value)
             for name, value in section.items()
         ]
         section.clear()
@@ -108,6 +107,12 @@ def translate_weights(weights: dict[str, Any]) -> dict[str, Any]:
         re.sub(pattern, lambda match: _MODULES[match[2]], name): value
         for name, value in weights.items()
     }
+
+
+def _translate_value(key: str, value: Any) -> Any:
+    """Return the value of an old key as the new key has it."""
+    values = _VALUES.get(key, {})
+    return values[value] if isinstance(value, str) and value in values else value
 
 
 def _locate(tree: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:

@@ -61,12 +61,12 @@ def test_every_new_name_is_a_key_and_no_old_name_is() -> None:
 def test_an_old_configuration_is_translated_in_its_order() -> None:
     old = {
         "data": {"name": "la", "labeled": 2, "unlabeled": 4},
-        "train": {"predictor": "trained", "steps": 5, "schedule": "poly"},
+        "train": {"predictor": "trained", "steps": 5, "milestones": []},
         "methods": {"crkd": {"drop": 0.5}},
     }
     translate_config(old)
     assert [(name, list(section.items())) for name, section in old.items()] == [
         ("data", [("name", "la"), ("labeled_batch_size", 2), ("unlabeled_batch_size", 4)]),
-        ("train", [("recalibrate_batch_norm", False), ("steps", 5), ("lr_schedule", "poly")]),
+        ("train", [("recalibrate_batch_norm", False), ("steps", 5), ("lr_milestones", [])]),
         ("methods", [("crkd", {"feature_dropout": 0.5})]),
     ]

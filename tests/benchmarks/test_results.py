@@ -64,6 +64,12 @@ def test_a_row_has_the_figures_of_its_record(keep, tmp_path):
     assert "- crkd, seed 1: by hand." in page
 
 
+def test_commands_have_the_option_names_of_today(keep, tmp_path):
+    keep("a", 0.8, command="crkd train --set data.labeled=6 --set train.horizon=2.5")
+    page = results_page.page(tmp_path)
+    assert "--set data.labeled_batch_size=6 --set train.lr_horizon=2.5" in page
+
+
 def test_seeds_are_averaged_and_share_a_command(keep, tmp_path):
     """80 and 90 have the mean 85 and the sample SD 10/√2."""
     keep("b", 0.9, seed=2, command="crkd train --set train.seed=2 --quiet")
@@ -73,7 +79,7 @@ def test_seeds_are_averaged_and_share_a_command(keep, tmp_path):
     (row,) = [row for row in rows(page, "crkd") if "seeds" in row[1]]
     assert row[:5] == ["crkd", "2 seeds", "last", "± SD", "85.0 ± 7.1"]
     assert page.index("/a.json") < page.index("/b.json") < page.index("/c.json")
-    assert "# crkd, seed 1, 2\ncrkd train --set train.seed=SEED --quiet\n" in page
+    assert "# crkd, seed 1, --set train.seed=2\ncrkd train --quiet\n" in page
     assert "# supervised, seed 1\ncrkd train --set train.seed=1 --quiet\n" in page
     # Validation at the steps that all runs share, the others being of every 125th step.
     assert [len(row) for row in rows(page, "run | seed | step 250")] == [12]
