@@ -10,7 +10,7 @@ from crkd_cli.augment.policy import Policy
 from crkd_cli.config import Config
 from crkd_cli.data.batch import Batch, Labeled, Unlabeled
 from crkd_cli.data.dataset import Dataset
-from crkd_cli.data.splits import Split
+from crkd_cli.data.splits import Part, Split
 from crkd_cli.data.store import Store
 from crkd_cli.data.stream import Stream
 from crkd_cli.errors import CrkdError
@@ -111,10 +111,7 @@ def build_loader(
 
 def _labeled_images(config: Config, store: Store, split: Split, device: torch.device) -> Dataset:
     check_divisible("data.labeled_batch_size", config.data.labeled_batch_size)
-    cases = split.cases(store, "labeled")
-    images = Dataset(
-        store, cases, config.data.frame, labeled=True, cache_bytes=_cache_bytes(device)
-    )
+    images = _images(config, store, split, "labeled", device)
     if not len(images):
         raise CrkdError(
             f"split {split.name} has no labeled training case; "
@@ -125,10 +122,7 @@ def _labeled_images(config: Config, store: Store, split: Split, device: torch.de
 
 def _unlabeled_images(config: Config, store: Store, split: Split, device: torch.device) -> Dataset:
     check_divisible("data.unlabeled_batch_size", config.data.unlabeled_batch_size)
-    cases = split.cases(store, "unlabeled")
-    images = Dataset(
-        store, cases, config.data.frame, labeled=False, cache_bytes=_cache_bytes(device)
-    )
+    images = _images(config, store, split, "unlabeled", device)
     if not len(images):
         raise CrkdError(
             f"split {split.name} has no unlabeled training case, and method {config.method} needs "
@@ -138,5 +132,10 @@ def _unlabeled_images(config: Config, store: Store, split: Split, device: torch.
     return images
 
 
-def _cache_bytes(device: torch.device) -> int:
-    return CACHE_BYTES // world.size() if device.type == "cuda" else 0
+def _images(
+    config: Config, store: Store, split: Split, part: Part, device: torch.device
+) -> Dataset:
+    cache_bytes = CACHE_BYTES // world.size() if device.type == "cuda" else 0
+    cases = split.cases(store, part)
+    labeled = part == "labeled"
+    return Dataset(store, cases, config.data.frame, labeled=labeled, cache_bytes=cache_bytes)
