@@ -14,6 +14,7 @@ from crkd_cli.metrics.surface import bounding_box
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
 # The palette of Okabe and Ito, which color-blind readers can tell apart.
@@ -22,6 +23,7 @@ _REFERENCE = "#ffffff"
 _SIDE = 5.12  # longest side of a plane, inches
 _MIN_WIDTH = 1.2  # room for the name of a plane, inches
 _GAP = 0.3  # between planes, inches
+_LEGEND_ROW = 0.25  # height, inches
 _DPI = 100
 _MAX_PIXELS = 1024  # per axis of a plane, about: more would be slow and invisible
 
@@ -126,14 +128,34 @@ def _draw_page(
 
     # Texts lie outside the figure, which is enlarged to fit them when it is saved.
     figure.suptitle(title, x=0, y=1 + _GAP / height, ha="left", va="bottom", fontsize=12)
-    longest = max(len(str(patch.get_label())) for patch in legend)
-    columns = max(1, int(max(width, _SIDE) / (0.09 * longest + 0.5)))
-    figure.legend(
-        handles=legend, ncols=columns, loc="upper left", bbox_to_anchor=(0, 0), frameon=False
-    )
+    if len(planes) == 1:
+        _add_legend(figure, legend, corner=(0.0, 0.0), width=max(width, _SIDE))
+    else:  # in the corner that the planes leave free
+        corner = ((widths[0] + _GAP) / width, 1.0)
+        _add_legend(figure, legend, corner, width=widths[1], height=heights[0])
     file = io.BytesIO()
     figure.savefig(file, dpi=_DPI, bbox_inches="tight", pil_kwargs={"compress_level": 0})
     return Image.open(file).convert("RGB")
+
+
+def _add_legend(
+    figure: "Figure",
+    legend: "list[Patch]",
+    corner: tuple[float, float],
+    width: float,
+    height: float | None = None,
+) -> None:
+    """Put the legend's upper left at `corner`, in no more columns than fit into `width` inches.
+
+    With `height`, it has no more columns than it needs to fit into that many inches.
+    """
+    longest = max(len(str(patch.get_label())) for patch in legend)
+    columns = max(1, int(width / (0.09 * longest + 0.5)))
+    if height is not None:
+        columns = min(columns, 1 + len(legend) // max(1, int(height / _LEGEND_ROW)))
+    figure.legend(
+        handles=legend, ncols=columns, loc="upper left", bbox_to_anchor=corner, frameon=False
+    )
 
 
 def _draw_plane(axes: "Axes", plane: _Plane, limits: tuple[float, float]) -> None:
