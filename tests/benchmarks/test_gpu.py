@@ -59,7 +59,7 @@ def test_runs_stop_in_time_resume_and_are_recorded(inputs, tmp_path, monkeypatch
         assert record["evaluation"]["step"] == 3
         mean = 100 * record["evaluation"]["scores"]["mean"]["dice"][0]
         assert dice.pop(file.stem) == pytest.approx(mean, abs=0.01)
-    assert all("is no prepared" in message for message in dice.values())  # of the second run
+    assert all("is not a prepared" in message for message in dice.values())  # of the second run
     assert len(dice) == 2
 
 
