@@ -18,6 +18,8 @@ from crkd_cli.errors import UsageError, did_you_mean
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0.0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+# Channels of the five levels of a network.
+Widths = Annotated[tuple[Positive, ...], msgspec.Meta(min_length=5, max_length=5)]
 
 # How error messages name msgspec's types.
 _TYPE_NAMES = {
@@ -89,13 +91,7 @@ class ModelConfig(Strict, frozen=True):
     """Section `model`."""
 
     name: str  # a file in models/networks
-    widths: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=5, max_length=5)] = (
-        16,
-        32,
-        64,
-        128,
-        256,
-    )  # channels of the five levels
+    widths: Widths = (16, 32, 64, 128, 256)
 
 
 class TrainConfig(Strict, frozen=True):
