@@ -144,11 +144,6 @@ class Config(Strict, frozen=True):
 ParamsOf = Callable[[str], type[Strict]]
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read the YAML file `path` with `key.path=value` overrides. Raises UsageError."""
-    return build_config(read_yaml(path), path, overrides)
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a configuration file as plain dicts and lists. Raises UsageError."""
     try:

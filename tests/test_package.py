@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import crkd_cli
-from crkd_cli.config import load_config
+from crkd_cli.config import build_config, read_yaml
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.splits import OfficialSplits
 from crkd_cli.paths import packaged_folder
@@ -63,13 +63,14 @@ def is_ignored(path: Path) -> bool:
 
 def test_every_dataset_has_a_valid_configuration():
     for name in set(SOURCES.names()) - {"folder"}:
-        config = load_config(packaged_folder("configs") / f"{name}.yaml")
+        file = packaged_folder("configs") / f"{name}.yaml"
+        config = build_config(read_yaml(file), file)
         assert config.data.name == name
 
 
 def test_every_packaged_file_is_valid():
     for file in packaged_folder("configs").glob("*.yaml"):
-        load_config(file)  # a dataset of the file's name would start from it
+        build_config(read_yaml(file), file)  # a dataset of the file's name would start from it
     for file in packaged_folder("splits").glob("*.yaml"):
         split = yaml.safe_load(file.read_text(encoding="utf-8"))
         assert set(split) <= set(OfficialSplits.__struct_fields__)

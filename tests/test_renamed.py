@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from crkd_cli.config import build_config, dump, load_config
+from crkd_cli.config import build_config, dump, read_yaml
 from crkd_cli.errors import UsageError
 from crkd_cli.methods import METHODS
 from crkd_cli.renamed import KEYS, translate_config
@@ -41,7 +41,7 @@ def test_an_old_key_is_refused_with_the_new_name(tmp_path: Path, old: str, new: 
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(tree), encoding="utf-8")
     with pytest.raises(UsageError) as error:
-        load_config(file)
+        build_config(read_yaml(file), file)
     assert str(error.value) == f"{file}: {old} is now called {new}"
 
 

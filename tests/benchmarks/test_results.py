@@ -9,7 +9,7 @@ import pytest
 from benchmarks import results_page
 from benchmarks.common import read_json, write_json
 from benchmarks.record import make_record, seconds
-from crkd_cli.config import dump, load_config
+from crkd_cli.config import build_config, dump, read_yaml
 from crkd_cli.paths import packaged_folder
 
 ACDC = packaged_folder("configs") / "acdc.yaml"
@@ -106,7 +106,7 @@ def test_a_record_has_the_scores_of_every_case(tmp_path):
     """The evaluation and the log as the program writes them, with one organ and two cases."""
     folder = tmp_path / "run" / "evaluation-strict-test"
     folder.mkdir(parents=True)
-    config = dump(load_config(ACDC, ["train.steps=9", "method=supervised"]))
+    config = dump(build_config(read_yaml(ACDC), ACDC, ["train.steps=9", "method=supervised"]))
     dice = {"dice": {"mean": 0.7, "low": 0.6, "high": 0.8}}
     tree = {"protocol": "strict", "dataset": "acdc", "part": "test", "cases": 2, "labeled": 3}
     tree |= {"method": "supervised", "split": "s", "seed": 5, "checkpoint": "last.pth", "step": 9}

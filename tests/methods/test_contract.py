@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from crkd_cli.config import ModelConfig, dump, load_config, parse
+from crkd_cli.config import ModelConfig, build_config, dump, parse, read_yaml
 from crkd_cli.data.batch import Batch, Labeled, Unlabeled
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, Task
@@ -104,7 +104,8 @@ def test_a_method_uses_no_more_data_than_it_asks_for(name: str, dims: int) -> No
 def test_author_settings_are_valid(name: str) -> None:
     for dataset, settings in METHODS[name].author_settings.items():
         sets = [f"method={name}", *(f"{key}={value}" for key, value in settings.items())]
-        config = load_config(packaged_folder("configs") / f"{dataset}.yaml", sets)
+        file = packaged_folder("configs") / f"{dataset}.yaml"
+        config = build_config(read_yaml(file), file, sets)
         params = dump(parse(config.methods.get(name, {}), METHODS[name].Params, name))
         parsed = flatten_keys({**dump(config), "methods": {name: params}})
         for key, value in settings.items():
