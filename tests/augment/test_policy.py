@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from benchmarks.baseline import bias_field, strong_volume
 from crkd_cli.augment.policy import Policy
+from tests.augment.reference import bias_field, strong_volume
 
 
 def policy(dims: int, modality: str = "mr", *, bounded: bool = True) -> Policy:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.baseline import strong_volume
 from crkd_cli.augment.policy import Policy
+from tests.augment.reference import strong_volume
 
 pytestmark = pytest.mark.realdata
 
