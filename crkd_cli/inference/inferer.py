@@ -30,6 +30,7 @@ from crkd_cli.runtime.device import (
     keep_freed_memory,
     pick_device,
     pick_precision,
+    to_channels_last,
 )
 from crkd_cli.transfer import to_device, to_unit_range
 from crkd_cli.windows import Slices, padding, windows
@@ -97,8 +98,8 @@ class Inferer:
 
     def refresh(self) -> None:
         """Copy the model's current weights."""
-        self._network = fuse_for_inference(self.model, self.precision)
-        self._network.to(memory_format=channels_last(self.frame.dims))  # type: ignore[call-overload]
+        network = fuse_for_inference(self.model, self.precision)
+        self._network = to_channels_last(network, self.frame.dims)
 
     def __call__(self, image: NDArray[Any], size: Sequence[int] | None = None) -> NDArray[np.uint8]:
         """Return labels [*S] of `image` [C, *S].

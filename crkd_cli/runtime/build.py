@@ -12,7 +12,7 @@ from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, Task
 from crkd_cli.runtime.checkpoint import Checkpoint, UserMethod
-from crkd_cli.runtime.device import channels_last
+from crkd_cli.runtime.device import to_channels_last
 from crkd_cli.runtime.user_method import attribute_errors, check_declaration
 
 
@@ -28,8 +28,7 @@ def build_method(config: Config, spec: DatasetSpec) -> Method:
     task = _task(config, spec)
     torch.manual_seed(config.train.seed)
     with attribute_errors(check_declaration(method_class)):
-        method: Method = method_class(task, params)
-        return method.to(memory_format=channels_last(task.dims))  # type: ignore[call-overload, no-any-return]
+        return to_channels_last(method_class(task, params), task.dims)
 
 
 def load_method(checkpoint: Checkpoint) -> Method:
@@ -55,8 +54,7 @@ def load_predictor(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
             if name.startswith(prefix)
         }
         task = _task(checkpoint.config, checkpoint.spec)
-        network = task.network()
-        network = network.to(memory_format=channels_last(task.dims))  # type: ignore[call-overload]
+        network = to_channels_last(task.network(), task.dims)
         _load_weights(network, weights, checkpoint.path)
     if checkpoint.statistics is not None:
         weights = {**network.state_dict(), **checkpoint.statistics}

@@ -5,12 +5,16 @@ import os
 import sys
 import time
 from functools import cache
+from typing import TypeVar
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from crkd_cli import world
 from crkd_cli.errors import UsageError, pluralize
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -96,6 +100,12 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_max = -1, -4  # malloc.h
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, -1)
+
+
+def to_channels_last(module: Module, dims: int) -> Module:
+    """Convert the weights of `module` to the layout of `channels_last`, in place; return it."""
+    module.to(memory_format=channels_last(dims))  # type: ignore[call-overload]
+    return module
 
 
 def channels_last(dims: int) -> torch.memory_format:

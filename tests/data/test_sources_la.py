@@ -85,7 +85,8 @@ def test_prediction_reads_images_like_preparation(atrium, tmp_path, prepared):
     write_nrrd(tmp_path / "raw" / ID, *atrium)
     store: Store = prepared("la", tmp_path / "raw")
     source = choose_source("la", tmp_path, tmp_path, None, False)
-    volume = source.read_image(tmp_path / "raw" / ID / "lgemri.nrrd", store.spec)
+    path = tmp_path / "raw" / ID / "lgemri.nrrd"
+    volume = source.finish(source.open_image(path, store.spec), path, store.spec)
     np.testing.assert_array_equal(volume.array, store.image(ID))
 
 

@@ -59,7 +59,9 @@ def expected(image: Path, checkpoint: Path) -> np.ndarray:
     """Return the labels that the checkpoint's network predicts for this file."""
     loaded = load_checkpoint(checkpoint)
     cpu = torch.device("cpu")
-    volume = SOURCES["folder"]().read_image(image, loaded.spec)
+    source = SOURCES["folder"]()
+    opened = source.open_image(image, loaded.spec)
+    volume = source.finish(opened, image, loaded.spec)
     inferer = Inferer(load_predictor(loaded, cpu), loaded.config.data.frame, loaded.spec, cpu)
     return inferer(volume.array, volume.size)
 

@@ -72,10 +72,6 @@ class Source(ABC):
         """Write the raw files into the empty `folder` (of sources that are `generated`)."""
         raise NotImplementedError
 
-    def read_image(self, path: Path, spec: DatasetSpec) -> Volume:
-        """Read an image as the store contains it: normalized, with the stored axes and size."""
-        return self.finish(self.open_image(path, spec), path, spec)
-
     def open_image(self, path: Path, spec: DatasetSpec) -> Volume:
         """Read an image with the values of the file and the stored axes.
 
@@ -88,7 +84,7 @@ class Source(ABC):
         return replace(volume, array=array, spacing_mm=spacing)
 
     def finish(self, volume: Volume, path: Path, spec: DatasetSpec) -> Volume:
-        """Normalize an opened image, and resize it to its stored size."""
+        """Normalize an opened image and resize it, as the store contains it."""
         array = self.normalize(volume.array, path, spec)
         if spec.stored_size is not None:
             array = pictures.resize(array, spec.stored_size, "bilinear")
