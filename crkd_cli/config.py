@@ -81,7 +81,7 @@ class Frame(Strict, frozen=True):
 class DataConfig(Strict, frozen=True):
     """Section `data`."""
 
-    name: str  # data set: a folder under prepared/
+    name: str  # dataset: a folder under prepared/
     frame: Frame
     labeled_batch_size: Positive
     unlabeled_batch_size: Positive

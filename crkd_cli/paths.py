@@ -20,7 +20,7 @@ def packaged_folder(name: str) -> Path:
     return installed if installed.is_dir() else package.parent / name
 
 
-def data_root(option: Path | None = None) -> Path:
+def resolve_data_root(option: Path | None = None) -> Path:
     """Return the folder with raw/ and prepared/: --data-root, else $CRKD_DATA, else ./data."""
     return option or Path(os.environ.get("CRKD_DATA") or "data")
 

@@ -6,8 +6,8 @@ Shapes: B images, C channels, *S spatial axes (two or three). Spatial axes are n
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 
 
 def resize_image(x: Tensor, size: Sequence[int], modality: str) -> Tensor:
@@ -19,15 +19,15 @@ def resize_image(x: Tensor, size: Sequence[int], modality: str) -> Tensor:
     if tuple(x.shape[2:]) == tuple(size):
         return x
     if modality == "mr":
-        return functional.interpolate(x, tuple(size), mode="nearest-exact")
+        return F.interpolate(x, tuple(size), mode="nearest-exact")
     if x.ndim == 4:
-        return functional.interpolate(x, tuple(size), mode="bilinear", antialias=True)
-    return functional.interpolate(x, tuple(size), mode="trilinear")
+        return F.interpolate(x, tuple(size), mode="bilinear", antialias=True)
+    return F.interpolate(x, tuple(size), mode="trilinear")
 
 
 def resize_label(label: Tensor, size: Sequence[int]) -> Tensor:
     """Resize label [B, *S] (uint8) to [B, *size], taking the nearest value."""
-    return functional.interpolate(label.unsqueeze(1), tuple(size), mode="nearest-exact").squeeze(1)
+    return F.interpolate(label.unsqueeze(1), tuple(size), mode="nearest-exact").squeeze(1)
 
 
 def flip_and_transpose(x: Tensor, moves: Tensor, axes: tuple[int, int]) -> Tensor:
@@ -60,5 +60,5 @@ def rotate(x: Tensor, degrees: Tensor, axes: tuple[int, int], mode: str) -> Tens
     matrix[:, i, i] = matrix[:, j, j] = radians.cos()
     matrix[:, i, j] = radians.sin() * (sides[axes[1]] / sides[axes[0]])
     matrix[:, j, i] = -radians.sin() * (sides[axes[0]] / sides[axes[1]])
-    grid = functional.affine_grid(matrix, list(x.shape), align_corners=False)
-    return functional.grid_sample(x, grid.to(x.dtype), mode=mode, align_corners=False)
+    grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid.to(x.dtype), mode=mode, align_corners=False)

@@ -69,8 +69,7 @@ def compare(
     Example: crkd compare runs/acdc-supervised-3 runs/acdc-crkd-3
     """
     from crkd_cli.evaluation.results import find_evaluation, read_evaluation
-    from crkd_cli.paths import create_output_folder
-    from crkd_cli.paths import data_root as root_of
+    from crkd_cli.paths import create_output_folder, resolve_data_root
     from crkd_cli.reporting.compare import compare_runs
     from crkd_cli.reporting.tables import tables, write_comparison
 
@@ -88,7 +87,8 @@ def compare(
         write_comparison(comparison, out)
     page = None
     if report:
-        page = write_report(comparison, report, root_of(data_root), info, progress, device)
+        root = resolve_data_root(data_root)
+        page = write_report(comparison, report, root, info, progress, device)
     if json:
         from json import dumps
 

@@ -61,9 +61,10 @@ def evaluate(
     info("loading PyTorch")
     from crkd_cli import world
     from crkd_cli.evaluation.evaluate import evaluate as run
-    from crkd_cli.paths import data_root as root_of
+    from crkd_cli.paths import resolve_data_root
 
-    report = run(checkpoint, root_of(data_root), info, progress, part, protocol, out, device)
+    root = resolve_data_root(data_root)
+    report = run(checkpoint, root, info, progress, part, protocol, out, device)
     if world.rank():
         return
     if json:

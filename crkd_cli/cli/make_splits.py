@@ -1,11 +1,11 @@
-"""crkd make-splits: which patients train, which of them are labeled, which validate and test."""
+"""`crkd make-splits`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crkd_cli.cli import console
+from crkd_cli.cli.console import command, info
 from crkd_cli.cli.options import DataRoot, Json, Quiet, Verbose
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from crkd_cli.data.store import Store
 
 
-@console.command
+@command
 def make_splits(
     name: Annotated[
         str,
@@ -88,28 +88,28 @@ def make_splits(
     from crkd_cli.data.make_splits import make_split
     from crkd_cli.data.splits import preview, split_file, write_split
     from crkd_cli.data.store import Store
-    from crkd_cli.paths import data_root as resolve_data_root
+    from crkd_cli.paths import resolve_data_root
 
     store = Store(resolve_data_root(data_root) / "prepared" / name)
     new = make_split(store, labeled, val, test, seed, present_only)
     file = out or split_file(store, labeled or "all")
     write_split(new.split, file)
     for note in new.notes:
-        console.info(f"{name}: {note}")
+        info(f"{name}: {note}")
     if new.missing:
-        console.info(
+        info(
             f"{name}: {len(new.missing)} official cases are not in the store: "
             f"{preview(new.missing)}"
         )
     if json:
-        import json as codec
+        from json import dumps
 
-        print(codec.dumps(_tree(new, file), indent=2))
+        print(dumps(_tree(new, file), indent=2))
     elif not quiet:
         _print_table(new.split, store)
-        console.info(f"written to {file}")
+        info(f"written to {file}")
         option = f"--split {file}" if out else f"--labeled {labeled or 'all'}"
-        console.info(f"next: crkd train --dataset {name} {option}")
+        info(f"next: crkd train --dataset {name} {option}")
 
 
 def _tree(new: "NewSplit", file: Path) -> dict[str, Any]:

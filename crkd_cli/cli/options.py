@@ -31,12 +31,3 @@ Device = Annotated[
         "--device", help="auto, cpu, cuda or cuda:N. Default: auto.", rich_help_panel="Hardware"
     ),
 ]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override a configuration key: --set train.steps=2000.",
-        rich_help_panel="Run",
-    ),
-]

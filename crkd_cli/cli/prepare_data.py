@@ -1,18 +1,18 @@
-"""crkd prepare-data: convert raw files to a checked, memory-mapped store."""
+"""`crkd prepare-data`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crkd_cli.cli import console
+from crkd_cli.cli.console import command, info, progress
 from crkd_cli.cli.options import DataRoot, Quiet, Verbose
 
 if TYPE_CHECKING:
     from crkd_cli.data.prepare import Finding
 
 
-@console.command
+@command
 def prepare_data(
     name: Annotated[
         str,
@@ -80,21 +80,21 @@ def prepare_data(
     from crkd_cli.data.obtain import choose_source, obtain
     from crkd_cli.data.prepare import prepare
     from crkd_cli.errors import CrkdError, pluralize
-    from crkd_cli.paths import data_root as resolve_data_root
+    from crkd_cli.paths import resolve_data_root
 
     root = resolve_data_root(data_root)
     reader = choose_source(name, source, root, spacing, published_crop)
-    raw = obtain(name, reader, source, root, download, console.progress, console.info)
-    console.info(f"raw files: {raw}")
+    raw = obtain(name, reader, source, root, download, progress, info)
+    info(f"raw files: {raw}")
     store = root / "prepared" / name
-    report = prepare(name, reader, raw, store, console.progress, check)
+    report = prepare(name, reader, raw, store, progress, check)
     if report.errors:
         _show(report.findings)
         problems = pluralize(len(report.errors), "problem")
         raise CrkdError(f"{problems} in {raw} (see above), nothing was written; fix them and rerun")
     for finding in report.findings:
-        console.info(f"note: {finding.what}")
-    console.info(report.summary)
+        info(f"note: {finding.what}")
+    info(report.summary)
     if check:
         options = _options(
             {
@@ -104,12 +104,10 @@ def prepare_data(
             }
         )
         crop = " --published-crop" if published_crop else ""
-        console.info(
-            f"no problem found; no store written. Next: crkd prepare-data {name}{options}{crop}"
-        )
+        info(f"no problem found; no store written. Next: crkd prepare-data {name}{options}{crop}")
     else:
         options = _options({"--data-root": data_root})
-        console.info(f"store: {store}. Next: crkd make-splits {name}{options}")
+        info(f"store: {store}. Next: crkd make-splits {name}{options}")
 
 
 def _options(values: dict[str, Path | str | None]) -> str:

@@ -7,7 +7,7 @@ import typer
 import typer.core
 
 from crkd_cli.cli.console import command, info, progress, warn
-from crkd_cli.cli.options import DataRoot, Device, Quiet, Sets, Verbose
+from crkd_cli.cli.options import DataRoot, Device, Quiet, Verbose
 from crkd_cli.methods import METHODS
 
 if TYPE_CHECKING:
@@ -70,7 +70,15 @@ def train(
             rich_help_panel="Run",
         ),
     ] = None,
-    sets: Sets = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a configuration key: --set train.steps=2000.",
+            rich_help_panel="Run",
+        ),
+    ] = None,
     seeds: Annotated[
         str | None,
         typer.Option(
@@ -118,7 +126,7 @@ def train(
     Example: crkd train --dataset la --labeled 4
     """
     info("loading PyTorch")
-    from crkd_cli.paths import data_root as find_data_root
+    from crkd_cli.paths import resolve_data_root
     from crkd_cli.training.plan import Request, parse_seeds, plan
 
     if method and method.endswith(".py"):
@@ -129,7 +137,7 @@ def train(
     run_seeds: list[int | None] = [None]
     if seeds is not None:
         run_seeds = [*parse_seeds(seeds, sets)]
-    root = find_data_root(data_root)
+    root = resolve_data_root(data_root)
     requests = [
         Request(
             dataset=dataset,

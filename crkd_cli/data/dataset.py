@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from crkd_cli.augment.spatial import resize_image, resize_label
 from crkd_cli.config import Frame
@@ -87,7 +87,7 @@ class Dataset:
     def _frame_image(self, image: Tensor) -> Tensor:
         """Pad or resize an image [C, *S] to the frame."""
         if self.frame.patch:
-            return functional.pad(image, self._pad(image.shape[1:]))
+            return F.pad(image, self._pad(image.shape[1:]))
         if image.shape[1:] == self.frame.size:
             return image
         batch = image.unsqueeze(0).float()
@@ -97,11 +97,11 @@ class Dataset:
     def _frame_label(self, label: Tensor) -> Tensor:
         """Pad or resize a label [*S] to the frame."""
         if self.frame.patch:
-            return functional.pad(label, self._pad(label.shape))
+            return F.pad(label, self._pad(label.shape))
         return resize_label(label.unsqueeze(0), self.frame.size).squeeze(0)
 
     def _pad(self, shape: Sequence[int]) -> list[int]:
-        """Return the padding to the frame for `functional.pad`, which starts at the last axis."""
+        """Return the padding to the frame for `F.pad`, which starts at the last axis."""
         pairs = reversed(padding(shape, self.frame.size))
         return [width for pair in pairs for width in pair]
 

@@ -56,7 +56,7 @@ class Inferer:
     A case with one more axis than the frame is split into slices along its first axis.
 
     If the device runs out of memory, the batch of windows is halved; if one window at a time is
-    still too much, cases and sums are kept on the host. `notice` is called once. Raises CrkdError
+    still too much, cases and sums are kept on the host. `notify` is called once. Raises CrkdError
     if even that is not enough.
 
     Args:
@@ -67,7 +67,7 @@ class Inferer:
         precision: torch.float32, or another type for autocast.
         protocol: strict or paper.
         window_batch: Windows or slices per batch. None: chosen for the device.
-        notice: Called with messages for the user.
+        notify: Called with messages for the user.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Inferer:
         precision: torch.dtype = torch.float32,
         protocol: Protocol = "strict",
         window_batch: int | None = None,
-        notice: Notify = _to_stderr,
+        notify: Notify = _to_stderr,
     ) -> None:
         # Enough to fill a GPU (16 windows of LA), or what fits in a CPU's cache (one window of LA,
         # 8 slices of ACDC).
@@ -91,7 +91,7 @@ class Inferer:
         self.precision = precision
         self.protocol = protocol
         self.window_batch = window_batch or max(1, voxels // math.prod(frame.size))
-        self.notice = notice
+        self.notify = notify
         self._case_device = device  # where a case and the sums of its windows are kept
         self._warned = False
         self.refresh()
@@ -154,7 +154,7 @@ class Inferer:
                 f"{self.device} has not enough memory for one window of {size}; use --device cpu"
             )
         if not self._warned:
-            self.notice(
+            self.notify(
                 f"{self.device} is short of memory: continuing with smaller, slower batches"
             )
             self._warned = True
@@ -243,7 +243,7 @@ def build_inferer(
     notify(f"device: {describe(chosen, precision)}")
     model = load_predictor(checkpoint, chosen)
     frame, spec = config.data.frame, checkpoint.spec
-    return Inferer(model, frame, spec, chosen, precision, protocol, notice=notify)
+    return Inferer(model, frame, spec, chosen, precision, protocol, notify=notify)
 
 
 def gaussian(patch: Sequence[int]) -> Tensor:

@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional
 
 
 def largest_component(mask: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def _component_roots(mask: Tensor) -> Tensor:
 
 def _neighbor_maximum(numbers: Tensor) -> Tensor:
     """Return the maximum of each pixel and its neighbors, integers [N, *S] of at least −1."""
-    pool = (functional.max_pool2d, functional.max_pool3d)[numbers.ndim - 3]
+    pool = (F.max_pool2d, F.max_pool3d)[numbers.ndim - 3]
     exact = torch.float32 if numbers[0].numel() < 2**24 else torch.float64
     pooled: Tensor = pool(numbers.to(exact).unsqueeze(1), 3, stride=1, padding=1)
     return pooled.squeeze(1).long()

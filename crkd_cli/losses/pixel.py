@@ -1,15 +1,15 @@
 """Per-pixel terms: cross entropy, divergence, entropy; and the masked mean."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 
 from crkd_cli import world
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
     """Compute log-softmax [B, K, *S] in float32 from logits of any precision."""
-    return functional.log_softmax(logits.float(), dim=1)
+    return F.log_softmax(logits.float(), dim=1)
 
 
 def probabilities(logits: Tensor) -> Tensor:
@@ -17,7 +17,7 @@ def probabilities(logits: Tensor) -> Tensor:
 
     Where no logarithm is needed, this takes half the passes over memory.
     """
-    return functional.softmax(logits.float(), dim=1)
+    return F.softmax(logits.float(), dim=1)
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -13,8 +13,8 @@ Shapes: B images, K classes, F features, *S spatial axes (two or three).
 from typing import ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 
 from crkd_cli.config import NonNegative, Strict
 from crkd_cli.data.batch import Batch
@@ -134,7 +134,7 @@ def similarity(features: Tensor, label: Tensor, num_classes: int) -> Tensor:
     members = label.flatten(1).unsqueeze(1) == classes  # [B, K, pixels]
     with torch.autocast(features.device.type, enabled=False):
         # A sum has the direction of the mean.
-        prototypes = functional.normalize(members.float() @ rows, dim=2)  # [B, K, F]
+        prototypes = F.normalize(members.float() @ rows, dim=2)  # [B, K, F]
         norms = torch.linalg.vector_norm(rows, dim=2, keepdim=True).clamp(min=MIN_NORM)
         cosines = rows @ prototypes.mT / norms
     by_class: Tensor = cosines.view(*label.shape, num_classes).movedim(-1, 1)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
 
 def conv(dims: int, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
@@ -70,7 +70,7 @@ class Dropout(nn.Module):
             return x
         if x.device.type == "cpu":
             return _dropout_cpu(x, self.p)
-        return functional.dropout(x, self.p)
+        return F.dropout(x, self.p)
 
 
 def _dropout_cpu(x: Tensor, p: float) -> Tensor:

@@ -1,7 +1,7 @@
 """The projection head of the class-semantic distillation."""
 
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
 
 class Projection(nn.Module):
@@ -25,4 +25,4 @@ class Projection(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """Project rows [N, F] to unit vectors [N, width] in float32."""
         projected: Tensor = self.layers(rows)
-        return functional.normalize(projected.float(), dim=1)
+        return F.normalize(projected.float(), dim=1)

@@ -8,8 +8,8 @@ from functools import cache
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from torch.nn import functional
 
 from crkd_cli import world
 from crkd_cli.errors import UsageError, pluralize
@@ -157,8 +157,8 @@ def _time_layer(precision: torch.dtype) -> float:
     weight = torch.ones(64, 64, 3, 3).contiguous(memory_format=layout).requires_grad_()
     begin = time.process_time()
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-        features = functional.conv2d(image, weight, padding=1)
-        features = functional.batch_norm(features, None, None, training=True)
-        features = functional.leaky_relu(features)
+        features = F.conv2d(image, weight, padding=1)
+        features = F.batch_norm(features, None, None, training=True)
+        features = F.leaky_relu(features)
     torch.autograd.backward(features.float().sum())
     return time.process_time() - begin

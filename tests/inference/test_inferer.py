@@ -175,15 +175,15 @@ class Small(Identity):
 )
 def test_running_out_of_memory_halves_the_batch_and_is_reported_once(frame):
     x = image((9, 16, 16))
-    notices = []
-    infer = Inferer(Small(2), frame, spec(3), CPU, window_batch=8, notice=notices.append)
+    messages = []
+    infer = Inferer(Small(2), frame, spec(3), CPU, window_batch=8, notify=messages.append)
     np.testing.assert_allclose(infer.probabilities(x)[1], x[0], atol=1e-6)
     assert infer.window_batch == 2
-    assert len(notices) == 1
+    assert len(messages) == 1
 
 
 def test_too_little_memory_for_one_window_is_an_error():
-    infer = Inferer(Small(0), Frame(patch=(16, 16)), spec(2), CPU, notice=lambda line: None)
+    infer = Inferer(Small(0), Frame(patch=(16, 16)), spec(2), CPU, notify=lambda line: None)
     with pytest.raises(CrkdError, match="not enough memory for one window of 16×16"):
         infer(image((16, 16)))
 
@@ -244,14 +244,14 @@ class Crowded(Identity):
 @pytest.mark.gpu
 def test_sums_are_kept_on_the_host_when_the_gpu_is_full():
     x = image((64, 64, 64))  # 1 MiB, and 2 MiB of sums
-    notices = []
+    messages = []
     model = Crowded(torch.cuda.memory_allocated() + 2**20)
     frame = Frame(patch=(16, 16, 16))
     infer = Inferer(
-        model, frame, spec(3), torch.device("cuda"), window_batch=4, notice=notices.append
+        model, frame, spec(3), torch.device("cuda"), window_batch=4, notify=messages.append
     )
     np.testing.assert_allclose(infer.probabilities(x)[1], x[0], atol=1e-6)
-    assert len(notices) == 1
+    assert len(messages) == 1
 
 
 @pytest.mark.gpu

@@ -8,8 +8,8 @@ from dataclasses import replace
 import msgspec
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 
 from crkd_cli.config import ModelConfig
 from crkd_cli.data.batch import Batch
@@ -61,7 +61,7 @@ def by_hand(
     for number, (side, stage) in enumerate(zip(method.side, s_a, strict=True)):
         z = side[0](stage)
         for _ in range(number):
-            z = functional.interpolate(z, scale_factor=2, mode=mode, align_corners=True)
+            z = F.interpolate(z, scale_factor=2, mode=mode, align_corners=True)
         sides.append(z)
     return z_a, z_b, sides, s_a, s_b
 
@@ -100,7 +100,7 @@ def test_two_passes_by_hand(dims: int, network: str, params: dict[str, object]) 
         torch.manual_seed(seed)
         z_a, z_b, sides, s_a, s_b = by_hand(method, data, network, feedback)
         labeled = dice(z_a, label) + dice(z_b, label)
-        cross_entropy = sum(functional.cross_entropy(z[:3], label) for z in (z_a, z_b))
+        cross_entropy = sum(F.cross_entropy(z[:3], label) for z in (z_a, z_b))
         labeled += cross_entropy_weight * cross_entropy
         deep = sum(w * dice(z, label) for w, z in zip(SCALES, sides, strict=True))
         consistency = (z_a.double().softmax(1) - z_b.double().softmax(1)).square().mean()

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
+import torch.nn.functional as F
 
 from crkd_cli.config import ModelConfig
 from crkd_cli.data.batch import Batch
@@ -126,7 +126,7 @@ def test_only_the_learner_gets_a_gradient(dims: int) -> None:
     assert not any(x.requires_grad for x in (*first, *second))
     for z, learner, teacher in ((logits[0], first, second), (logits[1], second, first)):
         mask = learner.entropy > teacher.entropy
-        by_pixel = teacher.weight * functional.cross_entropy(z, teacher.label, reduction="none")
+        by_pixel = teacher.weight * F.cross_entropy(z, teacher.label, reduction="none")
         (WEIGHT * by_pixel[mask].sum() / mask.sum()).backward(retain_graph=True)
     for name, p in method.named_parameters():
         torch.testing.assert_close(gradients[name], p.grad, rtol=1e-3, atol=1e-5)
@@ -151,7 +151,7 @@ def test_similarity_to_an_absent_class_is_0(dims: int) -> None:
     assert (cosines[1, :2] == 0).all()
     assert (cosines[0, 0, 0] == 0).all()
     mean = features[1].flatten(1).mean(1)
-    expected = functional.cosine_similarity(features[1], mean.view(-1, *[1] * dims), dim=0)
+    expected = F.cosine_similarity(features[1], mean.view(-1, *[1] * dims), dim=0)
     torch.testing.assert_close(cosines[1, 2], expected)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional
+import torch.nn.functional as F
 from typer.testing import Result
 
 from crkd_cli.errors import CrkdError, UsageError
@@ -62,7 +62,7 @@ def test_the_loss_is_what_the_page_says(my_method: Path, dims: int) -> None:
         weak = method.student(data.unlabeled.weak)
         confident = weak.softmax(1).amax(1) >= 0.9
         target = weak.argmax(1).where(confident, -100)  # which PyTorch's function ignores
-        pseudo = functional.cross_entropy(method.student(data.unlabeled.strong[0]), target)
+        pseudo = F.cross_entropy(method.student(data.unlabeled.strong[0]), target)
     assert 0.05 < confident.float().mean() < 0.95
     torch.testing.assert_close(losses["pseudo"].detach(), pseudo)
     torch.testing.assert_close(losses["kept"], confident.float().mean())
