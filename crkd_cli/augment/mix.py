@@ -1,18 +1,18 @@
 """CutMix: samples get a box of another image, or pairs of samples swap one.
 
-Boxes are drawn from torch's CPU generator. All processes use the draw of process 0 for the joint
-batch, each its own part of it.
+Boxes are drawn from torch's generator of the device, so that the host need not wait or copy. All
+processes use the draw of process 0 for the joint batch, each its own part of it.
 
 Shapes: B images, C channels, *S spatial axes (two or three).
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from crkd_cli import world
-from crkd_cli.transfer import to_device
 
 AREA = (0.02, 0.4)  # fraction of the image (2D) or volume (3D)
 ASPECT = (0.3, 1 / 0.3)
@@ -27,18 +27,18 @@ def box_size(fraction: Tensor, aspect: Tensor, dims: int) -> Tensor:
     return torch.stack([(fraction * factor) ** (1.0 / dims) for factor in factors], dim=1)
 
 
-def draw_boxes(count: int, dims: int) -> tuple[Tensor, Tensor]:
+def draw_boxes(count: int, dims: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Draw boxes that lie inside the image, as corners (low, high) in [0, 1], each [count, dims].
 
     The area fraction is uniform in [0.02, 0.4], the aspect uniform in [0.3, 1/0.3] as far as the
     box fits.
     """
-    fraction = torch.empty(count).uniform_(*AREA)
+    fraction = torch.empty(count, device=device).uniform_(*AREA)
     # A side is at most 1: a·r ≤ 1 and a/r ≤ 1.
     lowest, highest = fraction.clamp(min=ASPECT[0]), (1.0 / fraction).clamp(max=ASPECT[1])
-    aspect = lowest + torch.rand(count) * (highest - lowest)
+    aspect = lowest + torch.rand(count, device=device) * (highest - lowest)
     size = box_size(fraction, aspect, dims)
-    low = torch.rand(count, dims) * (1.0 - size)
+    low = torch.rand(count, dims, device=device) * (1.0 - size)
     return low, low + size
 
 
@@ -55,19 +55,16 @@ def draw_swap(
     """
     batch, spatial = shape[0] * world.size(), shape[2:]
     pairs = batch // 2
-    order = torch.randperm(batch)
+    order = torch.randperm(batch, device=device)
     first, second = order[:pairs], order[pairs : 2 * pairs]
-    partner = torch.arange(batch)
+    partner = torch.arange(batch, device=device)
     partner[first], partner[second] = second, first
 
-    boxes = torch.stack(draw_boxes(pairs, len(spatial)))  # [2, pairs, dims]
-    boxes = boxes * (torch.rand(pairs, 1) < probability)  # a box from 0 to 0 is empty
-    corners = torch.zeros(2, batch, len(spatial))
-    corners[:, first] = corners[:, second] = boxes
-    # Only corners go to the device: copying the boxes there would make the host wait.
-    partner, low, high = (
-        world.shard(world.broadcast(to_device(x, device))) for x in (partner, *corners)
-    )
+    boxes = torch.stack(draw_boxes(pairs, len(spatial), device))  # [2, pairs, dims]
+    chosen = torch.rand(pairs, 1, device=device) < probability
+    corners = torch.zeros(2, batch, len(spatial), device=device)
+    corners[:, first] = corners[:, second] = boxes * chosen  # a box from 0 to 0 is empty
+    partner, low, high = (world.shard(world.broadcast(x)) for x in (partner, *corners))
     return partner, box_mask(low, high, spatial)
 
 
@@ -77,8 +74,9 @@ def draw_mix(shape: torch.Size, device: torch.device, probability: float = 0.5) 
     A sample gets a box with `probability`, else its box is empty.
     """
     count, spatial = shape[0] * world.size(), shape[2:]
-    corners = torch.stack(draw_boxes(count, len(spatial))) * (torch.rand(count, 1) < probability)
-    low, high = (world.shard(world.broadcast(to_device(x, device))) for x in corners)
+    corners = torch.stack(draw_boxes(count, len(spatial), device))
+    corners = corners * (torch.rand(count, 1, device=device) < probability)
+    low, high = (world.shard(world.broadcast(x)) for x in corners)
     return box_mask(low, high, spatial)
 
 
@@ -87,13 +85,15 @@ def draw_box(spatial: torch.Size, device: torch.device, side: float) -> Tensor:
 
     It measures ⌊side · S⌋ pixels on every axis and lies anywhere inside.
     """
-    image_size = torch.tensor([spatial])
-    size = (side * image_size).floor()
-    corner = (torch.rand(1, len(spatial)) * (image_size - size)).floor()
-    low, high = (
-        world.broadcast(to_device(x / image_size, device)) for x in (corner, corner + size)
-    )
-    return box_mask(low, high, spatial)
+    position = torch.rand(1, len(spatial), device=device)
+    low, high = [], []
+    for axis, length in enumerate(spatial):
+        size = math.floor(side * length)
+        corner = (position[:, axis] * (length - size)).floor()
+        low.append(corner / length)
+        high.append((corner + size) / length)
+    corners = world.broadcast(torch.stack([torch.stack(low, 1), torch.stack(high, 1)]))
+    return box_mask(corners[0], corners[1], spatial)
 
 
 def box_mask(low: Tensor, high: Tensor, spatial: Sequence[int]) -> Tensor:

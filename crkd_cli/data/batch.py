@@ -3,6 +3,7 @@
 Shapes: B batch, C channels, *S two or three spatial axes.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -32,3 +33,12 @@ class Batch:
     unlabeled: Unlabeled | None = None  # None for methods that do not use it
     # The same number of other unlabeled images, for methods that mix images; else None.
     partners: Unlabeled | None = None
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield all tensors, always in the same order."""
+        yield self.labeled.image
+        yield self.labeled.label
+        for images in (self.unlabeled, self.partners):
+            if images is not None:
+                yield images.weak
+                yield from images.strong

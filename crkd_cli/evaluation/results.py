@@ -16,7 +16,7 @@ from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.runtime.run_folder import result_checkpoint
 
 # Keys of `train` that may differ between runs of one method: the seed, and how a run is executed.
-_FREE_KEYS = ("seed", "device", "log_every", "save_minutes", "tensorboard")
+_FREE_KEYS = ("seed", "device", "graphs", "log_every", "save_minutes", "tensorboard")
 
 
 class Facts(msgspec.Struct, frozen=True):

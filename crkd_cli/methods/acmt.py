@@ -49,7 +49,7 @@ class AcMt(MeanTeacherBase):
 
     params: Params
 
-    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         params = self.params
         weak = require_unlabeled(batch.unlabeled).weak
         log_labeled, log_unlabeled = forward_concat(self.student, batch.labeled.image, weak)
@@ -67,7 +67,7 @@ class AcMt(MeanTeacherBase):
             "kept": doubtful.float().mean(),
         }
 
-    def threshold(self, step: int) -> float:
+    def threshold(self, step: Tensor) -> Tensor | float:
         """Return h at `step`, as a fraction of the largest possible entropy."""
         first, last = self.params.entropy_threshold, self.params.final_entropy_threshold
         return first + (last - first) * sigmoid_ramp(step, self.task.steps)

@@ -46,7 +46,10 @@ class Task:
 class Method(nn.Module, ABC):
     """Holds the networks of a method and computes its losses.
 
-    The training loop calls the method under autocast, `updates` times per step.
+    The training loop calls the method under autocast, `updates` times per step. On a GPU it
+    captures the step as a CUDA graph if it can: if `losses` and `after_step` read no value from the
+    device (`.item()`, `if`), copy nothing between host and device, and always do the same
+    operations, whatever the data and the number of the step.
     """
 
     # 0: labeled images only; 1: unlabeled images; 2: also batch.partners, images to mix with.
@@ -58,6 +61,8 @@ class Method(nn.Module, ABC):
     # What the authors set differently from configs/DATASET.yaml and Params, by dataset, such as
     # {"la": {"train.steps": 6000}}. Applies with the packaged configuration; --set overrides it.
     author_settings: ClassVar[AuthorSettings] = {}
+    # The phase of the current step, as `phase_at` returns it. The training loop sets it.
+    phase: int = 0
 
     class Params(Strict, frozen=True):
         """The settings of a method. The defaults are its values for ACDC."""
@@ -69,9 +74,19 @@ class Method(nn.Module, ABC):
         self.params = params
         self.student = task.network() if student is None else student
 
+    def phase_at(self, step: int) -> int:
+        """Return which of several kinds of step the step with this number is, such as a warm-up.
+
+        A method whose operations change during training branches on `self.phase`.
+        """
+        return 0
+
     @abstractmethod
-    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         """Compute scalars by name: "total" is backpropagated, and all of them are logged.
+
+        `step` is the number of the step as a float64 scalar on the device: calculate with it, and
+        do not branch on it.
 
         "kept" and names that start with "share_" are fractions of pixels, not losses.
 
@@ -80,11 +95,11 @@ class Method(nn.Module, ABC):
         `losses`, which do that.
         """
 
-    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         """Call `losses`. DistributedDataParallel needs it as the forward pass of a module."""
         return self.losses(batch, step)
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: Tensor) -> None:
         """Run after the last update on a batch, for example to update a moving average."""
 
     @property
@@ -125,7 +140,7 @@ class MeanTeacherBase(Method):
         """Predict [U, K, *S] for images [U, C, *S] with noise added."""
         return probabilities(self.teacher.network(noise(weak, self.params.noise)))
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: Tensor) -> None:
         """Update the teacher."""
         self.teacher.update(self.student, step)
 

@@ -35,6 +35,7 @@ from crkd_cli.models.ema import Ema
 BOX_SIDE = 2 / 3  # as a fraction of the image
 # On LA: 2,000 steps of warm-up, then 15,000 in which the learning rate drops every 2,500.
 LA_WARMUP, LA_STEPS, LA_DROP_EVERY = 2000, 17000, 2500
+WARMUP, SELF_TRAINING = 0, 1  # phases
 
 
 @METHODS.register
@@ -88,10 +89,13 @@ class Bcp(Method):
         self.teacher = Ema(self.student, params.ema_decay, dropout=True)
         self.warmup_steps = round(params.warmup * task.steps)
 
-    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def phase_at(self, step: int) -> int:
+        return WARMUP if step < self.warmup_steps else SELF_TRAINING
+
+    def losses(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         image, label = batch.labeled.image, batch.labeled.label
         box = draw_box(image.shape[2:], image.device, BOX_SIDE)
-        if step < self.warmup_steps:
+        if self.phase == WARMUP:
             labeled = self.warmup_loss(image, label, box)
             return {"total": labeled, "labeled": labeled}
 
@@ -172,9 +176,9 @@ class Bcp(Method):
         largest = largest_component(masks.flatten(0, 1)).view(masks.shape)
         return torch.where(largest.any(1), predicted, 0)
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: Tensor) -> None:
         # Step 0 of an average copies; the published average starts without a warm-up of its own.
-        self.teacher.update(self.student, 0 if step < self.warmup_steps else step)
+        self.teacher.update(self.student, step * (step >= self.warmup_steps))
 
     @property
     def restore_best_after(self) -> int:

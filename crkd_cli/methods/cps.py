@@ -48,7 +48,7 @@ class Cps(Method):
             reinitialize_convs(self.student, nn.init.kaiming_normal_)
             reinitialize_convs(self.other, nn.init.xavier_normal_)
 
-    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         params = self.params
         image, label = batch.labeled.image, batch.labeled.label
         weak = require_unlabeled(batch.unlabeled).weak

@@ -93,7 +93,7 @@ class Crkd(Method):
         self.teacher = Ema(self.student, params.ema_decay, dropout=False)
         self.projection = Projection(self.student.features)
 
-    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         label, unlabeled = batch.labeled.label, require_unlabeled(batch.unlabeled)
         weak, strong = unlabeled.weak, unlabeled.strong[0]
         confidence, pseudo_label = self.pseudo_label(weak)
@@ -135,7 +135,7 @@ class Crkd(Method):
         """
         sizes = [len(labeled), len(strong), len(weak)]
         dropout = torch.zeros(sum(sizes), device=weak.device)
-        dropout[-len(weak) :] = self.params.feature_dropout
+        dropout[-len(weak) :].fill_(self.params.feature_dropout)
         pyramid = self.student.encode(torch.cat([labeled, strong, weak]))
         features = self.student.decode([drop_channels(level, dropout) for level in pyramid])
         log_p = log_probabilities(self.student.head(features))
@@ -196,7 +196,7 @@ class Crkd(Method):
             sample(perturbed, label, certain & ~lower_half, order, classes, number),
         )
 
-    def weights(self, step: int) -> dict[str, float]:
+    def weights(self, step: Tensor) -> dict[str, Tensor | float]:
         """Return the factor of every term at `step`."""
         params = self.params
         ramp = sigmoid_ramp(step, params.rampup * self.task.steps)
@@ -209,7 +209,7 @@ class Crkd(Method):
             "entropy": ramp * params.entropy_weight,
         }
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: Tensor) -> None:
         self.teacher.update(self.student, step)
 
     @property

@@ -91,7 +91,7 @@ class CrossMatch(Method):
 
     params: Params
 
-    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         labeled = batch.labeled
         images, partners = require_unlabeled(batch.unlabeled), require_unlabeled(batch.partners)
         boxes = [draw_mix(images.weak.shape, images.weak.device) for _ in images.strong]
@@ -159,7 +159,9 @@ class CrossMatch(Method):
         log_p = forward_head(self.student, self.student.decode(pyramid))
         return log_p[:count], ByPerturbation(*log_p[count:].exp().chunk(3))
 
-    def target_loss(self, pairs: list[tuple[Tensor, PseudoLabel]], threshold: float) -> Tensor:
+    def target_loss(
+        self, pairs: list[tuple[Tensor, PseudoLabel]], threshold: Tensor | float
+    ) -> Tensor:
         """Average over (p [B, K, *S], target) pairs the Dice loss where the target is confident."""
         losses = [self.dice(p, target.label, target.confidence >= threshold) for p, target in pairs]
         return torch.stack(losses).mean()
@@ -176,11 +178,11 @@ class CrossMatch(Method):
         weight = self.params.distillation_weight
         return 0.5 * (terms["labeled"] + 0.5 * terms["pseudo"] + weight * distillation)
 
-    def threshold(self, step: int) -> float:
+    def threshold(self, step: Tensor) -> Tensor | float:
         """Return τ at `step`."""
         params = self.params
-        threshold = params.confidence
+        threshold: Tensor | float = params.confidence
         if params.confidence_rampup is not None:
             ramp = sigmoid_ramp(step, params.confidence_rampup * self.task.steps)
-            threshold += (1.0 - params.confidence) * ramp
+            threshold = threshold + (1.0 - params.confidence) * ramp
         return threshold * math.log(2.0) if params.log2_scaled else threshold

@@ -79,7 +79,7 @@ class LeFeD(Method):
         )
         self.feedback: Sequence[Tensor | None] = NO_FEEDBACK  # for the next pass over the batch
 
-    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         label = batch.labeled.label
         images = torch.cat([batch.labeled.image, require_unlabeled(batch.unlabeled).weak])
         log_a, log_b, stages_a = self.forward_decoders(images)
@@ -131,7 +131,7 @@ class LeFeD(Method):
                 feedback.append(None)
         return feedback
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: Tensor) -> None:
         self.feedback = NO_FEEDBACK
 
 

@@ -51,7 +51,7 @@ class MeanTeacher(MeanTeacherBase):
 
     params: Params
 
-    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         weak = require_unlabeled(batch.unlabeled).weak
         log_labeled, log_unlabeled = forward_concat(self.student, batch.labeled.image, weak)
         target = self.teacher_probabilities(weak)
@@ -64,9 +64,8 @@ class MeanTeacher(MeanTeacherBase):
             "consistency": consistency,
         }
 
-    def weight(self, step: int) -> float:
+    def weight(self, step: Tensor) -> Tensor | float:
         """Return λ at `step`."""
         params, steps = self.params, self.task.steps
-        if step < params.rampup_delay * steps:
-            return 0.0
-        return params.consistency_weight * sigmoid_ramp(step, params.rampup * steps)
+        begun = step >= params.rampup_delay * steps
+        return sigmoid_ramp(step, params.rampup * steps) * begun * params.consistency_weight

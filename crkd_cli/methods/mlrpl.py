@@ -64,7 +64,7 @@ class Mlrpl(Method):
         super().__init__(task, params, task.network("transposed"))
         self.other = self.student.new_decoder("nearest")
 
-    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         params, label = self.params, batch.labeled.label
         images = torch.cat([batch.labeled.image, require_unlabeled(batch.unlabeled).weak])
         pyramid = self.student.encode(images)

@@ -29,7 +29,7 @@ class Supervised(Method):
 
     params: Params
 
-    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         log_p = log_probabilities(self.student(batch.labeled.image))
         dice = partial(dice_loss, classes=self.params.dice_classes)
         return {"total": supervised_loss(log_p, batch.labeled.label, dice=dice)}

@@ -70,7 +70,7 @@ class UaMt(MeanTeacherBase):
         super().__init__(task, params)
         self.classes = 2 if params.legacy_constants else task.classes
 
-    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         params = self.params
         weak = require_unlabeled(batch.unlabeled).weak
         log_labeled, log_unlabeled = forward_concat(self.student, batch.labeled.image, weak)
@@ -100,7 +100,7 @@ class UaMt(MeanTeacherBase):
                 mean += p / self.params.passes
         return entropy(mean.clamp(min=MIN_PROBABILITY).log())
 
-    def threshold(self, step: int) -> float:
+    def threshold(self, step: Tensor) -> Tensor | float:
         """Return h at `step` in nats: over the run it rises to the largest possible entropy."""
         ramp = sigmoid_ramp(step, self.task.steps)
         fraction = INITIAL_THRESHOLD + (1.0 - INITIAL_THRESHOLD) * ramp

@@ -57,7 +57,7 @@ class UniMatch(Method):
 
     params: Params
 
-    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         images, partners = require_unlabeled(batch.unlabeled), require_unlabeled(batch.partners)
         boxes = [draw_mix(images.weak.shape, images.weak.device) for _ in images.strong]
         with torch.no_grad(), eval_mode(self.student):

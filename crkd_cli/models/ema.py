@@ -31,15 +31,18 @@ class Ema(nn.Module):
         self._pairs: WeakKeyDictionary[nn.Module, ParameterPairs] = WeakKeyDictionary()
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
+    def update(self, network: nn.Module, step: Tensor | int) -> None:
         """Move the average towards `network` after optimizer step `step` (from 0)."""
-        weight = 1.0 - min(1.0 - 1.0 / (step + 1), self.decay)
+        # 1 − a. A tensor, so that the value is not fixed when a CUDA graph is captured.
+        device = next(self.network.parameters()).device
+        count = torch.as_tensor(step, dtype=torch.float64, device=device) + 1.0
+        weight = (1.0 - (1.0 - 1.0 / count).clamp(max=self.decay)).float()
         if network not in self._pairs:
             parameters = zip(self.network.parameters(), network.parameters(), strict=True)
             self._pairs[network] = list(parameters)
         pairs = self._pairs[network]
         averages, targets = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        torch._foreach_lerp_(averages, targets, weight)
+        torch._foreach_lerp_(averages, targets, [weight] * len(averages))
 
     def train(self, mode: bool = True) -> "Ema":
         """Set training mode, in which batch norm uses the batch and dropout only if asked for."""

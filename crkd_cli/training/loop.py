@@ -12,7 +12,6 @@ from filelock import FileLock
 from torch import Tensor
 
 from crkd_cli import world
-from crkd_cli.data.batch import Batch
 from crkd_cli.data.store import Store
 from crkd_cli.data.stream import Prefetch
 from crkd_cli.errors import CrkdError, pluralize
@@ -20,15 +19,15 @@ from crkd_cli.methods.base import Method
 from crkd_cli.progress import Notify
 from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from crkd_cli.runtime.device import describe
-from crkd_cli.runtime.distributed import Agreement, data_parallel
+from crkd_cli.runtime.distributed import Agreement
 from crkd_cli.runtime.metrics_log import MetricsLog, read_log
-from crkd_cli.runtime.user_method import attribute_errors, check_losses
 from crkd_cli.training.batch_norm import BatchNormRecalibration
-from crkd_cli.training.batches import BatchLoader, HostBatch, step_seed
+from crkd_cli.training.batches import BatchLoader, HostBatch
+from crkd_cli.training.cuda_graphs import CudaCapturer, GraphedStep
 from crkd_cli.training.interruptions import SignalCatcher, StoppedBySignalError, explain_errors
-from crkd_cli.training.monitor import TrainingMonitor, label_shares
-from crkd_cli.training.optimizer import GuardedOptimizer, learning_rate
-from crkd_cli.training.step_stats import StepStats
+from crkd_cli.training.monitor import TrainingMonitor
+from crkd_cli.training.optimizer import GuardedOptimizer
+from crkd_cli.training.step import TrainingStep
 from crkd_cli.training.validator import ValidationScore, Validator
 
 # Steps in a row with a non-finite loss or gradient after which a run ends.
@@ -83,7 +82,8 @@ class _Trainer:
         checkpoint, config = run.checkpoint, run.checkpoint.config.train
         folder, is_writer = checkpoint.path.parent, world.rank() == 0
         self._run, self._config = run, config
-        self._report, self._warn, self._notify = report, warn, notify
+        self._report = report
+        self._warn, self._notify = warn or _ignore, notify or _ignore
 
         self._log: MetricsLog | None = None
         if is_writer:
@@ -97,8 +97,14 @@ class _Trainer:
         earlier_lines = read_log(folder) if is_writer else []
         self._monitor = TrainingMonitor(checkpoint.spec.classes, config.steps, earlier_lines)
 
-        self._compute_losses = data_parallel(run.method)
-        self._stats = StepStats()
+        classes = len(checkpoint.spec.classes)
+        self._step = TrainingStep(run.method, run.optimizer, config, classes, run.precision)
+        self._stats = self._step.stats
+        self._runner: TrainingStep | GraphedStep = self._step
+        if run.device.type == "cuda" and world.size() == 1 and config.graphs == "auto":
+            self._runner = GraphedStep(
+                self._step, CudaCapturer(), self._notify, self._finish_validation
+            )
         self._last_means: dict[str, float] = {}  # of the latest log line
         self._val_dice: dict[str, float] = {}  # of the latest validation
         self._begin = self._last_save = time.monotonic()
@@ -159,35 +165,10 @@ class _Trainer:
             begin = time.monotonic()
 
     def _train_step(self, step: int, items: list[HostBatch]) -> None:
-        """Train on one batch, with as many updates as the method asks for.
-
-        Never makes the host wait for the device.
-        """
-        run = self._run
-        batch = run.loader.batch(items, step)
-        # Dropout, CutMix and sampling depend on the step alone, and differ between processes.
-        torch.manual_seed(step_seed(self._config.seed, step) + world.rank())
-        for _ in range(run.method.updates):
-            self._update(batch, step)
-        with attribute_errors(type(run.method)):
-            run.method.after_step(step)
-
-    def _update(self, batch: Batch, step: int) -> None:
-        run = self._run
-        run.optimizer.remember()  # before every update: after_step moves a teacher's statistics
-        losses = self._forward(batch, step)
-        torch.autograd.backward(losses["total"])
-        norm = run.optimizer.step(losses["total"], learning_rate(self._config, step))
-        shares: dict[str, Tensor] = {}
-        if "share_1" in losses:
-            shares = label_shares(batch.labeled.label, len(run.checkpoint.spec.classes))
-        self._stats.add({**losses, **shares, "grad_norm": norm})
-
-    def _forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        device, method_class = self._run.device.type, type(self._run.method)
-        bf16 = self._run.precision == torch.bfloat16
-        with torch.autocast(device, torch.bfloat16, enabled=bf16), attribute_errors(method_class):
-            return check_losses(self._compute_losses(batch, step), method_class)
+        """Train on one batch. Never makes the host wait for the device."""
+        batch = self._run.loader.batch(items, step)
+        self._step.prepare(step)
+        self._runner.run(batch)
 
     # Between steps
 
@@ -238,8 +219,7 @@ class _Trainer:
             return
         self._log.write(step, values)
         for warning in self._monitor(step, values):
-            if self._warn:
-                self._warn(warning)
+            self._warn(warning)
 
     # Validation
 
@@ -298,10 +278,9 @@ class _Trainer:
         self._run.method.load_state_dict(best.weights)
         self._run.optimizer.load_state_dict(best.training)
         self._write(done, {"restored_step": float(best.step)})
-        if self._notify:
-            self._notify(
-                f"step {done}: restored step {best.step}, the best so far on the validation cases"
-            )
+        self._notify(
+            f"step {done}: restored step {best.step}, the best so far on the validation cases"
+        )
 
     def _save_is_due(self) -> bool:
         return time.monotonic() - self._last_save >= 60.0 * self._config.save_minutes
@@ -333,3 +312,7 @@ class _Trainer:
         )
         save_checkpoint(checkpoint, checkpoint.path)
         self._last_save = time.monotonic()
+
+
+def _ignore(line: str) -> None:
+    """Drop a message that nobody asked for."""

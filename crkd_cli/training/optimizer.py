@@ -22,9 +22,10 @@ class GuardedOptimizer:
 
     A step whose loss or gradient norm is not finite changes neither the weights nor the optimizer's
     state nor the method's buffers (batch norm statistics, class shares). Skipped steps are counted
-    on the device and read when the loop logs.
+    on the device and read when the loop logs. Nothing here waits for the device, and every tensor
+    keeps its memory, so that a step can be captured as a CUDA graph.
 
-    Call `remember` before the forward passes of every step.
+    Before every step, set `lr`, and call `remember` before its forward passes.
     """
 
     def __init__(self, method: nn.Module, train: TrainConfig) -> None:
@@ -35,6 +36,10 @@ class GuardedOptimizer:
         self._slots = SLOTS[train.optimizer]
         self._init_state()
         device = self._parameters[0].device
+        # Kernels on a GPU read the learning rate in float32; on a CPU float64 is exact.
+        dtype = torch.float32 if device.type == "cuda" else torch.float64
+        self.lr = torch.zeros((), dtype=dtype, device=device)
+        self._inner.param_groups[0]["lr"] = self.lr
         self._skipped = torch.zeros((), device=device)
         self._streak = torch.zeros((), device=device)
         self._worst_streak = torch.zeros((), device=device)
@@ -44,20 +49,19 @@ class GuardedOptimizer:
         if self._buffers:
             torch._foreach_copy_(self._remembered, self._buffers)
 
-    def step(self, loss: Tensor, lr: float) -> Tensor:
-        """Apply the gradients of `loss` with learning rate `lr`, clear them, return their norm."""
+    def step(self, loss: Tensor) -> Tensor:
+        """Apply the gradients of `loss`, clear them, and return their norm."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         skip = ~torch.isfinite(norm + loss.detach())
-        self._inner.param_groups[0]["lr"] = lr
         # The fused kernels leave everything as it is where this is 1; GradScaler uses it too.
         self._inner.found_inf = skip.float()  # type: ignore[attr-defined]
         self._inner.step()
         self._inner.zero_grad()
         self._restore_buffers(skip)
         self._skipped += skip
-        self._streak = (self._streak + 1.0) * skip
-        self._worst_streak = torch.maximum(self._worst_streak, self._streak)
+        self._streak.add_(1.0).mul_(skip)
+        torch.maximum(self._worst_streak, self._streak, out=self._worst_streak)
         return norm
 
     def skipped(self) -> int:
@@ -110,13 +114,17 @@ def learning_rate(train: TrainConfig, step: int) -> float:
 
 def _build_optimizer(parameters: list[nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
     if train.optimizer == "adamw":
-        return torch.optim.AdamW(
+        adamw = torch.optim.AdamW(
             parameters,
             lr=0.0,
             betas=(train.momentum, 0.999),
             weight_decay=train.weight_decay,
             fused=True,
+            capturable=parameters[0].device.type == "cuda",
         )
+        # It would warn of every use outside a CUDA graph, which is intended here.
+        adamw._warned_capturable_if_run_uncaptured = True
+        return adamw
     return torch.optim.SGD(
         parameters,
         lr=0.0,

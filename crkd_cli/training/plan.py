@@ -23,6 +23,7 @@ MAY_CHANGE = (
     "train.log_every",
     "train.eval_every",
     "train.save_minutes",
+    "train.graphs",
     "train.tensorboard",
     "train.recalibrate_batch_norm",
 )

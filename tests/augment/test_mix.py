@@ -16,7 +16,7 @@ def test_box_size_by_hand() -> None:
 
 def test_boxes_lie_inside_and_cover_the_stated_share(dims: int) -> None:
     torch.manual_seed(0)
-    low, high = draw_boxes(4000, dims)
+    low, high = draw_boxes(4000, dims, torch.device("cpu"))
     assert (low >= 0).all()
     assert (high <= 1 + 1e-6).all()
     fraction = (high - low).prod(1)

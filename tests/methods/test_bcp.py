@@ -10,7 +10,7 @@ from crkd_cli.augment.mix import draw_box
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import require_unlabeled
 from crkd_cli.methods.bcp import Bcp, halves
-from tests.methods.test_contract import batch, make_deterministic, task
+from tests.methods.test_contract import batch, losses_at, make_deterministic, task
 
 
 def slow_loss(log_p: Tensor, label: Tensor, region: Tensor, epsilon: float, power: int) -> float:
@@ -44,7 +44,7 @@ def test_mixed_images_and_regions_by_hand(dims: int, squared: bool, epsilon: flo
     torch.manual_seed(5)
     box = draw_box(image.shape[2:], image.device, 2 / 3)
     torch.manual_seed(5)
-    losses = method.losses(data, 9)
+    losses = losses_at(method, data, 9)
 
     pseudo_label = method.pseudo_label(weak)
     labeled = pseudo = 0.0
@@ -69,7 +69,7 @@ def test_warmup_mixes_labeled_images(dims: int, average_regions: bool) -> None:
     torch.manual_seed(5)
     box = draw_box(image.shape[2:], image.device, 2 / 3)[0]
     torch.manual_seed(5)
-    losses = method.losses(data, 4)
+    losses = losses_at(method, data, 4)
     mixed_image = torch.stack([torch.where(box, image[n + 1], image[n]) for n in (0, 2)])
     mixed_label = torch.stack([torch.where(box, label[n + 1], label[n]) for n in (0, 2)])
     log_p, inside = method.student(mixed_image).log_softmax(1), box.expand_as(mixed_label)
@@ -77,7 +77,7 @@ def test_warmup_mixes_labeled_images(dims: int, average_regions: bool) -> None:
     expected = sum(slow_loss(log_p, mixed_label, region, 1e-10, 2) for region in regions)
     assert losses["total"].item() == pytest.approx(expected, rel=1e-4)
     assert losses.keys() == {"total", "labeled"}
-    assert "pseudo" in method.losses(data, 5)
+    assert "pseudo" in losses_at(method, data, 5)
 
 
 def test_dice_per_image_as_released_for_la(dims: int) -> None:

@@ -72,17 +72,17 @@ def test_every_batch_gets_the_updates_of_the_method_and_is_one_step(
     batches: list[Batch] = []
     losses, update, after_step = run.method.losses, run.optimizer.step, run.method.after_step
 
-    def record_losses(batch: Batch, step: int) -> dict[str, Tensor]:
+    def record_losses(batch: Batch, step: Tensor) -> dict[str, Tensor]:
         batches.append(batch)
-        calls.append(f"losses {step}")
+        calls.append(f"losses {int(step)}")
         return losses(batch, step)
 
-    def record_update(loss: Tensor, lr: float) -> Tensor:
+    def record_update(loss: Tensor) -> Tensor:
         calls.append("update")
-        return update(loss, lr)
+        return update(loss)
 
-    def record_after_step(step: int) -> None:
-        calls.append(f"after {step}")
+    def record_after_step(step: Tensor) -> None:
+        calls.append(f"after {int(step)}")
         after_step(step)
 
     run.method.losses = record_losses

@@ -22,6 +22,7 @@ from crkd_cli.training.interruptions import StoppedBySignalError
 from crkd_cli.training.loop import train
 from crkd_cli.training.plan import Plan, Request, plan
 from crkd_cli.training.start import start
+from crkd_cli.training.step import TrainingStep
 from tests.training.helpers import (
     CPU,
     Planner,
@@ -69,9 +70,9 @@ def train_plainly(plain: Method, planned: Plan, updates: int) -> None:
         sgd.param_groups[0]["lr"] = 0.01 * (1 - step / 20) ** 0.9
         for _ in range(updates):
             sgd.zero_grad()
-            plain.losses(batch, step)["total"].backward()
+            plain.losses(batch, torch.tensor(float(step)).double())["total"].backward()
             sgd.step()
-        plain.after_step(step)
+        plain.after_step(torch.tensor(float(step)).double())
 
 
 def test_poly_by_hand() -> None:
@@ -110,9 +111,9 @@ def test_the_learning_rate_follows_its_schedule(
     rates: list[float] = []
     step = run.optimizer.step
 
-    def record(loss: Tensor, lr: float) -> Tensor:
-        rates.append(lr)
-        return step(loss, lr)
+    def record(loss: Tensor) -> Tensor:
+        rates.append(run.optimizer.lr.item())
+        return step(loss)
 
     run.optimizer.step = record  # type: ignore[method-assign]
     train(replace(run, val=[]), quiet)
@@ -269,11 +270,13 @@ def test_a_step_never_makes_the_host_wait_for_the_gpu(tiny: Planner, method: str
     run = start(tiny(f"method={method}", "train.device=cuda"))
     items = [run.loader.read(step) for step in range(4)]
 
+    config, classes = run.checkpoint.config.train, len(run.checkpoint.spec.classes)
+    training_step = TrainingStep(run.method, run.optimizer, config, classes, run.precision)
+
     def step(number: int) -> None:
-        losses = run.method.losses(run.loader.batch(items[number], number), number)
-        losses["total"].backward()
-        run.optimizer.step(losses["total"], 0.01)
-        run.method.after_step(number)
+        batch = run.loader.batch(items[number], number)
+        training_step.prepare(number)
+        training_step.run(batch)
 
     step(0)  # the libraries initialize
     with warnings.catch_warnings():

@@ -42,13 +42,13 @@ def test_a_step_that_is_not_finite_changes_nothing(tiny: Planner) -> None:
     every: dict[str, list[float]] = {"total": [], "grad_norm": []}
     after_step, optimizer_step = run.method.after_step, run.optimizer.step
 
-    def record(loss: Tensor, lr: float) -> Tensor:
-        norm = optimizer_step(loss, lr)
+    def record(loss: Tensor) -> Tensor:
+        norm = optimizer_step(loss)
         every["total"].append(float(loss.detach()))
         every["grad_norm"].append(float(norm))
         return norm
 
-    def check(step: int) -> None:
+    def check(step: Tensor) -> None:
         after_step(step)
         if student.broken:
             assert_equal(before, run.method.state_dict())

@@ -40,7 +40,8 @@ def train_step(
     optimizer.remember()
     value = factor * loss(network, step)
     value.backward()
-    optimizer.step(value, learning_rate(step))
+    optimizer.lr.fill_(learning_rate(step))
+    optimizer.step(value)
 
 
 def build_torch_optimizer(name: str, network: nn.Module) -> torch.optim.Optimizer:
@@ -59,7 +60,8 @@ def test_sgd_with_momentum_and_weight_decay_by_hand() -> None:
     for lr, factor in ((0.5, 1.0), (0.25, -2.0), (0.1, 3.0)):
         value = factor * network(torch.ones(1, 1)).sum()
         value.backward()
-        norm = optimizer.step(value, lr)
+        optimizer.lr.fill_(lr)
+        norm = optimizer.step(value)
         assert norm.item() == pytest.approx(abs(factor))
         v = 0.9 * v + factor + 0.1 * weight
         weight -= lr * v

@@ -169,7 +169,7 @@ VIEWS, RETURN = "    strong_views = 1", "        return {"
             ["NameError: name 'nowhere' is not defined", ", line "],
         ),
         (
-            "self, batch: Batch, step: int",
+            "self, batch: Batch, step: Tensor",
             "self",
             ["TypeError", "losses() takes 1 positional argument"],
         ),
