@@ -7,7 +7,9 @@ from typing import Protocol
 
 import torch
 
+from crkd_cli import world
 from crkd_cli.data.batch import Batch
+from crkd_cli.errors import CrkdError, is_out_of_memory
 from crkd_cli.progress import Notify
 from crkd_cli.training.step import TrainingStep
 
@@ -49,6 +51,18 @@ class CudaCapturer:
         with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=mode):
             work()
         return graph.replay
+
+
+def choose_runner(
+    step: TrainingStep, graphs: str, notify: Notify, before_capture: Callable[[], None]
+) -> "TrainingStep | GraphedStep":
+    """Return what runs `step`: a GraphedStep on a GPU unless `graphs` is "off", else the step."""
+    if step.device.type != "cuda" or graphs == "off":
+        return step
+    if world.size() > 1:
+        notify("several processes: steps are not captured as CUDA graphs")
+        return step
+    return GraphedStep(step, CudaCapturer(), notify, before_capture)
 
 
 class GraphedStep:
@@ -105,7 +119,16 @@ class GraphedStep:
         if self._inputs is None:
             self._inputs = batch
         inputs = self._inputs
-        self._replays[phase] = self._capturer.capture(lambda: self._step.run(inputs))
+        try:
+            self._replays[phase] = self._capturer.capture(lambda: self._step.run(inputs))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            problem = str(error).splitlines()[0]
+            raise CrkdError(
+                f"capturing the step as a CUDA graph failed ({problem}); rerun the same command "
+                "with --set train.graphs=off to resume without graphs"
+            ) from error
 
     def _replay(self, phase: int, batch: Batch) -> None:
         assert self._inputs is not None

@@ -26,9 +26,10 @@ _READS = {
     "repeat_interleave": "has a result whose shape depends on data (repeat_interleave)",
     "lift_fresh": "copies host data to the device (as torch.tensor() does)",
 }
-Operation = tuple[str, list[Any]]  # name, arguments (of tensors, their shapes)
 _INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 _COPIES = ("_to_copy", "copy_")
+
+Operation = tuple[str, list[str]]  # name, arguments (of tensors, their shapes)
 
 
 class NotCapturableError(RuntimeError):
@@ -50,7 +51,9 @@ class OperationRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def find_obstacle(method: Method, batch: Batch, number: Tensor, autocast: Any) -> str | None:
+def find_obstacle(
+    method: Method, batch: Batch, number: Tensor, autocast: torch.autocast
+) -> str | None:
     """Say why a step of `method` on `batch` cannot be captured; None if it can.
 
     Runs a copy of the method twice, as in step `number` and in the next one, in its present phase.
@@ -60,10 +63,12 @@ def find_obstacle(method: Method, batch: Batch, number: Tensor, autocast: Any) -
         second = _record(method, batch, number + 1, autocast)
     except NotCapturableError as error:
         return str(error)
-    for one, other in zip(first, second, strict=False):
-        if one != other:
-            return f"{one[0]} has other arguments in the next step"
-    return None if len(first) == len(second) else "the next step has other operations"
+    if [name for name, _ in first] != [name for name, _ in second]:
+        return "the next step has other operations"
+    for (name, arguments), (_, next_arguments) in zip(first, second, strict=True):
+        if arguments != next_arguments:
+            return f"{name} has other arguments in the next step"
+    return None
 
 
 def check_operation(func: Any, arguments: list[Any]) -> None:
@@ -78,7 +83,9 @@ def check_operation(func: Any, arguments: list[Any]) -> None:
         raise NotCapturableError("it copies between host and device")
 
 
-def _record(method: Method, batch: Batch, number: Tensor, autocast: Any) -> list[Operation]:
+def _record(
+    method: Method, batch: Batch, number: Tensor, autocast: torch.autocast
+) -> list[Operation]:
     method = copy.deepcopy(method)
     recorder = OperationRecorder()
     with recorder:
@@ -90,10 +97,10 @@ def _record(method: Method, batch: Batch, number: Tensor, autocast: Any) -> list
     return recorder.operations
 
 
-def _describe(argument: Any) -> Any:
+def _describe(argument: Any) -> str:
     if isinstance(argument, Tensor):
-        return tuple(argument.shape), argument.dtype
-    return argument
+        return f"{argument.dtype} {list(argument.shape)}"
+    return repr(argument)
 
 
 def _crosses_devices(arguments: list[Any]) -> bool:

@@ -23,7 +23,7 @@ from crkd_cli.runtime.distributed import Agreement
 from crkd_cli.runtime.metrics_log import MetricsLog, read_log
 from crkd_cli.training.batch_norm import BatchNormRecalibration
 from crkd_cli.training.batches import BatchLoader, HostBatch
-from crkd_cli.training.cuda_graphs import CudaCapturer, GraphedStep
+from crkd_cli.training.cuda_graphs import choose_runner
 from crkd_cli.training.interruptions import SignalCatcher, StoppedBySignalError, explain_errors
 from crkd_cli.training.monitor import TrainingMonitor
 from crkd_cli.training.optimizer import GuardedOptimizer
@@ -100,11 +100,9 @@ class _Trainer:
         classes = len(checkpoint.spec.classes)
         self._step = TrainingStep(run.method, run.optimizer, config, classes, run.precision)
         self._stats = self._step.stats
-        self._runner: TrainingStep | GraphedStep = self._step
-        if run.device.type == "cuda" and world.size() == 1 and config.graphs == "auto":
-            self._runner = GraphedStep(
-                self._step, CudaCapturer(), self._notify, self._finish_validation
-            )
+        self._runner = choose_runner(
+            self._step, config.graphs, self._notify, self._finish_validation
+        )
         self._last_means: dict[str, float] = {}  # of the latest log line
         self._val_dice: dict[str, float] = {}  # of the latest validation
         self._begin = self._last_save = time.monotonic()

@@ -6,6 +6,7 @@ import torch
 from scipy import ndimage
 
 from crkd_cli.losses.components import largest_by_fastsv, largest_component
+from crkd_cli.training.graph_safety import OperationRecorder
 
 
 def check(masks: torch.Tensor) -> None:
@@ -38,3 +39,14 @@ def test_winding_path(dims: int) -> None:
         masks = torch.stack([masks, torch.zeros_like(masks), masks], dim=-1)
         masks[:, 0, 0, 1] = True  # two layers that are joined in one corner
     check(masks)
+
+
+def test_on_a_gpu_it_can_be_captured_in_a_graph() -> None:
+    """No operation waits for a value, and the next mask takes the same ones."""
+    recorded = []
+    for seed in (0, 1):
+        mask = torch.rand(2, 9, 9, generator=torch.Generator().manual_seed(seed)) < 0.5
+        with OperationRecorder() as recorder:
+            largest_by_fastsv(mask)
+        recorded.append(recorder.operations)
+    assert recorded[0] == recorded[1]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from crkd_cli.data.batch import Batch
-from crkd_cli.losses.components import largest_by_fastsv
-from crkd_cli.methods import METHODS, bcp
+from crkd_cli.errors import CrkdError
+from crkd_cli.methods import METHODS
 from crkd_cli.methods.supervised import Supervised
 from crkd_cli.training import cuda_graphs
 from crkd_cli.training.cuda_graphs import GraphedStep
@@ -35,8 +35,6 @@ WARM_UP = 2
 @pytest.fixture(autouse=True)
 def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graphs, "WARM_UP_STEPS", WARM_UP)
-    # What a GPU runs.
-    monkeypatch.setattr(bcp, "largest_component", largest_by_fastsv)
 
 
 def build_step(run: Run) -> TrainingStep:
@@ -90,7 +88,7 @@ def test_captured_steps_equal_uncaptured_ones_bit_for_bit(tiny: Planner, name: s
     """Over a change of schedule, of phase (BCP), a batch with NaN, and several updates (LeFeD)."""
     sets = [f"method={name}", f"train.steps={STEPS}"]
     if name == "bcp":
-        sets.append("methods.bcp.warmup=0.5")
+        sets += ["methods.bcp.warmup=0.5", "methods.bcp.largest_component=false"]
     expected = steps(start(tiny(*sets, out="plain")), lambda step: step)
 
     capturer = TapeCapturer()
@@ -153,6 +151,17 @@ def test_a_step_that_cannot_be_captured_is_run_as_it_is(
     if kind != "is random on the host":  # which the tries have used up
         for one, other in zip(*run_states, strict=True):
             assert all(same_bits(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("dims", [2], indirect=True)
+def test_a_capture_that_fails_is_one_line(tiny: Planner) -> None:
+    class Failing(TapeCapturer):
+        def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+            raise RuntimeError("CUDA error: operation not permitted\nCompile with …")
+
+    run = start(tiny("method=supervised", f"train.steps={STEPS}"))
+    with pytest.raises(CrkdError, match=r"\(CUDA error: operation not permitted\).*graphs=off"):
+        steps(run, lambda step: GraphedStep(step, Failing(), refuse, lambda: None))
 
 
 @pytest.mark.gpu
