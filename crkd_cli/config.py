@@ -116,8 +116,7 @@ class TrainConfig(Strict, frozen=True):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     # Recompute the predictor's batch norm statistics from unlabeled training images.
     recalibrate_batch_norm: bool = True
-    # Run steps on a GPU as CUDA graphs, where the method allows it.
-    graphs: Literal["auto", "off"] = "auto"
+    graphs: bool = True  # on one GPU: run steps as CUDA graphs, where the method allows it
     deterministic: bool = False  # on a GPU: bit-exact resume, slower kernels
     tensorboard: bool = False  # event files in the run folder (extra `tensorboard`)
 

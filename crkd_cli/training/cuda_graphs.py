@@ -54,10 +54,10 @@ class CudaCapturer:
 
 
 def choose_runner(
-    step: TrainingStep, graphs: str, notify: Notify, before_capture: Callable[[], None]
+    step: TrainingStep, graphs: bool, notify: Notify, before_capture: Callable[[], None]
 ) -> "TrainingStep | GraphedStep":
-    """Return what runs `step`: a GraphedStep on a GPU unless `graphs` is "off", else the step."""
-    if step.device.type != "cuda" or graphs == "off":
+    """Return what runs `step`: a GraphedStep on a GPU, with `graphs`; else the step itself."""
+    if step.device.type != "cuda" or not graphs:
         return step
     if world.size() > 1:
         notify("several processes: steps are not captured as CUDA graphs")
@@ -127,7 +127,7 @@ class GraphedStep:
             problem = str(error).splitlines()[0]
             raise CrkdError(
                 f"capturing the step as a CUDA graph failed ({problem}); rerun the same command "
-                "with --set train.graphs=off to resume without graphs"
+                "with --set train.graphs=false to resume without graphs"
             ) from error
 
     def _replay(self, phase: int, batch: Batch) -> None:

@@ -160,7 +160,7 @@ def test_a_capture_that_fails_is_one_line(tiny: Planner) -> None:
             raise RuntimeError("CUDA error: operation not permitted\nCompile with …")
 
     run = start(tiny("method=supervised", f"train.steps={STEPS}"))
-    with pytest.raises(CrkdError, match=r"\(CUDA error: operation not permitted\).*graphs=off"):
+    with pytest.raises(CrkdError, match=r"\(CUDA error: operation not permitted\).*graphs=false"):
         steps(run, lambda step: GraphedStep(step, Failing(), refuse, lambda: None))
 
 
@@ -173,7 +173,7 @@ def test_graphs_on_a_gpu_change_nothing(
     monkeypatch.setattr(cuda_graphs, "WARM_UP_STEPS", 10)
     sets = [f"method={name}", "train.device=cuda", "train.steps=50", "train.eval_every=20"]
     sets += ["train.deterministic=true", "train.log_every=1"]
-    train_plan(tiny(*sets, "train.graphs=off", out="plain"))
+    train_plan(tiny(*sets, "train.graphs=false", out="plain"))
     with pytest.raises(StoppedBySignalError):
         train_plan(tiny(*sets, out="graphed"), signal_after(35))
     train_plan(tiny(*sets, out="graphed"))
