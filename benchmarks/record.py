@@ -45,31 +45,37 @@ def make_record(
     evaluation = read_evaluation(folder)
     facts, run = evaluation.facts, evaluation.checkpoint.parent
     trained = read_json(run / "metrics.json") if (run / "metrics.json").is_file() else {}
+    log = read_log(run)
+    steps, seconds = training_time(log)
     data = facts.config["data"]
     frame = "x".join(map(str, data["frame"]["resize"] or data["frame"]["patch"]))
-    validated = [line for line in read_log(run) if "val/dice" in line]
     return {
         "label": label or facts.method,
         "seed": facts.seed,
-        "setting": f"{data['name']} {facts.labeled} {frame} {trained.get('steps', facts.step)}",
+        "setting": f"{data['name']} {facts.labeled} {frame} {max(steps, facts.step)}",
         "command": command,
         **environment(),
         "device": trained.get("device", ""),
         "config": facts.config,
-        "seconds": seconds(trained),
-        "steps_per_second": trained.get("steps_per_second"),
+        "seconds": round(seconds, 1) if steps else None,
+        "steps_per_second": round(steps / seconds, 3) if steps else None,
         "note": note,
-        "validation": {line["step"]: round(100 * line["val/dice"], 1) for line in validated},
+        "validation": {
+            line["step"]: round(100 * line["val/dice"], 1) for line in log if "val/dice" in line
+        },
         "evaluation": summary(folder, evaluation),
         "cases": cases(evaluation),
     }
 
 
-def seconds(trained: dict[str, Any]) -> float | None:
-    """Return the wall time of the training; None for a resumed run, of which it is unknown."""
-    if not trained or trained["seconds"] * trained["steps_per_second"] <= 0.98 * trained["steps"]:
-        return None
-    return trained["seconds"]
+def training_time(log: list[dict[str, Any]]) -> tuple[int, float]:
+    """Return the number of steps in the log of a run, resumed or not, and their seconds."""
+    steps, seconds = 0, 0.0
+    for line in log:
+        if "steps_per_second" in line:
+            seconds += (line["step"] - steps) / line["steps_per_second"]
+            steps = line["step"]
+    return steps, seconds
 
 
 def summary(folder: Path, evaluation: Evaluation) -> dict[str, Any]:

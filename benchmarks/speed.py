@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed [speed|methods]
 
-Writes benchmarks/results/speed-MACHINE.json or methods-MACHINE.json.
+Writes benchmarks/results/speed-MACHINE.json or methods-MACHINE.json. On a GPU, use benchmarks.gpu.
 """
 
 import argparse
@@ -25,11 +25,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import baseline
 from benchmarks.common import RESULTS, environment, slug, write_json
 from benchmarks.inputs import LABELED, Inputs, synthetic
-from crkd_cli.config import Frame
+from crkd_cli.config import Frame, TrainConfig
 from crkd_cli.inference.inferer import Inferer, Protocol
 from crkd_cli.methods import METHODS
 from crkd_cli.metrics.overlap import confusion, dice, jaccard
@@ -44,6 +46,8 @@ CPU = torch.device("cpu")
 TIMING = ("train.device=cpu", "train.log_every=1", "train.save_minutes=1000")
 REPEATS = 3
 SMALL = (64, 64, 48)  # a patch, for what does not need the published size
+GPU_STEPS = (("acdc", "crkd"), ("acdc", "unimatch"), ("la", "crkd"))
+PROFILED = 10  # steps
 COST_BATCH, COST_REPEATS = {"acdc": 4, "la": 2}, 7
 
 
@@ -58,12 +62,16 @@ def main() -> None:
     write_json(record, RESULTS / f"{kind}-{slug(record['machine'])}.json")
 
 
-def measure(inputs: Inputs, rows: Callable[[Inputs], Iterator[Row]]) -> dict[str, Any]:
+def measure(
+    inputs: Inputs, rows: Callable[[Inputs], Iterator[Row]], device: torch.device = CPU
+) -> dict[str, Any]:
     """Return a record of the machine, the command and the `rows`, which are printed on the way."""
     begin = time.perf_counter()
-    command = " ".join(["python -m benchmarks.speed", *sys.argv[1:]])
-    device = describe(CPU, pick_precision("auto", CPU))
-    record = environment() | {"command": command, "device": device, "note": "", "rows": []}
+    command = " ".join([f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    record = environment() | {"command": command, "note": "", "rows": []}
+    record["device"] = describe(device, pick_precision("auto", device))
+    if device.type == "cuda":
+        record["machine"] = torch.cuda.get_device_name(device)
     for row in rows(inputs):
         print(f"{time.perf_counter() - begin:4.0f} s  {row}", file=sys.stderr, flush=True)
         record["rows"].append(row)
@@ -110,6 +118,73 @@ def crkd_steps(run: Run) -> tuple[list[dict[str, float]], float]:
     logged: list[dict[str, float]] = []
     gigabytes = peak_gb(lambda: train(run, lambda step, values: logged.append(values)))
     return logged[1:], gigabytes
+
+
+def training_steps(inputs: Inputs, deadline: float, steps: int = 20) -> Iterator[Row]:
+    """Time training steps on the GPU, or else the CPU, with and without graphs, until `deadline`.
+
+    A run warms up for `steps` steps and is timed thrice as long; the steps after that are profiled.
+    """
+    last = 4 * steps + PROFILED
+    sets = ["train.save_minutes=1000", f"train.log_every={steps}", f"train.steps={last}"]
+    modes = [[]]
+    if "graphs" in TrainConfig.__struct_fields__:
+        modes = [["train.graphs=off"], ["train.graphs=auto"]]
+    for (name, method), mode in product(GPU_STEPS, modes):
+        if time.monotonic() > deadline:
+            return
+        gc.collect()
+        torch.cuda.empty_cache()
+        run = inputs.run(name, *sets, *mode, method=method)
+        cuda = run.device.type == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        seconds, busy = profiled_steps(run, steps)
+        data = run.checkpoint.config.data
+        work = f"{method} step, {name.upper()} {'×'.join(map(str, data.frame.size))}, batch "
+        work += f"{data.labeled_batch_size} + {data.unlabeled_batch_size}"
+        row = {"work": ", ".join([work, *mode]), "value": seconds, "unit": "s"}
+        row["note"] = f"busy {100 * busy / seconds:.0f} % of the time"
+        if cuda:
+            row["crkd_gb"] = torch.cuda.max_memory_allocated() / 1e9
+            row["note"] += f"; {torch.cuda.max_memory_reserved() / 1e9:.1f} GB reserved"
+        if method == "crkd":
+            with suppress(torch.OutOfMemoryError):
+                baseline_step = partial(next, baseline.training_steps(run, dense=True))
+                baseline_step()  # warms up
+                row["baseline_s"] = median(clock(baseline_step) for _ in range(REPEATS))
+                row["crkd_s"] = row.pop("value")
+        yield row
+
+
+def profiled_steps(run: Run, steps: int) -> tuple[float, float]:
+    """Return the seconds of a step, and for how many of them the device works."""
+    cuda = run.device.type == "cuda"
+    profiler = profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU])
+    logged: list[dict[str, float]] = []
+
+    def report(step: int, values: dict[str, float]) -> None:
+        logged.extend([values] if values else [])
+        if step == 4 * steps:  # the step was logged, so nothing is left to do on the device
+            profiler.start()
+        elif step == 4 * steps + PROFILED:
+            profiler.stop()
+
+    train(run, report)
+    seconds = median(1.0 / values["steps_per_second"] for values in logged[1:4])
+    device = DeviceType.CUDA if cuda else DeviceType.CPU
+    ranges = [event.time_range for event in profiler.events() if event.device_type == device]
+    busy = covered([(span.start, span.end) for span in ranges])  # in µs
+    return seconds, busy / 1e6 / PROFILED
+
+
+def covered(intervals: list[tuple[float, float]]) -> float:
+    """Return the length of the union of `intervals` (begin, end)."""
+    total, end = 0.0, -math.inf
+    for begin, stop in sorted(intervals):
+        total += max(0.0, stop - max(begin, end))
+        end = max(end, stop)
+    return total
 
 
 def case(inputs: Inputs) -> Iterator[Row]:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import results_page
 from benchmarks.common import read_json, write_json
-from benchmarks.record import make_record, seconds
+from benchmarks.record import make_record, training_time
 from crkd_cli.config import build_config, dump, read_yaml
 from crkd_cli.paths import packaged_folder
 
@@ -127,7 +127,10 @@ def test_a_record_has_the_scores_of_every_case(tmp_path):
     assert record["cases"] == [["a", "p", [0.6123]], ["b", "p", [None]]]
 
 
-def test_the_time_of_a_resumed_run_is_unknown():
-    assert seconds({"steps": 1000, "seconds": 50.0, "steps_per_second": 20.0}) == 50.0
-    assert seconds({"steps": 1000, "seconds": 10.0, "steps_per_second": 20.0}) is None
-    assert seconds({}) is None
+def test_the_time_of_a_run_is_that_of_all_its_parts():
+    """100 steps at 10 per second, 50 at 5, and, after it was resumed, 50 at 2."""
+    rates = {100: 10.0, 150: 5.0, 200: 2.0}
+    log = [{"step": step, "steps_per_second": rate} for step, rate in rates.items()]
+    log.insert(1, {"step": 100, "val/dice": 0.5})
+    assert training_time(log) == (200, 45.0)
+    assert training_time([]) == (0, 0.0)
