@@ -12,7 +12,7 @@ machine has the other packages that training and evaluation import. A call runs 
 
     export PYTHONPATH=$PWD:$PWD/build/gpu/site CRKD_COMMIT=0123abc    # the commit that is carried
     python3 -m benchmarks.gpu check                     # all methods beside the CPU, or those named
-    python3 -m pytest -q -m gpu $(grep -rl mark.gpu tests)
+    python3 -m pytest -q -m gpu $(grep -rl --include=*.py mark.gpu tests)
     python3 -m benchmarks.gpu speed                     # time and memory of a step, GPU load
     python3 -m benchmarks.gpu unpack && python3 -m benchmarks.gpu train
     python3 -m benchmarks.gpu train "--dataset la --labeled 4" "--dataset la --labeled 8"

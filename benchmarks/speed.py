@@ -125,36 +125,41 @@ def training_steps(inputs: Inputs, deadline: float, steps: int = 20) -> Iterator
 
     A run warms up for `steps` steps and is timed thrice as long; the steps after that are profiled.
     """
-    last = 4 * steps + PROFILED
-    sets = ["train.save_minutes=1000", f"train.log_every={steps}", f"train.steps={last}"]
     modes = [[]]
     if "graphs" in TrainConfig.__struct_fields__:
         modes = [["train.graphs=off"], ["train.graphs=auto"]]
     for (name, method), mode in product(GPU_STEPS, modes):
-        if time.monotonic() > deadline:
-            return
-        gc.collect()
-        torch.cuda.empty_cache()
-        run = inputs.run(name, *sets, *mode, method=method)
-        cuda = run.device.type == "cuda"
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
-        seconds, busy = profiled_steps(run, steps)
-        data = run.checkpoint.config.data
-        work = f"{method} step, {name.upper()} {'×'.join(map(str, data.frame.size))}, batch "
-        work += f"{data.labeled_batch_size} + {data.unlabeled_batch_size}"
-        row = {"work": ", ".join([work, *mode]), "value": seconds, "unit": "s"}
-        row["note"] = f"busy {100 * busy / seconds:.0f} % of the time"
-        if cuda:
-            row["crkd_gb"] = torch.cuda.max_memory_allocated() / 1e9
-            row["note"] += f"; {torch.cuda.max_memory_reserved() / 1e9:.1f} GB reserved"
-        if method == "crkd":
-            with suppress(torch.OutOfMemoryError):
-                baseline_step = partial(next, baseline.training_steps(run, dense=True))
-                baseline_step()  # warms up
-                row["baseline_s"] = median(clock(baseline_step) for _ in range(REPEATS))
-                row["crkd_s"] = row.pop("value")
-        yield row
+        if time.monotonic() < deadline:
+            gc.collect()
+            torch.cuda.empty_cache()
+            yield training_step(inputs, name, method, mode, steps)
+
+
+def training_step(inputs: Inputs, name: str, method: str, mode: list[str], steps: int) -> Row:
+    sets = ["train.save_minutes=1000", f"train.log_every={steps}", *mode]
+    run = inputs.run(name, f"train.steps={4 * steps + PROFILED}", *sets, method=method)
+    cuda = run.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    seconds, busy = profiled_steps(run, steps)
+    data = run.checkpoint.config.data
+    work = f"{method} step, {name.upper()} {'×'.join(map(str, data.frame.size))}, batch "
+    work += f"{data.labeled_batch_size} + {data.unlabeled_batch_size}"
+    row = {"work": ", ".join([work, *mode]), "value": seconds, "unit": "s"}
+    row["note"] = "the profiler saw no work"
+    if busy:
+        row["note"] = f"the device works {100 * busy / seconds:.0f} % of the step"
+    if cuda:
+        row["crkd_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        row["note"] += f"; {torch.cuda.max_memory_reserved() / 1e9:.1f} GB reserved"
+    if method == "crkd":
+        with suppress(torch.OutOfMemoryError):
+            baseline_step = partial(next, baseline.training_steps(run, dense=True))
+            baseline_step()  # warms up
+            row["baseline_s"] = median(clock(baseline_step) for _ in range(REPEATS))
+            row["crkd_s"] = row.pop("value")
+            row["note"] += "; the baseline projects every pixel, as published"
+    return row
 
 
 def profiled_steps(run: Run, steps: int) -> tuple[float, float]:
