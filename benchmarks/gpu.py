@@ -7,8 +7,9 @@ Beforehand, in a checkout with its environment and the prepared datasets:
     pip install --target build/gpu/site --no-deps --only-binary :all: --python-version 3.12 msgspec
     cp -r .venv/lib/python3*/site-packages/medpy build/gpu/site
 
-Each call carries the checkout, build/gpu/site and at most one part of a dataset, 64 MiB in all. The
-machine has the other packages that training and evaluation import. A call runs one of these steps:
+Each call carries the checkout, build/gpu/site and at most one part of a dataset, 64 MiB in all, and
+`unpack` restores what was carried. The machine has the other packages that training and evaluation
+import. A call runs one of these steps:
 
     export PYTHONPATH=$PWD:$PWD/build/gpu/site CRKD_COMMIT=0123abc    # the commit that is carried
     python3 -m benchmarks.gpu check                     # all methods beside the CPU, or those named
