@@ -9,6 +9,7 @@ backward pass of a collective therefore returns the gradient of the process's ow
 the average over the processes is exact.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from torch import Tensor
 
 S = TypeVar("S", Tensor, range)
 T = TypeVar("T")
+# The environment variable that `crkd train --parallel` sets for its runs.
+RUNS = "_CRKD_PARALLEL_RUNS"
 
 
 def size() -> int:
@@ -28,6 +31,11 @@ def size() -> int:
 def rank() -> int:
     """Return this process's number, counted from 0. Process 0 writes and reports."""
     return dist.get_rank() if size() > 1 else 0
+
+
+def runs() -> int:
+    """Return how many runs `crkd train --parallel` trains at once, this one included; else 1."""
+    return int(os.environ.get(RUNS, "1"))
 
 
 def shard(joint: S) -> S:

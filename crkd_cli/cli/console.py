@@ -1,11 +1,12 @@
 """What the user sees: messages, progress, tables, errors; plain when piped, rich in a terminal."""
 
 import os
+import re
 import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, NoReturn, ParamSpec
@@ -23,6 +24,7 @@ P = ParamSpec("P")
 WIDE_TERMINAL = 100  # columns that a table with a few classes needs
 PIPED_COLUMNS = 160  # wide enough that no table is cut off
 SECONDS_BETWEEN_LINES = 10  # of progress when piped
+PROGRESS_LINE = re.compile(r"training (\d+)/(\d+) steps, (.*)")  # as _progress_lines writes it
 _quiet = False
 
 
@@ -159,6 +161,50 @@ def progress(
         yield from _progress_bar(title, total, unit, done)
     else:
         yield from _progress_lines(title, total, unit, done)
+
+
+@contextmanager
+def run_output(names: Iterable[str]) -> Iterator[Callable[[str, str | None], None]]:
+    """Show the lines of the named runs; in a terminal, a bar for each that is being trained.
+
+    Yields show(name, line), where `line` is one that the run prints when piped, or None once it
+    has ended.
+    """
+    if _quiet or not sys.stderr.isatty():
+        yield _show_line
+    else:
+        yield from _run_bars(names)
+
+
+def _show_line(name: str, line: str | None) -> None:
+    if line is not None:
+        _print_to_stderr(f"{name}: {line}")
+
+
+def _run_bars(names: Iterable[str]) -> Iterator[Callable[[str, str | None], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.table import Column
+
+    note = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", table_column=note),
+    )
+    with Progress(*columns, console=Console(stderr=True), expand=True) as bars:
+        tasks = {name: bars.add_task(name, total=None, visible=False, note="") for name in names}
+
+        def show(name: str, line: str | None) -> None:
+            bars.update(tasks[name], visible=line is not None)
+            if progress := PROGRESS_LINE.match(line or ""):
+                done, total, rest = progress.groups()
+                bars.update(tasks[name], completed=int(done), total=int(total), note=rest)
+            else:
+                _show_line(name, line)
+
+        yield show
 
 
 def _progress_bar(

@@ -31,3 +31,18 @@ Device = Annotated[
         "--device", help="auto, cpu, cuda or cuda:N. Default: auto.", rich_help_panel="Hardware"
     ),
 ]
+
+
+def given_options(context: typer.Context, *without: str) -> list[str]:
+    """Return the options of the running command as words that another command line can repeat."""
+    words: list[str] = []
+    for parameter in context.command.params:
+        option, value = parameter.opts[0], context.params[parameter.name or ""]
+        if option in without or not value:
+            continue
+        if value is True:
+            words.append(option)
+        else:
+            values = value if isinstance(value, list) else [value]
+            words += [f"{option}={value}" for value in values]
+    return words

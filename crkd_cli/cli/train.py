@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from crkd_cli.cli.console import command, info, progress, warn
-from crkd_cli.cli.options import DataRoot, Device, Quiet, Verbose
+from crkd_cli.cli.console import command, info, progress, run_output, warn
+from crkd_cli.cli.options import DataRoot, Device, Quiet, Verbose, given_options
+from crkd_cli.errors import UsageError
 from crkd_cli.methods import METHODS
 
 if TYPE_CHECKING:
     from crkd_cli.training.loop import Run
-    from crkd_cli.training.plan import Plan
+    from crkd_cli.training.plan import Plan, Request
 
 
 class WithMethods(typer.core.TyperCommand):
@@ -28,6 +29,7 @@ class WithMethods(typer.core.TyperCommand):
 
 @command
 def train(
+    context: typer.Context,
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -83,12 +85,21 @@ def train(
         str | None,
         typer.Option(
             "--seeds",
-            help="Train one run per seed, one after the other, in folders that end in -seedN: "
-            "1337,1338,1339.",
+            help="Train one run per seed, in folders that end in -seedN: 1337,1338,1339.",
             metavar="N,N,…",
             rich_help_panel="Run",
         ),
     ] = None,
+    parallel: Annotated[
+        int,
+        typer.Option(
+            "--parallel",
+            min=1,
+            help="Train up to N runs of --seeds at once, in processes that share the device.",
+            metavar="N",
+            rich_help_panel="Run",
+        ),
+    ] = 1,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -127,8 +138,10 @@ def train(
     """
     info("loading PyTorch")
     from crkd_cli.paths import resolve_data_root
+    from crkd_cli.training.parallel import watch_parent
     from crkd_cli.training.plan import Request, parse_seeds, plan
 
+    watch_parent()
     if method and method.endswith(".py"):
         method = METHODS.add(Path(method))
     sets = list(sets or [])
@@ -137,6 +150,7 @@ def train(
     run_seeds: list[int | None] = [None]
     if seeds is not None:
         run_seeds = [*parse_seeds(seeds, sets)]
+    _check_parallel(parallel, seeds)
     root = resolve_data_root(data_root)
     requests = [
         Request(
@@ -153,11 +167,44 @@ def train(
         )
         for seed in run_seeds
     ]
-    for request in requests[1:]:
-        plan(request)  # report mistakes in a later run before the first one takes hours
-    folders = [_train(plan(request)) for request in requests]
-    if seeds is not None:
+    at_once = min(parallel, len(requests))
+    if at_once > 1:
+        folders = _train_at_once(requests, at_once, given_options(context, "--seeds", "--parallel"))
+    else:
+        for request in requests[1:]:
+            plan(request)  # report mistakes in a later run before the first one takes hours
+        folders = [_train(plan(request)) for request in requests]
+    if len(folders) > 1:
         info(f"all {len(folders)} runs are done: {' '.join(map(str, folders))}")
+
+
+def _check_parallel(parallel: int, seeds: str | None) -> None:
+    """Raise UsageError if --parallel is not possible."""
+    from crkd_cli import world
+
+    if parallel == 1:
+        return
+    if seeds is None:
+        raise UsageError(
+            "--parallel trains the runs of several seeds at once; add --seeds 1337,1338, or drop it"
+        )
+    if world.size() > 1:
+        raise UsageError("--parallel does not work with torchrun; drop one of them")
+
+
+def _train_at_once(requests: "list[Request]", at_once: int, options: list[str]) -> list[Path]:
+    """Train the runs in processes, with these options of the command; return their folders."""
+    from crkd_cli.training.parallel import run_parallel
+    from crkd_cli.training.plan import plan
+
+    folders = [plan(request).folder for request in requests]  # reports mistakes in any of them
+    commands = {
+        f"seed {request.seed}": ["train", *options, f"--seeds={request.seed}"]
+        for request in requests
+    }
+    with run_output(commands) as show:
+        run_parallel(commands, at_once, show)
+    return folders
 
 
 def _train(plan: "Plan") -> Path:

@@ -20,8 +20,8 @@ from crkd_cli.runtime.distributed import check_divisible
 from crkd_cli.transfer import pin, to_device, to_unit_range
 
 HostBatch = tuple[Tensor, Tensor | None]
-# How many bytes of resized items the processes of a run keep in memory for each part of the split:
-# reading them again in every epoch would slow down a GPU.
+# How many bytes of resized items the processes of all runs of `crkd train` together keep in memory
+# for each part of the split: reading them again in every epoch would slow down a GPU.
 CACHE_BYTES = 2**30
 
 
@@ -135,7 +135,8 @@ def _unlabeled_images(config: Config, store: Store, split: Split, device: torch.
 def _images(
     config: Config, store: Store, split: Split, part: Part, device: torch.device
 ) -> Dataset:
-    cache_bytes = CACHE_BYTES // world.size() if device.type == "cuda" else 0
+    processes = world.size() * world.runs()
+    cache_bytes = CACHE_BYTES // processes if device.type == "cuda" else 0
     cases = split.cases(store, part)
     labeled = part == "labeled"
     return Dataset(store, cases, config.data.frame, labeled=labeled, cache_bytes=cache_bytes)

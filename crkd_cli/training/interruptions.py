@@ -1,7 +1,7 @@
 """What ends a run early: signals, the loss of another process, and errors with a known remedy."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -43,10 +43,17 @@ class SignalCatcher:
     """Notes SIGTERM, SIGINT and SIGUSR1 in `received`, to be acted on at the end of the step.
 
     In a single process a second signal acts as usual. With several processes it is noted too:
-    torchrun forwards a signal that the terminal has already sent to every process.
+    torchrun and --parallel forward a signal that every process may have got already, from the
+    terminal or the batch system.
+
+    Args:
+        on_signal: Called when a signal was noted.
     """
 
     received: int = 0  # the signal's number; 0: none so far
+
+    def __init__(self, on_signal: Callable[[], None] | None = None) -> None:
+        self._on_signal = on_signal
 
     def __enter__(self) -> "SignalCatcher":
         self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
@@ -57,8 +64,10 @@ class SignalCatcher:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        if world.size() == 1:
+        if world.size() == world.runs() == 1:
             self._restore_handlers()
+        if self._on_signal:
+            self._on_signal()
 
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
