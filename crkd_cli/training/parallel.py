@@ -12,7 +12,7 @@ import torch
 
 from crkd_cli import world
 from crkd_cli.errors import CrkdError
-from crkd_cli.training.interruptions import SignalCatcher
+from crkd_cli.training.interruptions import SIGNALS, SignalCatcher
 
 # Called with the name of a run and a line that it printed, or None once it has ended.
 ShowLine = Callable[[str, str | None], None]
@@ -177,9 +177,10 @@ class _Pool:
     def _finish(self, child: _Child) -> None:
         """Show why a run ended, unless it was asked to, and note its failure."""
         code = child.wait()
-        stopped = self._stopping and code in (128 + signal.SIGTERM, -signal.SIGTERM)
+        exit_code = code if code >= 0 else 128 - code
+        stopped = self._stopping and exit_code - 128 in SIGNALS
         if code and not stopped:
-            self.failed[child.name] = code if code > 0 else 128 - code
+            self.failed[child.name] = exit_code
             child.error = child.error or f"error: {_describe_exit(code)}"
         if child.error and not stopped:
             self._show(child.name, child.error)

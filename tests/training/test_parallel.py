@@ -1,6 +1,7 @@
 """`crkd train --seeds --parallel`: the runs of one command in processes that share a device."""
 
 import io
+import os
 import re
 import signal
 import subprocess
@@ -232,20 +233,31 @@ def test_runs_equal_those_trained_one_by_one(cli: Cli, line: list[str], my_metho
 @in_2d
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)],
+    ("number", "code", "receivers"),
+    [
+        (signal.SIGINT, 130, "command"),
+        (signal.SIGKILL, -9, "command"),
+        (signal.SIGUSR1, 138, "all"),
+        (signal.SIGTERM, 143, "all"),
+    ],
 )
 def test_a_signal_saves_and_ends_all_runs(
-    cli: Cli, line: list[str], number: signal.Signals, code: int
+    cli: Cli, line: list[str], number: signal.Signals, code: int, receivers: str
 ) -> None:
-    """Even SIGKILL to the command alone: its runs save and end by themselves."""
+    """Even SIGKILL to the command, and a signal that a batch system sends to all processes."""
     command = [*line, *set_options(ENDLESS), "--seeds", "1,2,3"]
     program = [sys.executable, "-m", "crkd_cli", *command, "--parallel", "2"]
     process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
     folders = [Path(f"run-seed{seed}") for seed in (1, 2)]
     for folder in folders:
         wait_for_steps(folder, 3)
-    process.send_signal(number)
+    pids = [process.pid]
+    if receivers == "all":
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        pids += map(int, children.split())
+        assert len(pids) == 3
+    for pid in pids:
+        os.kill(pid, number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code, stderr
     if code > 0:
@@ -255,13 +267,13 @@ def test_a_signal_saves_and_ends_all_runs(
             "resume"
         )
     assert not Path("run-seed3").exists()
-    for seed, folder in enumerate(folders, 1):
+    for folder in folders:
         wait_for_lock(folder)
         step = load_checkpoint(folder / "last.pth").step
         assert step >= 3
-        resumed = cli(*command[:-1], seed, "--stop-after", step + 1)
-        assert resumed.exit_code == 0, resumed.stderr
-        assert f"resuming after step {step}" in resumed.stderr
+    resumed = cli(*command[:-1], "2", "--stop-after", step + 1)
+    assert resumed.exit_code == 0, resumed.stderr
+    assert f"resuming after step {step}" in resumed.stderr
 
 
 def wait_for_lock(folder: Path) -> None:
