@@ -14,7 +14,7 @@ import. A call runs one of these steps:
     export PYTHONPATH=$PWD:$PWD/build/gpu/site CRKD_COMMIT=0123abc    # the commit that is carried
     python3 -m benchmarks.gpu check                     # all methods beside the CPU, or those named
     python3 -m pytest -q -m gpu $(grep -rl --include=*.py mark.gpu tests)
-    python3 -m benchmarks.gpu speed                     # time and memory of a step, GPU load
+    python3 -m benchmarks.gpu speed                     # time, memory and kernels of a step
     python3 -m benchmarks.gpu unpack && python3 -m benchmarks.gpu train
     python3 -m benchmarks.gpu train "--dataset la --labeled 4" "--dataset la --labeled 8"
 
@@ -48,10 +48,11 @@ import numpy as np
 import torch
 
 from benchmarks.common import RESULTS, environment, read_json, slug, write_json
+from benchmarks.gpu_speed import training_steps
 from benchmarks.gpu_transfer import QUANTIZED, RUNS, bring_back, join, pack, unpack
 from benchmarks.inputs import Inputs, Sizes, synthetic
 from benchmarks.record import make_record
-from benchmarks.speed import measure, training_steps
+from benchmarks.speed import measure
 from crkd_cli.errors import CrkdError
 from crkd_cli.methods import METHODS
 from crkd_cli.runtime.device import describe, pick_device, pick_precision

@@ -25,8 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import baseline
 from benchmarks.common import RESULTS, environment, slug, write_json
@@ -46,8 +44,6 @@ CPU = torch.device("cpu")
 TIMING = ("train.device=cpu", "train.log_every=1", "train.save_minutes=1000")
 REPEATS = 3
 SMALL = (64, 64, 48)  # a patch, for what does not need the published size
-GPU_STEPS = (("acdc", "crkd"), ("acdc", "unimatch"), ("la", "crkd"))
-PROFILED = 10  # steps
 COST_BATCH, COST_REPEATS = {"acdc": 4, "la": 2}, 7
 
 
@@ -118,76 +114,6 @@ def crkd_steps(run: Run) -> tuple[list[dict[str, float]], float]:
     logged: list[dict[str, float]] = []
     gigabytes = peak_gb(lambda: train(run, lambda step, values: logged.append(values)))
     return logged[1:], gigabytes
-
-
-def training_steps(inputs: Inputs, deadline: float, steps: int = 20) -> Iterator[Row]:
-    """Time training steps on the GPU, or else the CPU, with and without graphs, until `deadline`.
-
-    A run warms up for `steps` steps and is timed thrice as long; the steps after that are profiled.
-    """
-    for (name, method), graphs in product(GPU_STEPS, (False, True)):
-        if time.monotonic() < deadline:
-            gc.collect()
-            torch.cuda.empty_cache()
-            yield training_step(inputs, name, method, graphs, steps)
-
-
-def training_step(inputs: Inputs, name: str, method: str, graphs: bool, steps: int) -> Row:
-    sets = ["train.save_minutes=1000", f"train.log_every={steps}", f"train.graphs={graphs}"]
-    run = inputs.run(name, f"train.steps={4 * steps + PROFILED}", *sets, method=method)
-    cuda = run.device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    seconds, busy = profiled_steps(run, steps)
-    data = run.checkpoint.config.data
-    work = f"{method} step, {name.upper()} {'×'.join(map(str, data.frame.size))}, batch "
-    work += f"{data.labeled_batch_size} + {data.unlabeled_batch_size}"
-    work += ", with graphs" if graphs else ", without graphs"
-    row = {"work": work, "value": seconds, "unit": "s"}
-    row["note"] = "the profiler saw no work"
-    if busy:
-        row["note"] = f"the device works {100 * busy / seconds:.0f} % of the step"
-    if cuda:
-        row["crkd_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        row["note"] += f"; {torch.cuda.max_memory_reserved() / 1e9:.1f} GB reserved"
-    if method == "crkd":
-        with suppress(torch.OutOfMemoryError):
-            baseline_step = partial(next, baseline.training_steps(run, dense=True))
-            baseline_step()  # warms up
-            row["baseline_s"] = median(clock(baseline_step) for _ in range(REPEATS))
-            row["crkd_s"] = row.pop("value")
-            row["note"] += "; the baseline projects every pixel, as published"
-    return row
-
-
-def profiled_steps(run: Run, steps: int) -> tuple[float, float]:
-    """Return the seconds of a step, and for how many of them the device works."""
-    cuda = run.device.type == "cuda"
-    profiler = profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU])
-    logged: list[dict[str, float]] = []
-
-    def report(step: int, values: dict[str, float]) -> None:
-        logged.extend([values] if values else [])
-        if step == 4 * steps:  # the step was logged, so nothing is left to do on the device
-            profiler.start()
-        elif step == 4 * steps + PROFILED:
-            profiler.stop()
-
-    train(run, report)
-    seconds = median(1.0 / values["steps_per_second"] for values in logged[1:4])
-    device = DeviceType.CUDA if cuda else DeviceType.CPU
-    ranges = [event.time_range for event in profiler.events() if event.device_type == device]
-    busy = covered([(span.start, span.end) for span in ranges])  # in µs
-    return seconds, busy / 1e6 / PROFILED
-
-
-def covered(intervals: list[tuple[float, float]]) -> float:
-    """Return the length of the union of `intervals` (begin, end)."""
-    total, end = 0.0, -math.inf
-    for begin, stop in sorted(intervals):
-        total += max(0.0, stop - max(begin, end))
-        end = max(end, stop)
-    return total
 
 
 def case(inputs: Inputs) -> Iterator[Row]:
