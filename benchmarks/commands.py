@@ -8,12 +8,15 @@ Runs them in the current folder and writes benchmarks/results/commands-MACHINE.j
 import argparse
 import os
 import resource
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.common import RESULTS, ROOT, environment, slug, write_json
 
@@ -30,12 +33,14 @@ def main() -> None:
     old_commit = subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
     rows = [compare(words, args.old.resolve(), args.pairs) for words in args.commands]
     record = environment() | {"old_commit": old_commit, "rows": rows}
+    record["command"] = shlex.join(["python", "-m", "benchmarks.commands", *sys.argv[1:]])
     write_json(record, RESULTS / f"commands-{slug(record['machine'])}.json")
 
 
 def compare(words: str, old: Path, pairs: int) -> dict[str, Any]:
     """Return the seconds [wall, CPU] of each run of `words`."""
-    row: dict[str, Any] = {"work": f"crkd {words}", "old_s": [], "new_s": []}
+    row: dict[str, Any] = {"work": f"crkd {words}", "threads": torch.get_num_threads()}
+    row |= {"old_s": [], "new_s": []}
     for _ in range(pairs):
         for name, checkout in (("old_s", old), ("new_s", ROOT)):
             row[name].append(seconds(words.split(), checkout))
