@@ -27,7 +27,17 @@ ROWS = (
     ("models", "losses", "data", "metrics"),
     ("augment",),
     ("config",),
-    ("registry", "schedules", "windows", "world", "paths", "progress", "transfer", "renamed"),
+    (
+        "registry",
+        "schedules",
+        "windows",
+        "world",
+        "paths",
+        "pipeline",
+        "progress",
+        "transfer",
+        "renamed",
+    ),
     ("errors",),
 )
 ROW = {part: row for row, parts in enumerate(ROWS) for part in parts}

@@ -75,12 +75,14 @@ def predict(
     Example: crkd predict scans/ --checkpoint runs/la-crkd-4/last.pth --overlay
     """
     from crkd_cli.errors import CrkdError, pluralize
-    from crkd_cli.inference.predict import PredictOptions
-    from crkd_cli.inference.predict import predict as run
     from crkd_cli.runtime.run_folder import newest_checkpoint
 
     file = checkpoint or newest_checkpoint(Path("runs"))
     info(f"checkpoint: {file}")
+    info("loading PyTorch")
+    from crkd_cli.inference.predict import PredictOptions
+    from crkd_cli.inference.predict import predict as run
+
     options = PredictOptions(overlay, probabilities, largest_component, overwrite)
     result = run(source, file, info, progress, out, device, options)
     message = f"{pluralize(result.written, 'mask')} written to {result.folder}"

@@ -7,7 +7,6 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from crkd_cli.metrics.overlap import confusion, dice, jaccard
 from crkd_cli.metrics.summary import Interval, Summary, summarize
 from crkd_cli.metrics.surface import surface
 from crkd_cli.paths import atomic_write, create_output_folder
+from crkd_cli.pipeline import run_pipeline
 from crkd_cli.progress import Advance, Notify, Progress
 from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint
 
@@ -208,19 +208,25 @@ def _score_cases(
 def _score_shard(
     inferer: Inferer, store: Store, cases: Sequence[CaseInfo], scorer: Scorer, advance: Advance
 ) -> Iterator[NDArray[np.float64]]:
-    """Yield scores [K − 1, M] of every case; one is scored while the next is predicted."""
-    with ThreadPoolExecutor(1, thread_name_prefix="score") as pool:
-        pending = None
-        for case in cases:
-            truth = store.native_label(case.id)
-            labels = inferer(store.image(case.id), truth.shape)
-            if pending is not None:
-                yield pending.result()
-                advance(1, case.id)
-            pending = pool.submit(scorer, labels, np.asarray(truth), case)
-        if pending is not None:
-            yield pending.result()
-            advance(1, "")
+    """Yield scores [K − 1, M] of every case.
+
+    While a case is predicted, the next one is read and the previous one scored.
+    """
+
+    def read(case: CaseInfo) -> tuple[CaseInfo, NDArray[Any], NDArray[np.uint8]]:
+        # Copied here, because a memory map does not read the file before it is used.
+        return case, np.array(store.image(case.id)), np.array(store.native_label(case.id))
+
+    def predict(
+        loaded: tuple[CaseInfo, NDArray[Any], NDArray[np.uint8]],
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], CaseInfo]:
+        case, image, truth = loaded
+        return inferer(image, truth.shape), truth, case
+
+    outcomes = run_pipeline(cases, read, predict, lambda predicted: scorer(*predicted))
+    for case, outcome in zip(cases, outcomes, strict=True):
+        yield outcome.result()
+        advance(1, case.id)
 
 
 def _collect_facts(

@@ -108,7 +108,8 @@ class Inferer:
             image: As stored: uint8 0-255, or normalized floats.
             size: Size of the labels. None: that of the image.
         """
-        labels = np.concatenate([_argmax(block) for block in self._infer_blocks(image, size)])
+        blocks = self._infer_blocks(image, size)
+        labels = np.concatenate([most_probable(block).cpu().numpy() for block in blocks])
         return labels if self._has_slices(image) else labels[0]
 
     def probabilities(
@@ -272,11 +273,15 @@ def nearest(x: Tensor, size: Sequence[int]) -> Tensor:
     return x
 
 
-def _argmax(probabilities: Tensor) -> NDArray[np.uint8]:
-    """Return labels [N, *S] of probabilities [N, K, *S].
+def most_probable(probabilities: Tensor) -> Tensor:
+    """Return uint8 labels [N, *S] of probabilities [N, K, *S]; of equal ones the first.
 
-    In parts, because torch returns int64, which is eight times as large as the labels.
+    Compares one class after another: torch's argmax over an axis other than the last takes ten
+    times as long on a CPU, and returns int64.
     """
-    rows = max(1, 2**24 // math.prod((probabilities.shape[0], *probabilities.shape[3:])))
-    parts = [part.argmax(1).to(torch.uint8) for part in torch.split(probabilities, rows, dim=2)]
-    return torch.cat(parts, dim=1).cpu().numpy()
+    highest = probabilities[:, 0]
+    labels = torch.zeros_like(highest, dtype=torch.uint8)
+    for k in range(1, probabilities.shape[1]):
+        labels.masked_fill_(probabilities[:, k] > highest, k)
+        highest = torch.maximum(highest, probabilities[:, k])
+    return labels

@@ -81,8 +81,10 @@ def draw_overlay(
 
     # Names may contain dollar signs.
     style = rc_context({"text.color": "#ebebeb", "text.parse_math": False, "font.size": 11})
-    with style, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # not in the font: drawn as a box
+    # Glyphs that are not in the font are drawn as a box. The filter stays, because catch_warnings
+    # would restore the filters while another thread may depend on them.
+    warnings.filterwarnings("ignore", message="Glyph")
+    with style:
         return _draw_page(planes, _gray_limits(image), title, _legend(labels, spec, reference))
 
 

@@ -1,22 +1,27 @@
 """Predict masks for image files, with the same names, formats, sizes and geometry."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from crkd_cli import world
 from crkd_cli.data.cases import images_in
 from crkd_cli.data.raw import formats
+from crkd_cli.data.raw.formats import Volume
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError, UsageError
-from crkd_cli.inference.inferer import Inferer, build_inferer
+from crkd_cli.inference.inferer import Inferer, build_inferer, most_probable
 from crkd_cli.inference.overlay import draw_overlay
 from crkd_cli.paths import atomic_write, create_output_folder
+from crkd_cli.pipeline import run_pipeline
 from crkd_cli.progress import Notify, Progress
 from crkd_cli.runtime.checkpoint import load_checkpoint
 
@@ -53,7 +58,8 @@ def predict(
     """Predict a mask for the image `source`, or for every image in the folder `source`.
 
     Masks go to `out` (default: FOLDER-masks). A file that cannot be read is listed in the result
-    and does not stop the others. Several processes share the images.
+    and does not stop the others. Several processes share the images. While an image is predicted,
+    the next one is read and the masks of the previous one are written.
 
     Raises CrkdError if there is no image or no checkpoint, or the output is not writable, and
     UsageError if the output would replace the images.
@@ -72,25 +78,42 @@ def predict(
     shard = world.strided_shard(images)
     results: list[bool | str] = []  # per image: written (True), skipped (False), or an error
     with progress("predicting", len(shard), "images") as advance:
-        for image in shard:
-            results.append(_try_predict(predictor, image))
+        outcomes = run_pipeline(shard, predictor.read, predictor.infer, predictor.write)
+        for image, outcome in zip(shard, outcomes, strict=True):
+            results.append(_written_or_error(outcome, image))
             advance(1, image.name)
     results = world.gather_results(results)
     failures = [result for result in results if isinstance(result, str)]
     return PredictResult(out, results.count(True), results.count(False), failures)
 
 
-def _try_predict(predictor: "_FilePredictor", image: Path) -> bool | str:
+def _written_or_error(outcome: Future[bool], image: Path) -> bool | str:
     """Return whether the files of `image` were written, or the error if they could not be."""
     try:
-        return predictor(image)
+        return outcome.result()
     except CrkdError as error:
         message = str(error)
         return message if str(image) in message else f"{image}: {message}"
 
 
+class _Scan(NamedTuple):
+    """An image file and its content."""
+
+    path: Path
+    volume: Volume  # with the values of the file
+    stored: NDArray[Any]  # [C, *S], normalized
+
+
+class _Prediction(NamedTuple):
+    """What the network predicts for a scan."""
+
+    scan: _Scan
+    labels: NDArray[np.uint8]  # [*S]
+    probabilities: NDArray[np.float32] | None  # [K, *S], if they are to be written
+
+
 class _FilePredictor:
-    """Predicts one image file at a time."""
+    """Predicts an image file in three steps, which pass on None if the image is skipped."""
 
     def __init__(
         self, inferer: Inferer, spec: DatasetSpec, out: Path, options: PredictOptions
@@ -109,14 +132,32 @@ class _FilePredictor:
                         f"{other} and {image.name} would both write {target}; rename one of them"
                     )
 
-    def __call__(self, image: Path) -> bool:
-        """Write the files of `image`. Return False if they exist already and are kept."""
-        targets = self._targets(image)
-        if not self._options.overwrite and all(file.is_file() for file in targets.values()):
-            return False
+    def read(self, image: Path) -> _Scan | None:
+        """Read and normalize `image`. Return None if its files exist already and are kept."""
+        targets = self._targets(image).values()
+        if not self._options.overwrite and all(file.is_file() for file in targets):
+            return None
         volume = self._source.open_image(image, self._spec)
-        stored = self._source.finish(volume, image, self._spec)
-        labels, probabilities = self._infer(stored.array, volume.size)
+        return _Scan(image, volume, self._source.finish(volume, image, self._spec).array)
+
+    def infer(self, scan: _Scan | None) -> _Prediction | None:
+        """Predict the labels and, if they are to be written, the probabilities."""
+        if scan is None:
+            return None
+        if not self._options.probabilities:
+            return _Prediction(scan, self._inferer(scan.stored, scan.volume.size), None)
+        probabilities = self._inferer.probabilities(scan.stored, scan.volume.size)
+        labels = most_probable(torch.from_numpy(probabilities)[None])[0].numpy()
+        return _Prediction(scan, labels, probabilities)
+
+    def write(self, prediction: _Prediction | None) -> bool:
+        """Write the files of the image. Return False if it was skipped."""
+        if prediction is None:
+            return False
+        (image, volume, _), labels, probabilities = prediction
+        targets = self._targets(image)
+        if self._options.largest_component:
+            labels = largest_components(labels)
         if probabilities is not None:
             with atomic_write(targets["probabilities"]) as temporary:
                 np.save(temporary, probabilities, allow_pickle=False)
@@ -137,20 +178,6 @@ class _FilePredictor:
             targets["probabilities"] = self._out / "probabilities" / f"{stem}.npy"
         targets["mask"] = self._out / formats.label_name(image)
         return targets
-
-    def _infer(
-        self, array: NDArray[np.generic], size: tuple[int, ...]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
-        """Return labels [*size] and, if they are to be written, probabilities [K, *size]."""
-        probabilities = None
-        if self._options.probabilities:
-            probabilities = self._inferer.probabilities(array, size)
-            labels = probabilities.argmax(0).astype(np.uint8)
-        else:
-            labels = self._inferer(array, size)
-        if self._options.largest_component:
-            labels = largest_components(labels)
-        return labels, probabilities
 
 
 def largest_components(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:

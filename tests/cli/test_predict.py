@@ -38,7 +38,9 @@ def test_the_newest_checkpoint_is_named_on_the_first_line(
     monkeypatch.chdir(tmp_path)
     result = cli("predict", "scans", "--overlay")
     assert result.exit_code == 0, result.stderr
-    assert result.stderr.splitlines()[0] == "checkpoint: runs/flat-supervised-1/last.pth"
+    first, second, *_ = result.stderr.splitlines()
+    assert first == "checkpoint: runs/flat-supervised-1/last.pth"
+    assert second == "loading PyTorch"
     assert "2 masks written to" in result.stderr
     files = sorted(
         str(file.relative_to(tmp_path)) for file in tmp_path.glob("scans-masks/**/*.png")

@@ -1,5 +1,7 @@
 """Prediction: every format keeps name, size and geometry; masks are the network's labels."""
 
+import errno
+import os
 from pathlib import Path
 
 import h5py
@@ -11,6 +13,7 @@ from PIL import Image
 
 from crkd_cli.cli.console import progress
 from crkd_cli.config import Frame
+from crkd_cli.data.raw import pictures
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError, UsageError
@@ -221,6 +224,74 @@ def test_bad_files_do_not_stop_the_others(scans, make_checkpoint, rng):
     assert "is 3D" in result.failures[4]
     assert all("\n" not in line for line in result.failures)
     assert [file.name for file in result.folder.iterdir()] == ["good.png"]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_folder_is_predicted_like_its_images_one_by_one(scans, make_checkpoint, rng, dims):
+    """Reading, inference and writing overlap, and every file is the same, byte for byte."""
+    spec, frame = flat(), Frame(resize=(32, 32))
+    if dims == 3:
+        spec, frame = SOLID, Frame(patch=(16, 16, 16))
+    for number in range(3):
+        shape = (9, 20 + number, 16)[3 - dims :]
+        image = sitk.GetImageFromArray(rng.normal(100, 20, shape).astype(np.int16))
+        sitk.WriteImage(image, str(scans / f"{number}.nii.gz"))
+    checkpoint = make_checkpoint(spec, frame)
+    options = PredictOptions(overlays=True, probabilities=True, largest_component=True)
+    together, single = scans.with_name("together"), scans.with_name("single")
+    assert run(scans, checkpoint, out=together, options=options).written == 3
+    for image in sorted(scans.iterdir()):
+        run(image, checkpoint, out=single, options=options)
+    files = sorted(path.relative_to(single) for path in single.rglob("*.*"))
+    assert len(files) == 3 * 3
+    for file in files:
+        assert (together / file).read_bytes() == (single / file).read_bytes(), file
+
+
+def test_a_mask_that_cannot_be_written_does_not_stop_the_others(scans, make_checkpoint, rng):
+    for name in ("a.png", "b.png", "c.png"):
+        gray8(scans / name, rng)
+    (scans.with_name("scans-masks") / "b.png" / "in the way").mkdir(parents=True)
+    result = run(scans, make_checkpoint(flat(), Frame(resize=(32, 32))))
+    assert result.written == 2
+    (failure,) = result.failures
+    assert failure.startswith(f"{scans / 'b.png'}: cannot write {result.folder / 'b.png'}")
+    assert [file.name for file in sorted(result.folder.iterdir())] == ["a.png", "b.png", "c.png"]
+
+
+def test_a_full_disk_is_an_error_of_every_image(scans, make_checkpoint, rng, monkeypatch):
+    def fill(path: Path, *arguments: object) -> None:
+        path.write_bytes(b"half of a mask")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("a.png", "b.png"):
+        gray8(scans / name, rng)
+    monkeypatch.setattr(pictures, "write", fill)
+    result = run(scans, make_checkpoint(flat(), Frame(resize=(32, 32))))
+    assert [line.split(": ")[-1] for line in result.failures] == ["No space left on device"] * 2
+    assert not list(result.folder.iterdir())
+
+
+@pytest.mark.parametrize("error", [CrkdError, RuntimeError])
+def test_errors_during_inference(scans, make_checkpoint, rng, monkeypatch, error):
+    """Errors that the user can fix are those of the image; others are bugs and end the command."""
+    infer = Inferer.__call__
+
+    def fail_at_large_images(self, image, size=None):
+        if size == (50, 50):
+            raise error("too large")
+        return infer(self, image, size)
+
+    for name, side in (("a.png", 40), ("b.png", 50), ("c.png", 40)):
+        Image.fromarray(rng.integers(0, 255, (side, side)).astype(np.uint8)).save(scans / name)
+    monkeypatch.setattr(Inferer, "__call__", fail_at_large_images)
+    checkpoint = make_checkpoint(flat(), Frame(resize=(32, 32)))
+    if error is CrkdError:
+        result = run(scans, checkpoint)
+        assert (result.written, result.failures) == (2, [f"{scans / 'b.png'}: too large"])
+    else:
+        with pytest.raises(RuntimeError, match="too large"):
+            run(scans, checkpoint)
 
 
 def test_two_results_with_the_same_name_are_refused(scans, make_checkpoint, rng):

@@ -62,6 +62,14 @@ def test_thin_and_scattered_masks_agree_with_medpy(dims, rng, share):
     assert surface(a, b, step, 1.0).assd == pytest.approx(binary.assd(a, b, step), abs=1e-6)
 
 
+def test_masks_that_are_far_apart_agree_with_medpy(dims):
+    """Where a search in a tree would visit most of it."""
+    a, b = (np.zeros((400, 6, 6)[:dims], bool) for _ in range(2))
+    a[:4], b[-4:, 1:] = True, True
+    step = SPACING[:dims]
+    assert surface(a, b, step, 1.0).assd == pytest.approx(binary.assd(a, b, step), abs=1e-6)
+
+
 def test_masks_at_the_edge_of_the_image(dims):
     a, b = cube((9,) * dims, 0, 5), cube((9,) * dims, 4, 9)
     assert surface(a, b, (1.0,) * dims, 1.0).assd == pytest.approx(binary.assd(a, b), abs=1e-6)
