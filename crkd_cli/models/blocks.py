@@ -129,14 +129,17 @@ class _LinearUpsampleCpu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        samples = max(1, _CACHED // grad[0].numel())  # a part stays in the cache
-        parts = []
-        for part in torch.split(grad.movedim(1, -1), samples):  # [·, *S, C], the order in memory
+        grad = grad.movedim(1, -1)  # [B, *S, C], the order in memory
+        count, *sides, channels = grad.shape
+        result = grad.new_empty(count, *[side // 2 for side in sides], channels)
+        step = max(1, _CACHED // grad[0].numel())  # samples at a time, which stay in the cache
+        for first in range(0, count, step):
+            part = grad[first : first + step]
             halved = part.to(torch.promote_types(part.dtype, torch.float32))
-            for axis in range(1, part.ndim - 1):
+            for axis in range(1, 1 + len(sides)):
                 halved = _halve(halved, axis)
-            parts.append(halved.to(grad.dtype))
-        return torch.cat(parts).movedim(-1, 1), None
+            result[first : first + step] = halved
+        return result.movedim(-1, 1), None
 
 
 def _halve(grad: Tensor, axis: int) -> Tensor:
