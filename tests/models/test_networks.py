@@ -1,16 +1,18 @@
 """Every network in 2D and 3D: shapes, encode → decode → head, published parameter counts."""
 
 import copy
+from functools import partial
 from typing import get_args
 
 import pytest
 import torch
 
 from crkd_cli.models import blocks
-from crkd_cli.models.blocks import Dropout, append_dropped, drop_channels, upsample_2x
+from crkd_cli.models.blocks import Dropout, append_dropped, conv, drop_channels, upsample_2x
 from crkd_cli.models.ema import Ema
 from crkd_cli.models.networks import NETWORKS
 from crkd_cli.models.networks.base import Network, Upsampling
+from crkd_cli.runtime.device import channels_last
 
 WIDTHS = (16, 32, 64, 128, 256)
 
@@ -194,6 +196,26 @@ def test_linear_upsampling_has_the_gradient_of_torch(
     (gradient,) = torch.autograd.grad(layer(single), single, weight.bfloat16())
     assert gradient.dtype == torch.bfloat16
     torch.testing.assert_close(gradient.double(), expected, rtol=0.01, atol=0.01)
+
+
+def test_pointwise_convolution_keeps_the_layout_and_is_that_of_torch(
+    dims: int, request: pytest.FixtureRequest
+) -> None:
+    """On one thread, for which torch alone would change the layout."""
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(1)
+    layer, layout = conv(dims, 4, 3, 1), channels_last(dims)
+    reference = (torch.nn.Conv2d, torch.nn.Conv3d)[dims - 2](4, 3, 1)
+    reference.load_state_dict(layer.state_dict())
+    x = torch.rand(3, 4, *[6] * dims).contiguous(memory_format=layout).requires_grad_()
+    weight = torch.rand(3, 3, *[6] * dims)
+    results = []
+    for module in (layer, reference):
+        y = module(x)
+        results.append((y, *torch.autograd.grad(y, [x, *module.parameters()], weight)))
+    torch.testing.assert_close(results[0], results[1])
+    assert results[0][0].is_contiguous(memory_format=layout)
+    assert results[0][1].is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
