@@ -19,7 +19,8 @@ from crkd_cli import renamed
 PAGE = ROOT / "docs" / "results.md"
 PLACEHOLDER = re.compile(r"^<!-- results: (.+) -->$", flags=re.MULTILINE)
 SEED = re.compile(r" --set train\.seed=\d+")
-OTHER_FILES = ("speed-", "labels-", "methods-", "check-", "statistics-")  # not records of a run
+# The start of the names of records that are not of a run.
+OTHER_FILES = ("speed-", "labels-", "methods-", "check-", "statistics-", "released-")
 VALIDATION_STEPS = 10  # shown at most
 Record = dict[str, Any]
 
