@@ -19,8 +19,16 @@ from crkd_cli import renamed
 PAGE = ROOT / "docs" / "results.md"
 PLACEHOLDER = re.compile(r"^<!-- results: (.+) -->$", flags=re.MULTILINE)
 SEED = re.compile(r" --set train\.seed=\d+")
-# Not records of a run.
-OTHER_FILES = ("check-", "commands-", "labels-", "methods-", "speed-", "statistics-")
+# The start of the names of records that are not of a run.
+OTHER_FILES = (
+    "check-",
+    "commands-",
+    "labels-",
+    "methods-",
+    "released-",
+    "speed-",
+    "statistics-",
+)
 VALIDATION_STEPS = 10  # shown at most
 Record = dict[str, Any]
 

@@ -34,7 +34,7 @@ from crkd_cli.methods.base import (
     require_unlabeled,
     supervised_loss,
 )
-from crkd_cli.models.blocks import drop_channels
+from crkd_cli.models.blocks import append_dropped
 from crkd_cli.schedules import sigmoid_ramp
 
 Rate = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
@@ -152,10 +152,8 @@ class CrossMatch(Method):
         """
         count = len(plain)
         rates = (self.params.weak_dropout, self.params.strong_dropout)
-        pyramid = []
-        for level in self.student.encode(torch.cat([plain, perturbed])):
-            dropped = [drop_channels(level[count:], rate) for rate in rates]
-            pyramid.append(torch.cat([level, *dropped]))
+        pyramid = self.student.encode(torch.cat([plain, perturbed]))
+        pyramid = [append_dropped(level, count, rates) for level in pyramid]
         log_p = forward_head(self.student, self.student.decode(pyramid))
         return log_p[:count], ByPerturbation(*log_p[count:].exp().chunk(3))
 

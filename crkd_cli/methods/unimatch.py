@@ -30,7 +30,7 @@ from crkd_cli.methods.base import (
     require_unlabeled,
     supervised_loss,
 )
-from crkd_cli.models.blocks import drop_channels
+from crkd_cli.models.blocks import append_dropped
 
 
 @METHODS.register
@@ -107,7 +107,7 @@ class UniMatch(Method):
         """
         rate = self.params.feature_dropout
         pyramid = self.student.encode(torch.cat([labeled, weak]))
-        pyramid = [torch.cat([level, drop_channels(level, rate)]) for level in pyramid]
+        pyramid = [append_dropped(level, 0, [rate]) for level in pyramid]
         log_p = forward_head(self.student, self.student.decode(pyramid))
         sizes = [len(labeled), len(weak), len(labeled), len(weak)]
         log_labeled, log_weak, _, log_perturbed = torch.split(log_p, sizes)

@@ -1,15 +1,18 @@
 """Every network in 2D and 3D: shapes, encode → decode → head, published parameter counts."""
 
 import copy
+from functools import partial
 from typing import get_args
 
 import pytest
 import torch
 
-from crkd_cli.models.blocks import Dropout, drop_channels, upsample_2x
+from crkd_cli.models import blocks
+from crkd_cli.models.blocks import Dropout, append_dropped, conv, drop_channels, upsample_2x
 from crkd_cli.models.ema import Ema
 from crkd_cli.models.networks import NETWORKS
 from crkd_cli.models.networks.base import Network, Upsampling
+from crkd_cli.runtime.device import channels_last
 
 WIDTHS = (16, 32, 64, 128, 256)
 
@@ -148,6 +151,71 @@ def test_drop_channels_with_one_rate_per_sample(dims: int) -> None:
     dropped = drop_channels(x, torch.tensor([0.0, 0.75, 0.0]))
     assert torch.equal(dropped[::2], x[::2])
     assert set(dropped[1].unique().tolist()) == {0.0, 4.0}
+
+
+def test_append_dropped_concatenates_what_drop_channels_returns(dims: int) -> None:
+    x = torch.rand(4, 3, *[2] * dims, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(8, 3, *[2] * dims, dtype=torch.float64)
+    results = []
+    for joined in (
+        lambda: append_dropped(x, 2, (0.25, 0.75)),
+        lambda: torch.cat([x, drop_channels(x[2:], 0.25), drop_channels(x[2:], 0.75)]),
+    ):
+        torch.manual_seed(0)
+        y = joined()
+        results.append((y, *torch.autograd.grad((weight * y).sum(), x)))
+    (y, gradient), (expected, expected_gradient) = results
+    assert torch.equal(y, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+    def seeded(x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)
+        return append_dropped(x, 1, (0.5,))
+
+    assert torch.autograd.gradcheck(seeded, x)
+
+
+def test_linear_upsampling_has_the_gradient_of_torch(
+    dims: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a map that is a part of a concatenation, in one piece and sample by sample."""
+    layer = upsample_2x(dims, "linear")
+    x = torch.rand(3, 2, *(4, 3, 1)[:dims], dtype=torch.float64, requires_grad=True)
+    y = torch.nn.functional.interpolate(
+        x, scale_factor=2, mode=("bilinear", "trilinear")[dims - 2], align_corners=True
+    )
+    assert torch.equal(layer(x), y)
+    weight = torch.rand(3, 4, *y.shape[2:], dtype=torch.float64)[:, 1:3]
+    (expected,) = torch.autograd.grad(y, x, weight)
+    for cached in (2**20, 1):
+        monkeypatch.setattr(blocks, "_CACHED", cached)
+        torch.testing.assert_close(torch.autograd.grad(layer(x), x, weight)[0], expected)
+        assert torch.autograd.gradcheck(layer, x)
+
+    single = x.detach().bfloat16().requires_grad_()
+    (gradient,) = torch.autograd.grad(layer(single), single, weight.bfloat16())
+    assert gradient.dtype == torch.bfloat16
+    torch.testing.assert_close(gradient.double(), expected, rtol=0.01, atol=0.01)
+
+
+def test_pointwise_convolution_keeps_the_layout_and_is_that_of_torch(
+    dims: int, request: pytest.FixtureRequest
+) -> None:
+    """On one thread, for which torch alone would change the layout."""
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(1)
+    layer, layout = conv(dims, 4, 3, 1), channels_last(dims)
+    reference = (torch.nn.Conv2d, torch.nn.Conv3d)[dims - 2](4, 3, 1)
+    reference.load_state_dict(layer.state_dict())
+    x = torch.rand(3, 4, *[6] * dims).contiguous(memory_format=layout).requires_grad_()
+    weight = torch.rand(3, 3, *[6] * dims)
+    results = []
+    for module in (layer, reference):
+        y = module(x)
+        results.append((y, *torch.autograd.grad(y, [x, *module.parameters()], weight)))
+    torch.testing.assert_close(results[0], results[1])
+    assert results[0][0].is_contiguous(memory_format=layout)
+    assert results[0][1].is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
-from crkd_cli.runtime.device import pick_precision
+from crkd_cli.runtime.device import configure_backends, pick_precision
 
 # Prints how many pages the kernel maps in three training steps: the fewest of three measurements,
 # because the heap may still grow once.
@@ -47,3 +48,14 @@ def test_auto_picks_one_precision_and_draws_no_random_numbers() -> None:
     assert len(picked) == 1
     assert picked <= {torch.bfloat16, torch.float32}
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_deterministic_runs_do_not_fill_new_memory(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default torch then fills all of it with NaN, in a pass of its own."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    request.addfinalizer(partial(configure_backends, deterministic=False))
+    configure_backends(deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.empty(1000).isnan().all()
