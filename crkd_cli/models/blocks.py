@@ -21,7 +21,7 @@ def conv(dims: int, inputs: int, outputs: int, kernel: int, stride: int = 1) -> 
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """A convolution of width 1 that always runs in oneDNN on a CPU.
+    """A convolution of width 1 that always runs in oneDNN on a CPU that has it.
 
     On one thread, torch runs those of fewer than 16 images in fp32 as a matrix product, which takes
     three times as long and changes the memory layout. It does not if they are dilated, which has
@@ -30,7 +30,7 @@ class PointwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, C, *S] to [B, outputs, *S]."""
-        if x.device.type != "cpu":
+        if not _in_onednn(x):
             return super().forward(x)
         return F.conv2d(x, self.weight, self.bias, self.stride, dilation=2)
 
@@ -40,9 +40,13 @@ class PointwiseConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, C, *S] to [B, outputs, *S]."""
-        if x.device.type != "cpu":
+        if not _in_onednn(x):
             return super().forward(x)
         return F.conv3d(x, self.weight, self.bias, self.stride, dilation=2)
+
+
+def _in_onednn(x: Tensor) -> bool:
+    return x.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 def conv_up(dims: int, inputs: int, outputs: int) -> nn.Module:
