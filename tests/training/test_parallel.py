@@ -253,8 +253,7 @@ def test_a_signal_saves_and_ends_all_runs(
         wait_for_steps(folder, 3)
     pids = [process.pid]
     if receivers == "all":
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-        pids += map(int, children.split())
+        pids += runs_of(process)
         assert len(pids) == 3
     for pid in pids:
         os.kill(pid, number)
@@ -276,6 +275,12 @@ def test_a_signal_saves_and_ends_all_runs(
     assert f"resuming after step {step}" in resumed.stderr
 
 
+def runs_of(command: subprocess.Popen[str]) -> list[int]:
+    """Return the process IDs of the runs that `command` trains."""
+    children = Path(f"/proc/{command.pid}/task/{command.pid}/children")
+    return [int(pid) for pid in children.read_text().split()]
+
+
 def wait_for_lock(folder: Path) -> None:
     """Wait until no process trains in `folder`."""
     with FileLock(folder / ".lock", timeout=30):
@@ -289,9 +294,11 @@ def test_a_second_ctrl_c_ends_at_once(line: list[str]) -> None:
     program = [sys.executable, "-m", "crkd_cli", *command]
     process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
     wait_for_steps(Path("run-seed1"), 1)
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.02)
+    for run in runs_of(process):
+        os.kill(run, signal.SIGSTOP)  # so that they cannot end after the first
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 130
     assert stderr.splitlines()[-1] == "interrupted"
