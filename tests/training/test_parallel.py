@@ -291,7 +291,8 @@ def wait_for_lock(folder: Path) -> None:
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(line: list[str]) -> None:
     command = [*line, *set_options(ENDLESS), "--seeds", "1,2", "--parallel", "2"]
-    program = [sys.executable, "-m", "crkd_cli", *command]
+    # A shell lets its background jobs ignore Ctrl-C, and these tests may be one.
+    program = ["env", "--default-signal=INT", sys.executable, "-m", "crkd_cli", *command]
     process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
     wait_for_steps(Path("run-seed1"), 1)
     for run in runs_of(process):
