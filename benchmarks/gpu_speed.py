@@ -3,7 +3,7 @@
 import gc
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -108,14 +108,14 @@ def covered(intervals: list[tuple[float, float]]) -> float:
 
 def list_kernels(spans: list[tuple[float, float, str]]) -> list[dict[str, Any]]:
     """List the KERNELS that take the most time: name, calls and milliseconds per step."""
-    calls = Counter(name for _, _, name in spans)
-    times: Counter[str] = Counter()
+    durations = defaultdict(list)
     for begin, end, name in spans:
-        times[name] += end - begin  # type: ignore[assignment]
-    return [
-        {"name": name[:120], "calls": calls[name] / PROFILED, "ms": microseconds / 1e3 / PROFILED}
-        for name, microseconds in times.most_common(KERNELS)
+        durations[name].append(end - begin)
+    kernels = [
+        {"name": name[:120], "calls": len(each) / PROFILED, "ms": sum(each) / 1e3 / PROFILED}
+        for name, each in durations.items()
     ]
+    return sorted(kernels, key=lambda kernel: kernel["ms"], reverse=True)[:KERNELS]
 
 
 # The least that a step needs

@@ -30,7 +30,7 @@ class PointwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, C, *S] to [B, outputs, *S]."""
-        if not _in_onednn(x):
+        if x.device.type != "cpu" or not has_onednn():
             return super().forward(x)
         return F.conv2d(x, self.weight, self.bias, self.stride, dilation=2)
 
@@ -40,13 +40,14 @@ class PointwiseConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, C, *S] to [B, outputs, *S]."""
-        if not _in_onednn(x):
+        if x.device.type != "cpu" or not has_onednn():
             return super().forward(x)
         return F.conv3d(x, self.weight, self.bias, self.stride, dilation=2)
 
 
-def _in_onednn(x: Tensor) -> bool:
-    return x.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+def has_onednn() -> bool:
+    """Return whether this build of PyTorch computes convolutions on a CPU with oneDNN."""
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def conv_up(dims: int, inputs: int, outputs: int) -> nn.Module:

@@ -8,6 +8,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from crkd_cli.models.blocks import has_onednn
+
 _ACTIVATIONS = {nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu"}  # what oneDNN calls them
 
 
@@ -38,7 +40,7 @@ def fuse_for_inference(network: nn.Module, precision: torch.dtype = torch.float3
 
 def _runs_in_onednn(network: nn.Module, precision: torch.dtype) -> bool:
     """Return whether oneDNN computes the convolutions of `network`, as on most CPUs."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not has_onednn():
         return False
     if precision != torch.float32 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
