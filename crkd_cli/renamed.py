@@ -1,10 +1,5 @@
-"""Names that changed since the first files were written.
+"""Keys that have a new name: an old one, in a configuration or in `--set`, is refused with it."""
 
-An old key in a configuration or in `--set` is refused with the new name. Files that crkd wrote
-itself (checkpoints, evaluations) are translated when they are read.
-"""
-
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,10 +67,6 @@ KEYS = {
     "methods.unimatch.dice": "methods.unimatch.dice_classes",
     "methods.unimatch.drop": "methods.unimatch.feature_dropout",
 }
-# Values that changed with their key.
-_VALUES = {"train.predictor": {"renewed": True, "trained": False}}
-# Modules of a network, as they occur in the names of its weights.
-_MODULES = {"grow": "upsample", "halve": "downsample"}
 
 
 def old_keys(tree: dict[str, Any]) -> Iterator[str]:
@@ -84,35 +75,6 @@ def old_keys(tree: dict[str, Any]) -> Iterator[str]:
         section, leaf = _locate(tree, key)
         if section is not None and leaf in section:
             yield key
-
-
-def translate_config(tree: dict[str, Any]) -> None:
-    """Rename the old keys of a configuration tree in place, so that its order is kept."""
-    for key in list(old_keys(tree)):
-        section, leaf = _locate(tree, key)
-        assert section is not None
-        new_leaf = KEYS[key].rpartition(".")[2]
-        items = [
-            (new_leaf, _translate_value(key, value)) if name == leaf else (name, value)
-            for name, value in section.items()
-        ]
-        section.clear()
-        section.update(items)
-
-
-def translate_weights(weights: dict[str, Any]) -> dict[str, Any]:
-    """Return `weights` with the old module names in its keys replaced."""
-    pattern = rf"(^|(?<=\.))({'|'.join(_MODULES)})(?=\.)"
-    return {
-        re.sub(pattern, lambda match: _MODULES[match[2]], name): value
-        for name, value in weights.items()
-    }
-
-
-def _translate_value(key: str, value: Any) -> Any:
-    """Return the value of an old key as the new key has it."""
-    values = _VALUES.get(key, {})
-    return values[value] if isinstance(value, str) and value in values else value
 
 
 def _locate(tree: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:

@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from crkd_cli.data.splits import Split, write_split
-from crkd_cli.data.store import RECIPE, CaseInfo, DatasetSpec, Index, Store
+from crkd_cli.data.store import RECIPE, CaseInfo, DatasetSpec, Index, Store, numbered_classes
 
 CHECKOUT = Path(__file__).parents[1]
 SHARED = CHECKOUT.parent / "shared"
@@ -113,7 +113,7 @@ def make_store(tmp_path: Path) -> StoreMaker:
         spec = spec or DatasetSpec(
             name=name,
             source="folder",
-            classes=("background", "disc"),
+            classes=numbered_classes(("background", "disc")),
             channels=1,
             dims=2 if dims == 2 else 3,
             modality="gray" if dims == 2 else "mr",

@@ -8,7 +8,7 @@ import yaml
 from crkd_cli.config import build_config, dump, read_yaml
 from crkd_cli.errors import UsageError
 from crkd_cli.methods import METHODS
-from crkd_cli.renamed import KEYS, translate_config
+from crkd_cli.renamed import KEYS
 from tests.conftest import tiny_config
 
 
@@ -56,17 +56,3 @@ def test_every_new_name_is_a_key_and_no_old_name_is() -> None:
             section = section[name]
         assert leaf in section, new
         assert old.rpartition(".")[2] not in section, old
-
-
-def test_an_old_configuration_is_translated_in_its_order() -> None:
-    old = {
-        "data": {"name": "la", "labeled": 2, "unlabeled": 4},
-        "train": {"predictor": "trained", "steps": 5, "milestones": []},
-        "methods": {"crkd": {"drop": 0.5}},
-    }
-    translate_config(old)
-    assert [(name, list(section.items())) for name, section in old.items()] == [
-        ("data", [("name", "la"), ("labeled_batch_size", 2), ("unlabeled_batch_size", 4)]),
-        ("train", [("recalibrate_batch_norm", False), ("steps", 5), ("lr_milestones", [])]),
-        ("methods", [("crkd", {"feature_dropout": 0.5})]),
-    ]

@@ -4,9 +4,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NamedTuple
 
 from crkd_cli.data.raw import formats
 from crkd_cli.errors import CrkdError
+
+
+class LabelFile(NamedTuple):
+    """A label file of a case."""
+
+    path: Path
+    class_name: str | None = None  # the file is a mask of this class; None: its values say
 
 
 @dataclass(frozen=True)
@@ -16,7 +24,13 @@ class RawCase:
     id: str
     group: str  # the patient
     image: Path
-    label: Path | None  # the image file itself if an h5 file contains both; None: unlabeled
+    # Empty: unlabeled. An h5 file that contains image and label is both.
+    labels: tuple[LabelFile, ...] = ()
+
+
+def labeled_case(case: str, group: str, image: Path, label: Path | None) -> RawCase:
+    """Return a case with one label file, or without."""
+    return RawCase(case, group, image, () if label is None else (LabelFile(label),))
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -54,7 +68,7 @@ def pair_with_labels(
     cases = []
     for path in images_in(images):
         name = case_id(path)
-        cases.append(RawCase(name, name, path, label_files.get(name)))
+        cases.append(labeled_case(name, name, path, label_files.get(name)))
     _note_unused_labels(label_files, cases, notes)
     return sorted(cases, key=lambda case: case.id)
 
@@ -86,7 +100,7 @@ def _note_unused_labels(
     unused = sorted(set(label_files) - {case.id for case in cases})
     if not unused:
         return
-    unlabeled = {case.id.lower(): case.id for case in cases if case.label is None}
+    unlabeled = {case.id.lower(): case.id for case in cases if not case.labels}
     descriptions = []
     for name in unused[:5]:
         near = get_close_matches(name.lower(), unlabeled, n=1, cutoff=0.8)

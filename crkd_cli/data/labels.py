@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crkd_cli.data.store import ClassInfo
 from crkd_cli.errors import CrkdError
 
 Counts = Mapping[int, int]  # label value → number of pixels or voxels, values ascending
@@ -26,7 +27,7 @@ class LabelValues:
 class ClassAssignment:
     """The classes of a dataset, and what the values in its label files mean."""
 
-    names: tuple[str, ...]  # by class number
+    classes: tuple[ClassInfo, ...]  # by class number
     numbers: Mapping[Path, Numbers]  # by label file; values that are not a class are missing
     notes: tuple[str, ...] = ()  # what the user should know about it
 
@@ -76,7 +77,7 @@ def check_values(label: LabelValues, assignment: ClassAssignment) -> None:
         preview = ", ".join(map(str, invalid[:5]))
         if len(invalid) > 5:
             preview += " …"
-        last = len(assignment.names) - 1
+        last = len(assignment.classes) - 1
         raise CrkdError(
             f"{label.path} has label values that are not a class: {preview}; "
             f"classes are 0 to {last}"
@@ -95,18 +96,3 @@ def compact(array: NDArray[Any]) -> NDArray[Any]:
     """Convert a label map to a small integer type that represents its values."""
     lowest, highest = (np.min_scalar_type(int(value)) for value in (array.min(), array.max()))
     return array.astype(np.promote_types(lowest, highest), copy=False)
-
-
-def describe_changes(numbers: Numbers) -> dict[str, int]:
-    """Return the values whose class number differs from them, with ranges for long lists.
-
-    For example {"255": 1}, or {"247-255": 1} if several values have the same number.
-    """
-    changes = {}
-    for number in sorted(set(numbers.values())):
-        changed = [value for value, new in numbers.items() if new == number != value]
-        if len(changed) == 1:
-            changes[str(changed[0])] = number
-        elif changed:
-            changes[f"{changed[0]}-{changed[-1]}"] = number
-    return changes

@@ -113,7 +113,6 @@ class _Preparation:
     def notices(self) -> list[str]:
         """Return what was chosen, mapped, ignored or not found, in sentences."""
         notices = [
-            *_note_mapping(self._results),
             *_note_unlabeled(self._results),
             *_note_missing_groups(self._spec.name, self._results),
             *_note_unknown_spacing(self._results),
@@ -130,7 +129,7 @@ class _Preparation:
         """Return the index of the store; `root` contains the raw files."""
         return Index(
             recipe=RECIPE,
-            spec=msgspec.structs.replace(self._spec, classes=self._classes.names),
+            spec=msgspec.structs.replace(self._spec, classes=self._classes.classes),
             cases=tuple(case_info(result, root) for result in self._results),
             notes=tuple(notice.what for notice in notices),
         )
@@ -146,9 +145,10 @@ class _Preparation:
         smallest = " × ".join(str(min(sides)) for sides in axes)
         largest = " × ".join(str(max(sides)) for sides in axes)
         size = smallest if smallest == largest else f"{smallest} to {largest}"
+        names = [info.name for info in self._classes.classes]
         return (
             f"{pluralize(count, 'case')}{of_patients}, {labeled} labeled; size {size}; "
-            f"classes: {', '.join(self._classes.names)}"
+            f"classes: {', '.join(names)}"
         )
 
     def _assign_classes(self, results: Sequence[CaseResult]) -> None:
@@ -175,7 +175,8 @@ class _Preparation:
 
     def _store_class_numbers(self, result: CaseResult) -> None:
         if self._folder is not None and not self._failed and result.labeled:
-            store_class_numbers(result, self._spec, self._folder)
+            class_count = len(self._classes.classes)
+            store_class_numbers(result, self._spec, class_count, self._folder)
 
 
 def _check_spacing(source: Source, spec: DatasetSpec) -> None:
@@ -207,17 +208,6 @@ def _duplicate_ids(cases: Sequence[RawCase], root: Path) -> list[Finding]:
         for name, files in images.items()
         if len(files) > 1
     ]
-
-
-def _note_mapping(results: Sequence[CaseResult]) -> Iterable[str]:
-    mapped = [result for result in results if result.mapping]
-    if mapped:
-        labeled = sum(result.labeled for result in results)
-        example = ", ".join(f"{value} → {number}" for value, number in mapped[0].mapping.items())
-        yield (
-            f"label values mapped in {len(mapped)} of {labeled} labels, "
-            f"as in {mapped[0].raw.id}: {example}"
-        )
 
 
 def _note_unlabeled(results: Sequence[CaseResult]) -> Iterable[str]:

@@ -15,7 +15,6 @@ from crkd_cli.data.labels import (
     Numbers,
     compact,
     count_values,
-    describe_changes,
     foreground,
     to_class_numbers,
 )
@@ -49,7 +48,9 @@ class CaseResult:
     states_spacing: bool = False  # in the image file
     values: LabelValues | None = None  # None if the label is missing or unreadable
     numbers: Numbers = field(default_factory=dict)  # set when the classes are known
-    label_sha256: str | None = None  # set when the class numbers are stored
+    # Set when the class numbers are stored:
+    label_sha256: str | None = None
+    class_sizes: tuple[int, ...] = ()  # pixels or voxels of every class
     image_error: CrkdError | None = None
     label_error: CrkdError | None = None
     pair_error: CrkdError | None = None
@@ -62,12 +63,7 @@ class CaseResult:
     @property
     def labeled(self) -> bool:
         """Whether the case has a label."""
-        return self.raw.label is not None
-
-    @property
-    def mapping(self) -> dict[str, int]:
-        """The label values that differ from their class numbers."""
-        return describe_changes(self.numbers) if self.numbers else {}
+        return bool(self.raw.labels)
 
 
 def read_case(source: Source, raw: RawCase, spec: DatasetSpec, folder: Path | None) -> CaseResult:
@@ -84,29 +80,33 @@ def read_case(source: Source, raw: RawCase, spec: DatasetSpec, folder: Path | No
         result.states_spacing = volume.geometry is not None
     except CrkdError as error:
         result.image_error = error
-    if raw.label is not None:
+    for file in raw.labels:
         try:
-            label = formats.read_label(raw.label, z_last=spec.z_last)
-            result.values = LabelValues(raw.label, count_values(label.array))
+            label = formats.read_label(file.path, z_last=spec.z_last)
+            result.values = LabelValues(file.path, count_values(label.array))
         except CrkdError as error:
             result.label_error = error
     if volume is None or result.error is not None:
         return result
     try:
         if label is not None:
-            _check_pair(raw, label, volume)
+            _check_pair(raw.labels[0].path, label, volume)
         _store(source, result, volume, label, spec, folder)
     except CrkdError as error:
         result.pair_error = error
     return result
 
 
-def store_class_numbers(result: CaseResult, spec: DatasetSpec, folder: Path) -> None:
+def store_class_numbers(
+    result: CaseResult, spec: DatasetSpec, class_count: int, folder: Path
+) -> None:
     """Map the stored label of a case to class numbers, and resize it to its stored size."""
     file = _array_file(folder, "labels", result.raw)
     label = to_class_numbers(np.load(file), result.numbers)
     # Evaluation scores against the label at its native size.
     result.label_sha256 = hashlib.sha256(label.tobytes()).hexdigest()
+    sizes = np.bincount(label.ravel(), minlength=class_count)[:class_count]
+    result.class_sizes = tuple(sizes.tolist())
     is_resized = result.image is not None and result.image.native_shape is not None
     if is_resized and spec.stored_size is not None:
         _write_png(folder / "native" / f"{result.raw.id}.png", label)
@@ -126,7 +126,7 @@ def case_info(result: CaseResult, root: Path) -> CaseInfo:
         sha256=result.image.sha256,
         label_sha256=result.label_sha256,
         intensity=result.image.intensity,
-        mapping=result.mapping,
+        class_sizes=result.class_sizes,
         native_shape=result.image.native_shape,
     )
 
@@ -170,11 +170,11 @@ def _foreground(
     return foreground(labels, values.counts)
 
 
-def _check_pair(raw: RawCase, label: LabelMap, volume: Volume) -> None:
+def _check_pair(path: Path, label: LabelMap, volume: Volume) -> None:
     """Raise CrkdError unless every voxel of the label lies on the same voxel of the image."""
     if label.array.shape != volume.size:
         raise CrkdError(
-            f"{raw.label} has shape {label.array.shape}, its image {volume.size}; "
+            f"{path} has shape {label.array.shape}, its image {volume.size}; "
             "image and label must match"
         )
     if label.geometry is None or volume.geometry is None:
@@ -186,7 +186,7 @@ def _check_pair(raw: RawCase, label: LabelMap, volume: Volume) -> None:
         if not np.allclose(of_label, of_image, rtol=0, atol=tolerance):
             axes = ", ".join("zyx"[-len(label.geometry.spacing) :])
             raise CrkdError(
-                f"{raw.label} has {name} ({axes}) {_z_first(of_label)}, "
+                f"{path} has {name} ({axes}) {_z_first(of_label)}, "
                 f"its image {_z_first(of_image)}; resample or repair the label"
             )
 

@@ -2,8 +2,11 @@
 
 prepared/NAME/index.json      facts about the dataset, and an entry per case
 prepared/NAME/images/ID.npy   [C, *S] uint8 (RGB, 0-255) or float32 (scans, normalized)
-prepared/NAME/labels/ID.npy   [*S] uint8 class numbers, of the same *S; absent for unlabeled cases
-prepared/NAME/native/ID.png   [H, W] uint8: the label at its native size, for images stored smaller
+prepared/NAME/labels/ID.npy   [*S] class numbers, of the same *S; absent for unlabeled cases
+prepared/NAME/native/ID.png   [H, W]: the label at its native size, for images stored smaller
+
+Class numbers are uint8, or int16 if there are more than 255 classes. With K classes they are 0 to
+K − 1, and K marks pixels that count in no loss and no score (see `DatasetSpec.ignore`).
 """
 
 import hashlib
@@ -19,13 +22,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli.config import Strict
+from crkd_cli.data.description import Description
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.paths import packaged_folder
 
-RECIPE = 2  # incremented when the same raw files would give a different store
+RECIPE = 3  # incremented when the same raw files would give a different store
 
 Modality = Literal["rgb", "gray", "mr"]
 Intensity = Literal["uint8", "minmax", "zscore"]
+
+
+class ClassInfo(Strict, frozen=True):
+    """A class: its name, and its values in the label files."""
+
+    name: str
+    values: tuple[int, ...]  # predicted masks contain the first one
+
+    @property
+    def value(self) -> int:
+        """The value in predicted masks."""
+        return self.values[0]
 
 
 class DatasetSpec(Strict, frozen=True):
@@ -36,13 +52,25 @@ class DatasetSpec(Strict, frozen=True):
 
     name: str
     source: str  # plug-in in data/sources
-    classes: tuple[str, ...]  # by class number; classes[0] is the background
+    classes: tuple[ClassInfo, ...]  # by class number; classes[0] is the background
     channels: int  # C
     modality: Modality  # determines the augmentations
     dims: Literal[2, 3]  # spatial axes of a case
     intensity: Intensity  # uint8: stored as 0-255, divided by 255 later; else normalized per case
     stored_size: tuple[int, ...] | None = None  # 2D images are resized to it (see native/)
     z_last: bool = False  # medical files are stored as [x, y, z] instead of [z, y, x]
+    ignore: int | None = None  # the value of pixels that count in no loss and no score
+    description: Description = Description()  # complete, as inferred or given
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, the background first."""
+        return tuple(info.name for info in self.classes)
+
+
+def numbered_classes(names: Iterable[str]) -> tuple[ClassInfo, ...]:
+    """Return classes whose values in label files are their class numbers."""
+    return tuple(ClassInfo(name=name, values=(value,)) for value, name in enumerate(names))
 
 
 class CaseInfo(Strict, frozen=True):
@@ -56,8 +84,8 @@ class CaseInfo(Strict, frozen=True):
     sha256: str  # of that file
     label_sha256: str | None  # of the class numbers that evaluation uses; None: unlabeled
     intensity: dict[str, float]  # min, max, mean, std of the raw image
-    # Label value → class number, where they differ.
-    mapping: dict[str, int] = msgspec.field(default_factory=dict)
+    # Pixels or voxels of every class in the native label; empty: unlabeled.
+    class_sizes: tuple[int, ...] = ()
     native_shape: tuple[int, ...] | None = None  # [H, W] of the file, if it is stored smaller
 
     @property

@@ -270,7 +270,7 @@ def _summarize(
     """Summarize scores [N, K − 1, M] over cases."""
     interval: Interval = "bootstrap" if facts["protocol"] == "strict" else "t"
     groups = [case.group for case in cases]
-    classes: dict[str, list[Summary]] = {name: [] for name in checkpoint.spec.classes[1:]}
+    classes: dict[str, list[Summary]] = {name: [] for name in checkpoint.spec.class_names[1:]}
     means = []
     for values in np.moveaxis(scores, 2, 0):
         summaries, mean = summarize(values, interval, groups)

@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli import renamed
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.runtime.run_folder import result_checkpoint
 
@@ -146,7 +145,6 @@ def read_evaluation(folder: Path) -> Evaluation:
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
         facts: Facts = msgspec.convert(tree, Facts)
-        renamed.translate_config(facts.config)
         metrics, classes = list(tree["mean"]), list(tree["classes"])
         file = folder / "cases.csv"
         patients, scores = _read_scores(file, classes, metrics)

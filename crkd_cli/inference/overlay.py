@@ -232,7 +232,7 @@ def _legend(
 
     present = np.unique(labels)
     legend = []
-    for k, name in enumerate(spec.classes[1:], start=1):
+    for k, name in enumerate(spec.class_names[1:], start=1):
         legend.append(Patch(color=_color(k), label=name if k in present else f"{name}: none"))
     if reference is not None:
         legend.append(Patch(color=_REFERENCE, label="reference"))

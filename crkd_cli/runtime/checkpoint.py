@@ -12,7 +12,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from crkd_cli import __version__, renamed
+from crkd_cli import __version__
 from crkd_cli.config import Config, Strict, dump
 from crkd_cli.data.splits import Split
 from crkd_cli.data.store import DatasetSpec
@@ -20,9 +20,8 @@ from crkd_cli.errors import CrkdError
 from crkd_cli.paths import atomic_write
 from crkd_cli.runtime.run_folder import result_checkpoint
 
-FORMAT = "crkd checkpoint 5"
-# Format 4 has the old names in crkd_cli/renamed.py.
-_READABLE_FORMATS = ("crkd checkpoint 4", FORMAT)
+FORMAT = "crkd checkpoint 6"
+EARLIER_FORMATS = tuple(f"crkd checkpoint {number}" for number in range(1, 6))
 _ADVICE = "give a best.pth or last.pth that crkd train wrote"
 
 
@@ -73,7 +72,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "best": checkpoint.best,
         "statistics": checkpoint.statistics,
         "precision": checkpoint.precision,
-        "own": msgspec.to_builtins(checkpoint.user_method),
+        "user_method": msgspec.to_builtins(checkpoint.user_method),
         "code_version": checkpoint.code_version,
     }
     with atomic_write(path) as temporary:
@@ -105,35 +104,38 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def _read(path: Path) -> dict[str, Any]:
     """Read the content of a checkpoint file of a format that this version knows."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception:  # damaged and foreign files fail in many ways, which all mean the same
         raise CrkdError(
             f"{path} is not a checkpoint, or it is damaged or unsafe to load; {_ADVICE}"
         ) from None
-    if not isinstance(content, dict) or content.get("format") not in _READABLE_FORMATS:
+    tree: dict[str, Any] = content if isinstance(content, dict) else {}
+    found = tree.get("format")
+    if found in EARLIER_FORMATS:
+        raise CrkdError(
+            f"{path} is from an earlier version of crkd, before classes kept the values of the "
+            "label files; prepare the dataset and train again"
+        )
+    if found != FORMAT:
         raise CrkdError(f"{path} is not a checkpoint of this version of crkd; {_ADVICE}")
-    return content
+    return tree
 
 
 def _parse(content: dict[str, Any], path: Path) -> Checkpoint:
-    renamed.translate_config(content["config"])
-    statistics = content["statistics"]
-    if statistics is not None:
-        statistics = renamed.translate_weights(statistics)
     return Checkpoint(
         step=content["step"],
         config=msgspec.convert(content["config"], Config),
         spec=msgspec.convert(content["spec"], DatasetSpec),
         split=msgspec.convert(content["split"], Split),
         data=content["data"],
-        weights=renamed.translate_weights(content["weights"]),
+        weights=content["weights"],
         training=content["training"],
         best=content["best"],
-        statistics=statistics,
+        statistics=content["statistics"],
         precision=content["precision"],
-        user_method=msgspec.convert(content.get("own"), UserMethod | None),
+        user_method=msgspec.convert(content["user_method"], UserMethod | None),
         code_version=content["code_version"],
         path=path,
     )

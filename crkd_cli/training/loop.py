@@ -95,7 +95,7 @@ class _Trainer:
         if run.val and is_writer:
             self._validator = self._build_validator()
         earlier_lines = read_log(folder) if is_writer else []
-        self._monitor = TrainingMonitor(checkpoint.spec.classes, config.steps, earlier_lines)
+        self._monitor = TrainingMonitor(checkpoint.spec.class_names, config.steps, earlier_lines)
 
         classes = len(checkpoint.spec.classes)
         self._step = TrainingStep(run.method, run.optimizer, config, classes, run.precision)

@@ -101,7 +101,7 @@ def validation_dice(inferer: Inferer, store: Store, cases: Sequence[str]) -> dic
 
     "dice/NAME" is the mean over the cases of a foreground class, "dice" the mean of the classes.
     """
-    classes = store.spec.classes
+    classes = store.spec.class_names
     scores = []
     for case in cases:
         reference = store.native_label(case)

@@ -5,12 +5,12 @@ import pytest
 from PIL import Image
 
 from crkd_cli.config import Frame
-from crkd_cli.data.store import DatasetSpec
+from crkd_cli.data.store import DatasetSpec, numbered_classes
 
 SPEC = DatasetSpec(
     name="flat",
     source="folder",
-    classes=("background", "disc"),
+    classes=numbered_classes(("background", "disc")),
     channels=1,
     dims=2,
     modality="gray",

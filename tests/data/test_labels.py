@@ -11,12 +11,12 @@ from crkd_cli.data.labels import (
     check_values,
     compact,
     count_values,
-    describe_changes,
     fixed_numbers,
     foreground,
     is_blurred,
     to_class_numbers,
 )
+from crkd_cli.data.store import numbered_classes
 from crkd_cli.errors import CrkdError
 
 
@@ -59,16 +59,12 @@ def test_the_foreground_is_class_1(values):
 
 def test_values_that_are_not_a_class():
     label = LabelValues(Path("a.png"), {-1: 1, 0: 9, 1: 9, 300: 1})
-    assignment = ClassAssignment(("background", "organ"), {label.path: {0: 0, 1: 1}})
+    assignment = ClassAssignment(
+        numbered_classes(("background", "organ")), {label.path: {0: 0, 1: 1}}
+    )
     message = r"a\.png has label values that are not a class: -1, 300; classes are 0 to 1"
     with pytest.raises(CrkdError, match=message):
         check_values(label, assignment)
-
-
-def test_changed_values_are_described_briefly():
-    assert describe_changes({0: 0, 1: 1}) == {}
-    assert describe_changes({0: 0, 255: 1}) == {"255": 1}
-    assert describe_changes({0: 0, 3: 0, 9: 0, 250: 1, 251: 1, 255: 1}) == {"3-9": 0, "250-255": 1}
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,6 @@ def test_the_source_reads_the_files_that_it_writes(name, tmp_path, monkeypatch):
     assert volume.spacing_mm == source.spacing
     low, width = (image.min(), np.ptp(image)) if name == "phantom" else (image.mean(), image.std())
     assert np.abs(volume.array[0] * width + low - image).max() < 0.01
-    assert cases[1].label is not None
-    assert np.array_equal(read_label(cases[1].label).array, label)
+    (file,) = cases[1].labels
+    assert np.array_equal(read_label(file.path).array, label)
     assert set(np.unique(label)) == set(range(len(spec.classes)))

@@ -49,7 +49,7 @@ def test_challenge_layout(nifti, prepared):
     expected = (raw - raw.min()) / (raw.max() - raw.min())
     np.testing.assert_allclose(store.image(ids[1])[0], expected, atol=1e-6)
     assert store.image(ids[1]).dtype == np.float32
-    assert store.spec.classes[1] == "right ventricle"
+    assert store.spec.class_names[1] == "right ventricle"
 
 
 def test_decompressed_nifti_files_are_found(nifti, prepared):

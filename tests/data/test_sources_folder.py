@@ -68,7 +68,7 @@ def test_every_format(make_raw, prepared, kind, shape, modality, intensity, chan
     spec = store.spec
     assert (spec.modality, spec.intensity) == (modality, intensity)
     assert (spec.channels, spec.dims) == (channels, label.ndim)
-    assert spec.classes == ("background", "class 1", "class 2")
+    assert spec.class_names == ("background", "class 1", "class 2")
     assert [case.labeled for case in store.index.cases] == [True, False]
     np.testing.assert_array_equal(store.label("a"), label)
     image = store.image("a")
@@ -148,19 +148,17 @@ def save_labels(root, rng, *arrays):
 def test_classes_are_numbered_without_gaps_over_all_labels(tmp_path, rng, prepared):
     save_labels(tmp_path / "m", rng, np.array([[0, 2], [2, 0]]), np.array([[5, 5], [0, 255]]))
     store = prepared("m", tmp_path / "m")
-    assert store.spec.classes == ("background", "class 1", "class 2", "class 3")
+    assert store.spec.class_names == ("background", "class 1", "class 2", "class 3")
     assert store.label("0").tolist() == [[0, 1], [1, 0]]
     assert store.label("1").tolist() == [[2, 2], [0, 3]]
-    assert store.cases["0"].mapping == {"2": 1}
-    assert store.cases["1"].mapping == {"5": 2, "255": 3}
-    assert any("label values mapped in 2 of 2 labels" in note for note in store.index.notes)
+    assert [info.values for info in store.spec.classes] == [(0,), (2,), (5,), (255,)]
 
 
 def test_masks_of_0_and_255_have_two_classes_even_as_jpeg(tmp_path, rng, prepared):
     mask = np.zeros((64, 64), np.uint8)
     mask[16:48, 16:48] = 255
     save_labels(tmp_path / "m", rng, mask)
-    assert prepared("m", tmp_path / "m").spec.classes == ("background", "class 1")
+    assert prepared("m", tmp_path / "m").spec.class_names == ("background", "class 1")
     Image.fromarray(mask).save(tmp_path / "m/labels/0.jpg", quality=85)
     (tmp_path / "m/labels/0.png").unlink()
     np.testing.assert_array_equal(prepared("m", tmp_path / "m").label("0"), mask // 255)
@@ -169,8 +167,7 @@ def test_masks_of_0_and_255_have_two_classes_even_as_jpeg(tmp_path, rng, prepare
 def test_label_maps_without_zero_have_a_background(tmp_path, rng, prepared):
     save_labels(tmp_path / "m", rng, np.array([[1, 2], [2, 1]]))
     store = prepared("m", tmp_path / "m")
-    assert store.spec.classes == ("background", "class 1", "class 2")
-    assert store.cases["0"].mapping == {}
+    assert store.spec.class_names == ("background", "class 1", "class 2")
 
 
 def test_values_that_cannot_be_classes(tmp_path, rng, prepared):

@@ -13,7 +13,7 @@ from medpy.metric import binary
 
 from crkd_cli.cli.console import progress
 from crkd_cli.config import Frame
-from crkd_cli.data.store import CaseInfo
+from crkd_cli.data.store import CaseInfo, numbered_classes
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.evaluation import paper
 from crkd_cli.evaluation.evaluate import Scorer, evaluate
@@ -289,7 +289,7 @@ def test_cases_that_cannot_be_scored_are_named(make_store, make_checkpoint, tmp_
         run(make_checkpoint(store.spec, FRAMES[2], test=("p00", "gone")), tmp_path)
     with pytest.raises(CrkdError, match="have no label: p05"):
         run(make_checkpoint(store.spec, FRAMES[2], test=("p05",)), tmp_path)
-    other = msgspec.structs.replace(store.spec, classes=("background", "a", "b"))
+    other = msgspec.structs.replace(store.spec, classes=numbered_classes(("background", "a", "b")))
     with pytest.raises(CrkdError, match=r"is not the dataset that .* was trained on: classes is"):
         run(make_checkpoint(other, FRAMES[2], test=("p00",)), tmp_path)
 

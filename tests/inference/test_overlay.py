@@ -6,7 +6,7 @@ import pytest
 from matplotlib.backends.backend_agg import RendererAgg
 from scipy import ndimage
 
-from crkd_cli.data.store import DatasetSpec
+from crkd_cli.data.store import DatasetSpec, numbered_classes
 from crkd_cli.inference.overlay import draw_overlay
 
 ORANGE, SKY, WHITE = (230, 159, 0), (86, 180, 233), (255, 255, 255)
@@ -16,7 +16,7 @@ def spec(dims: int, z_last: bool = False, channels: int = 1) -> DatasetSpec:
     return DatasetSpec(
         name="x",
         source="folder",
-        classes=("background", "one", "two"),
+        classes=numbered_classes(("background", "one", "two")),
         channels=channels,
         modality="mr",
         dims=dims,
@@ -161,7 +161,7 @@ def test_an_empty_prediction_is_drawn(dims, texts):
 )
 def test_images_of_extreme_shape_and_many_classes_are_drawn(shape):
     names = ("background", *(f"class {k} with a rather long name" for k in range(1, 40)))
-    many = msgspec.structs.replace(spec(len(shape)), classes=names)
+    many = msgspec.structs.replace(spec(len(shape)), classes=numbered_classes(names))
     labels = np.ones(shape, np.uint8)
     picture = draw_overlay(gray(*shape), labels, many, (1.0,) * len(shape), "case", labels)
     assert has_color(np.asarray(picture), ORANGE).any()

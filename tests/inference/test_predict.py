@@ -15,7 +15,7 @@ from crkd_cli.cli.console import progress
 from crkd_cli.config import Frame
 from crkd_cli.data.raw import pictures
 from crkd_cli.data.sources import SOURCES
-from crkd_cli.data.store import DatasetSpec
+from crkd_cli.data.store import DatasetSpec, numbered_classes
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.inference.inferer import Inferer
 from crkd_cli.inference.predict import PredictOptions, largest_components, predict
@@ -31,7 +31,7 @@ def flat(name: str = "flat", channels: int = 1, intensity: str = "minmax") -> Da
     return DatasetSpec(
         name=name,
         source="folder",
-        classes=("background", "disc"),
+        classes=numbered_classes(("background", "disc")),
         channels=channels,
         dims=2,
         modality="rgb" if channels == 3 else "gray",
@@ -42,7 +42,7 @@ def flat(name: str = "flat", channels: int = 1, intensity: str = "minmax") -> Da
 SOLID = DatasetSpec(
     name="solid",
     source="folder",
-    classes=("background", "ball"),
+    classes=numbered_classes(("background", "ball")),
     channels=1,
     dims=3,
     modality="mr",

@@ -4,7 +4,6 @@ import os
 import pickle
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,19 +14,6 @@ from crkd_cli.runtime.build import load_predictor
 from crkd_cli.runtime.checkpoint import FORMAT, load_checkpoint, save_checkpoint
 from crkd_cli.runtime.run_folder import newest_checkpoint
 from tests.training.helpers import CPU, Planner, assert_equal, train_plan, weights
-
-# How format 4 named the settings of `tiny` that have been renamed since, and modules of a network.
-OLD_KEYS = {
-    ("data", "labeled_batch_size"): "labeled",
-    ("data", "unlabeled_batch_size"): "unlabeled",
-    ("train", "lr_schedule"): "schedule",
-    ("train", "lr_power"): "power",
-    ("train", "lr_horizon"): "horizon",
-    ("train", "lr_milestones"): "milestones",
-    ("train", "recalibrate_batch_norm"): "predictor",
-    ("methods", "crkd", "contrast_samples"): "samples",
-}
-OLD_MODULES = {"upsample": "grow", "downsample": "halve"}
 
 
 @pytest.fixture
@@ -76,50 +62,13 @@ def test_no_state_of_a_random_generator_is_needed(tiny: Planner) -> None:
     assert_equal(weights(disturbed.folder), weights(undisturbed.folder))
 
 
-def test_format_4_predicts_and_resumes_bit_exactly(tiny: Planner) -> None:
-    """Its keys and modules have other names."""
-    settings = ("train.steps=6", "train.eval_every=3")
-    whole = tiny(*settings, out="whole")
-    train_plan(whole)
-    stopped = tiny(*settings, stop_after=3, out="old")
-    train_plan(stopped)
-    best = stopped.folder / "best.pth"
-    x = torch.rand(1, 1, *whole.config.data.frame.size)
-    logits = load_predictor(load_checkpoint(best), CPU)(x)
-
-    for file in (best, stopped.folder / "last.pth"):
-        rewrite_as_format_4(file)
-    assert torch.equal(load_predictor(load_checkpoint(best), CPU)(x), logits)
-    resumed = tiny(*settings, out="old")
-    assert resumed.resumed is not None
-    assert resumed.resumed.step == 3
-    train_plan(resumed)
-    for name in ("last.pth", "best.pth"):
-        assert_equal(weights(resumed.folder, name), weights(whole.folder, name))
-
-
-def rewrite_as_format_4(file: Path) -> None:
-    content = torch.load(file, weights_only=True)
-    content["format"] = "crkd checkpoint 4"
-    for (*sections, key), old_key in OLD_KEYS.items():
-        tree = content["config"]
-        for section in sections:
-            tree = tree[section]
-        tree[old_key] = tree.pop(key)
-    assert content["config"]["train"]["predictor"] is True
-    content["config"]["train"]["predictor"] = "renewed"
-    for part in ("weights", "statistics"):
-        content[part] = with_old_modules(content[part])
-    assert any(".grow." in name for name in content["weights"])
+def test_a_checkpoint_of_an_earlier_version_is_refused(trained: Path, tmp_path: Path) -> None:
+    content = torch.load(trained, weights_only=True)
+    content["format"] = "crkd checkpoint 5"
+    file = tmp_path / "old.pth"
     torch.save(content, file)
-
-
-def with_old_modules(tensors: dict[str, Any]) -> dict[str, Any]:
-    renamed = {}
-    for name, value in tensors.items():
-        parts = [OLD_MODULES.get(part, part) for part in name.split(".")]
-        renamed[".".join(parts)] = value
-    return renamed
+    with pytest.raises(CrkdError, match=r"earlier version of crkd.* train again"):
+        load_checkpoint(file)
 
 
 class Evil:
@@ -159,7 +108,7 @@ def write_foreign(file: Path, kind: str, checkpoint: bytes) -> None:
     tensors = {
         "torch pickle": {"format": FORMAT, "step": Evil()},
         "other tensors": {"weight": torch.zeros(3)},
-        "other format": {"format": "crkd checkpoint 3"},
+        "other format": {"format": "another format"},
     }
     texts = {
         "empty": b"",

@@ -13,7 +13,7 @@ from typer.testing import Result
 from crkd_cli.config import TrainConfig
 from crkd_cli.data.batch import Batch
 from crkd_cli.data.splits import Split, write_split
-from crkd_cli.data.store import DatasetSpec, Store
+from crkd_cli.data.store import DatasetSpec, Store, numbered_classes
 from crkd_cli.data.stream import Stream
 from crkd_cli.errors import UsageError
 from crkd_cli.methods import METHODS
@@ -132,7 +132,7 @@ def acdc(
     spec = DatasetSpec(
         name="acdc",
         source="acdc",
-        classes=("background", "disc"),
+        classes=numbered_classes(("background", "disc")),
         channels=1,
         dims=3,
         modality="mr",
@@ -182,7 +182,7 @@ def la(tmp_path: Path, make_store: Callable[..., Store]) -> Callable[..., TrainC
     spec = DatasetSpec(
         name="la",
         source="la",
-        classes=("background", "atrium"),
+        classes=numbered_classes(("background", "atrium")),
         channels=1,
         dims=3,
         modality="mr",

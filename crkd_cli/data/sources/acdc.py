@@ -7,10 +7,10 @@ patientNNN_frame02 for end-systole, whatever the numbers of these frames in the 
 import re
 from pathlib import Path
 
-from crkd_cli.data.cases import RawCase
+from crkd_cli.data.cases import RawCase, labeled_case
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
-from crkd_cli.data.store import DatasetSpec
+from crkd_cli.data.store import DatasetSpec, numbered_classes
 from crkd_cli.errors import CrkdError
 
 H5_NAME = re.compile(r"(patient\d{3})_frame\d\d\.h5")
@@ -41,7 +41,9 @@ class Acdc(Source):
         return DatasetSpec(
             name=name,
             source="acdc",
-            classes=("background", "right ventricle", "myocardium", "left ventricle"),
+            classes=numbered_classes(
+                ("background", "right ventricle", "myocardium", "left ventricle")
+            ),
             channels=1,
             modality="mr",
             dims=3,
@@ -58,13 +60,14 @@ def _nifti_cases(root: Path) -> list[RawCase]:
             image = _nifti_file(folder, f"{patient}_frame{frame:02d}")
             label = _nifti_file(folder, f"{patient}_frame{frame:02d}_gt")
             case_id = f"{patient}_frame{number:02d}"
-            cases.append(RawCase(case_id, patient, image, label if label.exists() else None))
+            label_file = label if label.exists() else None
+            cases.append(labeled_case(case_id, patient, image, label_file))
     return sorted(cases, key=lambda case: case.id)
 
 
 def _h5_cases(root: Path) -> list[RawCase]:
     cases = [
-        RawCase(path.stem, match[1], path, path)
+        labeled_case(path.stem, match[1], path, path)
         for path in root.rglob("*.h5")
         if (match := H5_NAME.fullmatch(path.name))
     ]

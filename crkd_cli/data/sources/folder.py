@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from crkd_cli.data.cases import RawCase, case_id, images_in, pair_with_labels
+from crkd_cli.data.cases import LabelFile, RawCase, case_id, images_in, pair_with_labels
 from crkd_cli.data.labels import ClassAssignment, LabelValues, Numbers, is_blurred, threshold
 from crkd_cli.data.raw import formats, hdf5
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
 from crkd_cli.data.splits import preview
-from crkd_cli.data.store import DatasetSpec, Intensity, Modality
+from crkd_cli.data.store import ClassInfo, DatasetSpec, Intensity, Modality
 from crkd_cli.errors import CrkdError, pluralize
 
 IMAGES = ("images", "imagesTr")
@@ -53,7 +53,7 @@ class Folder(Source):
                 "merge them into one file per case"
             )
         cases = [_with_inner_label(case) for case in cases]
-        if all(case.label is None for case in cases):
+        if all(not case.labels for case in cases):
             raise CrkdError(_why_unlabeled(root, labels, cases[0].id))
         return self._group_by_patient(cases, root / PATIENTS)
 
@@ -96,12 +96,15 @@ class Folder(Source):
             numbers = {value: number for number, value in enumerate(values)}
             notes = _note_rare_values(numbers, counts, labels)
 
-        names = [f"class {number}" for number in range(1, max(numbers.values()) + 1)]
+        classes = [ClassInfo(name="background", values=(0,))]
+        for number in range(1, max(numbers.values()) + 1):
+            members = [value for value, member in numbers.items() if member == number]
+            classes.append(ClassInfo(name=f"class {number}", values=(members[-1],)))
         by_file = {
             label.path: {value: numbers[value] for value in label.counts if value in numbers}
             for label in labels
         }
-        return ClassAssignment(("background", *names), by_file, tuple(notes))
+        return ClassAssignment(tuple(classes), by_file, tuple(notes))
 
     def _group_by_patient(self, cases: list[RawCase], table: Path) -> list[RawCase]:
         """Set the groups of `cases` to the patients in `table`, if this file exists."""
@@ -130,13 +133,13 @@ def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
 
 def _with_inner_label(case: RawCase) -> RawCase:
     """Use the label inside an h5 image, if there is one and no other."""
-    if case.label is not None or formats.suffix(case.image) not in hdf5.SUFFIXES:
+    if case.labels or formats.suffix(case.image) not in hdf5.SUFFIXES:
         return case
     try:
         has_label = formats.probe(case.image).has_label
     except CrkdError:  # reported when the image is read
         return case
-    return replace(case, label=case.image) if has_label else case
+    return replace(case, labels=(LabelFile(case.image),)) if has_label else case
 
 
 def _most_common_layout(cases: list[RawCase]) -> tuple[int, bool]:

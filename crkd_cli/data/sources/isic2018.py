@@ -6,7 +6,7 @@ from crkd_cli.data.cases import RawCase, find_folder, pair_with_labels
 from crkd_cli.data.raw.download import Remote
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
-from crkd_cli.data.store import DatasetSpec
+from crkd_cli.data.store import ClassInfo, DatasetSpec
 from crkd_cli.errors import CrkdError
 
 IMAGES = "ISIC2018_Task1-2_Training_Input"
@@ -37,7 +37,10 @@ class Isic2018(Source):
         return DatasetSpec(
             name=name,
             source="isic2018",
-            classes=("background", "lesion"),
+            classes=(
+                ClassInfo(name="background", values=(0,)),
+                ClassInfo(name="lesion", values=(255,)),
+            ),
             channels=3,
             modality="rgb",
             dims=2,

@@ -9,7 +9,7 @@ from crkd_cli.data.cases import RawCase, find_folder, pair_with_labels
 from crkd_cli.data.raw.download import Remote
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
-from crkd_cli.data.store import DatasetSpec
+from crkd_cli.data.store import ClassInfo, DatasetSpec
 from crkd_cli.errors import CrkdError
 
 
@@ -34,7 +34,10 @@ class Kvasir(Source):
         return DatasetSpec(
             name=name,
             source="kvasir",
-            classes=("background", "polyp"),
+            classes=(
+                ClassInfo(name="background", values=(0,)),
+                ClassInfo(name="polyp", values=(255,)),
+            ),
             channels=3,
             modality="rgb",
             dims=2,

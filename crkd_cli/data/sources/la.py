@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli.data.cases import RawCase
+from crkd_cli.data.cases import RawCase, labeled_case
 from crkd_cli.data.raw.formats import Volume, suffix
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
-from crkd_cli.data.store import DatasetSpec
+from crkd_cli.data.store import ClassInfo, DatasetSpec
 from crkd_cli.errors import CrkdError
 
 H5_NAME = re.compile(r"[A-Z0-9]{20}\.h5")
@@ -70,7 +70,10 @@ class La(Source):
         return DatasetSpec(
             name=name,
             source="la",
-            classes=("background", "left atrium"),
+            classes=(
+                ClassInfo(name="background", values=(0,)),
+                ClassInfo(name="left atrium", values=(255, 1)),  # of the challenge, and in h5
+            ),
             channels=1,
             modality="mr",
             dims=3,
@@ -118,7 +121,7 @@ def _nrrd_cases(scans: list[Path]) -> list[RawCase]:
     for scan in scans:
         name = scan.parent.name
         label = scan.with_name("laendo.nrrd")
-        cases.append(RawCase(name, name, scan, label if label.exists() else None))
+        cases.append(labeled_case(name, name, scan, label if label.exists() else None))
     return sorted(cases, key=lambda case: case.id)
 
 
@@ -127,4 +130,4 @@ def _h5_cases(root: Path) -> list[RawCase]:
     for path in sorted(root.rglob("*.h5")):
         if H5_NAME.fullmatch(path.name):
             files[path.stem] = path
-    return [RawCase(name, name, path, path) for name, path in sorted(files.items())]
+    return [labeled_case(name, name, path, path) for name, path in sorted(files.items())]

@@ -11,7 +11,7 @@ from crkd_cli.data.raw import medical
 from crkd_cli.data.raw.medical import Geometry
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
-from crkd_cli.data.store import DatasetSpec
+from crkd_cli.data.store import DatasetSpec, numbered_classes
 from crkd_cli.errors import CrkdError
 from crkd_cli.progress import Advance
 
@@ -55,7 +55,7 @@ class Phantom(Source):
         return DatasetSpec(
             name=name,
             source=type(self).__module__.rpartition(".")[2],
-            classes=self.classes,
+            classes=numbered_classes(self.classes),
             channels=1,
             modality="mr",
             dims=3,
