@@ -37,6 +37,7 @@ ROWS = (
         "progress",
         "transfer",
         "renamed",
+        "text",
     ),
     ("errors",),
 )

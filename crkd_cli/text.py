@@ -1,0 +1,41 @@
+"""Names from users' files as text: safe on a screen, and as a cell of a CSV file.
+
+A file name may hold anything: escape sequences that repaint a terminal, line breaks that look like
+another message, characters that reverse the reading direction, formulas that a spreadsheet runs.
+"""
+
+import re
+
+# What a spreadsheet takes for a formula, after the apostrophes that `csv_cell` adds.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def printable(text: object) -> str:
+    r"""Return `text` with every character that is not printable as its escape, such as \x1b.
+
+    This covers control and formatting characters, line breaks, lone surrogates (bytes of a file
+    name that are not UTF-8) and unassigned code points. Letters of all scripts stay.
+    """
+    characters = str(text)
+    if characters.isprintable():
+        return characters
+    return "".join(char if char.isprintable() else _escape(char) for char in characters)
+
+
+def csv_cell(value: object) -> object:
+    """Return `value` as a cell that no spreadsheet runs as a formula; numbers are not changed.
+
+    A text that looks like a formula gets an apostrophe, which `csv_text` removes.
+    """
+    if isinstance(value, str) and _FORMULA.match(value):
+        return f"'{value}"
+    return value
+
+
+def csv_text(cell: str) -> str:
+    """Return the text that `csv_cell` turned into `cell`."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
