@@ -1,5 +1,7 @@
 """Packaged files, the data root, and writes that a crash cannot leave half done."""
 
+import glob
+import hashlib
 import os
 import shutil
 import tempfile
@@ -8,6 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from crkd_cli.errors import CrkdError
+
+# File systems allow names of 255 bytes, and a character has up to 4. Temporary names, which are
+# longer than the names they stand for, keep the end of a file's name, and of a folder's longer
+# name only a hash.
+TAIL_CHARACTERS = 50
+LONGEST_NAME_BYTES = 200
 
 
 def packaged_folder(name: str) -> Path:
@@ -36,7 +44,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The suffix stays last and in lower case, because writers choose the format by it.
-        suffix = "-" + path.name.lower()
+        suffix = f"-{path.name.lower()[-TAIL_CHARACTERS:]}"
         handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=suffix, dir=path.parent)
         temporary = Path(name)
         os.close(handle)
@@ -65,7 +73,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
-        folder = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
+        folder = Path(tempfile.mkdtemp(prefix=_temporary_name(target, ""), dir=target.parent))
         yield folder
     except OSError as error:
         reason = error.strerror or error
@@ -109,13 +117,21 @@ def _remove_leftovers(target: Path) -> None:
     if backup.exists() and not target.exists():  # killed during replace_folder
         backup.rename(target)
     # Exactly the eight random characters of mkdtemp: a longer name belongs to another dataset.
-    leftovers = target.parent.glob(f".tmp-{target.name}-{'?' * 8}")
+    leftovers = target.parent.glob(glob.escape(_temporary_name(target, "")) + "?" * 8)
     for leftover in (backup, *leftovers):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _backup(target: Path) -> Path:
-    return target.with_name(f".tmp-{target.name}-old")
+    return target.with_name(_temporary_name(target, "old"))
+
+
+def _temporary_name(target: Path, ending: str) -> str:
+    """Return the name of a temporary folder for `target`, within the 255 bytes of a file name."""
+    name = target.name
+    if len(os.fsencode(name)) > LONGEST_NAME_BYTES:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return f".tmp-{name}-{ending}"
 
 
 def _umask() -> int:
