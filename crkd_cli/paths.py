@@ -1,21 +1,27 @@
-"""Packaged files, the data root, and writes that a crash cannot leave half done."""
+"""Packaged files, the data root, and results that a crash cannot leave half written."""
 
+import errno
 import glob
-import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from crkd_cli.errors import CrkdError
+from crkd_cli.locks import lock_output, only_writer, release, short_name
 
-# File systems allow names of 255 bytes, and a character has up to 4. Temporary names, which are
-# longer than the names they stand for, keep the end of a file's name, and of a folder's longer
-# name only a hash.
+# Temporary names keep the end of a file's name: file systems allow names of 255 bytes, and a
+# character has up to 4.
 TAIL_CHARACTERS = 50
-LONGEST_NAME_BYTES = 200
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_BELOW_BYTES = 1 << 16
+_RANDOM = "[a-z0-9_]" * 8  # in the names of mkstemp and mkdtemp
+
+
+class DiskFullError(CrkdError):
+    """Nothing more can be written, so a command ends instead of going on with the next file."""
 
 
 def packaged_folder(name: str) -> Path:
@@ -37,8 +43,11 @@ def resolve_data_root(option: Path | None = None) -> Path:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary file that replaces `path` if the block succeeds and is removed otherwise.
 
-    The content is synced before the rename, so that a crash leaves the old file or the new one.
-    Raises CrkdError, with the path, if the folder cannot be written or the disk is full.
+    The content is synced before the rename, and the folder after it: a crash leaves the old file or
+    the new one, and no crash takes back what was written.
+
+    Raises CrkdError, with the path, if the folder cannot be written, and DiskFullError if the disk
+    is full.
     """
     temporary: Path | None = None
     try:
@@ -49,75 +58,118 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         os.close(handle)
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+        sync(path.parent)
     except OSError as error:
-        raise CrkdError(f"cannot write {path}: {error.strerror or error}") from error
+        full = temporary is not None and _is_disk_full(error, path.parent)
+        kind = DiskFullError if full else CrkdError
+        raise kind(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def output_folder(folder: Path, option: str, *subfolders: str) -> Iterator[None]:
+    """Create `folder` before the work starts, and be its only writer during the block.
+
+    What killed processes left in it and in these subfolders is removed. Raises UsageError if
+    another process writes there, and CrkdError if nobody can; both name the `option` to give
+    another folder with.
+    """
+    lock = lock_output(folder, option)
+    try:
+        for path in (folder, *(folder / name for name in subfolders)):
+            remove_temporary_files(path)
+        yield
+    finally:
+        release(lock)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what killed processes left of `atomic_write` in `folder`, whose lock must be held."""
+    for leftover in folder.glob(f".tmp-{_RANDOM}-*"):
+        with suppress(OSError):
+            leftover.unlink()
 
 
 @contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
     """Yield a folder beside `target` that is removed at the end unless `replace_folder` moved it.
 
-    Leftovers of killed processes are removed first. Raises CrkdError, with the path, if the folder
-    cannot be written or the disk is full.
+    During the block this process is the only writer of `target`, so the leftovers of others are
+    from killed ones, and are removed first. Raises UsageError if another process writes `target`,
+    and CrkdError, with the path, if the folder cannot be written or the disk is full.
     """
     folder = None
     if blocked := next((path for path in target.parents if path.is_file()), None):
         raise CrkdError(f"{blocked} is a file; give a folder to --data-root")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target)
-        folder = Path(tempfile.mkdtemp(prefix=_temporary_name(target, ""), dir=target.parent))
-        yield folder
-    except OSError as error:
-        reason = error.strerror or error
-        raise CrkdError(
-            f"cannot write {target}: {reason}; free some space or give another --data-root"
-        ) from None
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+    with only_writer(target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(target)
+            folder = Path(tempfile.mkdtemp(prefix=_temporary_name(target, ""), dir=target.parent))
+            yield folder
+        except OSError as error:
+            reason = error.strerror or error
+            raise CrkdError(
+                f"cannot write {target}: {reason}; free some space or give another --data-root"
+            ) from None
+        finally:
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def replace_folder(folder: Path, target: Path) -> None:
-    """Move a temporary folder to `target`; what was there before survives a failure."""
+    """Move a temporary folder to `target`; what was there before survives a failure.
+
+    All of it is synced before it is moved, so that not even a power cut leaves a part of it.
+    """
     folder.chmod(0o755)
+    sync_tree(folder)
     backup = _backup(target)
     if target.exists():
         target.rename(backup)
     try:
         folder.rename(target)
-    except OSError:
+    except BaseException:  # also Ctrl-C
         if backup.exists():
             backup.rename(target)
         raise
+    sync(target.parent)
     shutil.rmtree(backup, ignore_errors=True)
 
 
-def create_output_folder(folder: Path, option: str) -> None:
-    """Create `folder` before the work starts, so that no result is lost for lack of a place.
-
-    Raises CrkdError that names the `option` to give another folder with.
-    """
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of files of a folder, is on disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        os.fsync(handle)
     except OSError as error:
-        reason = error.strerror or error
-        raise CrkdError(f"cannot write to {folder}: {reason}; give another with {option}") from None
+        # Some file systems do not sync folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until all files and folders in `folder` are on disk."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(parent, name))
+        sync(Path(parent))
 
 
 def _remove_leftovers(target: Path) -> None:
     backup = _backup(target)
     if backup.exists() and not target.exists():  # killed during replace_folder
         backup.rename(target)
-    # Exactly the eight random characters of mkdtemp: a longer name belongs to another dataset.
-    leftovers = target.parent.glob(glob.escape(_temporary_name(target, "")) + "?" * 8)
+    # Exactly the random characters of mkdtemp: a longer name belongs to another dataset.
+    leftovers = target.parent.glob(glob.escape(_temporary_name(target, "")) + _RANDOM)
     for leftover in (backup, *leftovers):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -128,10 +180,14 @@ def _backup(target: Path) -> Path:
 
 def _temporary_name(target: Path, ending: str) -> str:
     """Return the name of a temporary folder for `target`, within the 255 bytes of a file name."""
-    name = target.name
-    if len(os.fsencode(name)) > LONGEST_NAME_BYTES:
-        name = hashlib.sha256(os.fsencode(name)).hexdigest()
-    return f".tmp-{name}-{ending}"
+    return f".tmp-{short_name(target)}-{ending}"
+
+
+def _is_disk_full(error: OSError, folder: Path) -> bool:
+    """Return whether a write failed for want of space; some writers do not say why they failed."""
+    if error.errno is not None:
+        return error.errno in DISK_FULL
+    return shutil.disk_usage(folder).free < FULL_BELOW_BYTES
 
 
 def _umask() -> int:

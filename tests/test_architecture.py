@@ -39,6 +39,7 @@ ROWS = (
         "renamed",
         "text",
     ),
+    ("locks",),
     ("errors",),
 )
 ROW = {part: row for row, parts in enumerate(ROWS) for part in parts}

@@ -69,7 +69,7 @@ def compare(
     Example: crkd compare runs/acdc-supervised-3 runs/acdc-crkd-3
     """
     from crkd_cli.evaluation.results import find_evaluation, read_evaluation
-    from crkd_cli.paths import create_output_folder, resolve_data_root
+    from crkd_cli.paths import output_folder, resolve_data_root
     from crkd_cli.reporting.compare import compare_runs
     from crkd_cli.reporting.tables import tables, write_comparison
 
@@ -83,8 +83,8 @@ def compare(
         _check_kind(evaluation, protocol, part)
     comparison = compare_runs(evaluations)
     if out:
-        create_output_folder(out, "--out")
-        write_comparison(comparison, out)
+        with output_folder(out, "--out"):
+            write_comparison(comparison, out)
     page = None
     if report:
         root = resolve_data_root(data_root)

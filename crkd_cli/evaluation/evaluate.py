@@ -27,10 +27,11 @@ from crkd_cli.inference.inferer import Inferer, Protocol, build_inferer
 from crkd_cli.metrics.overlap import confusion, dice, jaccard
 from crkd_cli.metrics.summary import Interval, Summary, summarize
 from crkd_cli.metrics.surface import surface
-from crkd_cli.paths import atomic_write, create_output_folder
+from crkd_cli.paths import atomic_write
 from crkd_cli.pipeline import run_pipeline
 from crkd_cli.progress import Advance, Notify, Progress
 from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint
+from crkd_cli.runtime.distributed import joint_output_folder
 
 TOLERANCE = 2.0  # of the NSD, in mm or px
 
@@ -105,22 +106,22 @@ def evaluate(
     for name in parts:
         cases += [store.cases[case] for case in checkpoint.split.cases(store, name)]
     folder = out or evaluation_folder(checkpoint.path, protocol, part_name)
-    create_output_folder(folder, "--out")
-    notify(
-        f"evaluating {checkpoint.path} (step {checkpoint.step}) on {len(cases)} {part_name} cases, "
-        f"{protocol} protocol"
-    )
-    notify(f"results: {folder}")
+    with joint_output_folder(folder, "--out"):
+        notify(
+            f"evaluating {checkpoint.path} (step {checkpoint.step}) on {len(cases)} {part_name} "
+            f"cases, {protocol} protocol"
+        )
+        notify(f"results: {folder}")
 
-    inferer = build_inferer(checkpoint, device, notify, protocol)
-    scorer = Scorer(checkpoint.spec.source, len(checkpoint.spec.classes), protocol, cases)
-    scores = _score_cases(inferer, store, cases, scorer, progress)
-    precision = str(inferer.precision).removeprefix("torch.")
-    facts = _collect_facts(checkpoint, protocol, part_name, cases, precision)
-    report = _summarize(checkpoint, facts, scorer.metrics, scores, cases, folder)
-    if world.rank() == 0:
-        _write(report, cases, scores)
-    return report
+        inferer = build_inferer(checkpoint, device, notify, protocol)
+        scorer = Scorer(checkpoint.spec.source, len(checkpoint.spec.classes), protocol, cases)
+        scores = _score_cases(inferer, store, cases, scorer, progress)
+        precision = str(inferer.precision).removeprefix("torch.")
+        facts = _collect_facts(checkpoint, protocol, part_name, cases, precision)
+        report = _summarize(checkpoint, facts, scorer.metrics, scores, cases, folder)
+        if world.rank() == 0:
+            _write(report, cases, scores)
+        return report
 
 
 class Scorer:

@@ -20,10 +20,13 @@ from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.inference.inferer import Inferer, build_inferer, most_probable
 from crkd_cli.inference.overlay import draw_overlay
-from crkd_cli.paths import atomic_write, create_output_folder
+from crkd_cli.paths import atomic_write
 from crkd_cli.pipeline import run_pipeline
 from crkd_cli.progress import Notify, Progress
 from crkd_cli.runtime.checkpoint import load_checkpoint
+from crkd_cli.runtime.distributed import joint_output_folder
+
+SUBFOLDERS = ("overlays", "probabilities")  # of the output folder
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,16 @@ def predict(
     loaded = load_checkpoint(checkpoint)
     if loaded.path != checkpoint:  # a run folder was given
         notify(f"checkpoint: {loaded.path}")
-    create_output_folder(out, "--out")
-    notify(f"masks: {out}")
-    predictor = _FilePredictor(build_inferer(loaded, device, notify), loaded.spec, out, options)
-    predictor.check_targets(images)
+    with joint_output_folder(out, "--out", *SUBFOLDERS):
+        notify(f"masks: {out}")
+        predictor = _FilePredictor(build_inferer(loaded, device, notify), loaded.spec, out, options)
+        predictor.check_targets(images)
+        return _predict(images, predictor, out, progress)
 
+
+def _predict(
+    images: Sequence[Path], predictor: "_FilePredictor", out: Path, progress: Progress
+) -> PredictResult:
     shard = world.strided_shard(images)
     results: list[bool | str] = []  # per image: written (True), skipped (False), or an error
     with progress("predicting", len(shard), "images") as advance:

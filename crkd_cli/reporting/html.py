@@ -19,7 +19,7 @@ from crkd_cli.inference.inferer import build_inferer
 from crkd_cli.inference.overlay import draw_overlay
 from crkd_cli.metrics.names import format_values, metric_heading
 from crkd_cli.metrics.summary import means
-from crkd_cli.paths import atomic_write, create_output_folder
+from crkd_cli.paths import atomic_write, output_folder
 from crkd_cli.progress import Notify, Progress
 from crkd_cli.reporting import figures
 from crkd_cli.reporting.compare import Comparison
@@ -54,9 +54,20 @@ def write_report(
     Raises CrkdError if the checkpoint or the prepared dataset is missing or has changed since
     the evaluation.
     """
+    with output_folder(folder, "--report"):
+        return _write_page(comparison, folder, root, notify, progress, device)
+
+
+def _write_page(
+    comparison: Comparison,
+    folder: Path,
+    root: Path,
+    notify: Notify,
+    progress: Progress,
+    device: str | None,
+) -> Path:
     from jinja2 import Environment, StrictUndefined
 
-    create_output_folder(folder, "--report")
     best = max(comparison.entries, key=lambda entry: entry.mean[0].mean)
     pictures = _case_pictures(best.runs[0], root, notify, progress, device)
     environment = Environment(

@@ -7,8 +7,9 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -22,6 +23,7 @@ from crkd_cli import world
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.methods.base import Method
 from crkd_cli.models.networks.base import Decoder, Network
+from crkd_cli.paths import output_folder
 
 # How long a collective waits for a process that works alone, such as process 0 while it validates.
 TIMEOUT = timedelta(hours=2)
@@ -132,6 +134,18 @@ def check_same_step(step: int, what: str) -> None:
             f"the processes do not see the same {what}; it must be on a disk that all machines "
             "share"
         )
+
+
+@contextmanager
+def joint_output_folder(folder: Path, option: str, *subfolders: str) -> Iterator[None]:
+    """Let the processes of this command, and no others, write to `folder` during the block.
+
+    See `crkd_cli.paths.output_folder`. The block must end with a collective.
+    """
+    with output_folder(folder, option, *subfolders) if world.rank() == 0 else nullcontext():
+        # No process writes before the leftovers of earlier ones are removed.
+        world.gather_results([])
+        yield
 
 
 class Agreement:

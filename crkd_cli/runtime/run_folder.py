@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.errors import CrkdError
+from crkd_cli.locks import lock_output
 
 
 def result_checkpoint(run: Path) -> Path:
@@ -25,21 +26,8 @@ def newest_checkpoint(runs: Path) -> Path:
 
 
 def lock_run_folder(folder: Path) -> FileLock:
-    """Keep other processes from training in `folder` until the lock is released or this one ends.
+    """Keep other processes from training in `folder` until `locks.release` or the end of this one.
 
     Raises UsageError if another process trains there, CrkdError if the folder cannot be written.
     """
-    lock = FileLock(folder / ".lock", mode=0o666)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise UsageError(
-            f"another process trains in {folder}; wait until it ends, or give another folder "
-            "with --out"
-        ) from None
-    except OSError as error:
-        raise CrkdError(
-            f"cannot write to {folder}: {error.strerror}; give another folder with --out"
-        ) from None
-    return lock
+    return lock_output(folder, "--out", "trains in")

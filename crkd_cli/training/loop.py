@@ -15,6 +15,7 @@ from crkd_cli import world
 from crkd_cli.data.store import Store
 from crkd_cli.data.stream import Prefetch
 from crkd_cli.errors import CrkdError, pluralize
+from crkd_cli.locks import release
 from crkd_cli.methods.base import Method
 from crkd_cli.progress import Notify
 from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -151,7 +152,7 @@ class _Trainer:
         if self._log:
             self._log.close()
         if self._run.lock:
-            self._run.lock.release()
+            release(self._run.lock)
 
     # Training
 

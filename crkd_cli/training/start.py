@@ -9,9 +9,10 @@ from filelock import FileLock
 from crkd_cli import world
 from crkd_cli.config import dump
 from crkd_cli.errors import UsageError
+from crkd_cli.locks import release
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method
-from crkd_cli.paths import atomic_write
+from crkd_cli.paths import atomic_write, remove_temporary_files
 from crkd_cli.runtime.build import build_method, describe_user_method, load_method
 from crkd_cli.runtime.checkpoint import Checkpoint
 from crkd_cli.runtime.device import (
@@ -83,8 +84,7 @@ def _claim_folder(plan: Plan) -> FileLock:
     """Lock the run folder, remove leftovers of a killed run, and write the configuration."""
     lock = lock_run_folder(plan.folder)
     try:
-        for leftover in plan.folder.glob(".tmp-*"):
-            leftover.unlink()
+        remove_temporary_files(plan.folder)
         with atomic_write(plan.folder / "config.yaml") as temporary:
             text = yaml.safe_dump(dump(plan.config), sort_keys=False)
             temporary.write_text(text, encoding="utf-8")
@@ -92,7 +92,7 @@ def _claim_folder(plan: Plan) -> FileLock:
             with atomic_write(plan.folder / f"{plan.config.method}.py") as temporary:
                 temporary.write_bytes(source)
     except BaseException:
-        lock.release()
+        release(lock)
         raise
     return lock
 
