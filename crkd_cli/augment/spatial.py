@@ -26,8 +26,12 @@ def resize_image(x: Tensor, size: Sequence[int], modality: str) -> Tensor:
 
 
 def resize_label(label: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize label [B, *S] (uint8) to [B, *size], taking the nearest value."""
-    return F.interpolate(label.unsqueeze(1), tuple(size), mode="nearest-exact").squeeze(1)
+    """Resize label [B, *S] (uint8 or int16) to [B, *size], taking the nearest value."""
+    values = label.unsqueeze(1)
+    if label.dtype != torch.uint8:  # the only integer type that can be resized
+        values = values.float()
+    resized = F.interpolate(values, tuple(size), mode="nearest-exact").squeeze(1)
+    return resized.to(label.dtype)
 
 
 def flip_and_transpose(x: Tensor, moves: Tensor, axes: tuple[int, int]) -> Tensor:

@@ -14,7 +14,7 @@ class Labeled:
     """Labeled images of a step."""
 
     image: Tensor  # [B, C, *S] float32
-    label: Tensor  # [B, *S] int64
+    label: Tensor  # [B, *S] int64; K marks ignored pixels (see `Task.has_ignored`)
 
 
 @dataclass(frozen=True)

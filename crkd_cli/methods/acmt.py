@@ -22,7 +22,6 @@ from crkd_cli.methods.base import (
     MeanTeacherBase,
     forward_concat,
     require_unlabeled,
-    supervised_loss,
 )
 from crkd_cli.schedules import sigmoid_ramp
 
@@ -57,7 +56,7 @@ class AcMt(MeanTeacherBase):
         threshold = self.threshold(step) * math.log(self.task.classes)
         doubtful = entropy(log_unlabeled.detach()) >= threshold
 
-        labeled = supervised_loss(log_labeled, batch.labeled.label)
+        labeled = self.supervised_loss(log_labeled, batch.labeled.label)
         consistency = masked_mean(squared_difference(log_unlabeled.exp(), target), doubtful)
         ramp = sigmoid_ramp(step, params.rampup * self.task.steps)
         return {

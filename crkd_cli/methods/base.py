@@ -34,6 +34,8 @@ class Task:
     channels: int  # C
     classes: int  # K, including the background
     steps: int  # length of the run
+    # Labels may contain K, at pixels that count in no loss (see `Method.counted_labels`).
+    has_ignored: bool = False
 
     def network(self, upsampling: Upsampling | None = None, bottom_dropout: float = 0.5) -> Network:
         """Build a new network as configured; `upsampling` None keeps the network's default."""
@@ -101,6 +103,38 @@ class Method(nn.Module, ABC):
 
     def after_step(self, step: Tensor) -> None:
         """Run after the last update on a batch, for example to update a moving average."""
+
+    def supervised_loss(
+        self,
+        log_p: Tensor,
+        label: Tensor,
+        mask: Tensor | None = None,
+        *,
+        dice: Callable[[Tensor, Tensor, Tensor | None], Tensor] = dice_loss,
+    ) -> Tensor:
+        """Compute ½ (cross entropy + Dice) of log_p [B, K, *S] against label [B, *S].
+
+        Only pixels inside mask [B, *S] count, and ignored ones never do. `dice` is `dice_loss` in
+        the form that the authors of the method use.
+        """
+        label, counted = self.counted_labels(label, mask)
+        by_pixel = cross_entropy(log_p, label)
+        return 0.5 * (masked_mean(by_pixel, counted) + dice(log_p.exp(), label, counted))
+
+    def counted_labels(
+        self, label: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Prepare label [B, *S], which may contain K, for the functions in `losses`.
+
+        Returns the label with a valid class number everywhere, and the pixels that count: those
+        inside mask [B, *S] that are not ignored, or None if all do.
+        """
+        if not self.task.has_ignored:
+            return label, mask
+        counted = label < self.task.classes
+        if mask is not None:
+            counted = counted & mask
+        return label.clamp(max=self.task.classes - 1), counted
 
     @property
     def restore_best_after(self) -> int:
@@ -193,21 +227,6 @@ def forward_head(network: Network, features: Tensor) -> Tensor:
     """Map features [B, F, *S] to log-probabilities [B, K, *S], without the head's dropout."""
     with eval_mode(network):
         return log_probabilities(network.head(features))
-
-
-def supervised_loss(
-    log_p: Tensor,
-    label: Tensor,
-    mask: Tensor | None = None,
-    *,
-    dice: Callable[[Tensor, Tensor, Tensor | None], Tensor] = dice_loss,
-) -> Tensor:
-    """Compute ½ (cross entropy + Dice) of log_p [B, K, *S] against label [B, *S].
-
-    Only pixels inside mask [B, *S] count. `dice` is `dice_loss` in the form that the authors of
-    the method use.
-    """
-    return 0.5 * (masked_mean(cross_entropy(log_p, label), mask) + dice(log_p.exp(), label, mask))
 
 
 def class_shares(label: Tensor, num_classes: int, mask: Tensor | None = None) -> dict[str, Tensor]:

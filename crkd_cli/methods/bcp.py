@@ -28,7 +28,6 @@ from crkd_cli.methods.base import (
     Task,
     class_shares,
     require_unlabeled,
-    supervised_loss,
 )
 from crkd_cli.models.ema import Ema
 
@@ -148,7 +147,7 @@ class Bcp(Method):
 
     def region_loss(self, log_p: Tensor, label: Tensor, region: Tensor) -> Tensor:
         """Compute ½ (CE + Dice) of log_p [B, K, *S] against label [B, *S] in region [1, *S]."""
-        return supervised_loss(log_p, label, region.expand_as(label), dice=self.dice)
+        return self.supervised_loss(log_p, label, region.expand_as(label), dice=self.dice)
 
     def dice(self, p: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """Compute the Dice loss in the form that the authors use."""

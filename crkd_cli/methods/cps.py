@@ -18,7 +18,6 @@ from crkd_cli.methods.base import (
     Task,
     forward_concat,
     require_unlabeled,
-    supervised_loss,
 )
 from crkd_cli.models.blocks import reinitialize_convs
 from crkd_cli.schedules import sigmoid_ramp
@@ -58,7 +57,9 @@ class Cps(Method):
         pseudo_label_1 = log_unlabeled_1.detach().max(1).indices
         pseudo_label_2 = log_unlabeled_2.detach().max(1).indices
 
-        labeled = supervised_loss(log_labeled_1, label) + supervised_loss(log_labeled_2, label)
+        labeled = self.supervised_loss(log_labeled_1, label) + self.supervised_loss(
+            log_labeled_2, label
+        )
         pseudo_1 = masked_mean(cross_entropy(log_unlabeled_1, pseudo_label_2), None)
         pseudo_2 = masked_mean(cross_entropy(log_unlabeled_2, pseudo_label_1), None)
         pseudo = pseudo_1 + pseudo_2

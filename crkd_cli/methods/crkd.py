@@ -37,7 +37,6 @@ from crkd_cli.methods.base import (
     Task,
     class_shares,
     require_unlabeled,
-    supervised_loss,
 )
 from crkd_cli.models.blocks import drop_channels
 from crkd_cli.models.ema import Ema
@@ -109,7 +108,7 @@ class Crkd(Method):
         dice = partial(dice_loss, classes=self.params.dice_classes)
         by_stream = [dice(x.exp(), pseudo_label, keep) for x in (log_p.strong, log_p.perturbed)]
         terms = {
-            "labeled": supervised_loss(log_p.labeled, label, dice=dice),
+            "labeled": self.supervised_loss(log_p.labeled, label, dice=dice),
             "pseudo": torch.stack(by_stream).mean(),
             **self.distillation(features, log_p, label, target, keep),
         }
@@ -174,9 +173,10 @@ class Crkd(Method):
     def sample_labeled(self, features: Tensor, log_p: Tensor, label: Tensor) -> Samples:
         """Sample anchors from labeled pixels, by their predicted class."""
         predicted = log_p.max(1).indices  # argmax() is ten times slower on a CPU
-        eligible = torch.ones_like(label, dtype=torch.bool)
         if self.params.true_positive_anchors:
-            eligible = predicted == label
+            eligible = predicted == label  # false at ignored pixels
+        else:
+            eligible = label < self.task.classes
         order = torch.rand(label.shape, device=label.device)
         number = self.params.contrast_samples
         return sample(features, predicted, eligible, order, self.task.classes, number)

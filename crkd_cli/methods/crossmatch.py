@@ -32,7 +32,6 @@ from crkd_cli.methods.base import (
     PseudoLabel,
     forward_head,
     require_unlabeled,
-    supervised_loss,
 )
 from crkd_cli.models.blocks import append_dropped
 from crkd_cli.schedules import sigmoid_ramp
@@ -124,7 +123,7 @@ class CrossMatch(Method):
             ],
         }
         threshold = self.threshold(step)
-        terms = {"labeled": supervised_loss(log_labeled, labeled.label, dice=self.dice)}
+        terms = {"labeled": self.supervised_loss(log_labeled, labeled.label, dice=self.dice)}
         for name in pairs:
             terms[name] = self.target_loss(pairs[name], threshold)
         kept = (targets.plain.confidence >= threshold).float().mean()

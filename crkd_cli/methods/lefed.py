@@ -80,16 +80,17 @@ class LeFeD(Method):
         self.feedback: Sequence[Tensor | None] = NO_FEEDBACK  # for the next pass over the batch
 
     def losses(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
-        label = batch.labeled.label
+        label, counted = self.counted_labels(batch.labeled.label)
         images = torch.cat([batch.labeled.image, require_unlabeled(batch.unlabeled).weak])
         log_a, log_b, stages_a = self.forward_decoders(images)
         p_a, p_b = log_a.exp(), log_b.exp()
         count = len(label)
-        labeled = foreground_dice(p_a[:count], label) + foreground_dice(p_b[:count], label)
+        labeled = foreground_dice(p_a[:count], label, counted)
+        labeled = labeled + foreground_dice(p_b[:count], label, counted)
         if self.params.cross_entropy_weight:
             by_pixel = cross_entropy(log_a[:count], label) + cross_entropy(log_b[:count], label)
-            labeled = labeled + self.params.cross_entropy_weight * masked_mean(by_pixel, None)
-        deep = self.deep_supervision(stages_a, label)
+            labeled = labeled + self.params.cross_entropy_weight * masked_mean(by_pixel, counted)
+        deep = self.deep_supervision(stages_a, label, counted)
         consistency = masked_mean(squared_difference(p_a, p_b), None)
         weight = sigmoid_ramp(step, self.params.rampup * self.task.steps)
         return {
@@ -111,12 +112,12 @@ class LeFeD(Method):
         self.feedback = self.difference(stages_a, stages_b)
         return log_a, log_b, stages_a
 
-    def deep_supervision(self, stages: list[Tensor], label: Tensor) -> Tensor:
-        """Compute the weighted Dice losses of decoder A's side outputs."""
+    def deep_supervision(self, stages: list[Tensor], label: Tensor, mask: Tensor | None) -> Tensor:
+        """Compute the weighted Dice losses of decoder A's side outputs inside mask [B, *S]."""
         losses = []
         for side, stage, weight in zip(self.side, reversed(stages), SCALE_WEIGHTS, strict=True):
             p = probabilities(side(stage[: len(label)]))
-            losses.append(weight * foreground_dice(p, label))
+            losses.append(weight * foreground_dice(p, label, mask))
         return torch.stack(losses).sum()
 
     @torch.no_grad()

@@ -21,7 +21,6 @@ from crkd_cli.methods.base import (
     MeanTeacherBase,
     forward_concat,
     require_unlabeled,
-    supervised_loss,
 )
 from crkd_cli.schedules import sigmoid_ramp
 
@@ -56,7 +55,7 @@ class MeanTeacher(MeanTeacherBase):
         log_labeled, log_unlabeled = forward_concat(self.student, batch.labeled.image, weak)
         target = self.teacher_probabilities(weak)
         dice = partial(dice_loss, classes=self.params.dice_classes)
-        labeled = supervised_loss(log_labeled, batch.labeled.label, dice=dice)
+        labeled = self.supervised_loss(log_labeled, batch.labeled.label, dice=dice)
         consistency = masked_mean(squared_difference(log_unlabeled.exp(), target), None)
         return {
             "total": labeled + self.weight(step) * consistency,

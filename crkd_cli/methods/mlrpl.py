@@ -70,7 +70,8 @@ class Mlrpl(Method):
         pyramid = self.student.encode(images)
         log_1, features_1 = self.forward_decoder(self.student.decoder, pyramid)
         log_2, features_2 = self.forward_decoder(self.other, pyramid)
-        labeled = labeled_loss(log_1, label) + labeled_loss(log_2, label)
+        truth = self.counted_labels(label)
+        labeled = labeled_loss(log_1, *truth) + labeled_loss(log_2, *truth)
 
         start = 0 if params.mutual_on_labeled else len(label)
         log_1, log_2 = log_1[start:], log_2[start:]
@@ -108,10 +109,10 @@ class Mlrpl(Method):
         return Target(label, weight, entropy(log_p))
 
 
-def labeled_loss(log_p: Tensor, label: Tensor) -> Tensor:
-    """Compute Dice of the labeled images, which come first in log_p [B, K, *S]."""
+def labeled_loss(log_p: Tensor, label: Tensor, mask: Tensor | None) -> Tensor:
+    """Compute Dice of the labeled images, which come first in log_p [B, K, *S], inside mask."""
     p = log_p[: len(label)].exp()
-    return dice_loss(p, label, classes="foreground", squared=False)
+    return dice_loss(p, label, mask, classes="foreground", squared=False)
 
 
 def pseudo_label_loss(log_p: Tensor, entropy: Tensor, target: Target) -> Tensor:

@@ -10,7 +10,7 @@ from crkd_cli.data.batch import Batch
 from crkd_cli.losses.dice import DiceClasses, dice_loss
 from crkd_cli.losses.pixel import log_probabilities
 from crkd_cli.methods import METHODS
-from crkd_cli.methods.base import AuthorSettings, Method, supervised_loss
+from crkd_cli.methods.base import AuthorSettings, Method
 
 
 @METHODS.register
@@ -32,4 +32,4 @@ class Supervised(Method):
     def losses(self, batch: Batch, step: Tensor) -> dict[str, Tensor]:
         log_p = log_probabilities(self.student(batch.labeled.image))
         dice = partial(dice_loss, classes=self.params.dice_classes)
-        return {"total": supervised_loss(log_p, batch.labeled.label, dice=dice)}
+        return {"total": self.supervised_loss(log_p, batch.labeled.label, dice=dice)}

@@ -27,7 +27,6 @@ from crkd_cli.methods.base import (
     Task,
     forward_concat,
     require_unlabeled,
-    supervised_loss,
 )
 from crkd_cli.schedules import sigmoid_ramp
 
@@ -78,7 +77,7 @@ class UaMt(MeanTeacherBase):
         certain = self.uncertainty(weak) < self.threshold(step)
 
         dice = partial(dice_loss, classes=params.dice_classes)
-        labeled = supervised_loss(log_labeled, batch.labeled.label, dice=dice)
+        labeled = self.supervised_loss(log_labeled, batch.labeled.label, dice=dice)
         difference = squared_difference(log_unlabeled.exp(), target)
         consistency = masked_mean(difference * (self.task.classes / self.classes), certain)
         ramp = sigmoid_ramp(step, params.rampup * self.task.steps)

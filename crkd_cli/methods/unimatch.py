@@ -28,7 +28,6 @@ from crkd_cli.methods.base import (
     forward_concat,
     forward_head,
     require_unlabeled,
-    supervised_loss,
 )
 from crkd_cli.models.blocks import append_dropped
 
@@ -75,7 +74,7 @@ class UniMatch(Method):
         by_view = []
         for log_p, box in zip(forward_concat(self.student, *views), boxes, strict=True):
             by_view.append(self.target_loss(log_p, target.cutmix(partner_target, box)))
-        labeled = supervised_loss(log_labeled, batch.labeled.label, dice=self.dice)
+        labeled = self.supervised_loss(log_labeled, batch.labeled.label, dice=self.dice)
         pseudo = torch.stack(by_view).mean()
         feature = self.target_loss(log_perturbed, target)
         keep = target.confidence >= self.params.confidence

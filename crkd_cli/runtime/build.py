@@ -95,6 +95,7 @@ def _task(config: Config, spec: DatasetSpec) -> Task:
         channels=spec.channels,
         classes=len(spec.classes),
         steps=config.train.steps,
+        has_ignored=spec.ignore is not None,
     )
 
 

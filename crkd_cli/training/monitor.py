@@ -18,13 +18,18 @@ FALL = 0.5
 Values = Mapping[str, float | None]
 
 
-def label_shares(label: Tensor, classes: int) -> dict[str, Tensor]:
-    """Return the share of every foreground class among the pixels of label [L, *S].
+def label_shares(label: Tensor, classes: int, *, has_ignored: bool = False) -> dict[str, Tensor]:
+    """Return the share of every foreground class among the pixels of label [L, *S] that count.
 
     The keys are "label_share_1", "label_share_2" … The share is of the batch, not of whole cases: a
-    random crop contains more of what lies in the center.
+    random crop contains more of what lies in the center. With `has_ignored`, the label may contain
+    the number `classes`, at pixels that do not count.
     """
-    return {f"label_share_{k}": (label == k).float().mean() for k in range(1, classes)}
+    shares = {f"label_share_{k}": (label == k).float().mean() for k in range(1, classes)}
+    if not has_ignored:
+        return shares
+    counted = (label < classes).float().mean().clamp(min=1 / label.numel())
+    return {name: share / counted for name, share in shares.items()}
 
 
 class TrainingMonitor:

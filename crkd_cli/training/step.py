@@ -66,7 +66,8 @@ class TrainingStep:
         norm = self._optimizer.step(losses["total"])
         shares: dict[str, Tensor] = {}
         if "share_1" in losses:
-            shares = label_shares(batch.labeled.label, self._classes)
+            has_ignored = self.method.task.has_ignored
+            shares = label_shares(batch.labeled.label, self._classes, has_ignored=has_ignored)
         self.stats.add({**losses, **shares, "grad_norm": norm})
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:

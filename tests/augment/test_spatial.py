@@ -57,6 +57,13 @@ def test_rotate_keeps_label_values_and_follows_the_image() -> None:
     assert ((rotated_image > 1.5) == (rotated_label > 1.5)).float().mean() > 0.98
 
 
+def test_large_class_numbers_are_resized_like_small_ones() -> None:
+    label = torch.randint(256, (2, 7, 9), dtype=torch.uint8)
+    resized = resize_label(label.short() + 30_000, (5, 12))
+    assert resized.dtype == torch.int16
+    assert torch.equal(resized, resize_label(label, (5, 12)).short() + 30_000)
+
+
 def test_resizing_commutes_with_flips_and_keeps_labels() -> None:
     rng = np.random.default_rng(0)
     label = torch.from_numpy(rng.integers(0, 4, (1, 13, 10), dtype=np.uint8))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from crkd_cli.methods import METHODS
-from crkd_cli.methods.base import forward_concat, require_unlabeled, supervised_loss
+from crkd_cli.methods.base import forward_concat, require_unlabeled
 from crkd_cli.methods.cps import Cps
 from tests.methods.test_contract import batch, make_deterministic, task
 
@@ -35,7 +35,7 @@ def test_terms_by_hand(dims: int) -> None:
         pseudo -= log_p[label_q] + log_q[label_p]
         agreed += label_p == label_q
     pseudo, agreed_share = pseudo / len(rows[0]), agreed / len(rows[0])
-    labeled = sum(supervised_loss(log_p, data.labeled.label).item() for log_p in log_l)
+    labeled = sum(method.supervised_loss(log_p, data.labeled.label).item() for log_p in log_l)
     assert 0 < agreed_share < 1
     assert losses["pseudo"].item() == pytest.approx(pseudo, rel=1e-4)
     assert losses["share_agreed"].item() == pytest.approx(agreed_share, abs=1e-6)
@@ -56,7 +56,7 @@ def test_networks_exchange_labels_and_no_gradient() -> None:
     log_l, log_u = forward_concat(method.other, data.labeled.image, weak)
     weight = 2.0 * math.exp(-5 * 0.1**2)
     pseudo = torch.nn.functional.nll_loss(log_u, pseudo_label)
-    (supervised_loss(log_l, data.labeled.label) + weight * pseudo).backward()
+    (method.supervised_loss(log_l, data.labeled.label) + weight * pseudo).backward()
     for gradient, p in zip(gradients, method.other.parameters(), strict=True):
         torch.testing.assert_close(gradient, p.grad, rtol=1e-3, atol=1e-5)
 

@@ -11,7 +11,7 @@ from crkd_cli.augment.mix import draw_mix
 from crkd_cli.data.batch import Batch
 from crkd_cli.losses.dice import dice_loss
 from crkd_cli.methods import METHODS
-from crkd_cli.methods.base import Method, forward_concat, require_unlabeled, supervised_loss
+from crkd_cli.methods.base import Method, forward_concat, require_unlabeled
 from crkd_cli.methods.crossmatch import ByPerturbation
 from tests.methods.test_contract import batch, make_deterministic, task
 
@@ -68,7 +68,7 @@ def test_unimatch_by_hand(dims: int) -> None:
     loss_1 = dice(p_1, *target(p, p_partners, first))
     loss_2 = dice(p_2, *target(p, p_partners, second))
     terms = {
-        "labeled": supervised_loss(log_l, data.labeled.label).item(),
+        "labeled": method.supervised_loss(log_l, data.labeled.label).item(),
         "pseudo": (loss_1 + loss_2) / 2,
         "feature": dice(p, p.argmax(1), p.amax(1) >= 0.6),
         "kept": (p.amax(1) >= 0.6).float().mean().item(),
@@ -130,7 +130,7 @@ def test_crossmatch_terms_by_hand(dims: int) -> None:
         return sum(dice(p, *target, epsilon) for p, target in pairs) / len(pairs)
 
     terms = {
-        "labeled": supervised_loss(log_l, data.labeled.label, dice=labeled_dice).item(),
+        "labeled": method.supervised_loss(log_l, data.labeled.label, dice=labeled_dice).item(),
         "pseudo": mean_dice((log_1.exp(), first_target), (strong[0], second_targets[0])),
         "teacher": mean_dice(
             (weak[1], weak_target),

@@ -107,6 +107,11 @@ def test_label_shares_by_hand() -> None:
         "label_share_2": 0.375,
         "label_share_3": 0.0,
     }
+    label[0, 0] = 4  # ignored: of six pixels that count, three are of class 2
+    shares = label_shares(label, 4, has_ignored=True)
+    assert [share.item() for share in shares.values()] == pytest.approx([0.0, 0.5, 0.0])
+    shares = label_shares(torch.full_like(label, 4), 4, has_ignored=True)
+    assert not any(shares.values())
 
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
