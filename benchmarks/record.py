@@ -61,7 +61,9 @@ def make_record(
         "steps_per_second": round(steps / seconds, 3) if steps else None,
         "note": note,
         "validation": {
-            line["step"]: round(100 * line["val/dice"], 1) for line in log if "val/dice" in line
+            line["step"]: round(100 * line["val/dice"], 1)
+            for line in log
+            if line.get("val/dice") is not None
         },
         "evaluation": summary(folder, evaluation),
         "cases": cases(evaluation),
@@ -82,7 +84,8 @@ def summary(folder: Path, evaluation: Evaluation) -> dict[str, Any]:
     """Return what was scored and, for each class and the mean of all, [mean, low, high]."""
     tree = read_json(folder / "summary.json")
     scores = {}
-    for name, metrics in {"mean": tree["mean"], **tree["classes"]}.items():
+    by_class = {name: info["scores"] for name, info in tree["classes"].items()}
+    for name, metrics in {"mean": tree["mean"], **by_class}.items():
         scores[name] = {
             metric: [value[key] and round(value[key], 6) for key in ("mean", "low", "high")]
             for metric, value in metrics.items()

@@ -222,7 +222,8 @@ EvaluationWriter = Callable[..., Path]
 def write_evaluation(tmp_path: Path) -> EvaluationWriter:
     """write_evaluation("run", scores, {case: patient}, seed=1): the files of `crkd evaluate`.
 
-    `scores` are [cases, classes, metrics]; further arguments go to summary.json.
+    `scores` are [cases, classes, metrics], `sizes` of the true and predicted masks [cases, classes,
+    2], `values` of the classes 1, 2, … by default; further arguments go to summary.json.
     """
 
     def write(
@@ -232,9 +233,15 @@ def write_evaluation(tmp_path: Path) -> EvaluationWriter:
         classes: tuple[str, ...] = ("rv", "myo"),
         metrics: tuple[str, ...] = ("dice", "hd95_mm"),
         config: dict[str, object] | None = None,
+        sizes: np.ndarray | None = None,
+        values: tuple[int, ...] | None = None,
         **facts: object,
     ) -> Path:
+        if sizes is None:
+            sizes = np.full((len(cases), len(classes), 2), 9)
+        values = values or tuple(range(1, len(classes) + 1))
         defaults = {
+            "format": "crkd evaluation 2",
             "protocol": "strict",
             "dataset": "acdc",
             "part": "test",
@@ -251,17 +258,27 @@ def write_evaluation(tmp_path: Path) -> EvaluationWriter:
             "method": facts.get("method", "crkd"),
             "methods": {},
         }
-        empty = {"classes": dict.fromkeys(classes), "mean": dict.fromkeys(metrics)}
+        by_name = {name: {"value": value} for name, value in zip(classes, values, strict=True)}
         folder = tmp_path / "runs" / run / "evaluation-strict-test"
         folder.mkdir(parents=True, exist_ok=True)
-        summary = {**defaults, **facts, "config": {**tree, **(config or {})}, **empty}
-        (folder / "summary.json").write_text(json.dumps(summary))
-        rows = [["protocol", "case", "group", "class", *metrics]]
-        for (case, group), by_class in zip(cases.items(), scores, strict=True):
-            for name, values in zip(classes, by_class, strict=True):
-                rows.append(["strict", case, group, name, *map(_cell, values)])
+        head = ["protocol", "case", "group", "class", "value", "truth_size", "predicted_size"]
+        rows = [[*head, *metrics]]
+        for i, (case, group) in enumerate(cases.items()):
+            for k, name in enumerate(classes):
+                numbers = [str(number) for number in (values[k], *sizes[i, k])]
+                rows.append(["strict", case, group, name, *numbers, *map(_cell, scores[i, k])])
         text = "".join(",".join(row) + "\n" for row in rows)
         (folder / "cases.csv").write_text(text)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        summary = {
+            **defaults,
+            **facts,
+            "config": {**tree, **(config or {})},
+            "classes": by_name,
+            "mean": dict.fromkeys(metrics),
+            "cases_csv": {"rows": len(rows) - 1, "sha256": digest},
+        }
+        (folder / "summary.json").write_text(json.dumps(summary))
         return folder
 
     return write

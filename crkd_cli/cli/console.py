@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from crkd_cli.reporting.tables import Table
 
 P = ParamSpec("P")
-WIDE_TERMINAL = 100  # columns that a table with a few classes needs
-PIPED_COLUMNS = 160  # wide enough that no table is cut off
+WIDE_TERMINAL = 100  # columns that a comparison with a few classes needs
+PIPED_COLUMNS = 160  # at least; no table is cut off
 SECONDS_BETWEEN_LINES = 10  # of progress when piped
 PROGRESS_LINE = re.compile(r"training (\d+)/(\d+) steps, (.*)")  # as _progress_lines writes it
 _quiet = False
@@ -47,9 +47,9 @@ def _print_to_stderr(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def narrow() -> bool:
-    """Return whether stdout is a terminal too narrow for a table with a few classes."""
-    return sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE_TERMINAL
+def narrow(columns: int = WIDE_TERMINAL) -> bool:
+    """Return whether stdout is a terminal too narrow for a table of so many columns of text."""
+    return sys.stdout.isatty() and shutil.get_terminal_size().columns < columns
 
 
 def show(table: "Table") -> None:
@@ -82,7 +82,8 @@ def show(table: "Table") -> None:
             previous = first.text
         if separate:
             rich_table.add_section()
-    Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS).print(rich_table, "")
+    width = None if sys.stdout.isatty() else max(PIPED_COLUMNS, table.width)
+    Console(width=width).print(rich_table, "")
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:

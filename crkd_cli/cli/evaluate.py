@@ -1,14 +1,15 @@
 """`crkd evaluate`."""
 
+from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from crkd_cli.cli.console import command, info, progress, show
+from crkd_cli.cli.console import command, info, narrow, progress, show
 from crkd_cli.cli.options import DataRoot, Device, Json, Quiet, Verbose
-from crkd_cli.metrics.names import format_values, metric_heading
+from crkd_cli.metrics.names import format_values, higher_is_better, metric_heading
 
 if TYPE_CHECKING:
     from crkd_cli.evaluation.evaluate import EvaluationReport
@@ -72,16 +73,29 @@ def evaluate(
 
         print(dumps(report.tree(), indent=2))
     elif not quiet:
-        from crkd_cli.reporting.tables import published_table
-
-        show(_table(report))
-        if report.published:
-            show(published_table(report.published))
+        for table in _tables(report):
+            show(table)
     info(f"written: {report.folder / 'cases.csv'} and {report.folder / 'summary.json'}")
 
 
-def _table(report: "EvaluationReport") -> "Table":
-    """Return a table of the scores per class and of their mean."""
+def _tables(report: "EvaluationReport") -> list["Table"]:
+    """Return the scores, and the published ones; Dice and a distance only if all are too wide."""
+    from crkd_cli.reporting.tables import published_table
+
+    metrics = range(len(report.metrics))
+    table = _table(report, metrics)
+    if narrow(table.width):
+        distance = next(m for m in metrics if not higher_is_better(report.metrics[m]))
+        table = _table(report, [0, distance])
+        table.notes.append("the other scores are in summary.json")
+    if not report.published:
+        return [table]
+    return [table, published_table(report.published)]
+
+
+def _table(report: "EvaluationReport", metrics: Sequence[int]) -> "Table":
+    """Return a table of the scores under `metrics` per class, and of their mean."""
+    from crkd_cli.metrics.presence import Presence
     from crkd_cli.reporting.tables import Cell, Table
 
     facts = report.facts
@@ -89,20 +103,38 @@ def _table(report: "EvaluationReport") -> "Table":
         f"{facts['dataset']}, {facts['part']}: {facts['cases']} cases, {facts['protocol']} "
         f"protocol; {facts['method']}, {facts['labeled']} labeled, step {facts['step']}"
     )
-    note = f"mean [{facts['interval']}]"
+    total = sum((scored.presence for scored in report.classes.values()), Presence(0, 0))
+    headings, notes = ["class"], [_describe_mean(report)]
+    if total.absent:
+        headings += ["n", "FP/absent"]
+        notes.append(
+            "n: cases with a score; FP/absent: cases without the class that have it predicted"
+        )
+    headings += [metric_heading(report.metrics[m]) for m in metrics]
+
+    def row(name: str, presence: Presence, summaries: list["Summary"]) -> list[Cell]:
+        texts = [name]
+        if total.absent:
+            texts += [str(summaries[0].n), str(presence)]
+        texts += [_mean_and_interval(report.metrics[m], summaries[m]) for m in metrics]
+        return [Cell(text) for text in texts]
+
+    classes = []
+    for k, (name, scored) in enumerate(report.classes.items(), start=1):
+        label = name if scored.value == k else f"{name} ({scored.value})"
+        classes.append(row(label, scored.presence, scored.scores))
+    return Table(title, headings, 1, [classes, [row("mean", total, report.mean)]], notes)
+
+
+def _describe_mean(report: "EvaluationReport") -> str:
+    """Say what the numbers of the table are."""
+    text = f"mean [{report.facts['interval']}]"
     if all(isnan(summary.low) for summary in report.mean):
-        note = "mean"
-    undefined = sum(score.undefined for scores in report.classes.values() for score in scores)
-    if undefined:
-        note += f"; {undefined} scores undefined and left out"
-
-    def row(name: str, summaries: list["Summary"]) -> list[Cell]:
-        texts = map(_mean_and_interval, report.metrics, summaries)
-        return [Cell(name), *map(Cell, texts)]
-
-    classes = [row(name, summaries) for name, summaries in report.classes.items()]
-    headings = ["class", *map(metric_heading, report.metrics)]
-    return Table(title, headings, 1, [classes, [row("mean", report.mean)]], [note])
+        text = "mean"
+    scores = [score for scored in report.classes.values() for score in scored.scores]
+    if undefined := sum(score.undefined for score in scores):
+        text += f"; {undefined} scores undefined and left out"
+    return text
 
 
 def _mean_and_interval(metric: str, summary: "Summary") -> str:

@@ -1,5 +1,6 @@
 """`crkd train`."""
 
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ from crkd_cli.cli.console import command, info, progress, run_output, warn
 from crkd_cli.cli.options import DataRoot, Device, Quiet, Verbose, given_options
 from crkd_cli.errors import UsageError
 from crkd_cli.methods import METHODS
+from crkd_cli.metrics.names import UNDEFINED
 
 if TYPE_CHECKING:
     from crkd_cli.training.loop import Run
@@ -307,10 +309,16 @@ def _progress_note(values: dict[str, float]) -> str:
     from crkd_cli.runtime.metrics_log import RATES
 
     terms = [
-        f"{name} {value:.3g}"
+        f"{name} {_format_value(name, value)}"
         for name, value in values.items()
         if name not in RATES and "/dice/" not in name and not name.startswith("label_share")
     ]
     if values["skipped"]:
         terms.append(f"skipped {values['skipped']:.0f}")
     return "  ".join(terms)
+
+
+def _format_value(name: str, value: float) -> str:
+    if name.startswith("val/") and isnan(value):
+        return UNDEFINED
+    return f"{value:.3g}"

@@ -1,10 +1,8 @@
 """Score a model on the cases of a prepared dataset and write the results.
 
-Legend: N cases, K classes with the background, M metrics, *S spatial axes.
+Legend: N cases, K classes with the background, M metrics.
 """
 
-import csv
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,19 +19,31 @@ from crkd_cli.data.splits import Part
 from crkd_cli.data.store import CaseInfo, Store, digest
 from crkd_cli.errors import CrkdError
 from crkd_cli.evaluation import paper
+from crkd_cli.evaluation.files import FORMAT, table_bytes, table_facts, write_files
 from crkd_cli.evaluation.literature import PublishedRow, published_rows
 from crkd_cli.evaluation.results import evaluation_folder
+from crkd_cli.evaluation.scorer import CaseScores, Labels, Scorer
 from crkd_cli.inference.inferer import Inferer, Protocol, build_inferer
-from crkd_cli.metrics.overlap import confusion, dice, jaccard
+from crkd_cli.metrics.presence import Presence, count_absent, drop_absent_classes
 from crkd_cli.metrics.summary import Interval, Summary, summarize
-from crkd_cli.metrics.surface import surface
-from crkd_cli.paths import atomic_write
 from crkd_cli.pipeline import run_pipeline
 from crkd_cli.progress import Advance, Notify, Progress
 from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint
 from crkd_cli.runtime.distributed import joint_output_folder
 
-TOLERANCE = 2.0  # of the NSD, in mm or px
+
+@dataclass(frozen=True)
+class ClassReport:
+    """The results of a foreground class."""
+
+    value: int  # in the label files
+    presence: Presence
+    scores: list[Summary]  # one per metric
+
+    @property
+    def n(self) -> int:
+        """In how many cases the class has a score."""
+        return self.scores[0].n
 
 
 @dataclass(frozen=True)
@@ -42,16 +52,24 @@ class EvaluationReport:
 
     facts: dict[str, Any]  # protocol, dataset, part, checkpoint …
     metrics: tuple[str, ...]  # column names with their units: dice, hd95_mm …
-    classes: dict[str, list[Summary]]  # per foreground class, one per metric
+    classes: dict[str, ClassReport]  # the foreground classes
     mean: list[Summary]  # over the classes, one per metric
     published: list[PublishedRow]  # for the same dataset and number of labeled cases
     folder: Path  # of cases.csv and summary.json
 
     def tree(self) -> dict[str, Any]:
         """Return plain dicts and lists for JSON, with None for undefined scores."""
+        classes = {}
+        for name, report in self.classes.items():
+            classes[name] = {
+                "value": report.value,
+                "n": report.n,
+                **asdict(report.presence),
+                "scores": self._by_metric(report.scores),
+            }
         return {
             **self.facts,
-            "classes": {name: self._by_metric(scores) for name, scores in self.classes.items()},
+            "classes": classes,
             "mean": self._by_metric(self.mean),
             "published": msgspec.to_builtins(self.published),
         }
@@ -116,46 +134,19 @@ def evaluate(
         inferer = build_inferer(checkpoint, device, notify, protocol)
         scorer = Scorer(checkpoint.spec.source, len(checkpoint.spec.classes), protocol, cases)
         scores = _score_cases(inferer, store, cases, scorer, progress)
+        if protocol == "strict":
+            scores = _drop_absent_classes(scores)
+        foreground = checkpoint.spec.classes[1:]
         precision = str(inferer.precision).removeprefix("torch.")
-        facts = _collect_facts(checkpoint, protocol, part_name, cases, precision)
+        table = table_bytes(protocol, cases, foreground, scorer.metrics, scores)
+        facts = {
+            **_collect_facts(checkpoint, protocol, part_name, cases, precision),
+            "cases_csv": table_facts(table, len(cases) * len(foreground)),
+        }
         report = _summarize(checkpoint, facts, scorer.metrics, scores, cases, folder)
         if world.rank() == 0:
-            _write(report, cases, scores)
+            write_files(folder, report.tree(), table)
         return report
-
-
-class Scorer:
-    """Computes all metrics of a case.
-
-    Distances are in mm if the spacing of every case is known, else in px; with the paper protocol
-    always in px.
-    """
-
-    def __init__(
-        self, source: str, classes: int, protocol: Protocol, cases: Sequence[CaseInfo]
-    ) -> None:
-        self._source, self._classes, self._protocol = source, classes, protocol
-        # The spacing is that of the stored image, so it does not hold at another native size.
-        in_mm = protocol == "strict" and all(
-            case.spacing_mm and not case.native_shape for case in cases
-        )
-        self._unit = "mm" if in_mm else "px"
-        distances = ["hd95_", "assd_", "asd_", f"nsd_{TOLERANCE:g}"]
-        if protocol == "paper":
-            distances = ["hd95_", "asd_"]
-        self.metrics = ("dice", "jaccard", *(name + self._unit for name in distances))
-
-    def __call__(
-        self, labels: NDArray[np.uint8], truth: NDArray[np.uint8], case: CaseInfo
-    ) -> NDArray[np.float64]:
-        """Return scores [K − 1, M] of `labels` [*S] against `truth` [*S]; NaN if undefined."""
-        masks = [(labels == k, truth == k) for k in range(1, self._classes)]
-        if self._protocol == "paper":
-            return np.stack([paper.scores(*pair, self._source) for pair in masks])
-        spacing = case.spacing_mm if self._unit == "mm" and case.spacing_mm else (1.0,) * truth.ndim
-        voxels = confusion(labels, truth, self._classes)
-        overlap = np.stack([dice(voxels)[1:], jaccard(voxels)[1:]], axis=1)
-        return np.hstack([overlap, [surface(*pair, spacing, TOLERANCE) for pair in masks]])
 
 
 def _check_same_dataset(checkpoint: Checkpoint, store: Store) -> None:
@@ -198,29 +189,33 @@ def _choose_parts(
 
 def _score_cases(
     inferer: Inferer, store: Store, cases: list[CaseInfo], scorer: Scorer, progress: Progress
-) -> NDArray[np.float64]:
-    """Return scores [N, K − 1, M] of `cases`, which all processes share."""
+) -> list[CaseScores]:
+    """Return the scores of `cases`, which all processes share."""
     shard = world.strided_shard(cases)
     with progress("evaluating", len(shard), "cases") as advance:
-        scores = world.gather_results(list(_score_shard(inferer, store, shard, scorer, advance)))
-    return np.stack(scores)
+        return world.gather_results(list(_score_shard(inferer, store, shard, scorer, advance)))
+
+
+def _drop_absent_classes(cases: list[CaseScores]) -> list[CaseScores]:
+    """Leave out the scores of the classes that no case contains."""
+    scores, truth, _ = map(np.stack, zip(*cases, strict=True))
+    kept = drop_absent_classes(scores, truth)
+    return [case._replace(scores=scores) for case, scores in zip(cases, kept, strict=True)]
 
 
 def _score_shard(
     inferer: Inferer, store: Store, cases: Sequence[CaseInfo], scorer: Scorer, advance: Advance
-) -> Iterator[NDArray[np.float64]]:
-    """Yield scores [K − 1, M] of every case.
+) -> Iterator[CaseScores]:
+    """Yield the scores of every case.
 
     While a case is predicted, the next one is read and the previous one scored.
     """
 
-    def read(case: CaseInfo) -> tuple[CaseInfo, NDArray[Any], NDArray[np.uint8]]:
+    def read(case: CaseInfo) -> tuple[CaseInfo, NDArray[Any], Labels]:
         # Copied here, because a memory map does not read the file before it is used.
         return case, np.array(store.image(case.id)), np.array(store.native_label(case.id))
 
-    def predict(
-        loaded: tuple[CaseInfo, NDArray[Any], NDArray[np.uint8]],
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], CaseInfo]:
+    def predict(loaded: tuple[CaseInfo, NDArray[Any], Labels]) -> tuple[Labels, Labels, CaseInfo]:
         case, image, truth = loaded
         return inferer(image, truth.shape), truth, case
 
@@ -240,6 +235,7 @@ def _collect_facts(
         several = len({case.group for case in cases}) < len(cases)
         interval = f"95 %, bootstrap over {'patients' if several else 'cases'}"
     return {
+        "format": FORMAT,
         "protocol": protocol,
         "dataset": checkpoint.spec.name,
         "part": part,
@@ -264,37 +260,24 @@ def _summarize(
     checkpoint: Checkpoint,
     facts: dict[str, Any],
     metrics: tuple[str, ...],
-    scores: NDArray[np.float64],
+    results: list[CaseScores],
     cases: list[CaseInfo],
     folder: Path,
 ) -> EvaluationReport:
-    """Summarize scores [N, K − 1, M] over cases."""
+    """Summarize the results of `cases`."""
     interval: Interval = "bootstrap" if facts["protocol"] == "strict" else "t"
     groups = [case.group for case in cases]
-    classes: dict[str, list[Summary]] = {name: [] for name in checkpoint.spec.class_names[1:]}
-    means = []
-    for values in np.moveaxis(scores, 2, 0):
-        summaries, mean = summarize(values, interval, groups)
+    scores, truth, predicted = map(np.stack, zip(*results, strict=True))
+    by_metric, means = [], []
+    for m in range(len(metrics)):
+        summaries, mean = summarize(scores[..., m], interval, groups)
+        by_metric.append(summaries)
         means.append(mean)
-        for name, summary in zip(classes, summaries, strict=True):
-            classes[name].append(summary)
+
+    counts = count_absent(truth, predicted)
+    classes = {}
+    for k, info in enumerate(checkpoint.spec.classes[1:]):
+        class_scores = [summaries[k] for summaries in by_metric]
+        classes[info.name] = ClassReport(info.value, counts[k], class_scores)
     published = published_rows(checkpoint.split.dataset, len(checkpoint.split.labeled))
     return EvaluationReport(facts, metrics, classes, means, published, folder)
-
-
-def _write(report: EvaluationReport, cases: list[CaseInfo], scores: NDArray[np.float64]) -> None:
-    """Write cases.csv and summary.json of scores [N, K − 1, M]."""
-    protocol = report.facts["protocol"]
-    with (
-        atomic_write(report.folder / "cases.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["protocol", "case", "group", "class", *report.metrics])
-        for case, by_class in zip(cases, scores, strict=True):
-            for name, values in zip(report.classes, by_class, strict=True):
-                cells = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
-                writer.writerow([protocol, case.id, case.group, name, *cells])
-    with atomic_write(report.folder / "summary.json") as temporary:
-        text = json.dumps(report.tree(), indent=2, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")

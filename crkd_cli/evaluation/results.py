@@ -1,8 +1,6 @@
-"""Find and read the results of `crkd evaluate`: summary.json and cases.csv."""
+"""Find and read the results of `crkd evaluate`."""
 
-import csv
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.evaluation.files import (
+    CASES,
+    DAMAGE,
+    RENEW,
+    SUMMARY,
+    TableFacts,
+    damaged,
+    read_summary,
+    read_table,
+)
+from crkd_cli.metrics.presence import Presence, count_absent
 from crkd_cli.runtime.run_folder import result_checkpoint
 
 # Keys of `train` that may differ between runs of one method: the seed, and how a run is executed.
 _FREE_KEYS = ("seed", "device", "graphs", "log_every", "save_minutes", "tensorboard")
+
+
+class ClassFacts(msgspec.Struct, frozen=True):
+    """A foreground class."""
+
+    value: int  # in the label files
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -32,6 +47,9 @@ class Facts(msgspec.Struct, frozen=True):
     step: int
     truth: str  # digest of the labels scored against
     config: dict[str, Any]  # resolved, as in the run's config.yaml
+    classes: dict[str, ClassFacts]  # without the background
+    mean: dict[str, Any]  # by metric
+    cases_csv: TableFacts
     method_sha256: str | None = None  # of the user's own method file, if the method is in one
 
     def settings(self) -> str:
@@ -63,9 +81,10 @@ class Evaluation:
     facts: Facts
     cases: list[str]
     groups: list[str]  # patient of every case
-    classes: list[str]  # without the background
+    classes: dict[str, int]  # without the background, with their values in the label files
     metrics: list[str]
     scores: NDArray[np.float64]  # [cases, classes, metrics], NaN if undefined
+    presence: list[Presence]  # of every class
 
     @property
     def checkpoint(self) -> Path:
@@ -99,8 +118,8 @@ def find_evaluation(path: Path, protocol: str, part: str | None) -> Path:
 
     Raises CrkdError if `path` does not exist, and UsageError if it has no such evaluation.
     """
-    folder = path.parent if path.name in ("summary.json", "cases.csv") else path
-    if (folder / "summary.json").is_file():
+    folder = path.parent if path.name in (SUMMARY, CASES) else path
+    if (folder / SUMMARY).is_file():
         return folder
     if not folder.is_dir():
         advice = "give run folders, or evaluation folders that crkd evaluate wrote"
@@ -113,7 +132,7 @@ def find_evaluation(path: Path, protocol: str, part: str | None) -> Path:
         parts = ["val+test", "test"]
     for name in parts:
         evaluation = evaluation_folder(result_checkpoint(folder), protocol, name)
-        if (evaluation / "summary.json").is_file():
+        if (evaluation / SUMMARY).is_file():
             return evaluation
     raise UsageError(_missing_evaluation(folder, protocol, part))
 
@@ -124,14 +143,14 @@ def _missing_evaluation(run: Path, protocol: str, part: str | None) -> str:
     if not checkpoint.is_file():
         return (
             f"{run} is neither a run folder (no best.pth or last.pth) "
-            "nor an evaluation folder (no summary.json)"
+            f"nor an evaluation folder (no {SUMMARY})"
         )
     command = f"crkd evaluate {checkpoint}"
     if protocol == "paper":
         command += " --protocol paper"
     if part:
         command += f" --part {part}"
-    others = [file.parent.name for file in sorted(run.glob("evaluation-*-*/summary.json"))]
+    others = [file.parent.name for file in sorted(run.glob(f"evaluation-*-*/{SUMMARY}"))]
     hint = f" (it has {', '.join(others)}: give that folder)" if others else ""
     return f"{run} has no {protocol} evaluation of {part or 'test'}{hint}; run: {command}"
 
@@ -139,48 +158,38 @@ def _missing_evaluation(run: Path, protocol: str, part: str | None) -> str:
 def read_evaluation(folder: Path) -> Evaluation:
     """Read the evaluation in `folder`.
 
-    Raises CrkdError if a file is missing or damaged, or the checkpoint has been trained further.
+    Raises CrkdError if a file is missing or damaged, they are of two evaluations or of another
+    version, or the checkpoint has been trained further.
     """
-    file = folder / "summary.json"
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-        facts: Facts = msgspec.convert(tree, Facts)
-        metrics, classes = list(tree["mean"]), list(tree["classes"])
-        file = folder / "cases.csv"
-        patients, scores = _read_scores(file, classes, metrics)
-    except (OSError, ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
-        reason = " ".join(str(error).split())
-        raise CrkdError(f"{file} cannot be used ({reason}); run crkd evaluate again") from None
-
-    cases, groups = list(patients), list(patients.values())
-    evaluation = Evaluation(folder, facts, cases, groups, classes, metrics, scores)
+    facts = _read_facts(folder / SUMMARY)
+    classes = {name: info.value for name, info in facts.classes.items()}
+    metrics = list(facts.mean)
+    table = read_table(folder / CASES, facts.cases_csv, classes, metrics)
+    presence = count_absent(table.truth, table.predicted)
+    evaluation = Evaluation(
+        folder, facts, table.cases, table.groups, classes, metrics, table.scores, presence
+    )
     step = _current_step(evaluation.checkpoint)
     if step > facts.step:
         raise CrkdError(
-            f"{evaluation.checkpoint} is at step {step}, but {folder} is of step {facts.step}; "
-            "run crkd evaluate again"
+            f"{evaluation.checkpoint} is at step {step}, but {folder} is of step "
+            f"{facts.step}; {RENEW}"
         )
     return evaluation
 
 
-def _read_scores(
-    file: Path, classes: list[str], metrics: list[str]
-) -> tuple[dict[str, str], NDArray[np.float64]]:
-    """Return the patient of every case and scores [cases, classes, metrics] from cases.csv.
-
-    Raises ValueError or KeyError if the file is damaged.
-    """
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    patients = {row["case"]: row["group"] for row in rows}
-    cells = {}
-    for row in rows:
-        values = [float(row[metric] or math.nan) for metric in metrics]
-        cells[row["case"], row["class"]] = values
-    scores = np.array([[cells[case, name] for name in classes] for case in patients])
-    if len(cells) != len(rows) or scores.size != len(rows) * len(metrics) or not rows:
-        raise ValueError("rows are missing or duplicated")
-    return patients, scores
+def _read_facts(file: Path) -> Facts:
+    """Return the facts in summary.json. Raises CrkdError if it is damaged."""
+    tree = read_summary(file)
+    try:
+        facts: Facts = msgspec.convert(tree, Facts)
+        if "dice" not in facts.mean:
+            raise ValueError("it has no Dice")
+        # Both read the configuration, which has no fixed type.
+        facts.settings(), facts.circumstances()
+    except DAMAGE as error:
+        raise damaged(file, error) from None
+    return facts
 
 
 def _current_step(checkpoint: Path) -> int:
@@ -196,6 +205,6 @@ def _current_step(checkpoint: Path) -> int:
         best = metrics["best"] or {}
         steps = {"last.pth": metrics["steps"], "best.pth": best.get("step", 0)}
         return int(steps.get(checkpoint.name, 0))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGE as error:
         reason = f"{type(error).__name__}: {error}"
         raise CrkdError(f"{file} cannot be used ({reason}); remove it") from None

@@ -2,6 +2,8 @@
 
 import math
 
+UNDEFINED = "–"
+
 
 def metric_heading(metric: str) -> str:
     """Return the heading of a metric: dice → Dice %, hd95_mm → HD95 mm, nsd_2mm → NSD % at 2mm."""
@@ -12,12 +14,12 @@ def metric_heading(metric: str) -> str:
 
 
 def format_values(metric: str, *values: float) -> list[str]:
-    """Format values for a table: overlaps in percent, distances in their unit, NaN as undefined."""
+    """Format values for a table: overlaps in percent, distances in their unit, NaN as –."""
     scale, digits = (100, 1) if higher_is_better(metric) else (1, 2)
     texts = []
     for value in values:
         rounded = round(scale * value, digits) + 0.0  # -0.0 becomes 0.0
-        texts.append("undefined" if math.isnan(value) else f"{rounded:.{digits}f}")
+        texts.append(UNDEFINED if math.isnan(value) else f"{rounded:.{digits}f}")
     return texts
 
 

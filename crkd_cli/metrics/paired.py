@@ -22,6 +22,8 @@ class Difference:
     low: float  # 95 % bootstrap interval over patients
     high: float
     n: int  # patients with a score of both methods
+    pairs: int  # scores, of a case and class, that are defined for both methods
+    left_out: int  # the other scores
     p: float  # two-sided Wilcoxon signed-rank test: are the differences symmetric about 0?
 
 
@@ -37,14 +39,18 @@ def paired(first: Values, second: Values, groups: Sequence[str]) -> Difference:
         second: Scores of the other method.
         groups: The patient of every case.
     """
-    cases = means(first - second)
+    differences = first - second
+    pairs = int(np.count_nonzero(~np.isnan(differences)))
+    left_out = differences.size - pairs
+    cases = means(differences)
     owners = np.array(groups)
     patients = np.array([means(cases[owners == group]) for group in dict.fromkeys(groups)])
     patients = patients[~np.isnan(patients)]
     if not len(patients):
-        return Difference(np.nan, np.nan, np.nan, 0, np.nan)
+        return Difference(np.nan, np.nan, np.nan, 0, pairs, left_out, np.nan)
     (summary,), _ = summarize(patients[:, None])
-    return Difference(summary.mean, summary.low, summary.high, len(patients), signed_rank(patients))
+    bounds = summary.mean, summary.low, summary.high
+    return Difference(*bounds, len(patients), pairs, left_out, signed_rank(patients))
 
 
 def signed_rank(differences: Values) -> float:

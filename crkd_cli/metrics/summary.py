@@ -23,7 +23,7 @@ class Summary:
     low: float  # 95 % interval of the mean
     high: float
     n: int  # cases with a defined score
-    undefined: int  # cases left out: both masks are empty
+    undefined: int  # cases left out, for example because both masks are empty
 
 
 def summarize(
@@ -51,11 +51,11 @@ def summarize(
     return classes, _summary(case_means, overall, means(draws), interval, owners)
 
 
-def means(values: Values) -> Values:
-    """Average `values` [..., n] over the last axis, without NaN; NaN if all are NaN."""
+def means(values: Values, axis: int = -1) -> Values:
+    """Average `values` over an axis, by default the last, without NaN; NaN if all are NaN."""
     defined = ~np.isnan(values)
-    counts = defined.sum(-1)
-    sums = np.where(defined, values, 0.0).sum(-1)
+    counts = defined.sum(axis)
+    sums = np.where(defined, values, 0.0).sum(axis)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 

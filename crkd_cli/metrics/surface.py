@@ -5,7 +5,7 @@ Empty masks, as the strict protocol scores them:
 
 | prediction | truth | distances            | nsd |
 |------------|-------|----------------------|-----|
-| empty      | empty | NaN (undefined)      | 1   |
+| empty      | empty | NaN (undefined)      | NaN |
 | one of the two empty | | the image's diagonal | 0   |
 """
 
@@ -38,7 +38,7 @@ def surface(prediction: Mask, truth: Mask, spacing: Sequence[float], tolerance: 
     """
     predicted, present = bool(prediction.any()), bool(truth.any())
     if not predicted and not present:
-        return Surface(math.nan, math.nan, math.nan, 1.0)
+        return Surface(math.nan, math.nan, math.nan, math.nan)
     if not predicted or not present:
         sides = [side * step for side, step in zip(truth.shape, spacing, strict=True)]
         diagonal = math.hypot(*sides)

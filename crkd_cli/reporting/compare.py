@@ -18,6 +18,7 @@ from crkd_cli.errors import UsageError
 from crkd_cli.evaluation.literature import PublishedRow, published_rows
 from crkd_cli.evaluation.results import Evaluation
 from crkd_cli.metrics.paired import Difference, holm, paired
+from crkd_cli.metrics.presence import Presence
 from crkd_cli.metrics.summary import means, summarize
 
 Scores = NDArray[np.float64]
@@ -31,7 +32,8 @@ class ScoreSummary:
     sd: float  # of the runs' means, n − 1: NaN for one run
     low: float  # 95 % interval of the mean over patients, given these runs
     high: float
-    undefined: int  # scores left out, of all runs and classes
+    n: int  # scores that count, of all runs and classes
+    undefined: int  # scores left out
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class MethodResult:
     scores: Scores  # [R, N, K − 1, M]
     classes: dict[str, list[ScoreSummary]]  # per foreground class, one per metric
     mean: list[ScoreSummary]  # over the classes, one per metric
+    presence: dict[str, Presence]  # of every class, summed over the runs
+
+    @property
+    def all_presence(self) -> Presence:
+        """The counts of all classes together."""
+        return sum(self.presence.values(), Presence(0, 0))
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,10 @@ class Comparison:
             trees = [_nan_to_none(asdict(score)) for score in scores]
             return dict(zip(self.common.metrics, trees, strict=True))
 
+        classes = {}
+        for name, value in self.common.classes.items():
+            presence, scores = asdict(entry.presence[name]), by_metric(entry.classes[name])
+            classes[name] = {"value": value, **presence, "scores": scores}
         runs = []
         for run in entry.runs:
             facts = run.facts
@@ -140,8 +152,8 @@ class Comparison:
         return {
             "method": entry.name,
             "runs": runs,
-            "classes": {name: by_metric(scores) for name, scores in entry.classes.items()},
-            "mean": by_metric(entry.mean),
+            "classes": classes,
+            "mean": {**asdict(entry.all_presence), "scores": by_metric(entry.mean)},
         }
 
 
@@ -181,7 +193,7 @@ def _check_comparable(first: Evaluation, other: Evaluation) -> None:
         "part": (first.facts.part, other.facts.part),
         "labeled cases": (first.facts.labeled, other.facts.labeled),
         "split": (first.facts.split, other.facts.split),
-        "classes": (", ".join(first.classes), ", ".join(other.classes)),
+        "classes": (_list_classes(first), _list_classes(other)),
         "scores": (", ".join(first.metrics), ", ".join(other.metrics)),
     }
     differences = [f"{name} ({a} and {b})" for name, (a, b) in pairs.items() if a != b]
@@ -203,6 +215,11 @@ def _check_comparable(first: Evaluation, other: Evaluation) -> None:
             f"{first.folder} and {other.folder} cannot be compared; "
             f"they differ in {'; '.join(differences)}"
         )
+
+
+def _list_classes(run: Evaluation) -> str:
+    """List the classes with their values in the label files."""
+    return ", ".join(f"{name} = {value}" for name, value in run.classes.items())
 
 
 def _check_repetitions(name: str, runs: list[Evaluation]) -> None:
@@ -246,11 +263,12 @@ def _summarize_method(name: str, runs: list[Evaluation], common: Evaluation) -> 
         aligned.append(run.scores[order])
     scores = np.stack(aligned)
     metrics = range(scores.shape[3])
-    classes = {}
+    classes, presence = {}, {}
     for k, label in enumerate(common.classes):
+        presence[label] = sum((run.presence[k] for run in runs), Presence(0, 0))
         classes[label] = [_summarize_scores(scores[:, :, [k], m], common.groups) for m in metrics]
     mean = [_summarize_scores(scores[..., m], common.groups) for m in metrics]
-    return MethodResult(name, runs, scores, classes, mean)
+    return MethodResult(name, runs, scores, classes, mean, presence)
 
 
 def _summarize_scores(scores: Scores, groups: list[str]) -> ScoreSummary:
@@ -262,7 +280,8 @@ def _summarize_scores(scores: Scores, groups: list[str]) -> ScoreSummary:
     run_means = means(means(scores.swapaxes(1, 2)))
     sd = float(run_means.std(ddof=1)) if len(scores) > 1 else nan
     undefined = int(np.isnan(scores).sum())
-    return ScoreSummary(overall.mean, sd, overall.low, overall.high, undefined)
+    counts = scores.size - undefined, undefined
+    return ScoreSummary(overall.mean, sd, overall.low, overall.high, *counts)
 
 
 def _paired_tests(entries: list[MethodResult], m: int) -> list[PairedTest]:

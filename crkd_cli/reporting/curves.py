@@ -34,7 +34,8 @@ def draw_curves(folder: Path) -> None:
 
 def _choose_panels(lines: Lines) -> dict[str, list[str]]:
     """Return the names of the values in every panel that has any, by its title."""
-    names = list(dict.fromkeys(name for line in lines for name in line if name != "step"))
+    defined = [name for line in lines for name, value in line.items() if value is not None]
+    names = [name for name in dict.fromkeys(defined) if name != "step"]
     validation = [name for name in names if name.startswith("val")]
     pseudo_labels = [name for name in names if name == "kept" or name.startswith("share_")]
     label_shares = [f"label_{name}" for name in mean_label_shares(lines)]
@@ -60,7 +61,7 @@ def _draw_panel(axes: "Axes", title: str, names: Sequence[str], lines: Lines) ->
 
 def _draw_curve(axes: "Axes", name: str, lines: Lines) -> Any:
     """Draw the values called `name` over the steps; return the curve's color."""
-    points = [(line["step"], line[name]) for line in lines if name in line]
+    points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
     steps, values = zip(*points, strict=True)
     marker = "o" if len(points) < FEW_POINTS else None
     (curve,) = axes.plot(steps, values, label=name, linewidth=1.2, marker=marker, markersize=3)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crkd_cli.metrics.names import higher_is_better, metric_heading
+from crkd_cli.metrics.names import format_values, higher_is_better, metric_heading
 from crkd_cli.metrics.summary import means
 from crkd_cli.reporting.compare import Comparison, mean_over_runs
 from crkd_cli.runtime.metrics_log import mean_label_shares, read_log
@@ -51,7 +51,7 @@ def learning_curves(comparison: Comparison) -> list[Figure]:
     for name, title in titles.items():
         curves = []
         for i, log in logs:
-            points = [(line["step"], line[name]) for line in log if name in line]
+            points = [(line["step"], line[name]) for line in log if line.get(name) is not None]
             if points:
                 curves.append((i, points))
         if curves:
@@ -112,7 +112,7 @@ def _case_figure(comparison: Comparison, m: int) -> Figure:
         dots.set(alpha=0.55, markeredgewidth=0)
         axes.plot([scale * mean.low, scale * mean.high], [i, i], color=_INK, linewidth=1.6)
         axes.plot([scale * mean.mean], [i], "D", color=_INK, markersize=5)
-        texts.append(f"{entry.name}: mean {scale * mean.mean:.1f}")
+        texts.append(f"{entry.name}: mean {format_values(metric, mean.mean)[0]}")
     axes.set_yticks(range(count), [entry.name for entry in comparison.entries])
     axes.set_ylim(count - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.2, color=_INK)

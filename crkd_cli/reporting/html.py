@@ -68,7 +68,7 @@ def _write_page(
 ) -> Path:
     from jinja2 import Environment, StrictUndefined
 
-    best = max(comparison.entries, key=lambda entry: entry.mean[0].mean)
+    best = max(comparison.entries, key=lambda entry: np.nan_to_num(entry.mean[0].mean, nan=-1.0))
     pictures = _case_pictures(best.runs[0], root, notify, progress, device)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -115,8 +115,12 @@ def _case_pictures(
     checkpoint = load_checkpoint(run.checkpoint)
     store = Store(root / "prepared" / checkpoint.config.data.name)
     _check_unchanged(run, checkpoint, store)
-    ascending = [run.cases[i] for i in np.argsort(means(run.scores[:, :, 0]), kind="stable")]
-    groups = {"Worst": ascending[:CASES_PER_GROUP]}
+    dice = means(run.scores[:, :, 0])
+    defined = np.flatnonzero(~np.isnan(dice))
+    ascending = [run.cases[i] for i in defined[np.argsort(dice[defined], kind="stable")]]
+    groups = {}
+    if worst := ascending[:CASES_PER_GROUP]:
+        groups["Worst"] = worst
     if best := ascending[CASES_PER_GROUP:][-CASES_PER_GROUP:]:
         groups["Best"] = best[::-1]
 

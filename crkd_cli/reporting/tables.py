@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from crkd_cli.evaluation.literature import PublishedRow
-from crkd_cli.metrics.names import format_values, higher_is_better, metric_heading
+from crkd_cli.metrics.names import UNDEFINED, format_values, higher_is_better, metric_heading
 from crkd_cli.metrics.paired import Difference
 from crkd_cli.paths import atomic_write
 from crkd_cli.reporting.compare import Comparison, MethodResult, PairedTest, ScoreSummary
+from crkd_cli.text import csv_cell
+
+FALSE_POSITIVES = "false positives"
 
 
 class Cell(NamedTuple):
@@ -35,6 +38,13 @@ class Table:
     words: int  # columns on the left that contain words; the others contain numbers
     sections: list[list[Row]]  # groups of rows
     notes: list[str]
+
+    @property
+    def width(self) -> int:
+        """The columns of text that the table needs."""
+        rows = [self.headings, *([cell.text for cell in row] for row in chain(*self.sections))]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return sum(widths) + 3 * (len(widths) - 1)
 
 
 def tables(comparison: Comparison, max_classes: int | None = None) -> list[Table]:
@@ -65,7 +75,7 @@ def _score_table(comparison: Comparison, max_classes: int | None) -> Table:
     undefined = sum(score.undefined for entry in comparison.entries for score in entry.mean)
     if undefined:
         notes.append(f"{undefined} scores are undefined and left out.")
-    classes = common.classes
+    classes = list(common.classes)
     if max_classes is not None and len(classes) > max_classes:
         notes.append(f"The scores of the {len(classes)} classes are in the files: --out.")
         classes = []
@@ -74,6 +84,11 @@ def _score_table(comparison: Comparison, max_classes: int | None) -> Table:
     sections = []
     for m, metric in enumerate(common.metrics):
         sections.append(_score_rows(comparison.entries, m, metric, classes))
+    if any(entry.all_presence.absent for entry in comparison.entries):
+        sections.append(_false_positive_rows(comparison.entries, classes))
+        notes.append(
+            f"{FALSE_POSITIVES}: how many of the cases without the class have it predicted."
+        )
     return Table(title, headings, 2, sections, notes)
 
 
@@ -102,6 +117,16 @@ def _score_rows(entries: list[MethodResult], m: int, metric: str, classes: list[
     return rows
 
 
+def _false_positive_rows(entries: list[MethodResult], classes: list[str]) -> list[Row]:
+    """Return one row per method with its false positives, of all classes and of `classes`."""
+    rows = []
+    for entry in entries:
+        texts = [FALSE_POSITIVES, entry.name, str(len(entry.runs)), str(entry.all_presence), ""]
+        texts += [str(entry.presence[name]) for name in classes]
+        rows.append([Cell(text) for text in texts])
+    return rows
+
+
 def _mean_and_sd(metric: str, score: ScoreSummary) -> str:
     mean, sd = format_values(metric, score.mean, score.sd)
     return mean if isnan(score.sd) else f"{mean} ± {sd}"
@@ -125,31 +150,36 @@ def _mark_best(metric: str, values: list[float], texts: list[str]) -> Row:
 
 
 def _test_table(comparison: Comparison) -> Table:
+    some_left_out = any(test.difference.left_out for test in comparison.tests)
     sections = []
     for metric in comparison.common.metrics:
         tests = [test for test in comparison.tests if test.metric == metric]
-        sections.append([_test_row(test) for test in tests])
-    headings = ["score", "methods", "difference", "95 % CI", comparison.unit, "p", "p (Holm)"]
-    return Table("paired differences", headings, 2, sections, comparison.explanation()[2:])
+        sections.append([_test_row(test, some_left_out) for test in tests])
+    headings = ["score", "methods", "difference", "95 % CI", comparison.unit]
+    notes = comparison.explanation()[2:]
+    if some_left_out:
+        headings.append("pairs")
+        notes.append("pairs: scores of a case and class that are defined for both methods, of all.")
+    return Table("paired differences", [*headings, "p", "p (Holm)"], 2, sections, notes)
 
 
-def _test_row(test: PairedTest) -> Row:
+def _test_row(test: PairedTest, some_left_out: bool) -> Row:
     difference = test.difference
-    texts = (
+    texts = [
         metric_heading(test.metric),
         f"{test.first} − {test.second}",
         *format_values(test.metric, difference.mean),
         _interval(test.metric, difference.low, difference.high),
         str(difference.n),
-        _format_p(difference.p),
-        _format_p(test.p_holm),
-    )
-    return [Cell(text) for text in texts]
+    ]
+    if some_left_out:
+        texts.append(f"{difference.pairs}/{difference.pairs + difference.left_out}")
+    return [Cell(text) for text in (*texts, _format_p(difference.p), _format_p(test.p_holm))]
 
 
 def _format_p(p: float) -> str:
     if isnan(p):
-        return "undefined"
+        return UNDEFINED
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -191,7 +221,8 @@ def _write_csv(file: Path, records: list[dict[str, Any]], columns: Iterable[str]
     ):
         writer = csv.DictWriter(lines, list(columns))
         writer.writeheader()
-        writer.writerows(records)
+        for record in records:
+            writer.writerow({key: csv_cell(value) for key, value in record.items()})
 
 
 def _method_records(tree: dict[str, Any]) -> list[dict[str, Any]]:
@@ -204,9 +235,11 @@ def _method_records(tree: dict[str, Any]) -> list[dict[str, Any]]:
             "method": method["method"],
             "runs": len(method["runs"]),
         }
-        for name, scores in {**method["classes"], "mean": method["mean"]}.items():
-            for metric, score in scores.items():
-                records.append({**names, "class": name, "metric": metric, **score})
+        for name, info in [*method["classes"].items(), ("mean", method["mean"])]:
+            for metric, score in info["scores"].items():
+                class_facts = {"class": name, "value": info.get("value"), "metric": metric}
+                counts = {key: info[key] for key in ("absent", "false_positives")}
+                records.append({**names, **class_facts, **score, **counts})
     return records
 
 

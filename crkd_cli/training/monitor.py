@@ -1,5 +1,6 @@
 """Warns when the log shows that a training run goes wrong: each sign once, in one line."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
@@ -14,6 +15,8 @@ FACTOR = 5.0
 PATIENCE = 0.1
 # Validation Dice falls if it is below this fraction of the best.
 FALL = 0.5
+# Classes that a warning names.
+MAX_NAMES = 5
 
 Values = Mapping[str, float | None]
 
@@ -33,7 +36,7 @@ def label_shares(label: Tensor, classes: int, *, has_ignored: bool = False) -> d
 
 
 class TrainingMonitor:
-    """Checks the log lines of a run as they are written.
+    """Checks the log lines of a run as they are written; None or NaN are undefined values.
 
     `classes` includes the background; `steps` is the length of the run. `lines` are the earlier log
     lines of a resumed run, whose signs are not reported again.
@@ -57,10 +60,10 @@ class TrainingMonitor:
             share = values.get(f"label_share_{k}")
             if share is not None:
                 self._label_shares[k].append(share)
-        if step < PATIENCE * self._steps:
-            return []
-        warnings = [self._check_share(step, k, values) for k in foreground]
-        warnings.append(self._check_dice(step, values))
+        warnings = [self._check_absent_classes(values)]
+        if step >= PATIENCE * self._steps:
+            warnings += [self._check_share(step, k, values) for k in foreground]
+            warnings.append(self._check_dice(step, values))
         return [warning for warning in warnings if warning]
 
     def _check_share(self, step: int, k: int, values: Values) -> str | None:
@@ -82,9 +85,22 @@ class TrainingMonitor:
             "label more cases"
         )
 
+    def _check_absent_classes(self, values: Values) -> str | None:
+        classes = self._classes[1:]
+        absent = [name for name in classes if _is_undefined(values, f"val/dice/{name}")]
+        if not absent or not self._is_new("absent"):
+            return None
+        names = ", ".join(absent[:MAX_NAMES])
+        if len(absent) > MAX_NAMES:
+            names += f" or {len(absent) - MAX_NAMES} other classes"
+        consequence = "best.pth is chosen by the other classes"
+        if _is_undefined(values, "val/dice"):
+            consequence = "best.pth is not chosen, and the last checkpoint is the result"
+        return f"warning: no validation case contains {names}, so {consequence}"
+
     def _check_dice(self, step: int, values: Values) -> str | None:
         dice = values.get("val/dice")
-        if dice is None:
+        if dice is None or math.isnan(dice):
             return None
         if dice > self._best_dice:
             self._best_dice, self._best_step = dice, step
@@ -101,3 +117,11 @@ class TrainingMonitor:
         is_new = sign not in self._reported
         self._reported.add(sign)
         return is_new
+
+
+def _is_undefined(values: Values, name: str) -> bool:
+    """Return whether `values` contain an undefined value called `name`."""
+    if name not in values:
+        return False
+    value = values[name]
+    return value is None or math.isnan(value)

@@ -1,6 +1,7 @@
 """Validation during training: a copy of the method is scored in a background thread."""
 
 import copy
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,13 +14,15 @@ from crkd_cli.data.store import Store
 from crkd_cli.inference.inferer import Inferer
 from crkd_cli.methods.base import Method
 from crkd_cli.metrics.overlap import confusion, dice
+from crkd_cli.metrics.presence import drop_absent_classes
+from crkd_cli.metrics.summary import means
 from crkd_cli.runtime.checkpoint import Checkpoint, save_checkpoint
 from crkd_cli.training.batch_norm import BatchNormRecalibration
 
 
 @dataclass(frozen=True)
 class ValidationScore:
-    """The Dice of a snapshot, in [0, 1]."""
+    """The Dice of a snapshot, in [0, 1], or NaN if undefined."""
 
     step: int
     dice: dict[str, float]  # "dice/NAME" of every foreground class, and "dice", their mean
@@ -28,8 +31,9 @@ class ValidationScore:
 class Validator:
     """Scores snapshots on the validation cases, one at a time, and saves the best as best.pth.
 
-    Of equal scores the earliest is the best. `template` is the checkpoint of the run, without
-    weights. With `recalibration`, a snapshot predicts with recomputed batch norm statistics.
+    Of equal scores the earliest is the best; an undefined one never is. `template` is the
+    checkpoint of the run, without weights. With `recalibration`, a snapshot predicts with
+    recomputed batch norm statistics.
     """
 
     def __init__(
@@ -90,7 +94,8 @@ class Validator:
     def _score(self, snapshot: Checkpoint) -> ValidationScore:
         self._inferer.refresh()
         scores = validation_dice(self._inferer, self._store, self._cases)
-        if self.best is None or scores["dice"] > self.best["dice"]:
+        best = -math.inf if self.best is None else self.best["dice"]
+        if scores["dice"] > best:  # False for NaN
             self.best = {"step": snapshot.step, "dice": scores["dice"]}
             save_checkpoint(replace(snapshot, best=self.best), self._path)
         return ValidationScore(snapshot.step, scores)
@@ -99,14 +104,18 @@ class Validator:
 def validation_dice(inferer: Inferer, store: Store, cases: Sequence[str]) -> dict[str, float]:
     """Return the Dice over `cases`, in [0, 1].
 
-    "dice/NAME" is the mean over the cases of a foreground class, "dice" the mean of the classes.
+    "dice/NAME" is the mean over the cases of a foreground class, "dice" the mean of the classes. As
+    in an evaluation, a case counts for a class that is in its label or predicted; a class that no
+    label contains is NaN and does not count.
     """
     classes = store.spec.class_names
-    scores = []
+    scores, sizes = [], []
     for case in cases:
         reference = store.native_label(case)
         prediction = inferer(store.image(case), reference.shape)
-        scores.append(dice(confusion(prediction, reference, len(classes)))[1:])
-    means = np.mean(scores, axis=0)
-    by_class = {f"dice/{name}": float(mean) for name, mean in zip(classes[1:], means, strict=True)}
-    return {"dice": float(means.mean()), **by_class}
+        voxels = confusion(prediction, reference, len(classes))
+        scores.append(dice(voxels)[1:])
+        sizes.append(voxels.sum(0)[1:])
+    by_class = means(drop_absent_classes(np.stack(scores), np.stack(sizes)), axis=0)
+    named = {f"dice/{name}": float(mean) for name, mean in zip(classes[1:], by_class, strict=True)}
+    return {"dice": float(means(by_class)), **named}

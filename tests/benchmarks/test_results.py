@@ -1,5 +1,6 @@
 """Records of runs and the page made of them, compared with figures computed by hand."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,13 @@ def test_a_record_has_the_scores_of_every_case(tmp_path):
     tree = {"protocol": "strict", "dataset": "acdc", "part": "test", "cases": 2, "labeled": 3}
     tree |= {"method": "supervised", "split": "s", "seed": 5, "checkpoint": "last.pth", "step": 9}
     tree |= {"truth": "0", "interval": "95 %", "config": config, "mean": dice}
-    summary = json.dumps(tree | {"classes": {"organ": dice}})
-    log = '{"step": 3, "loss": 1}\n{"step": 3, "val/dice": 0.4567}\n'
-    cases = "case,group,class,dice\na,p,organ,0.612345\nb,p,organ,\n"
+    cases = "case,group,class,value,truth_size,predicted_size,dice\n"
+    cases += "a,p,organ,1,5,6,0.612345\nb,p,organ,1,0,0,\n"
+    tree |= {"format": "crkd evaluation 2", "classes": {"organ": {"value": 1, "scores": dice}}}
+    tree["cases_csv"] = {"rows": 2, "sha256": hashlib.sha256(cases.encode()).hexdigest()}
+    summary = json.dumps(tree)
+    lines = ['{"step": 3, "loss": 1}', '{"step": 3, "val/dice": 0.4567}']
+    log = "\n".join([*lines, '{"step": 6, "val/dice": null}', ""])
     for name, text in (("summary.json", summary), ("cases.csv", cases), ("../log.jsonl", log)):
         (folder / name).write_text(text, encoding="utf-8")
     (folder.parent / "last.pth").touch()

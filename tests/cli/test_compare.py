@@ -59,19 +59,19 @@ def test_files_agree_with_stdout(cli, runs, tmp_path):
     tree = json.loads(result.stdout)
     assert tree == json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert (tmp_path / "out" / "tests.csv").read_text().split() == [
-        "metric,first,second,mean,low,high,n,p,p_holm"
+        "metric,first,second,mean,low,high,n,pairs,left_out,p,p_holm"
     ]
     assert [run["seed"] for run in tree["methods"][0]["runs"]] == [1, 2]
     with (tmp_path / "out" / "scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["class"] for row in rows} == {"disc", "mean"}
     for row in rows:
-        expected = (
-            tree["methods"][0]["mean"]
-            if row["class"] == "mean"
-            else tree["methods"][0]["classes"]["disc"]
-        )
-        assert {key: float(row[key]) for key in expected[row["metric"]]} == expected[row["metric"]]
+        method = tree["methods"][0]
+        expected = method["mean"] if row["class"] == "mean" else method["classes"]["disc"]
+        assert row["value"] == ("" if row["class"] == "mean" else "1")
+        scores = expected["scores"][row["metric"]]
+        assert {key: float(row[key]) for key in scores} == scores
+        assert (row["absent"], row["false_positives"]) == ("0", "0")
     text = (tmp_path / "out" / "comparison.md").read_text()
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert widths == {7}  # one table, six columns wide: score, method, runs, mean, interval, disc

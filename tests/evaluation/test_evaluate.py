@@ -1,8 +1,7 @@
-"""Evaluation: scores against medpy, the rules of both protocols, and the files it writes."""
+"""Evaluation: scores against medpy, absent classes, and the rules of the paper protocol."""
 
 import csv
 import json
-import math
 from pathlib import Path
 
 import msgspec
@@ -13,10 +12,10 @@ from medpy.metric import binary
 
 from crkd_cli.cli.console import progress
 from crkd_cli.config import Frame
-from crkd_cli.data.store import CaseInfo, numbered_classes
+from crkd_cli.data.store import numbered_classes
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.evaluation import paper
-from crkd_cli.evaluation.evaluate import Scorer, evaluate
+from crkd_cli.evaluation.evaluate import evaluate
 from crkd_cli.evaluation.literature import published_rows
 from crkd_cli.evaluation.results import find_evaluation
 from crkd_cli.inference.inferer import Inferer
@@ -78,7 +77,9 @@ def test_strict_scores_are_medpys(dims, spacing, make_store, make_checkpoint, tm
     dice = [float(row["dice"]) for row in table]
     tree = json.loads((report.folder / "summary.json").read_text())
     assert tree["mean"]["dice"]["mean"] == pytest.approx(np.mean(dice), abs=1e-6)
-    assert tree["classes"]["disc"]["dice"]["sd"] == pytest.approx(np.std(dice, ddof=1), abs=1e-6)
+    assert tree["classes"]["disc"]["scores"]["dice"]["sd"] == pytest.approx(
+        np.std(dice, ddof=1), abs=1e-6
+    )
     facts = (tree["protocol"], tree["part"], tree["cases"], tree["step"])
     assert facts == ("strict", "test", 3, 10)
     assert report.folder == file.parent / "evaluation-strict-test"
@@ -118,7 +119,7 @@ def test_validation_is_the_mean_dice(dims, make_store, make_checkpoint, tmp_path
     scores = validation_dice(inferer, store, ["p00", "p01", "p02"])
     report, _ = run(file, tmp_path)
     assert scores == pytest.approx(
-        {"dice": report.mean[0].mean, "dice/disc": report.classes["disc"][0].mean}
+        {"dice": report.mean[0].mean, "dice/disc": report.classes["disc"].scores[0].mean}
     )
 
 
@@ -172,41 +173,6 @@ def test_there_is_no_published_protocol_for_your_own_data(make_store, make_check
     store = make_store()
     with pytest.raises(UsageError, match="no published protocol for folder data"):
         run(make_checkpoint(store.spec, FRAMES[2], test=("p00",)), tmp_path, protocol="paper")
-
-
-@pytest.mark.parametrize(
-    ("prediction", "truth", "dice", "distance", "nsd"),
-    [
-        ([], [], 1, math.nan, 1),
-        ([5], [], 0, "diagonal", 0),
-        ([], [5], 0, "diagonal", 0),
-        ([5], [5], 1, 0, 1),
-    ],
-    ids=["both empty", "no truth", "no prediction", "equal"],
-)
-def test_strict_rules_for_empty_masks(dims, prediction, truth, dice, distance, nsd):
-    shape, spacing = (8, 9, 7)[:dims], (3.0, 1.0, 2.0)[:dims]
-    case = CaseInfo(
-        id="x",
-        group="x",
-        shape=shape,
-        spacing_mm=spacing,
-        source="x",
-        sha256="0",
-        label_sha256="0",
-        intensity={},
-    )
-    masks = []
-    for voxels in (prediction, truth):
-        mask = np.zeros(shape, np.uint8)
-        for at in voxels:
-            mask[(at,) * dims] = 1
-        masks.append(mask)
-    scores = Scorer("folder", 2, "strict", [case])(*masks, case)[0]
-    diagonal = math.sqrt(sum((side * step) ** 2 for side, step in zip(shape, spacing, strict=True)))
-    distance = diagonal if distance == "diagonal" else distance
-    expected = [dice, dice, distance, distance, distance, nsd]
-    assert scores.tolist() == pytest.approx(expected, nan_ok=True)
 
 
 def test_pictures_are_scored_at_their_native_size(make_store, make_checkpoint, tmp_path, rng):

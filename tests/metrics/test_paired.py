@@ -67,13 +67,13 @@ def test_per_patient_means_by_hand():
     second = np.array([[0.8, 0.4], [0.5, 0.3], [0.4, 0.2], [0.1, NAN]])
     # a: cases 0.2 and 0.1; b: class 1 only, 0.4; c: no class with both scores
     difference = paired(first, second, ["a", "a", "b", "c"])
-    assert difference.n == 2
+    assert (difference.n, difference.pairs, difference.left_out) == (2, 5, 3)
     assert difference.mean == pytest.approx((0.15 + 0.4) / 2)
     assert difference.p == 0.5  # two of the four signs are as extreme
 
 
 def test_no_common_scores():
     difference = paired(np.array([[NAN], [0.5]]), np.array([[0.5], [NAN]]), ["a", "b"])
-    assert difference.n == 0
+    assert (difference.n, difference.pairs, difference.left_out) == (0, 0, 2)
     values = (difference.mean, difference.low, difference.high, difference.p)
     assert all(math.isnan(value) for value in values)

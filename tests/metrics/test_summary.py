@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from crkd_cli.metrics.summary import summarize
+from crkd_cli.metrics.summary import means, summarize
 
 NAN = math.nan
 
@@ -20,6 +20,16 @@ def test_means_by_hand():
     assert mean.mean == pytest.approx(0.65)  # of the classes' means, not of all values
     assert mean.n == 3
     assert mean.sd == pytest.approx(np.std([0.6, 0.4, 0.75], ddof=1))
+
+
+def test_means_of_defined_values_are_numpys(rng):
+    """Bit for bit where all are defined, over either axis."""
+    values = rng.random((30, 5))
+    assert means(values).tolist() == values.mean(-1).tolist()
+    assert means(values, axis=0).tolist() == values.mean(0).tolist()
+    values[:, 1], values[3, 2] = NAN, NAN
+    expected = [*values[:, 0:1].mean(0), NAN, np.delete(values[:, 2], 3).mean()]
+    assert means(values, axis=0)[:3] == pytest.approx(expected, nan_ok=True)
 
 
 def test_bootstrap_agrees_with_scipy(rng):

@@ -78,6 +78,30 @@ def test_a_fall_below_half_of_the_best_dice_is_reported_once() -> None:
     )
 
 
+@pytest.mark.parametrize("undefined", [None, float("nan")])
+def test_classes_that_no_validation_case_contains_are_named_once(undefined: float | None) -> None:
+    some = {"val/dice": 0.4, "val/dice/lumen": 0.4, "val/dice/wall": undefined}
+    line = "warning: no validation case contains wall, so best.pth is chosen by the other classes"
+    monitor = TrainingMonitor(CLASSES, STEPS)
+    assert warnings_of({10: some, 20: some, 500: some}, monitor) == {10: [line]}
+    resumed = TrainingMonitor(CLASSES, STEPS, [{"step": 10, **some}])
+    assert warnings_of({20: some}, resumed) == {}
+
+    nothing = dict.fromkeys(some, undefined)
+    line = (
+        "warning: no validation case contains lumen, wall, so best.pth is not chosen, and the last "
+        "checkpoint is the result"
+    )
+    assert warnings_of({10: nothing, 20: nothing, 500: nothing}) == {10: [line]}
+
+
+def test_a_warning_names_a_few_of_many_classes() -> None:
+    classes = ("background", *(f"c{k}" for k in range(1, 10)))
+    values: Values = {f"val/dice/c{k}": None for k in range(1, 9)}
+    (text,) = TrainingMonitor(classes, STEPS)(10, values | {"val/dice": 0.5, "val/dice/c9": 0.5})
+    assert "contains c1, c2, c3, c4, c5 or 3 other classes, so" in text
+
+
 def test_a_resumed_run_keeps_counting_and_does_not_repeat_warnings() -> None:
     lines = [{"step": step, **shares(0.0)} for step in range(100, 301, 50)]
     early = TrainingMonitor(CLASSES, STEPS, [line for line in lines if line["step"] <= 150])
