@@ -15,7 +15,7 @@ import numpy as np
 from scipy.ndimage import zoom
 
 from crkd_cli.data.splits import Split, split_file, write_split
-from crkd_cli.data.store import RECIPE, CaseInfo, DatasetSpec, Index, Store
+from crkd_cli.data.store import RECIPE, CaseInfo, DatasetSpec, Index, Store, numbered_classes
 from crkd_cli.data.synthetic import atrium, short_axis
 from crkd_cli.paths import packaged_folder
 from crkd_cli.training.loop import Run
@@ -72,9 +72,10 @@ class Inputs:
 def synthetic(scratch: Path, sizes: Sizes = Sizes()) -> Inputs:
     """Write both stores under `scratch`."""
     prepared = scratch / "data" / "prepared"
-    organs = ("background", "right ventricle", "myocardium", "left ventricle")
+    organs = numbered_classes(("background", "right ventricle", "myocardium", "left ventricle"))
     acdc = DatasetSpec("acdc", "acdc", organs, 1, "mr", 3, "minmax")
-    la = DatasetSpec("la", "la", ("background", "atrium"), 1, "mr", 3, "zscore", z_last=True)
+    atria = numbered_classes(("background", "atrium"))
+    la = DatasetSpec("la", "la", atria, 1, "mr", 3, "zscore", z_last=True)
     _write_store(prepared / "acdc", acdc, sizes.acdc, short_axis)
     _write_store(prepared / "la", la, sizes.la, atrium)
     return Inputs(scratch, sizes)
