@@ -77,7 +77,7 @@ def read_case(source: Source, raw: RawCase, spec: DatasetSpec, folder: Path | No
     label: LabelMap | None = None
     try:
         volume = source.open_image(raw.image, spec)
-        result.states_spacing = volume.geometry is not None
+        result.states_spacing = volume.geometry is not None and volume.geometry.spacing is not None
     except CrkdError as error:
         result.image_error = error
     for file in raw.labels:
@@ -90,7 +90,7 @@ def read_case(source: Source, raw: RawCase, spec: DatasetSpec, folder: Path | No
         return result
     try:
         if label is not None:
-            _check_pair(raw.labels[0].path, label, volume)
+            _check_pair(raw, raw.labels[0].path, label, volume)
         _store(source, result, volume, label, spec, folder)
     except CrkdError as error:
         result.pair_error = error
@@ -170,29 +170,23 @@ def _foreground(
     return foreground(labels, values.counts)
 
 
-def _check_pair(path: Path, label: LabelMap, volume: Volume) -> None:
-    """Raise CrkdError unless every voxel of the label lies on the same voxel of the image."""
+def _check_pair(raw: RawCase, path: Path, label: LabelMap, volume: Volume) -> None:
+    """Raise CrkdError unless every voxel of a label lies on the same voxel of the image."""
     if label.array.shape != volume.size:
         raise CrkdError(
             f"{path} has shape {label.array.shape}, its image {volume.size}; "
             "image and label must match"
         )
-    if label.geometry is None or volume.geometry is None:
+    of_label, of_image = label.geometry, volume.geometry
+    if of_label is None or of_image is None:
         return
-    half_voxel = min(volume.geometry.spacing) / 2
-    tolerances = {"spacing": 1e-3, "origin": half_voxel, "direction": 1e-2}
-    for name, tolerance in tolerances.items():
-        of_label, of_image = getattr(label.geometry, name), getattr(volume.geometry, name)
-        if not np.allclose(of_label, of_image, rtol=0, atol=tolerance):
-            axes = ", ".join("zyx"[-len(label.geometry.spacing) :])
-            raise CrkdError(
-                f"{path} has {name} ({axes}) {_z_first(of_label)}, "
-                f"its image {_z_first(of_image)}; resample or repair the label"
-            )
-
-
-def _z_first(values: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(round(value, 3) for value in values[::-1])
+    size = volume.size if volume.z_last else volume.size[::-1]
+    distance = of_label.distance(of_image, size)
+    if distance > min(of_image.spacing or of_label.spacing or (1.0,)) / 2:
+        raise CrkdError(
+            f"{path} lies up to {distance:.3g} mm away from its image {raw.image}: it has "
+            f"{of_label}; its image has {of_image}; resample or repair the label"
+        )
 
 
 def _statistics(array: NDArray[Any]) -> dict[str, float]:

@@ -171,8 +171,11 @@ def test_labels_with_other_geometry(prepare_data, volumes, tmp_path, rng):
         prepare_data,
         tmp_path,
         volumes,
-        "labels/a.nii.gz has spacing (z, y, x) (2.0, 1.5, 1.0)",
-        "labels/b.nii.gz has direction (z, y, x) (1.0, ",
+        # The corner (8, 7, 3) is 7 · 0.5 and 3 · 1 mm away.
+        "labels/a.nii.gz lies up to 4.61 mm away from its image images/a.nii.gz: it has spacing "
+        "(z, y, x) (2.0, 1.5, 1.0), ",
+        "axes RAS; its image has spacing (z, y, x) (1.0, 1.0, 1.0), origin (0.0, 0.0, 0.0), "
+        "axes LPS",
     )
 
 

@@ -1,6 +1,7 @@
 """Read and write image files of any supported format, chosen by suffix.
 
-Formats: PNG, JPG, TIFF (`pictures`), HDF5 (`hdf5`), NIfTI, NRRD and MHA (`medical`).
+Formats: PNG, JPG, TIFF, BMP and GIF (`pictures`), HDF5 (`hdf5`), NIfTI, NRRD and MetaImage
+(`medical`).
 
 Arrays are [C, *S] for images and [*S] for label maps. *S is [y, x] or [z, y, x]; with `z_last`,
 medical volumes are returned as [x, y, z]. HDF5 arrays are always returned as stored.
@@ -15,13 +16,26 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli.data.raw import hdf5, medical, pictures
-from crkd_cli.data.raw.medical import Geometry
+from crkd_cli.data.raw import content, hdf5, medical, pictures
+from crkd_cli.data.raw.geometry import Geometry
+from crkd_cli.data.raw.isolation import IsolatedProcessError
+from crkd_cli.data.raw.limits import check_regular
 from crkd_cli.errors import CrkdError
 from crkd_cli.paths import atomic_write
 
 SUFFIXES = (*pictures.SUFFIXES, *medical.SUFFIXES, *hdf5.SUFFIXES)
+DATA_SUFFIXES = (".img", ".raw", ".zraw")  # of the files that belong to a header
 MAX_CHANNEL_SPREAD = 32  # JPEG compression separates equal channels by no more than this
+# A mask is one file without loss, so it has another suffix than these images.
+MASK_SUFFIXES = {
+    ".jpg": ".png",
+    ".jpeg": ".png",
+    ".bmp": ".png",
+    ".gif": ".png",
+    ".hdr": ".nii",
+    ".nhdr": ".nrrd",
+    ".mhd": ".mha",
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,7 @@ class Volume:
     size: tuple[int, ...]  # *S of the file, in the axis order of `array`
     geometry: Geometry | None = None  # of medical files
     z_last: bool = False  # `array` is [x, y, z] while the file is [z, y, x]
+    dpi: tuple[float, float] | None = None  # x, y; of pictures that state it
 
 
 @dataclass(frozen=True)
@@ -58,17 +73,18 @@ def read_image(path: Path, z_last: bool = False) -> Volume:
     """
     with _readable(path) as kind:
         if kind in pictures.SUFFIXES:
-            array = pictures.read(path)
-            return Volume(array, None, array.shape[1:])
+            array, dpi = pictures.read(path)
+            return Volume(array, None, array.shape[1:], dpi=dpi)
         if kind in hdf5.SUFFIXES:
             array = hdf5.read(path, "image")
             return Volume(array, None, array.shape[1:])
-        array, geometry = medical.read(path)
+        array, geometry = medical.read(path, kind)
 
-    spacing = geometry.spacing[::-1]
     turned = z_last and array.ndim == 4
     if turned:
         array = array.transpose(0, 3, 2, 1)
+    spacing = geometry.spacing
+    if spacing is not None and not turned:
         spacing = spacing[::-1]
     return Volume(array, spacing, array.shape[1:], geometry, turned)
 
@@ -81,35 +97,40 @@ def read_label(path: Path, z_last: bool = False) -> LabelMap:
     geometry = None
     with _readable(path) as kind:
         if kind in pictures.SUFFIXES:
-            array = pictures.read(path, as_label=True)
+            array = pictures.read(path, as_label=True).array
         elif kind in hdf5.SUFFIXES:
             array = hdf5.read(path, "label")
         else:
-            array, geometry = medical.read(path)
+            array, geometry = medical.read(path, kind)
             if z_last and array.ndim == 4:
                 array = array.transpose(0, 3, 2, 1)
     return LabelMap(_as_integers(_single_channel(array, path), path), geometry)
 
 
-def write_label(path: Path, label: NDArray[np.uint8], like: Volume) -> None:
-    """Write the class numbers `label` [*S] with the geometry of the image `like`.
+def write_label(path: Path, label: NDArray[Any], like: Volume) -> None:
+    """Write the integers `label` [*S] with the geometry of the image `like`.
 
-    The suffix of `path` determines the format (see `label_name`). Raises CrkdError if the file
-    cannot be written.
+    The suffix of `path` determines the format (see `label_name`); the values are stored in the
+    smallest type of the format that holds them all. Raises CrkdError if there is none, or if the
+    file cannot be written.
     """
     if label.shape != like.size:
         raise CrkdError(
             f"cannot write {path}: the mask has shape {label.shape}, its image {like.size}"
         )
     kind = suffix(path)
+    label = _smallest(label)
     with atomic_write(path) as temporary:
         if kind in pictures.SUFFIXES:
-            pictures.write(temporary, label, kind)
+            try:
+                pictures.write(temporary, label, kind, like.dpi)
+            except CrkdError as error:
+                raise CrkdError(f"cannot write {path}: {error}") from None
         elif kind in hdf5.SUFFIXES:
             hdf5.write(temporary, label)
         else:
             array = label.transpose(2, 1, 0) if like.z_last else label
-            medical.write(temporary, array, like.geometry)
+            medical.write(temporary, array, kind, like.geometry)
 
 
 def probe(path: Path) -> Layout:
@@ -119,14 +140,23 @@ def probe(path: Path) -> Layout:
             return Layout(*pictures.layout(path))
         if kind in hdf5.SUFFIXES:
             return Layout(*hdf5.layout(path))
-        return Layout(*medical.layout(path))
+        return Layout(*medical.layout(path, kind))
+
+
+def data_file(header: Path) -> Path | None:
+    """Return the file beside `header` that contains its voxels, such as the .raw of an .mhd.
+
+    Returns None if `header` contains them itself. Raises CrkdError if the file is missing, or if
+    the header cannot be read.
+    """
+    with _readable(header) as kind:
+        return medical.data_file(header, kind) if kind in medical.SUFFIXES else None
 
 
 def label_name(path: Path) -> str:
-    """Return the file name of the mask of image `path`: the same, but PNG in place of lossy JPG."""
-    if suffix(path) in (".jpg", ".jpeg"):
-        return f"{stem(path)}.png"
-    return path.name
+    """Return the file name of the mask of image `path`: the same, unless a mask cannot have it."""
+    kind = suffix(path)
+    return f"{stem(path)}{MASK_SUFFIXES[kind]}" if kind in MASK_SUFFIXES else path.name
 
 
 def suffix(path: Path) -> str:
@@ -159,6 +189,8 @@ def _as_integers(array: NDArray[Any], path: Path) -> NDArray[Any]:
         return array.astype(np.uint8)
     if array.dtype.kind in "iu":
         return array
+    if not (np.abs(array) < 2.0**63).all():  # NaN and infinity, too
+        raise CrkdError(f"{path} contains values that are not class numbers (NaN or too large)")
     rounded = np.rint(array)
     if not np.array_equal(rounded, array):
         raise CrkdError(
@@ -168,35 +200,67 @@ def _as_integers(array: NDArray[Any], path: Path) -> NDArray[Any]:
     return integers
 
 
+def _smallest(array: NDArray[Any]) -> NDArray[Any]:
+    """Convert integers to the smallest type that holds them, unsigned if none is negative."""
+    low, high = int(array.min()), int(array.max())
+    names = ("i1", "i2", "i4", "i8") if low < 0 else ("u1", "u2", "u4", "u8")
+    types = (np.dtype(name) for name in names)
+    smallest = next(
+        kind for kind in types if np.iinfo(kind).min <= low <= high <= np.iinfo(kind).max
+    )
+    return array.astype(smallest, copy=False)
+
+
 @contextmanager
 def _readable(path: Path) -> Iterator[str]:
     """Yield the suffix of `path`, and turn whatever a reader raises into a one-line CrkdError."""
-    kind = _checked_suffix(path)
+    kind, is_recognized = _checked_suffix(path)
     try:
         yield kind
-    except (CrkdError, MemoryError):
+    except CrkdError:
         raise
+    except MemoryError:
+        raise CrkdError(f"{path} does not fit into memory; cut it into smaller parts") from None
+    except IsolatedProcessError as error:
+        raise CrkdError(
+            f"{path} cannot be read, it may be damaged or malicious: {error}; copy it again"
+        ) from None
     except Exception as error:  # damaged files fail in many ways, which all mean the same
         reason = " ".join(str(error).split())[-160:] or type(error).__name__
-        advice = "copy the file again"
-        if not path.name.endswith(kind):
-            advice = f"end its name in {kind}, or {advice}"
+        alternative = "damaged" if is_recognized else "in another format"
         raise CrkdError(
-            f"{path} cannot be read, it may be truncated or in another format ({reason}); {advice}"
+            f"{path} cannot be read, it may be truncated or {alternative} ({reason}); copy it again"
         ) from None
 
 
-def _checked_suffix(path: Path) -> str:
+def _checked_suffix(path: Path) -> tuple[str, bool]:
+    """Return the suffix of `path`, and whether its content is recognized.
+
+    Raises CrkdError if the content is of another kind than the suffix says.
+    """
+    check_regular(path)
     try:
         with path.open("rb") as file:
-            head = file.read(256)
+            head = file.read(content.HEAD_BYTES)
     except OSError as error:
         raise CrkdError(f"{path} cannot be read: {error.strerror or error}") from None
     if not head:
         raise CrkdError(f"{path} is empty; copy or download it again")
-    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        raise CrkdError(f"{path} is a web page with the name of an image; download the image again")
     kind = suffix(path)
+    actual = content.identify(head)
+    if actual is not None and kind not in actual.suffixes:
+        is_picture = kind in pictures.SUFFIXES and set(actual.suffixes) <= set(pictures.SUFFIXES)
+        if not (is_picture and actual.suffixes):  # which are read by their content
+            raise CrkdError(_unexpected(path, kind, actual))
+    if path.suffix.lower() in DATA_SUFFIXES:
+        raise CrkdError(f"{path} contains the voxels of another file; give its header")
     if not kind:
         raise CrkdError(f"{path} has no supported format; use one of {', '.join(SUFFIXES)}")
-    return kind
+    return kind, actual is not None
+
+
+def _unexpected(path: Path, kind: str, actual: content.Content) -> str:
+    """Say what a file is instead of what its suffix says, and what to do."""
+    name = f"with a name that ends in {kind}" if kind else "with another name"
+    advice = actual.advice or f"end its name in {actual.suffixes[0]}"
+    return f"{path} is {actual.name} {name}; {advice}"

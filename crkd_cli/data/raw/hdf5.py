@@ -1,6 +1,7 @@
 """Read and write HDF5 files with the arrays `image` and `label`.
 
-Arrays are [y, x], [z, y, x], or [y, x, 3] for 8-bit RGB.
+Arrays are [y, x], [z, y, x], or [y, x, 3] for 8-bit RGB. Files are read in a separate process,
+because damaged ones can crash the HDF5 library.
 """
 
 from io import BytesIO
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crkd_cli.data.raw.isolation import call_isolated
+from crkd_cli.data.raw.limits import check_declared_size
 from crkd_cli.errors import CrkdError
 
 SUFFIXES = (".h5", ".hdf5")
@@ -17,24 +20,37 @@ SUFFIXES = (".h5", ".hdf5")
 
 def read(path: Path, name: str) -> NDArray[Any]:
     """Read the array `name` as [C, *S]."""
-    import h5py
-
-    with h5py.File(path) as file:
-        dataset = _numbers(file, path, name)
-        channels = _layout(dataset)[0] if name == "image" else 1
-        array = dataset[()]
+    array: NDArray[Any]
+    channels, array = call_isolated(load, path, name)
     return np.moveaxis(array, -1, 0) if channels == 3 else array[None]
 
 
 def layout(path: Path) -> tuple[int, int, bool]:
     """Return (channels, spatial axes) of `image`, and whether the file contains a `label`."""
+    channels, dims, has_label = call_isolated(describe, path)
+    return channels, dims, has_label
+
+
+def load(path: Path, name: str) -> tuple[int, NDArray[Any]]:
+    """Return the number of channels and the array `name` as stored."""
     import h5py
 
     with h5py.File(path) as file:
-        return *_layout(_numbers(file, path, "image")), "label" in file
+        dataset = _numbers(file, path, name)
+        channels = _layout(dataset)[0] if name == "image" else 1
+        check_declared_size(path, dataset.nbytes, compressed=dataset.chunks is not None)
+        return channels, dataset[()]
 
 
-def write(path: Path, label: NDArray[np.uint8]) -> None:
+def describe(path: Path) -> tuple[int, int, bool]:
+    """Return (channels, spatial axes) of `image`, and whether the file contains a `label`."""
+    import h5py
+
+    with h5py.File(path) as file:
+        return *_layout(_numbers(file, path, "image")), file.get("label", getlink=True) is not None
+
+
+def write(path: Path, label: NDArray[Any]) -> None:
     """Write `label`; the same array always gives the same bytes."""
     import h5py
 
@@ -45,16 +61,29 @@ def write(path: Path, label: NDArray[np.uint8]) -> None:
 
 
 def _numbers(file: Any, path: Path, name: str) -> Any:
-    """Return the array `name` of an open file. Raises CrkdError if it contains no numbers."""
-    if name not in file:
+    """Return the array `name` of an open file, which contains its numbers itself.
+
+    Raises CrkdError if there is no such array.
+    """
+    import h5py
+
+    link = file.get(name, getlink=True)
+    if link is None:
         existing = ", ".join(sorted(file)) or "nothing"
         raise CrkdError(f"{path} has no array {name!r}, only {existing}")
-    dtype = getattr(file[name], "dtype", None)  # HDF5 groups have none
-    if dtype is None or dtype.kind not in "biuf" or not file[name].size:
+    if not isinstance(link, h5py.HardLink):
+        raise CrkdError(f"{path} has a link in place of {name!r}; copy the array into the file")
+    dataset = file[name]
+    dtype = getattr(dataset, "dtype", None)  # HDF5 groups have none
+    if dtype is None or dtype.kind not in "biuf" or not dataset.size:
         raise CrkdError(
             f"{path} contains no numbers in {name!r}; write an array of pixels or voxels there"
         )
-    return file[name]
+    if dataset.external or dataset.is_virtual:
+        raise CrkdError(f"{path} refers to other files in {name!r}; copy the array into the file")
+    if dataset.id.get_storage_size() == 0:
+        raise CrkdError(f"{path} has an array {name!r} that was never written; write it again")
+    return dataset
 
 
 def _layout(dataset: Any) -> tuple[int, int]:

@@ -1,64 +1,62 @@
-"""Read and write NIfTI, NRRD and MHA files with SimpleITK."""
+"""Read and write NIfTI (`nifti`), NRRD (`nrrd`) and MetaImage files (`metaimage`).
+
+Foreign files are read without native code, which could crash. SimpleITK writes NRRD and MetaImage.
+"""
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli.data.raw import nifti
-from crkd_cli.errors import CrkdError
+from crkd_cli.data.raw import metaimage, nifti, nrrd
+from crkd_cli.data.raw.geometry import Geometry, decompose
 
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
-
-
-class Geometry(NamedTuple):
-    """Where the voxels lie in space, in mm, in SimpleITK's axis order (x first)."""
-
-    spacing: tuple[float, ...]
-    origin: tuple[float, ...]
-    direction: tuple[float, ...]  # matrix, row by row
+SUFFIXES = (*nifti.SUFFIXES, *nrrd.SUFFIXES, *metaimage.SUFFIXES)
 
 
-def read(path: Path) -> tuple[NDArray[Any], Geometry]:
-    """Read the voxels as [C, *S] (z first), and the geometry."""
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        nonfinite = nifti.count_nonfinite(path)
-        if nonfinite:
-            raise CrkdError(
-                f"{path} contains {nonfinite} NaN or infinite values; repair or remove it"
-            )
-    image = _simpleitk().ReadImage(str(path))
-    if image.GetDimension() not in (2, 3):
-        raise CrkdError(
-            f"{path} has {image.GetDimension()} axes; an image has two or three (extract one frame)"
-        )
-    array: NDArray[Any] = _simpleitk().GetArrayFromImage(image)
-    channels_last = image.GetNumberOfComponentsPerPixel() > 1
-    array = np.moveaxis(array, -1, 0) if channels_last else array[None]
-    return array, Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+def read(path: Path, kind: str) -> tuple[NDArray[Any], Geometry]:
+    """Read the voxels of a file with the suffix `kind` as [C, *S] (z first), and the geometry."""
+    result: tuple[NDArray[Any], Geometry] = _reader(kind).read(path)
+    return result
 
 
-def layout(path: Path) -> tuple[int, int]:
+def layout(path: Path, kind: str) -> tuple[int, int]:
     """Return (channels, spatial axes) from the header."""
-    reader = _simpleitk().ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    return reader.GetNumberOfComponents(), reader.GetDimension()
+    result: tuple[int, int] = _reader(kind).layout(path)
+    return result
 
 
-def write(path: Path, array: NDArray[Any], geometry: Geometry | None = None) -> None:
-    """Write [*S] (z first). Raises OSError if the file was not written completely."""
-    sitk = _simpleitk()
+def data_file(header: Path, kind: str) -> Path | None:
+    """Return the file with the voxels, if they are not in the file of the header."""
+    if kind in nifti.SUFFIXES and kind != ".hdr":
+        return None
+    result: Path | None = _reader(kind).data_file(header)
+    return result
+
+
+def write(path: Path, array: NDArray[Any], kind: str, geometry: Geometry | None) -> None:
+    """Write [*S] (z first) to one file. Raises OSError if it was not written completely."""
+    if kind in nifti.SUFFIXES:
+        nifti.write(path, array, geometry)
+        return
+    sitk: Any = import_module("SimpleITK")  # its type annotations are incomplete
     image = sitk.GetImageFromArray(np.ascontiguousarray(array))
-    if geometry is not None:
+    if geometry is not None and geometry.spacing is not None:
         image.SetSpacing(geometry.spacing)
-        image.SetOrigin(geometry.origin)
-        image.SetDirection(geometry.direction)
+    if geometry is not None and geometry.affines:
+        spacing, origin, direction = decompose(geometry.affines[0])
+        if len(direction) == array.ndim:
+            image.SetSpacing(spacing)
+            image.SetOrigin(origin)
+            image.SetDirection(direction.ravel().tolist())
     try:
         sitk.WriteImage(image, str(path), useCompression=True)
-        _check_written(path, array)
+        written, _ = read(path, kind)  # ITK overlooks a full disk
+        if not np.array_equal(written[0], array):
+            raise EOFError("the voxels differ from those that were written")
     except (RuntimeError, EOFError, ValueError) as error:
         reason = " ".join(str(error).split())[-80:]
         raise OSError(
@@ -66,19 +64,5 @@ def write(path: Path, array: NDArray[Any], geometry: Geometry | None = None) -> 
         ) from None
 
 
-def _check_written(path: Path, array: NDArray[Any]) -> None:
-    """Raise EOFError or ValueError if the file lacks voxels: ITK overlooks a full disk."""
-    if path.name.endswith((".nii", ".nii.gz")):
-        nifti.count_nonfinite(path)
-        return
-    sitk = _simpleitk()
-    written = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-    if not np.array_equal(written, array):
-        raise EOFError("the voxels differ from those that were written")
-
-
-def _simpleitk() -> Any:
-    sitk: Any = import_module("SimpleITK")  # its type annotations are incomplete
-    # ACDC's NIfTI headers cause two warnings per file, although their spacing is read correctly.
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    return sitk
+def _reader(kind: str) -> ModuleType:
+    return next(reader for reader in (nifti, nrrd, metaimage) if kind in reader.SUFFIXES)

@@ -1,54 +1,280 @@
-"""Check NIfTI files: ITK fills truncated ones with zeros, and reads NaN as zero."""
+"""Read and write NIfTI files with nibabel: .nii, .nii.gz and pairs of .hdr and .img.
+
+The named file is read, compressed or not, whatever its suffix says. A mask gets the header of its
+image, without what may identify a patient (descriptions and extensions) and without what concerns
+the image's values (scale, display range, intent, slice timing).
+"""
 
 import gzip
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-CHUNK_BYTES = 1 << 20  # a multiple of the size of every floating-point voxel
+from crkd_cli.data.raw.geometry import Affine, Geometry
+from crkd_cli.data.raw.limits import check_declared_size, read_exactly
+from crkd_cli.errors import CrkdError
+
+SUFFIXES = (".nii.gz", ".nii", ".hdr")
 HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
+UNIT_MASK = 7  # of xyzt_units; the other bits are the unit of time
+MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # meters and micrometers
+VECTOR_INTENT = 1007
+RGB, RGBA = 128, 2304
+KEPT_FIELDS = (
+    "dim_info",
+    "dim",
+    "pixdim",
+    "xyzt_units",
+    "qform_code",
+    "sform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+    "qoffset_z",
+    "srow_x",
+    "srow_y",
+    "srow_z",
+)
 
 
-def count_nonfinite(path: Path) -> int:
-    """Return the number of voxels that are NaN or infinite, reading the file to its end.
+class _Voxels(NamedTuple):
+    """Where the voxels of a file are, and their layout."""
 
-    Raises EOFError, OSError or ValueError if the header is invalid, if voxels are missing, or if
-    the checksum of a gzip file is wrong.
-    """
+    file: Path
+    offset: int
+    shape: tuple[int, ...]  # slowest axis first, as the file contains them: [channels, z, y, x]
+    dtype: np.dtype[Any]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read(path: Path) -> tuple[NDArray[Any], Geometry]:
+    """Read the voxels as [C, *S] (z first), scaled as the header says, and the geometry."""
+    header = _read_header(path)
+    voxels = _voxels(path, header)
+    compressed = _is_gzip(voxels.file)
+    check_declared_size(voxels.file, voxels.offset + voxels.size, compressed=compressed)
+    with _open(voxels.file) as stream:
+        stream.seek(voxels.offset)
+        content = read_exactly(stream, voxels.size)
+    array = content.view(voxels.dtype).reshape(voxels.shape)
+    if array.dtype.fields is not None:
+        array = _colors(array, path)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return _scale(array, header), _geometry(header)
+
+
+def layout(path: Path) -> tuple[int, int]:
+    """Return (channels, spatial axes) from the header."""
+    header = _read_header(path)
+    channels, *size = _voxels(path, header).shape
+    return 3 if int(header["datatype"]) in (RGB, RGBA) else channels, len(size)
+
+
+def data_file(header: Path) -> Path | None:
+    """Return the file with the voxels of a `.hdr` file, which has its name."""
+    for suffix in (".img", ".IMG"):
+        if (file := header.with_suffix(suffix)).is_file():
+            return file
+    return None
+
+
+def write(path: Path, array: NDArray[Any], geometry: Geometry | None = None) -> None:
+    """Write [*S] (z first) to one file, compressed if its name ends in .gz."""
+    header = _new_header(array.shape[::-1], geometry)
+    header.set_data_dtype(array.dtype.newbyteorder("="))
+    header["vox_offset"] = len(header.binaryblock) + 4  # four zeros: no extensions
+    content = BytesIO()
+    content.write(header.binaryblock)
+    content.write(bytes(4))
+    content.write(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    if path.name.lower().endswith(".gz"):
+        path.write_bytes(gzip.compress(content.getbuffer(), compresslevel=6, mtime=0))
+    else:
+        path.write_bytes(content.getbuffer())
+
+
+def _read_header(path: Path) -> Any:
     with _open(path) as stream:
-        offset, size, dtype = _voxels(stream.read(HEADER_BYTES))
-        stream.seek(offset)
-        received = nonfinite = 0
-        while chunk := stream.read(CHUNK_BYTES):
-            received += len(chunk)
-            if dtype.kind == "f":
-                values = np.frombuffer(chunk, dtype, len(chunk) // dtype.itemsize)
-                nonfinite += int(np.count_nonzero(~np.isfinite(values)))
-    if received < size:
-        raise EOFError(f"{received} of {size} bytes of voxels")
-    return nonfinite
-
-
-def _open(path: Path) -> IO[bytes]:
-    """Open a file for reading, decompressed if it is gzip, whatever its suffix says."""
-    with path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    if compressed:
-        return cast("IO[bytes]", gzip.open(path))
-    return path.open("rb")
-
-
-def _voxels(head: bytes) -> tuple[int, int, np.dtype[np.generic]]:
-    """Return the offset, the size in bytes and the type of the voxels, from a header."""
+        head = stream.read(HEADER_BYTES)
     nibabel: Any = import_module("nibabel")  # its type annotations are incomplete
     for header_class in (nibabel.Nifti1Header, nibabel.Nifti2Header):
         if header_class.may_contain_header(head):
             length = header_class.template_dtype.itemsize
-            header = header_class(head[:length], check=False)
-            dtype = header.get_data_dtype()
-            size = math.prod(header.get_data_shape()) * dtype.itemsize
-            return header.get_data_offset(), size, dtype
+            return header_class(head[:length], check=False)
+    if nibabel.AnalyzeHeader.may_contain_header(head):
+        raise CrkdError(
+            f"{path} is an Analyze 7.5 header, which does not say which side is left; "
+            "convert it to NIfTI"
+        )
     raise ValueError("no NIfTI header")
+
+
+def _voxels(path: Path, header: Any) -> _Voxels:
+    """Return where the voxels are. Raises CrkdError if the header is contradictory."""
+    file, offset = path, int(header["vox_offset"])
+    is_pair = bytes(header["magic"]).startswith(b"ni")
+    if is_pair != path.name.lower().endswith(".hdr"):
+        name = ".hdr, beside its .img" if is_pair else ".nii"
+        raise CrkdError(f"{path} is a NIfTI file of the other kind; end its name in {name}")
+    if is_pair:
+        image = data_file(path)
+        if image is None:
+            raise CrkdError(f"{path} needs {path.with_suffix('.img').name} beside it; copy both")
+        file = image
+    else:
+        offset = max(offset, header.template_dtype.itemsize)
+    if offset < 0:
+        raise ValueError(f"the voxels start at byte {offset}")
+    return _Voxels(file, offset, _shape(path, header), _dtype(path, header))
+
+
+def _shape(path: Path, header: Any) -> tuple[int, ...]:
+    """Return [channels, *S] of the voxels."""
+    count = int(header["dim"][0])
+    size = [int(side) for side in header["dim"][1 : 1 + count]]
+    if not 2 <= count <= 7 or min(size) < 1:
+        raise ValueError(f"dim is {header['dim'].tolist()}")
+    is_vector = count == 5 and size[3] == 1 and int(header["intent_code"]) == VECTOR_INTENT
+    channels = size.pop() if is_vector else 1
+    while len(size) > 3 and size[-1] == 1:
+        size.pop()
+    if len(size) > 3:
+        raise CrkdError(
+            f"{path} has {len(size)} axes ({' × '.join(map(str, size))}); an image has two or "
+            "three: write each time point or channel to a file (extract one frame)"
+        )
+    return (channels, *size[::-1])
+
+
+def _dtype(path: Path, header: Any) -> np.dtype[Any]:
+    nibabel: Any = import_module("nibabel")
+    code = int(header["datatype"])
+    if code not in nibabel.nifti1.data_type_codes.dtype:
+        raise ValueError(f"unknown datatype {code}")
+    dtype: np.dtype[Any] = header.get_data_dtype()
+    is_color = code in (RGB, RGBA)
+    if not is_color and (dtype.kind not in "iuf" or dtype.itemsize > 8):
+        label = nibabel.nifti1.data_type_codes.label[code]
+        raise CrkdError(f"{path} has voxels of type {label}; save them as integers or float32")
+    if int(header["bitpix"]) != 8 * dtype.itemsize:
+        raise ValueError(f"bitpix is {int(header['bitpix'])}, but datatype is {dtype}")
+    return dtype
+
+
+def _colors(array: NDArray[Any], path: Path) -> NDArray[Any]:
+    """Turn voxels [1, *S] of three or four bytes into [3, *S]."""
+    channels = np.moveaxis(array[0][..., None].view(np.uint8), -1, 0)
+    if len(channels) == 4 and channels[3].min() < 255:
+        raise CrkdError(f"{path} has transparent voxels; save it as RGB without alpha")
+    colors: NDArray[Any] = channels[:3]
+    return colors
+
+
+def _scale(array: NDArray[Any], header: Any) -> NDArray[Any]:
+    """Apply the scale of the header; without one, integers stay integers."""
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    intercept = intercept if math.isfinite(intercept) else 0.0
+    is_stated = math.isfinite(slope) and slope != 0
+    if not is_stated or (slope, intercept) == (1, 0) or int(header["datatype"]) in (RGB, RGBA):
+        return array
+    # float32 represents the values of 16 bits; the result is as exact as the header's numbers.
+    dtype = np.float32 if array.dtype.itemsize <= 2 else np.float64
+    scaled: NDArray[Any] = array.astype(np.result_type(array, dtype))
+    scaled *= slope
+    scaled += intercept
+    return scaled
+
+
+def _geometry(header: Any) -> Geometry:
+    """Return the spacing, which ITK and FSL also take from pixdim, and the stated affines."""
+    count = min(int(header["dim"][0]), 3)
+    unit = MM_PER_UNIT.get(int(header["xyzt_units"]) & UNIT_MASK, 1.0)
+    affines = []
+    for form in (header.get_sform, header.get_qform):
+        affine = _stated_affine(form)
+        if affine is not None:
+            columns = [*range(count), 3]
+            affines.append(affine[:3, columns] * unit)
+    steps = [abs(float(step)) * unit for step in header["pixdim"][1 : 1 + count]]
+    spacing = tuple(steps) if all(math.isfinite(step) and step > 0 for step in steps) else None
+    if spacing is None and affines:
+        spacing = tuple(np.linalg.norm(affines[0][:, :-1], axis=0).tolist())
+    return Geometry(spacing, tuple(affines), header)
+
+
+def _stated_affine(form: Any) -> Affine | None:
+    """Return the qform or sform of a header, or None if it states none that can be used."""
+    nibabel: Any = import_module("nibabel")
+    try:
+        affine, code = form(coded=True)
+    except (ValueError, nibabel.spatialimages.HeaderDataError):  # quaternion or pixdim
+        return None
+    if not code or affine is None or not np.isfinite(affine).all():
+        return None
+    is_regular = np.linalg.norm(affine[:3, :3], axis=0).all()
+    return np.asarray(affine, np.float64) if is_regular else None
+
+
+def _new_header(size: tuple[int, ...], geometry: Geometry | None) -> Any:
+    """Return a little-endian header for voxels of `size`, x first, without the type."""
+    nibabel: Any = import_module("nibabel")
+    source = geometry.header if geometry is not None else None
+    if isinstance(source, nibabel.Nifti1Header):  # NIfTI-2 is a subclass
+        is_second = isinstance(source, nibabel.Nifti2Header)
+        header_class = nibabel.Nifti2Header if is_second else nibabel.Nifti1Header
+        header = header_class(endianness="<", check=False)
+        for field in KEPT_FIELDS:
+            header[field] = source[field]
+        if math.prod(int(side) for side in header["dim"][1 : 1 + int(header["dim"][0])]) != (
+            math.prod(size)
+        ):  # a vector at every voxel: the mask has one number
+            header["dim"][0] = len(size)
+            header["dim"][1:] = 1
+            header["dim"][1 : 1 + len(size)] = size
+    else:
+        header = nibabel.Nifti1Header(endianness="<")
+        header.set_data_shape(size)
+        if geometry is not None:
+            _state_geometry(header, geometry)
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    return header
+
+
+def _state_geometry(header: Any, geometry: Geometry) -> None:
+    """Write the geometry of a file of another format into a new header."""
+    if geometry.spacing is not None:
+        header.set_zooms(geometry.spacing)
+        header.set_xyzt_units("mm")
+    if geometry.affines and len(geometry.affines[0]) == 3:
+        affine = np.eye(4)
+        affine[:3, [*range(geometry.affines[0].shape[1] - 1), 3]] = geometry.affines[0]
+        header.set_sform(affine, code=1)
+        header.set_qform(affine, code=1, strip_shears=True)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading, decompressed if it is gzip, whatever its suffix says."""
+    if _is_gzip(path):
+        with gzip.open(path) as stream:
+            yield cast("IO[bytes]", stream)
+    else:
+        with path.open("rb") as file:
+            yield file
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"

@@ -1,57 +1,113 @@
-"""Read, write and resize PNG, JPG and TIFF files with Pillow."""
+"""Read, write and resize PNG, JPG, TIFF, BMP and GIF files with Pillow.
+
+The content determines the format, among these five. Pictures are turned as their EXIF orientation
+says, as viewers show them. TIFF files, which a native library decodes, are read in a separate
+process.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crkd_cli.data.raw import content
+from crkd_cli.data.raw.checksums import check_jpeg, check_png, check_tiff_page
+from crkd_cli.data.raw.isolation import call_isolated
+from crkd_cli.data.raw.limits import check_declared_size
 from crkd_cli.errors import CrkdError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
+PLUGINS = ("PNG", "JPEG", "TIFF", "BMP", "GIF")
 GRAY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
+COLOR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX")
+# What Pillow multiplies gray values of 2 and 4 bits with, so that white is 255.
+STRETCH = {"L;2": 85, "L;4": 17}
+ORIENTATION = 274  # EXIF; from 5 on, the axes are swapped
+# Tags of a TIFF.
+BITS_PER_SAMPLE = 258
+SAMPLE_FORMAT = 339
+UNSIGNED = 1
 
 
-def read(path: Path, as_label: bool = False) -> NDArray[Any]:
-    """Read a picture as [C, y, x], or [1, z, y, x] if it has several pages.
+class Picture(NamedTuple):
+    """The content of a picture file."""
+
+    array: NDArray[Any]  # [C, y, x], or [1, z, y, x] if it has several pages
+    dpi: tuple[float, float] | None  # x, y; None: not stated
+
+
+def read(path: Path, as_label: bool = False) -> Picture:
+    """Read a picture: the pages of a TIFF as a volume, else the first frame.
 
     Of a label map with a palette, the indices are returned instead of the colors.
     """
+    kind = _kind(path)
+    array, *dpi = (call_isolated if kind == content.TIFF else _call)(decode, path, as_label)
+    return Picture(array, (dpi[0], dpi[1]) if all(dpi) else None)
+
+
+def layout(path: Path) -> tuple[int, int]:
+    """Return (channels, spatial axes) from the header."""
+    kind = _kind(path)
+    channels, dims = (call_isolated if kind == content.TIFF else _call)(describe, path)
+    return channels, dims
+
+
+def decode(path: Path, as_label: bool) -> tuple[NDArray[Any], float, float]:
+    """Return the pixels [C, *S] and the resolution (x, y; 0 if unknown) in dots per inch."""
     with _open(path) as picture:
-        pages = [_page(picture, number, as_label) for number in range(_page_count(picture))]
+        count, pixels = _page_count(picture), picture.width * picture.height
+        # A page has at most 4 bytes per pixel.
+        check_declared_size(path, 4 * count * pixels, compressed=True)
+        if picture.format == "PNG":
+            check_png(path)
+        elif picture.format in ("JPEG", "MPO"):  # MPO: with a second picture
+            check_jpeg(path, pixels)
+        dpi = _dpi(picture)
+        pages = [_page(picture, number, as_label, path) for number in range(count)]
     if len(pages) == 1:
-        return pages[0]
+        return pages[0], *dpi
     shapes = {page.shape for page in pages}
     if shapes != {(1, *pages[0].shape[1:])}:
         raise CrkdError(
             f"{path} has color pages or pages of different size; "
             "a volume needs gray pages of one size"
         )
-    return np.stack([page[0] for page in pages])[None]
+    return np.stack([page[0] for page in pages])[None], *dpi
 
 
-def layout(path: Path) -> tuple[int, int]:
-    """Return (channels, spatial axes) from the header."""
+def describe(path: Path) -> tuple[int, int]:
+    """Return (channels, spatial axes)."""
     with _open(path) as picture:
         channels = 1 if picture.mode in GRAY_MODES else 3
-        dims = 3 if _page_count(picture) > 1 else 2
-    return channels, dims
+        return channels, 3 if _page_count(picture) > 1 else 2
 
 
-def write(path: Path, label: NDArray[np.uint8], kind: str) -> None:
-    """Write a label map [y, x], or [z, y, x] as the pages of a TIFF."""
+def write(
+    path: Path, label: NDArray[Any], kind: str, dpi: tuple[float, float] | None = None
+) -> None:
+    """Write a label map [y, x], or [z, y, x] as the pages of a TIFF.
+
+    Raises CrkdError if the format cannot hold the values.
+    """
     from PIL import Image
 
+    if label.dtype not in (np.uint8, np.uint16):
+        if kind == ".png" or label.min() < -(2**31) or label.max() >= 2**31:
+            limit = "0 to 65535" if kind == ".png" else "of 32 bits"
+            raise CrkdError(f"the values {label.min()} to {label.max()} are not {limit}")
+        label = label.astype(np.int32)
     planes = label if label.ndim == 3 else label[None]
     first, *others = (Image.fromarray(plane) for plane in planes)
+    options: dict[str, Any] = {} if dpi is None else {"dpi": dpi}
     if kind == ".png":
-        first.save(path, format="PNG")
-    else:
-        first.save(
-            path, format="TIFF", compression="tiff_deflate", save_all=True, append_images=others
-        )
+        first.save(path, format="PNG", **options)
+        return
+    options["compression"] = "tiff_deflate"
+    first.save(path, format="TIFF", save_all=True, append_images=others, **options)
 
 
 def resize(
@@ -72,35 +128,136 @@ def resize(
     return np.asarray(Image.fromarray(array).resize((width, height), resampling))
 
 
+def _kind(path: Path) -> content.Content | None:
+    with path.open("rb") as file:
+        return content.identify(file.read(content.HEAD_BYTES))
+
+
+def _call(function: Any, path: Path, *args: Any) -> Any:
+    return function(path, *args)
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
     import warnings
 
-    from PIL import Image
+    # TiffImagePlugin: else Pillow imports all plug-ins to find it.
+    from PIL import Image, TiffImagePlugin, UnidentifiedImageError  # noqa: F401
 
     try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
-            # Stitched scans are legitimately large.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with warnings.catch_warnings(), Image.open(path, formats=PLUGINS) as picture:
+            # Stitched scans are legitimately large, and damaged EXIF does not matter.
+            warnings.simplefilter("ignore")
             yield picture
     except Image.DecompressionBombError as error:
         raise CrkdError(
             f"{path} is too large for a picture ({error}); cut it into smaller ones"
         ) from None
+    except UnidentifiedImageError:
+        raise _unidentified(path) from None
+
+
+def _unidentified(path: Path) -> Exception:
+    """Return the reason for which Pillow does not open a picture."""
+    from PIL import TiffImagePlugin
+
+    if _kind(path) == content.TIFF:
+        try:
+            TiffImagePlugin.TiffImageFile(path)
+        except SyntaxError as error:
+            if "pixel mode" in str(error):
+                return CrkdError(
+                    f"{path} is a TIFF with an unusual combination of samples, bits and colors; "
+                    "save it as RGB with 8 bits, as gray with 8 or 16 bits, or as PNG"
+                )
+        except Exception as error:
+            return error
+    return ValueError("its header is damaged")
 
 
 def _page_count(picture: Any) -> int:
-    return int(getattr(picture, "n_frames", 1))
+    """Return the number of pages; films and second pictures are not pages."""
+    return int(getattr(picture, "n_frames", 1)) if picture.format == "TIFF" else 1
 
 
-def _page(picture: Any, number: int, as_label: bool) -> NDArray[Any]:
-    """Return page `number` as [C, y, x]."""
-    picture.seek(number)
-    if picture.mode == "P" and as_label:
-        return np.asarray(picture)[None]
-    if picture.mode == "LA":
-        picture = picture.convert("L")
-    if picture.mode not in GRAY_MODES:
+def _page(picture: Any, number: int, as_label: bool, path: Path) -> NDArray[Any]:
+    """Return page `number` as [C, y, x], turned as viewers show it."""
+    from PIL import ImageOps
+
+    if number:
+        picture.seek(number)
+    mode = _checked_mode(picture, path)
+    raw_mode = _raw_mode(picture)
+    is_unsigned = False
+    if picture.format == "TIFF":  # Pillow turns it when it is loaded
+        check_tiff_page(path, picture.tag_v2)
+        is_unsigned = picture.tag_v2.get(SAMPLE_FORMAT, (UNSIGNED,))[0] == UNSIGNED
+    else:
+        ImageOps.exif_transpose(picture, in_place=True)
+
+    if mode in ("LA", "PA", "RGBA"):
+        return _without_alpha(
+            np.asarray(picture.convert("RGBA") if mode == "PA" else picture), path
+        )
+    if mode in COLOR_MODES and not (mode == "P" and as_label):
         return np.moveaxis(np.asarray(picture.convert("RGB")), -1, 0)
     array = np.asarray(picture)
-    return array[None].astype(np.uint8) if array.dtype == bool else array[None]
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    if mode == "I" and is_unsigned:
+        array = array.view(np.uint32)
+    if as_label:
+        array = array // STRETCH.get(raw_mode[:3], 1)
+    return array[None]
+
+
+def _checked_mode(picture: Any, path: Path) -> str:
+    """Return the mode of a page. Raises CrkdError if Pillow would change its values."""
+    mode = str(picture.mode)
+    if mode not in (*GRAY_MODES, *COLOR_MODES):
+        raise CrkdError(f"{path} is a {mode} picture; save it as RGB or gray")
+    bits = ";16" in _raw_mode(picture)
+    if picture.format == "TIFF":
+        bits = max(picture.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8
+    if bits and (mode == "LA" or mode in COLOR_MODES):
+        raise CrkdError(
+            f"{path} has colors (or transparency) of 16 bits, of which 8 would be lost; save it "
+            "as RGB with 8 bits, or as gray with 16 bits"
+        )
+    return mode
+
+
+def _raw_mode(picture: Any) -> str:
+    """Return how the values of a page are stored, in Pillow's words, or ""."""
+    if not picture.tile:
+        return ""
+    arguments = picture.tile[0][3]
+    raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return raw_mode if isinstance(raw_mode, str) else ""
+
+
+def _without_alpha(array: NDArray[Any], path: Path) -> NDArray[Any]:
+    """Return the colors or gray values of [y, x, C + 1] as [C, y, x].
+
+    Raises CrkdError if only the alpha channel varies.
+    """
+    *colors, alpha = np.moveaxis(array, -1, 0)
+    varies = alpha.min() < alpha.max()
+    if varies and all(color.min() == color.max() for color in colors):
+        raise CrkdError(
+            f"{path} has one color everywhere, its content is in the alpha channel (transparency); "
+            "save it with the content as gray values, without alpha"
+        )
+    return np.stack(colors)
+
+
+def _dpi(picture: Any) -> tuple[float, float]:
+    """Return the resolution (x, y) of the upright picture, or zeros if it is not stated."""
+    try:
+        x, y = (float(value) for value in picture.info["dpi"])
+        is_swapped = picture.getexif().get(ORIENTATION, 1) >= 5
+    except Exception:  # missing, or damaged, which does not matter
+        return 0.0, 0.0
+    if not (0 < x < np.inf and 0 < y < np.inf):
+        return 0.0, 0.0
+    return (y, x) if is_swapped else (x, y)

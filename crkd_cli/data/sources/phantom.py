@@ -3,19 +3,18 @@
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli.data import synthetic
 from crkd_cli.data.cases import RawCase, pair_with_labels
-from crkd_cli.data.raw import medical
-from crkd_cli.data.raw.medical import Geometry
+from crkd_cli.data.raw import nifti
+from crkd_cli.data.raw.geometry import Geometry, affine_from
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
 from crkd_cli.data.store import DatasetSpec, numbered_classes
 from crkd_cli.errors import CrkdError
 from crkd_cli.progress import Advance
-
-IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 @SOURCES.register
@@ -63,5 +62,6 @@ class Phantom(Source):
         )
 
     def _write(self, path: Path, array: NDArray[Any]) -> None:
-        geometry = Geometry(self.spacing[::-1], origin=(0.0, 0.0, 0.0), direction=IDENTITY)
-        medical.write(path, array, geometry)
+        spacing = self.spacing[::-1]
+        affine = affine_from(spacing, (0.0, 0.0, 0.0), np.eye(3))
+        nifti.write(path, array, Geometry(spacing, (affine,)))

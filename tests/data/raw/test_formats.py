@@ -55,7 +55,7 @@ def test_masks_of_medical_files_keep_the_geometry(tmp_path, rng, kind, z_last):
     assert volume.spacing_mm == pytest.approx(SPACING if z_last else SPACING[::-1], rel=1e-6)
 
     label = (volume.array[0] > 0).astype(np.uint8)
-    mask = tmp_path / f"mask{kind}"
+    mask = tmp_path / label_name(Path(f"mask{kind}"))
     write_label(mask, label, volume)
     written, source = sitk.ReadImage(str(mask)), sitk.ReadImage(str(path))
     assert written.GetSize() == (9, 7, 4)
@@ -64,7 +64,7 @@ def test_masks_of_medical_files_keep_the_geometry(tmp_path, rng, kind, z_last):
         np.testing.assert_allclose(getattr(written, get)(), getattr(source, get)(), atol=1e-6)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(written), (array > 0).astype(np.uint8))
     np.testing.assert_array_equal(read_label(mask, z_last=z_last).array, label)
-    assert read_label(mask, z_last=z_last).geometry == read_label(mask).geometry
+    assert str(read_label(mask, z_last=z_last).geometry) == str(volume.geometry)
 
 
 @pytest.mark.parametrize("kind", [".NII", ".NII.GZ", ".NRRD", ".MHA", ".Nii", ".TIF", ".H5"])
@@ -73,11 +73,6 @@ def test_upper_case_suffixes(tmp_path, rng, kind):
     path = tmp_path / f"Scan{kind}"
     write_label(path, array, Volume(array[None], None, array.shape))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    if kind in (".MHA", ".Nii"):  # ITK does not recognize these
-        advice = f"; end its name in {kind.lower()}, or copy the file again"
-        with pytest.raises(CrkdError, match=f"Scan{kind} cannot be read.*{advice}"):
-            read_label(path)
-        path = path.rename(tmp_path / path.name.lower())
     np.testing.assert_array_equal(read_label(path).array, array)
 
 
@@ -99,6 +94,9 @@ def test_pictures_of_odd_size(tmp_path, rng, kind):
 def test_names_of_masks(tmp_path):
     assert label_name(tmp_path / "a.b.JPG") == "a.b.png"
     assert label_name(tmp_path / "a.nii.gz") == "a.nii.gz"
+    assert label_name(tmp_path / "a.hdr") == "a.nii"
+    assert label_name(tmp_path / "a.mhd") == "a.mha"
+    assert label_name(tmp_path / "a.gif") == "a.png"
     assert stem(tmp_path / "a.b.nii.gz") == "a.b"
     assert suffix(tmp_path / "A.NII.GZ") == ".nii.gz"
     assert suffix(tmp_path / "a.txt") == ""
@@ -167,7 +165,7 @@ def good_files(folder, rng):
         Image.fromarray(array[0]).save(folder / f"x{kind}")
     with h5py.File(folder / "x.h5", "w") as file:
         file["image"] = array
-    return sorted(folder.iterdir())
+    return sorted(path for path in folder.iterdir() if suffix(path))
 
 
 def test_errors_name_the_file_and_what_to_do(tmp_path, rng):
@@ -175,13 +173,13 @@ def test_errors_name_the_file_and_what_to_do(tmp_path, rng):
         whole = path.read_bytes()
         read_image(path)
         path.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(CrkdError, match=f"{path.name} cannot be read, it may be truncated"):
+        with pytest.raises(CrkdError, match=f"{path.name} cannot be read, it may be truncated or "):
             read_image(path)
         path.write_bytes(b"")
         with pytest.raises(CrkdError, match=f"{path.name} is empty; copy or download it again"):
             read_image(path)
         path.write_bytes(b"\n<!DOCTYPE html><html><body>404</body></html>")
-        with pytest.raises(CrkdError, match=f"{path.name} is a web page with the name of an image"):
+        with pytest.raises(CrkdError, match=f"{path.name} is a web page with a name that ends in"):
             read_image(path)
         path.unlink()
         with pytest.raises(CrkdError, match=f"{path.name} cannot be read: No such file"):
@@ -241,13 +239,14 @@ def test_h5_without_numbers(tmp_path, content):
 
 @pytest.mark.parametrize("kind", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_nan_in_nifti_is_an_error(tmp_path, rng, kind, dtype):
+def test_nan_in_nifti_is_kept(tmp_path, rng, kind, dtype):
     """ITK reads NaN as zero."""
-    array = rng.normal(size=(30, 100, 101)).astype(dtype)  # more than one chunk
-    assert np.isfinite(read_image(medical(tmp_path / f"good{kind}", array)).array).all()
-    array[29, 99, 99:] = np.nan, np.inf
-    with pytest.raises(CrkdError, match=r"contains 2 NaN or infinite values"):
-        read_image(medical(tmp_path / f"bad{kind}", array))
+    array = rng.normal(size=(3, 10, 11)).astype(dtype)
+    array[2, 9, 9:] = np.nan, np.inf
+    path = medical(tmp_path / f"x{kind}", array)
+    np.testing.assert_array_equal(read_image(path).array[0], array)
+    with pytest.raises(CrkdError, match=r"values that are not class numbers \(NaN or too large\)"):
+        read_label(path)
 
 
 def test_nifti_2_and_big_endian_files(tmp_path):
@@ -263,24 +262,24 @@ def test_nifti_2_and_big_endian_files(tmp_path):
     (tmp_path / "big.nii").write_bytes(head.ljust(352, b"\0") + voxels)
     assert read_image(tmp_path / "big.nii").array.ravel().tolist() == list(range(24))
     (tmp_path / "big.nii").write_bytes(head.ljust(352, b"\0") + voxels[:-1])
-    with pytest.raises(CrkdError, match=r"47 of 48 bytes of voxels"):
+    with pytest.raises(CrkdError, match=r"declares 400 bytes of data, the file has 399"):
         read_image(tmp_path / "big.nii")
     second = struct.pack("<i8s2h8q", 540, b"n+2\0\r\n\x1a\n", 4, 16, 3, 4, 3, 2, 1, 1, 1, 1)
     second = second.ljust(168, b"\0") + struct.pack("<q", 544)
     (tmp_path / "two.nii").write_bytes(second.ljust(544, b"\0") + voxels[:-1])
-    with pytest.raises(CrkdError, match=r"47 of 48 bytes of voxels"):
+    with pytest.raises(CrkdError, match=r"declares 592 bytes of data, the file has 591"):
         read_image(tmp_path / "two.nii")
 
 
 def test_files_that_are_not_images_or_label_maps(tmp_path, rng):
-    (tmp_path / "x.gif").write_bytes(b"GIF89a")
-    with pytest.raises(CrkdError, match=r"x\.gif has no supported format; use one of \.png"):
-        read_image(tmp_path / "x.gif")
+    (tmp_path / "x.txt").write_text("a")
+    with pytest.raises(CrkdError, match=r"x\.txt has no supported format; use one of \.png"):
+        read_image(tmp_path / "x.txt")
     movie = sitk.JoinSeries(
         [sitk.GetImageFromArray(np.zeros((2, 3, 4), np.uint8)) for _ in range(3)]
     )
     sitk.WriteImage(movie, str(tmp_path / "film.nii.gz"))
-    with pytest.raises(CrkdError, match=r"film.nii.gz has 4 axes; .* \(extract one frame\)"):
+    with pytest.raises(CrkdError, match=r"film.nii.gz has 4 axes .* \(extract one frame\)"):
         read_image(tmp_path / "film.nii.gz")
     Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(tmp_path / "color.png")
     with pytest.raises(CrkdError, match=r"color.png is a color picture, not a label map"):
@@ -313,7 +312,7 @@ def test_incomplete_masks_are_an_error(tmp_path, rng, monkeypatch):
         Path(path).write_bytes(content[:-60])
 
     monkeypatch.setattr(sitk, "WriteImage", truncate)
-    for kind in MEDICAL:
+    for kind in (".nrrd", ".mha"):
         with pytest.raises(CrkdError, match=r"cannot write .*the file was not written completely"):
             write_label(tmp_path / f"mask{kind}", label, volume)
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,95 @@
+"""Where the voxels of a medical file lie in space, and whether two files agree about it."""
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Affine = NDArray[np.float64]
+LPS_TO_RAS = (-1.0, -1.0, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """What a medical file states about the positions of its voxels.
+
+    An affine [positions, axes + 1] maps voxel indices, x first and with a 1 at the end, to a
+    position in mm. Positions of volumes are in RAS: to the right, anterior and superior.
+    """
+
+    spacing: tuple[float, ...] | None  # mm, x first; None: not stated
+    affines: tuple[Affine, ...]  # several if a header contradicts itself; none: not stated
+    header: Any = None  # what the writer of the format copies to a mask
+
+    def distance(self, other: "Geometry", size: tuple[int, ...]) -> float:
+        """Return how far in mm a voxel of this file lies from the same voxel of `other` at most.
+
+        `size` is the number of voxels per axis, x first. Where a file contradicts itself, its best
+        statement counts. If a file does not state its orientation, the spacings are compared.
+        """
+        pairs = [pair for pair in product(self.affines, other.affines) if _comparable(*pair)]
+        if not pairs:
+            if self.spacing is None or other.spacing is None:
+                return 0.0
+            pairs = [(_scaling(self.spacing), _scaling(other.spacing))]
+        # The distance is a convex function of the index, so it is largest in a corner.
+        last = [(0, count - 1) for count in size]
+        corners = np.array([(*corner, 1) for corner in product(*last)], dtype=np.float64).T
+        distances = (np.linalg.norm((one - two) @ corners, axis=0).max() for one, two in pairs)
+        return float(min(distances))
+
+    def __str__(self) -> str:
+        """Describe the geometry for a message: spacing (z first), origin and axes."""
+        spacing = "unknown"
+        if self.spacing is not None:
+            axes = ", ".join("zyx"[-len(self.spacing) :])
+            spacing = f"({axes}) {_rounded(self.spacing[::-1])}"
+        if not self.affines:
+            return f"spacing {spacing}, orientation unknown"
+        affine = self.affines[0]
+        text = f"spacing {spacing}, origin {_rounded(affine[:, -1])}"
+        return f"{text}, axes {_axis_codes(affine)}" if len(affine) == 3 else text
+
+
+def affine_from(
+    spacing: tuple[float, ...], origin: tuple[float, ...], direction: NDArray[np.float64]
+) -> Affine:
+    """Return the affine of a file in LPS: `direction` has the unit vector of an axis per column."""
+    affine = np.column_stack([direction * np.asarray(spacing), origin])
+    if len(affine) == 3:
+        affine *= np.asarray(LPS_TO_RAS)[:, None]
+    return affine
+
+
+def decompose(affine: Affine) -> tuple[tuple[float, ...], tuple[float, ...], NDArray[np.float64]]:
+    """Return the spacing, the origin and the direction that `affine_from` accepts."""
+    lps = affine.copy()
+    if len(lps) == 3:
+        lps *= np.asarray(LPS_TO_RAS)[:, None]
+    axes = lps[:, :-1]
+    spacing = np.linalg.norm(axes, axis=0)
+    return tuple(spacing.tolist()), tuple(lps[:, -1].tolist()), axes / spacing
+
+
+def _comparable(one: Affine, two: Affine) -> bool:
+    return one.shape == two.shape
+
+
+def _scaling(spacing: tuple[float, ...]) -> Affine:
+    return np.column_stack([np.diag(spacing), np.zeros(len(spacing))])
+
+
+def _rounded(values: Any) -> str:
+    # Adding 0 removes the sign of -0.
+    return str(tuple(round(float(value), 3) + 0.0 for value in values))
+
+
+def _axis_codes(affine: Affine) -> str:
+    """Return where the axes x, y, … point to, such as RAS."""
+    codes = ""
+    for column in affine[:, :-1].T:
+        axis = int(np.abs(column).argmax())
+        codes += ("RL", "AP", "SI")[axis][int(column[axis] < 0)]
+    return codes

@@ -1,0 +1,136 @@
+"""Call functions in a separate process, where a library may crash, hang or run out of memory.
+
+There is one such process. It is started at the first call, and it ends with this one, however this
+one ends. It is a new interpreter that imports what it calls, and works alike on all platforms.
+"""
+
+import atexit
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from crkd_cli.errors import CrkdError
+
+ROOT = Path(__file__).parents[3]  # contains the package
+PROGRAM = (
+    "import sys; sys.path.append(sys.argv[1]); "
+    "from crkd_cli.data.raw.isolated import serve; serve()"
+)
+BASE_SECONDS = 15.0
+BYTES_PER_SECOND = 1e6  # of the slowest disk and the best compression that are waited for
+
+
+class IsolatedProcessError(Exception):
+    """The process ended instead of returning a result."""
+
+
+def call_isolated(function: Callable[..., tuple[Any, ...]], path: Path, *args: Any) -> Any:
+    """Return `function(path, *args)`, called in the other process.
+
+    The function is a public one of its module; further arguments and the items of the tuple that it
+    returns are numbers, texts, None, or (items) arrays. Raises CrkdError and MemoryError as the
+    function does, ValueError for other exceptions, and IsolatedProcessError if the process crashes
+    or takes too long.
+    """
+    seconds = BASE_SECONDS + path.stat().st_size / BYTES_PER_SECOND
+    request = {
+        "function": [function.__module__, function.__name__],
+        "path": str(path),
+        "args": args,
+        "seconds": seconds,
+    }
+    return _PROCESS.call(json.dumps(request).encode("ascii"))
+
+
+class _Process:
+    """The other process, started when it is needed and again after it has crashed."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def call(self, request: bytes) -> tuple[Any, ...]:
+        with self._lock:
+            try:
+                answer = self._exchange(request)
+            except BaseException:  # Ctrl-C too: what it still answers belongs to this request
+                self._stop()
+                raise
+        if "error" in answer:
+            errors = {"CrkdError": CrkdError, "MemoryError": MemoryError}
+            raise errors.get(answer["error"], ValueError)(answer["message"])
+        return tuple(answer["result"])
+
+    def close(self) -> None:
+        """End the process, which reads to the end of its input."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._stop()
+
+    def _exchange(self, request: bytes) -> dict[str, Any]:
+        """Send a request and return the answer, with its arrays."""
+        if self._process is None or self._process.poll() is not None:
+            self._stop()
+            self._process = _start()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(request + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            raise IsolatedProcessError(self._reason()) from None
+        line = self._process.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise IsolatedProcessError(self._reason())
+        answer: dict[str, Any] = json.loads(line)
+        answer["result"] = [self._item(item) for item in answer.get("result", ())]
+        return answer
+
+    def _item(self, item: Any) -> Any:
+        if not isinstance(item, dict):
+            return item
+        array = np.empty(item["shape"], item["dtype"])
+        assert self._process is not None
+        assert self._process.stdout is not None
+        view = array.reshape(-1).view(np.uint8).data
+        received = 0
+        while received < len(view):
+            count = self._process.stdout.readinto(view[received:])  # type: ignore[attr-defined]
+            if not count:
+                raise IsolatedProcessError(self._reason())
+            received += count
+        return array
+
+    def _reason(self) -> str:
+        assert self._process is not None
+        code = self._process.wait()
+        # The timer ends the process with 1, a crash with a signal.
+        return "reading it takes too long" if code == 1 else f"reading it crashes ({code})"
+
+    def _stop(self) -> None:
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+        self._process = None
+
+
+def _start() -> "subprocess.Popen[bytes]":
+    # -P: files in the current folder are not imported.
+    command = [sys.executable, "-P", "-c", PROGRAM, str(ROOT)]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+
+
+_PROCESS = _Process()
+atexit.register(_PROCESS.close)

@@ -1,0 +1,103 @@
+"""Check a foreign file before its content is read: what it is, and how much it declares."""
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crkd_cli.errors import CrkdError
+
+CHUNK_BYTES = 1 << 20
+# A compressed file with more content than this, and this many times its size, is not a scan.
+SUSPICIOUS_BYTES = 1 << 30
+SUSPICIOUS_RATIO = 200
+CGROUP_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)
+
+
+def check_regular(path: Path) -> None:
+    """Raise CrkdError unless `path` is a regular file, which is not opened for that.
+
+    Opening a pipe could wait forever.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CrkdError(f"{path} cannot be read: {reason}") from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+        raise CrkdError(f"{path} is {kind}, not an image file; remove it")
+
+
+def check_declared_size(path: Path, declared: int, *, compressed: bool) -> None:
+    """Check the number of bytes that a header declares before memory is reserved for them.
+
+    Raises EOFError if the file is shorter, and CrkdError if the content cannot be read here.
+    """
+    stored = path.stat().st_size
+    sizes = f"it declares {size_text(declared)} of data, the file has {size_text(stored)}"
+    if not compressed and declared > stored:
+        raise EOFError(sizes)
+    if declared > max(SUSPICIOUS_BYTES, SUSPICIOUS_RATIO * stored):
+        raise CrkdError(f"{path} is not a plausible image: {sizes}; remove it")
+    available = available_memory()
+    if available is not None and declared > available:
+        raise CrkdError(
+            f"{path} does not fit into memory: {sizes}, {size_text(available)} of memory are free; "
+            "cut it into smaller parts"
+        )
+
+
+def available_memory() -> int | None:
+    """Return the number of bytes that this process can still use, or None if it is unknown."""
+    limits = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+        limits.append(1024 * int(line.split()[1]))
+    for limit, used in CGROUP_FILES:
+        with suppress(OSError, ValueError):  # ValueError: "max", no limit
+            limits.append(max(0, int(Path(limit).read_text()) - int(Path(used).read_text())))
+    if not limits and hasattr(os, "sysconf"):
+        with suppress(OSError, ValueError):
+            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(limits, default=None)
+
+
+def read_exactly(stream: IO[bytes], count: int) -> NDArray[np.uint8]:
+    """Read the last `count` bytes of `stream`, to its end, where a gzip file has its checksum.
+
+    Raises EOFError if bytes are missing, and ValueError if more follow.
+    """
+    content = np.empty(count, np.uint8)
+    view = content.data
+    received = 0
+    while received < count:
+        chunk = stream.read(min(CHUNK_BYTES, count - received))
+        if not chunk:
+            raise EOFError(f"{received} of {count} bytes of voxels")
+        view[received : received + len(chunk)] = chunk
+        received += len(chunk)
+    if stream.read(1):
+        raise ValueError(f"more than the declared {count} bytes of voxels")
+    return content
+
+
+def size_text(count: int) -> str:
+    """Return a number of bytes for a message: "1.4 kB"."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
