@@ -1,5 +1,6 @@
 """`crkd predict`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,8 @@ import typer
 
 from crkd_cli.cli.console import command, info, progress
 from crkd_cli.cli.options import Device, Quiet, Verbose
+
+CLASSES_PER_LINE = 8
 
 
 @command
@@ -54,6 +57,14 @@ def predict(
             rich_help_panel="Output",
         ),
     ] = False,
+    class_numbers: Annotated[
+        bool,
+        typer.Option(
+            "--class-numbers",
+            help="Write 0, 1, 2, ... into masks. Default: the values of the label files.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
     overwrite: Annotated[
         bool,
         typer.Option(
@@ -68,7 +79,8 @@ def predict(
 ) -> None:
     """Predict a mask for every image, with the same name, format, size and geometry.
 
-    Masks of JPG images are PNG files.
+    Masks contain the values of the label files that the model was trained on. Masks of JPG images
+    are PNG files.
 
     Formats: PNG, JPG, TIFF, NIfTI, NRRD, MHA, and HDF5 with a dataset `image`.
 
@@ -83,12 +95,27 @@ def predict(
     from crkd_cli.inference.predict import PredictOptions
     from crkd_cli.inference.predict import predict as run
 
-    options = PredictOptions(overlay, probabilities, largest_component, overwrite)
+    options = PredictOptions(
+        overlay, probabilities, largest_component, overwrite, class_numbers=class_numbers
+    )
     result = run(source, file, info, progress, out, device, options)
     message = f"{pluralize(result.written, 'mask')} written to {result.folder}"
     if result.skipped:
         message += f"; {result.skipped} skipped: already there, from any checkpoint (--overwrite)"
     info(message)
+    for line in _describe_values(result.classes):
+        info(line)
     if result.failures:
         lines = [f"{pluralize(len(result.failures), 'image')} failed:", *result.failures]
         raise CrkdError("\n  ".join(lines))
+
+
+def _describe_values(classes: tuple[tuple[int, str], ...]) -> Iterator[str]:
+    """Say what the values in masks mean: in one line, or in a table if there are many classes."""
+    texts = [f"{value} {name}" for value, name in classes]
+    if len(texts) <= CLASSES_PER_LINE:
+        yield f"values: {', '.join(texts)}"
+        return
+    yield "values:"
+    for first in range(0, len(texts), CLASSES_PER_LINE):
+        yield f"  {', '.join(texts[first : first + CLASSES_PER_LINE])}"

@@ -73,6 +73,11 @@ def numbered_classes(names: Iterable[str]) -> tuple[ClassInfo, ...]:
     return tuple(ClassInfo(name=name, values=(value,)) for value, name in enumerate(names))
 
 
+def label_dtype(class_count: int) -> type[np.uint8] | type[np.int16]:
+    """Return the type of class numbers from 0 to `class_count`, which marks ignored pixels."""
+    return np.uint8 if class_count <= 255 else np.int16
+
+
 class CaseInfo(Strict, frozen=True):
     """The index entry of a case."""
 

@@ -7,7 +7,7 @@ Legend: B batch, N slices of a case (1 if it is not split into slices), C channe
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from crkd_cli.augment.spatial import resize_image
 from crkd_cli.config import Frame
-from crkd_cli.data.store import DatasetSpec
-from crkd_cli.errors import CrkdError
+from crkd_cli.data.store import DatasetSpec, label_dtype
+from crkd_cli.errors import CrkdError, is_out_of_memory
 from crkd_cli.models.fusion import fuse_for_inference
 from crkd_cli.progress import Notify
 from crkd_cli.runtime.build import load_predictor
@@ -36,6 +36,7 @@ from crkd_cli.transfer import to_device, to_unit_range
 from crkd_cli.windows import Slices, padding, windows
 
 Protocol = Literal["strict", "paper"]
+MANY_CLASSES = 32  # about as many numbers a voxel as the features take
 _LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
@@ -84,6 +85,8 @@ class Inferer:
         # Enough to fill a GPU (16 windows of LA), or what fits in a CPU's cache (one window of LA,
         # 8 slices of ACDC).
         voxels = 2**24 if device.type == "cuda" else 2**19
+        # Where there are more classes than features, the probabilities fill the memory.
+        voxels = voxels * MANY_CLASSES // max(MANY_CLASSES, len(spec.classes))
         self.model = model
         self.frame = frame
         self.spec = spec
@@ -101,8 +104,8 @@ class Inferer:
         network = fuse_for_inference(self.model, self.precision)
         self._network = to_channels_last(network, self.frame.dims)
 
-    def __call__(self, image: NDArray[Any], size: Sequence[int] | None = None) -> NDArray[np.uint8]:
-        """Return labels [*S] of `image` [C, *S].
+    def __call__(self, image: NDArray[Any], size: Sequence[int] | None = None) -> NDArray[Any]:
+        """Return class numbers [*S] of `image` [C, *S].
 
         Args:
             image: As stored: uint8 0-255, or normalized floats.
@@ -140,15 +143,21 @@ class Inferer:
     def _infer_with_retries(self, slices: NDArray[Any], size: tuple[int, ...]) -> Tensor:
         while True:
             # Reduce after the clause: inside it, the traceback would keep the tensors alive.
-            with suppress(torch.OutOfMemoryError):
+            with _suppress_out_of_memory():
                 return self._infer_slices(slices, size)
-            self._reduce_memory()
+            self._reduce_memory(slices.shape[2:])
 
-    def _reduce_memory(self) -> None:
+    def _reduce_memory(self, shape: Sequence[int]) -> None:
         if self.window_batch > 1:
             self.window_batch //= 2
         elif self._case_device.type != "cpu":
             self._case_device = torch.device("cpu")
+        elif self.device.type == "cpu":
+            size = "×".join(map(str, shape))
+            raise CrkdError(
+                f"there is not enough memory for the probabilities of {len(self.spec.classes)} "
+                f"classes in an image of {size}; cut it into smaller ones"
+            )
         else:
             size = "×".join(map(str, self.frame.size))
             raise CrkdError(
@@ -247,6 +256,15 @@ def build_inferer(
     return Inferer(model, frame, spec, chosen, precision, protocol, notify=notify)
 
 
+@contextmanager
+def _suppress_out_of_memory() -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+
+
 def gaussian(patch: Sequence[int]) -> Tensor:
     """Return window weights [*patch]: a Gaussian with sigma = side / 8, at least 1e-3.
 
@@ -274,14 +292,16 @@ def nearest(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def most_probable(probabilities: Tensor) -> Tensor:
-    """Return uint8 labels [N, *S] of probabilities [N, K, *S]; of equal ones the first.
+    """Return class numbers [N, *S] of probabilities [N, K, *S]; of equal ones the first.
 
     Compares one class after another: torch's argmax over an axis other than the last takes ten
     times as long on a CPU, and returns int64.
     """
     highest = probabilities[:, 0]
-    labels = torch.zeros_like(highest, dtype=torch.uint8)
-    for k in range(1, probabilities.shape[1]):
+    classes = probabilities.shape[1]
+    dtype = torch.uint8 if label_dtype(classes) is np.uint8 else torch.int16
+    labels = torch.zeros_like(highest, dtype=dtype)
+    for k in range(1, classes):
         labels.masked_fill_(probabilities[:, k] > highest, k)
         highest = torch.maximum(highest, probabilities[:, k])
     return labels

@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Sequence
+from colorsys import hsv_to_rgb
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 # The palette of Okabe and Ito, which color-blind readers can tell apart.
 _COLORS = ("#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#d55e00", "#0072b2")
+_GOLDEN_RATIO = 0.618034
+_MAX_LEGEND = 24  # classes; of more, only those in the picture are listed
 _REFERENCE = "#ffffff"
 _SIDE = 5.12  # longest side of a plane, inches
 _MIN_WIDTH = 1.2  # room for the name of a plane, inches
@@ -33,7 +36,7 @@ class _Plane(NamedTuple):
 
     name: str
     image: NDArray[Any]  # [C, H, W]
-    layers: NDArray[np.uint8]  # [L, H, W], label maps from bottom to top
+    layers: NDArray[Any]  # [L, H, W], label maps from bottom to top
     spacing: tuple[float, ...]
     view: tuple[slice, ...]  # the part that is shown
     upwards: bool = False  # whether rows run from bottom to top
@@ -47,11 +50,11 @@ class _Plane(NamedTuple):
 
 def draw_overlay(
     image: NDArray[Any],
-    labels: NDArray[np.uint8],
+    labels: NDArray[Any],
     spec: DatasetSpec,
     spacing: Sequence[float] | None,
     title: str,
-    reference: NDArray[np.uint8] | None = None,
+    reference: NDArray[Any] | None = None,
 ) -> Image.Image:
     """Draw the contours of `labels` [*S] on `image` [C, *S] and return an RGB picture.
 
@@ -63,6 +66,8 @@ def draw_overlay(
     from matplotlib import rc_context
 
     steps = tuple(spacing or (1.0,) * labels.ndim)
+    if reference is not None:  # ignored pixels are drawn as background
+        reference = np.where(reference < len(spec.classes), reference, 0)
     layers = np.stack([labels] if reference is None else [reference, labels])
     if labels.ndim == 3 and spec.z_last:
         image, layers = image.transpose(0, 3, 2, 1), layers.transpose(0, 3, 2, 1)
@@ -90,7 +95,7 @@ def draw_overlay(
 
 def _cross_section(
     image: NDArray[Any],
-    layers: NDArray[np.uint8],
+    layers: NDArray[Any],
     steps: tuple[float, ...],
     view: tuple[slice, ...],
     center: tuple[slice, ...],
@@ -226,18 +231,29 @@ def _to_picture(image: NDArray[Any], low: float, high: float) -> Image.Image:
 
 
 def _legend(
-    labels: NDArray[np.uint8], spec: DatasetSpec, reference: NDArray[np.uint8] | None
+    labels: NDArray[Any], spec: DatasetSpec, reference: NDArray[Any] | None
 ) -> "list[Patch]":
     from matplotlib.patches import Patch
 
     present = np.unique(labels)
+    names = list(enumerate(spec.class_names))[1:]
+    hidden = 0
+    if len(names) > _MAX_LEGEND:
+        names = [(k, name) for k, name in names if k in present]
+        hidden = max(0, len(names) - _MAX_LEGEND)
     legend = []
-    for k, name in enumerate(spec.class_names[1:], start=1):
+    for k, name in names[:_MAX_LEGEND]:
         legend.append(Patch(color=_color(k), label=name if k in present else f"{name}: none"))
+    if hidden:
+        legend.append(Patch(color="none", label=f"and {hidden} more"))
     if reference is not None:
         legend.append(Patch(color=_REFERENCE, label="reference"))
     return legend
 
 
 def _color(k: int) -> str:
-    return _COLORS[(k - 1) % len(_COLORS)]
+    """Return the color of class `k`; beyond the palette, neighbors differ most in hue."""
+    if k <= len(_COLORS):
+        return _COLORS[k - 1]
+    rgb = hsv_to_rgb(k * _GOLDEN_RATIO % 1.0, 0.6, 0.95)
+    return "#" + "".join(f"{round(255 * value):02x}" for value in rgb)

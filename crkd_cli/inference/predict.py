@@ -19,6 +19,7 @@ from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.inference.inferer import Inferer, build_inferer, most_probable
+from crkd_cli.inference.masks import MaskValues
 from crkd_cli.inference.overlay import draw_overlay
 from crkd_cli.paths import atomic_write
 from crkd_cli.pipeline import run_pipeline
@@ -31,22 +32,24 @@ SUBFOLDERS = ("overlays", "probabilities")  # of the output folder
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What to write for every image besides its mask."""
+    """What to write for every image."""
 
     overlays: bool = False  # OUT/overlays/STEM.png
     probabilities: bool = False  # OUT/probabilities/STEM.npy: [K, *S] float32, axes as in the mask
     largest_component: bool = False  # keep only the largest connected component of every class
     overwrite: bool = False  # replace existing files instead of skipping the image
+    class_numbers: bool = False  # masks contain 0 to K − 1 instead of the values of the label files
 
 
 @dataclass(frozen=True)
 class PredictResult:
-    """How many images were predicted, skipped and failed."""
+    """How many images were predicted, skipped and failed, and what the masks contain."""
 
     folder: Path
     written: int
     skipped: int
     failures: list[str]  # one line each
+    classes: tuple[tuple[int, str], ...]  # the value in masks and the name of every class
 
 
 def predict(
@@ -65,7 +68,7 @@ def predict(
     the next one is read and the masks of the previous one are written.
 
     Raises CrkdError if there is no image or no checkpoint, or the output is not writable, and
-    UsageError if the output would replace the images.
+    UsageError if the output would replace the images, or if a format cannot hold the values.
     """
     options = options or PredictOptions()
     out = _output_folder(source, out)
@@ -92,7 +95,8 @@ def _predict(
             advance(1, image.name)
     results = world.gather_results(results)
     failures = [result for result in results if isinstance(result, str)]
-    return PredictResult(out, results.count(True), results.count(False), failures)
+    written, skipped = results.count(True), results.count(False)
+    return PredictResult(out, written, skipped, failures, predictor.mask_values.classes)
 
 
 def _written_or_error(outcome: Future[bool], image: Path) -> bool | str:
@@ -116,7 +120,7 @@ class _Prediction(NamedTuple):
     """What the network predicts for a scan."""
 
     scan: _Scan
-    labels: NDArray[np.uint8]  # [*S]
+    labels: NDArray[Any]  # [*S] class numbers
     probabilities: NDArray[np.float32] | None  # [K, *S], if they are to be written
 
 
@@ -127,12 +131,18 @@ class _FilePredictor:
         self, inferer: Inferer, spec: DatasetSpec, out: Path, options: PredictOptions
     ) -> None:
         self._inferer, self._spec, self._out, self._options = inferer, spec, out, options
-        self._source = SOURCES[spec.source]()
+        self._source = SOURCES[spec.source](spec.description.spacing)
+        self.mask_values = MaskValues(spec, class_numbers=options.class_numbers)
 
     def check_targets(self, images: Sequence[Path]) -> None:
-        """Raise CrkdError if two images would write the same file, like a.png and a.jpg."""
+        """Check what `images` would write.
+
+        Raises CrkdError if two of them would write the same file, like a.png and a.jpg, and
+        UsageError if the format of a mask cannot hold the values.
+        """
         owners: dict[Path, Path] = {}
         for image in images:
+            self.mask_values.check(self._targets(image)["mask"])
             for target in self._targets(image).values():
                 other = owners.setdefault(target, image)
                 if other != image:
@@ -173,7 +183,8 @@ class _FilePredictor:
             picture = draw_overlay(volume.array, labels, self._spec, volume.spacing_mm, image.name)
             with atomic_write(targets["overlay"]) as temporary:
                 picture.save(temporary, format="PNG")
-        formats.write_label(targets["mask"], labels, volume)
+        mask = self.mask_values.encode(labels, targets["mask"])
+        formats.write_label(targets["mask"], mask, volume)
         return True
 
     def _targets(self, image: Path) -> dict[str, Path]:
@@ -188,13 +199,16 @@ class _FilePredictor:
         return targets
 
 
-def largest_components(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def largest_components(labels: NDArray[Any]) -> NDArray[Any]:
     """Keep only the largest face-connected component of every class in `labels` [*S]."""
     kept = np.zeros_like(labels)
-    for k in np.unique(labels[labels > 0]):
-        components, _ = ndimage.label(labels == k)
+    # Many classes are small parts of an image: each is looked at in its own box.
+    for k, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is None:
+            continue
+        components, _ = ndimage.label(labels[box] == k)
         sizes = np.bincount(components.ravel())[1:]
-        kept[components == 1 + sizes.argmax()] = k
+        kept[box][components == 1 + sizes.argmax()] = k
     return kept
 
 

@@ -1,11 +1,12 @@
 """`crkd predict` on the command line."""
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
 from crkd_cli.config import Frame
-from crkd_cli.data.store import DatasetSpec, numbered_classes
+from crkd_cli.data.store import ClassInfo, DatasetSpec, numbered_classes
 
 SPEC = DatasetSpec(
     name="flat",
@@ -82,6 +83,42 @@ def test_one_file(cli, checkpoint, scans, tmp_path):
     )
     assert result.exit_code == 0, result.stderr
     assert [file.name for file in (tmp_path / "deep" / "out").iterdir()] == ["a.png"]
+
+
+def test_the_meaning_of_the_values_is_printed(cli, make_checkpoint, scans):
+    classes = (ClassInfo(name="background", values=(0,)), ClassInfo(name="disc", values=(255, 7)))
+    spec = msgspec.structs.replace(SPEC, classes=classes)
+    checkpoint = make_checkpoint(spec, Frame(resize=(32, 32)))
+    result = cli("predict", scans, "--checkpoint", checkpoint)
+    assert result.stderr.splitlines()[-1] == "values: 0 background, 255 disc"
+    masks = scans.with_name("scans-masks")
+    assert set(np.unique(Image.open(masks / "a.png"))) == {0, 255}
+    arguments = ("--checkpoint", checkpoint, "--class-numbers", "--overwrite")
+    result = cli("predict", scans, *arguments)
+    assert result.stderr.splitlines()[-1] == "values: 0 background, 1 disc"
+    assert set(np.unique(Image.open(masks / "a.png"))) == {0, 1}
+
+
+def test_the_meaning_of_many_values_is_a_table(cli, make_checkpoint, scans):
+    classes = tuple(ClassInfo(name=f"c{k}", values=(10 * k,)) for k in range(10))
+    checkpoint = make_checkpoint(
+        msgspec.structs.replace(SPEC, classes=classes), Frame(resize=(32, 32))
+    )
+    result = cli("predict", scans, "--checkpoint", checkpoint)
+    assert result.stderr.splitlines()[-3:] == [
+        "values:",
+        "  0 c0, 10 c1, 20 c2, 30 c3, 40 c4, 50 c5, 60 c6, 70 c7",
+        "  80 c8, 90 c9",
+    ]
+
+
+def test_values_that_do_not_fit_the_format_are_a_usage_error(cli, make_checkpoint, scans):
+    classes = (ClassInfo(name="background", values=(0,)), ClassInfo(name="disc", values=(2**32,)))
+    spec = msgspec.structs.replace(SPEC, classes=classes)
+    checkpoint = make_checkpoint(spec, Frame(resize=(32, 32)))
+    result = cli("predict", scans, "--checkpoint", checkpoint)
+    assert result.exit_code == 2
+    assert "but disc is 4294967296; give --class-numbers" in result.stderr
 
 
 def test_quiet_prints_nothing(cli, checkpoint, scans):

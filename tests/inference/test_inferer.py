@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from crkd_cli.config import Frame
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
-from crkd_cli.inference.inferer import Inferer, nearest
+from crkd_cli.inference.inferer import Inferer, most_probable, nearest
 
 CPU = torch.device("cpu")
 SHAPES = [(16, 16), (17, 31), (5, 40), (33, 9), (1, 1), (16, 16, 16), (19, 7, 33), (40, 16, 5)]
@@ -160,13 +160,13 @@ def test_memory_maps_are_read(tmp_path):
 class Small(Identity):
     """Simulates a device with memory for `room` windows."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, error: Exception | None = None) -> None:
         super().__init__()
-        self.room = room
+        self.room, self.error = room, error or torch.OutOfMemoryError()
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) > self.room:
-            raise torch.OutOfMemoryError
+            raise self.error
         return super().forward(x)
 
 
@@ -182,10 +182,43 @@ def test_running_out_of_memory_halves_the_batch_and_is_reported_once(frame):
     assert len(messages) == 1
 
 
-def test_too_little_memory_for_one_window_is_an_error():
-    infer = Inferer(Small(0), Frame(patch=(16, 16)), spec(2), CPU, notify=lambda line: None)
-    with pytest.raises(CrkdError, match="not enough memory for one window of 16×16"):
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError(), MemoryError(), RuntimeError("CPU: can't allocate memory: 9 bytes")],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_for_one_window_is_an_error(error):
+    model = Small(0, error)
+    infer = Inferer(model, Frame(patch=(16, 16)), spec(2), CPU, notify=lambda line: None)
+    with pytest.raises(CrkdError, match="probabilities of 2 classes in an image of 20×16"):
+        infer(image((20, 16)))
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    infer = Inferer(Small(0, RuntimeError("a bug")), Frame(patch=(16, 16)), spec(2), CPU)
+    with pytest.raises(RuntimeError, match="a bug"):
         infer(image((16, 16)))
+
+
+def test_many_classes(dims):
+    """The labels are those of torch's argmax, and the batches are smaller."""
+    model, x = net(dims, 300), image((19, 18, 17)[:dims])
+    frame = Frame(patch=(16,) * dims)
+    infer = Inferer(model, frame, spec(dims, 300), CPU)
+    labels = infer(x)
+    assert labels.dtype == np.int16
+    np.testing.assert_array_equal(labels, infer.probabilities(x).argmax(0))
+    assert labels.max() > 255
+    few = Inferer(net(dims, 3), frame, spec(dims, 3), CPU)
+    assert few.window_batch / 10 < max(infer.window_batch, 13) <= few.window_batch / 9
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(255, torch.uint8), (256, torch.int16)])
+def test_the_type_of_labels_can_number_the_classes_and_ignored_pixels(classes, dtype):
+    probabilities = torch.eye(classes).view(1, classes, 1, classes)
+    labels = most_probable(probabilities)
+    assert labels.dtype == dtype
+    assert labels.flatten().tolist() == list(range(classes))
 
 
 def test_the_mode_of_the_model_is_left_alone():

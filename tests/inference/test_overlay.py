@@ -167,6 +167,24 @@ def test_images_of_extreme_shape_and_many_classes_are_drawn(shape):
     assert has_color(np.asarray(picture), ORANGE).any()
 
 
+def test_the_legend_of_many_classes_lists_those_in_the_picture(texts):
+    many = msgspec.structs.replace(
+        spec(2), classes=numbered_classes(f"class {k}" for k in range(300))
+    )
+    labels = np.zeros((32, 32), np.int16)
+    labels[4:12, 4:12], labels[20:28, 20:28] = 7, 299
+    picture = draw_overlay(gray(32, 32) / 4, labels, many, None, "case")
+    assert [text for text in texts if text.startswith("class")] == ["class 7", "class 299"]
+    (panel,) = panels(picture)
+    colored = panel[np.ptp(panel.astype(int), axis=-1) > 60]
+    assert len(np.unique(colored // 64, axis=0)) > 1  # two hues
+    texts.clear()
+    labels = np.arange(30 * 32).reshape(30, 32) // 32
+    draw_overlay(gray(30, 32), labels, many, None, "case")
+    assert len([text for text in texts if text.startswith("class")]) == 24
+    assert "and 5 more" in texts
+
+
 def test_unknown_spacing_of_a_volume_is_noted(dims, texts):
     shape = (9, 9, 9)[:dims]
     draw_overlay(gray(*shape), np.zeros(shape, np.uint8), spec(dims), None, "case")
@@ -216,6 +234,19 @@ def test_the_reference_is_white_and_the_picture_zooms_in_on_it():
         rows, columns = np.nonzero(has_color(panel, WHITE))
         assert np.ptp(rows) / panel.shape[0] == pytest.approx(5.75 / 11, abs=0.03)
         assert np.ptp(columns) / panel.shape[1] == pytest.approx(5.75 / 11, abs=0.03)
+
+
+def test_ignored_pixels_of_the_reference_are_not_drawn():
+    reference = np.zeros((24, 24), np.uint8)
+    reference[2:8, 2:8] = 1
+    ignored = reference.copy()
+    ignored[12:20, 12:20] = 3  # of classes 0 to 2
+    labels = np.zeros_like(reference)
+    pictures = [
+        np.asarray(draw_overlay(gray(24, 24), labels, spec(2), None, "case", layer))
+        for layer in (reference, ignored)
+    ]
+    np.testing.assert_array_equal(*pictures)
 
 
 def test_the_prediction_covers_the_reference(texts):
