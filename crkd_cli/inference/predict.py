@@ -183,7 +183,7 @@ class _FilePredictor:
             picture = draw_overlay(volume.array, labels, self._spec, volume.spacing_mm, image.name)
             with atomic_write(targets["overlay"]) as temporary:
                 picture.save(temporary, format="PNG")
-        mask = self.mask_values.encode(labels, targets["mask"])
+        mask = self.mask_values.encode(labels)
         formats.write_label(targets["mask"], mask, volume)
         return True
 
