@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crkd_cli.cli.console import command, info, progress
-from crkd_cli.cli.options import DataRoot, Quiet, Verbose
+from crkd_cli.cli.options import DataRoot, Json, Quiet, Verbose
 
 if TYPE_CHECKING:
-    from crkd_cli.data.prepare import Finding
+    from crkd_cli.data.report import Finding, PreparationReport
 
 
 @command
@@ -43,7 +43,7 @@ def prepare_data(
         bool,
         typer.Option(
             "--check",
-            help="Only check the raw files, and do not write a store.",
+            help="Only check the raw files and list what becomes of each; write no store.",
             rich_help_panel="Preparation",
         ),
     ] = False,
@@ -65,6 +65,7 @@ def prepare_data(
             rich_help_panel="Preparation",
         ),
     ] = False,
+    json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -77,9 +78,9 @@ def prepare_data(
     FOLDER contains images/ and labels/, 2D or 3D: PNG, JPG, TIFF, NIfTI, NRRD,
     MHA or h5. Images without a label are unlabeled.
     """
+    from crkd_cli.data.description import to_yaml
     from crkd_cli.data.obtain import choose_source, obtain
     from crkd_cli.data.prepare import prepare
-    from crkd_cli.errors import CrkdError, pluralize
     from crkd_cli.paths import resolve_data_root
 
     root = resolve_data_root(data_root)
@@ -88,12 +89,16 @@ def prepare_data(
     info(f"raw files: {raw}")
     store = root / "prepared" / name
     report = prepare(name, reader, raw, store, progress, check)
-    if report.errors:
-        _show(report.findings)
-        problems = pluralize(len(report.errors), "problem")
-        raise CrkdError(f"{problems} in {raw} (see above), nothing was written; fix them and rerun")
+    if json:
+        _print_json(name, raw, None if check or report.failed else store, report)
+    elif check:
+        print("\n".join(report.inventory.lines()))
+    _raise_errors(raw, report)
     for finding in report.findings:
         info(f"note: {finding.what}")
+    info(f"description (to change it, write it to {raw / 'dataset.yaml'} and change a line):")
+    for line in to_yaml(report.description).splitlines():
+        info(f"  {line}")
     info(report.summary)
     if check:
         options = _options(
@@ -108,6 +113,34 @@ def prepare_data(
     else:
         options = _options({"--data-root": data_root})
         info(f"store: {store}. Next: crkd make-splits {name}{options}")
+
+
+def _raise_errors(raw: Path, report: "PreparationReport") -> None:
+    """Show what is wrong, if something is, and raise CrkdError."""
+    from crkd_cli.errors import CrkdError, pluralize
+
+    if report.errors:
+        _show(report.findings)
+    if report.failure is not None:
+        raise report.failure
+    if report.errors:
+        problems = pluralize(len(report.errors), "problem")
+        raise CrkdError(f"{problems} in {raw} (see above), nothing was written; fix them and rerun")
+
+
+def _print_json(name: str, raw: Path, store: Path | None, report: "PreparationReport") -> None:
+    """Print the report, and which store was written."""
+    import json
+
+    from crkd_cli.text import printable
+
+    tree = {
+        "name": name,
+        "raw": printable(raw),
+        "store": None if store is None else printable(store),
+        **report.tree(),
+    }
+    print(json.dumps(tree, indent=1, ensure_ascii=False))
 
 
 def _options(values: dict[str, Path | str | None]) -> str:

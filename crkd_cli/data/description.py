@@ -5,21 +5,28 @@ Everything in it can be inferred from the files. What a user states in `dataset.
 parts are filled in. It is part of the store and of every checkpoint.
 """
 
-from typing import Annotated, Literal
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import msgspec
+import yaml
 
-from crkd_cli.config import Strict
+from crkd_cli.config import Strict, parse
+from crkd_cli.data import nnunet, patterns
+from crkd_cli.errors import UsageError
 
 ChannelModality = Literal["MR", "CT", "RGB", "gray"]
 Millimeters = Annotated[float, msgspec.Meta(gt=0.0, lt=1e4)]
+FILES = ("dataset.yaml", "dataset.yml", "dataset.json")  # the first that exists is read
 
 
 class Channel(Strict, frozen=True):
     """A channel of the images; the three colors of a photograph are one channel, RGB."""
 
-    name: str
-    modality: ChannelModality
+    name: str = "image"
+    modality: ChannelModality | None = None
 
 
 class Description(Strict, frozen=True):
@@ -39,3 +46,117 @@ class Description(Strict, frozen=True):
     patients: str | None = None  # a CSV file, or a pattern with {patient}: "{patient}_*"
     # In mm per axis of the stored images, for files that do not state it.
     spacing: tuple[Millimeters, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _check_classes(self)
+        if self.images is not None:
+            patterns.check("images", self.images, allowed=("name",))
+        for pattern in self.label_patterns.values():
+            patterns.check("labels", pattern, allowed=("name",), needed="name")
+        if self.patients is not None and not self.patients.lower().endswith(".csv"):
+            patterns.check("patients", self.patients, allowed=("patient",), needed="patient")
+        if self.channels == ():
+            raise ValueError("channels is empty; name one, or drop the line")
+        if self.spacing is not None and len(self.spacing) not in (2, 3):
+            raise ValueError(f"spacing has {len(self.spacing)} numbers; give one per axis")
+
+    @property
+    def label_patterns(self) -> dict[str | None, str]:
+        """The patterns of the label files by class; None: the values in the files say the class."""
+        if self.labels is None:
+            return {}
+        if isinstance(self.labels, str):
+            return {None: self.labels}
+        by_class: dict[str | None, str] = {}
+        by_class.update(self.labels)
+        return by_class
+
+    def below(self, folder: str) -> "Description":
+        """Return the description with its patterns below `folder`, for those above it."""
+        if not folder:
+            return self
+        labels = self.labels
+        if isinstance(labels, str):
+            labels = f"{folder}/{labels}"
+        elif labels is not None:
+            labels = {name: f"{folder}/{pattern}" for name, pattern in labels.items()}
+        patients = self.patients
+        if patients is not None and ("/" in patients or patients.lower().endswith(".csv")):
+            patients = f"{folder}/{patients}"
+        images = None if self.images is None else f"{folder}/{self.images}"
+        return msgspec.structs.replace(self, images=images, labels=labels, patients=patients)
+
+
+def read_description(file: Path) -> Description:
+    """Read `dataset.yaml`, or nnU-Net's `dataset.json`.
+
+    Raises UsageError, which names the key, if it cannot be read or does not make sense.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        tree = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        kind = "JSON" if file.suffix == ".json" else "YAML"
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{file} is not valid {kind} ({reason}); correct it") from None
+    if tree is None:  # an empty file: everything is inferred
+        tree = {}
+    if not isinstance(tree, dict):
+        raise UsageError(
+            f"{file} is not a description; expected lines such as classes: {{liver: 1}}"
+        )
+    if file.suffix == ".json":
+        tree = nnunet.description_tree(tree, file)
+    _drop_background(tree)
+    description: Description = parse(tree, Description, str(file))
+    return description
+
+
+def to_yaml(description: Description) -> str:
+    """Return a description as the lines of a `dataset.yaml`, one per key that has a value."""
+    lines = []
+    for key, value in msgspec.to_builtins(description).items():
+        if value is not None:
+            text = yaml.safe_dump(
+                {key: value}, default_flow_style=True, allow_unicode=True, sort_keys=False, width=76
+            )
+            lines.append(f"{text.strip()[1:-1]}\n")  # without the braces around the line
+    return "".join(lines)
+
+
+def _drop_background(tree: dict[str, Any]) -> None:
+    """Remove the background from the classes: it is always there, and always 0."""
+    classes = tree.get("classes")
+    if isinstance(classes, dict) and classes.get("background") in (0, [0]):
+        tree["classes"] = {name: value for name, value in classes.items() if name != "background"}
+
+
+def _check_classes(description: Description) -> None:
+    """Raise ValueError unless every label value has one meaning."""
+    classes = description.classes
+    if classes is None:
+        return
+    if not classes:
+        raise ValueError("classes is empty; name one, or drop the line")
+    values: list[tuple[int, str]] = []
+    for name, value in classes.items():
+        if not name.strip():
+            raise ValueError("classes contains an empty name; name the class")
+        members = (value,) if isinstance(value, int) else value
+        if not members:
+            raise ValueError(f"classes.{name} has no value; give one, such as 1")
+        values += [(member, name) for member in members]
+    counts = Counter(value for value, _ in values)
+    for value, name in values:
+        if value == 0:
+            raise ValueError(f"classes.{name} is 0, the background; give another value")
+        if value == description.ignore:
+            raise ValueError(f"classes.{name} is {value}, the value of ignore; drop one of them")
+        if counts[value] > 1:
+            names = [other for member, other in values if member == value]
+            raise ValueError(
+                f"classes: the value {value} belongs to {' and '.join(names)}; "
+                "give every value to one class"
+            )

@@ -5,15 +5,17 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from crkd_cli.data.cases import RawCase
+from crkd_cli.data.description import Description
+from crkd_cli.data.inventory import Inventory, list_files, take_inventory
 from crkd_cli.data.labels import ClassAssignment, check_values
 from crkd_cli.data.prepare_case import CaseResult, case_info, read_case, store_class_numbers
+from crkd_cli.data.report import Finding, PreparationReport, complete_description
 from crkd_cli.data.sources.base import Source
 from crkd_cli.data.splits import official_splits, preview
 from crkd_cli.data.store import RECIPE, DatasetSpec, Index
@@ -22,52 +24,98 @@ from crkd_cli.paths import replace_folder, temporary_folder
 from crkd_cli.progress import Progress
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What the user should know about the raw files. If there is an error, nothing is written."""
-
-    level: Literal["error", "notice"]
-    where: str  # case id, or the name of the dataset
-    what: str
-
-
-@dataclass(frozen=True)
-class PreparationReport:
-    """All findings about a dataset, and a summary in one line unless there are errors."""
-
-    findings: tuple[Finding, ...]
-    summary: str = ""
-
-    @property
-    def errors(self) -> list[Finding]:
-        """The findings because of which nothing was written."""
-        return [finding for finding in self.findings if finding.level == "error"]
-
-
 def prepare(
     name: str, source: Source, raw: Path, store: Path, progress: Progress, check_only: bool = False
 ) -> PreparationReport:
     """Check all cases under `raw`, and write the store unless there is an error.
 
     One case is in memory at a time. The cases are written to a temporary folder, which replaces
-    `store` at the end; the splits in a previous store are kept. Raises CrkdError if the layout of
-    the raw files or the classes cannot be determined, or if the disk cannot be written.
+    `store` at the end; the splits in a previous store are kept. If the layout of the raw files or
+    the classes cannot be determined, or the disk cannot be written, the report contains the error.
+    Raises UsageError if an option or the description of the dataset does not fit.
     """
-    cases = source.find(raw)
-    spec = source.spec(name, cases)
-    _check_spacing(source, spec)
-    _check_official_groups(name, cases, raw)
-    errors = _duplicate_ids(cases, raw)
-    with nullcontext() if check_only else temporary_folder(store) as folder:
-        preparation = _Preparation(source, spec, folder, failed=bool(errors))
-        preparation.read(cases, progress)
-        errors += preparation.errors(raw)
-        if errors:
-            return PreparationReport(tuple(errors))
-        notices = [Finding("notice", name, text) for text in preparation.notices()]
-        if folder is not None:
-            _publish(folder, store, preparation.index(raw, notices))
-        return PreparationReport(tuple(notices), preparation.summary())
+    run = _Run(name, source, raw)
+    try:
+        return run.prepare(store, progress, check_only)
+    except UsageError:
+        raise
+    except CrkdError as error:
+        return run.failed(error)
+
+
+class _Run:
+    """A preparation, from the raw files to the report."""
+
+    def __init__(self, name: str, source: Source, raw: Path) -> None:
+        self._name, self._source, self._raw = name, source, raw
+        self._cases: list[RawCase] = []
+        self._duplicates: dict[str, list[Path]] = {}  # images by id
+        self._preparation: _Preparation | None = None
+
+    def prepare(self, store: Path, progress: Progress, check_only: bool) -> PreparationReport:
+        """Find, check and store the cases."""
+        self._cases = self._source.find(self._raw)
+        spec = _with_spacing(self._source, self._source.spec(self._name, self._cases))
+        _check_official_groups(self._name, self._cases, self._raw)
+        self._duplicates = _duplicate_ids(self._cases)
+        with nullcontext() if check_only else temporary_folder(store) as folder:
+            failed = bool(self._duplicates or self._source.files.refused)
+            preparation = _Preparation(self._source, spec, folder, failed=failed)
+            self._preparation = preparation
+            preparation.read(self._cases, progress)
+            errors = self._errors()
+            if errors:
+                return self._report(errors)
+            inventory = self._inventory()
+            notices = [*preparation.notices(), *inventory.notices()]
+            findings = [Finding("notice", self._name, text) for text in notices]
+            if folder is not None:
+                _publish(folder, store, preparation.index(self._raw, findings))
+            return self._report(findings, preparation.summary())
+
+    def failed(self, error: CrkdError) -> PreparationReport:
+        """Return the report if the dataset as a whole cannot be prepared."""
+        if self._duplicates or self._source.files.refused:  # which may be the reason
+            return self._report(self._errors())
+        return self._report(self._errors(), failure=error)
+
+    def _report(
+        self, findings: Sequence[Finding], summary: str = "", failure: CrkdError | None = None
+    ) -> PreparationReport:
+        description = self._source.description
+        if self._preparation is not None:
+            description = self._preparation.description()
+        return PreparationReport(
+            tuple(findings), self._inventory(), description, tuple(self._cases), summary, failure
+        )
+
+    def _inventory(self) -> Inventory:
+        record = self._source.files
+        refused = dict(record.refused)
+        for paths in self._duplicates.values():
+            refused |= dict.fromkeys(paths, "another image has the same id")
+        if self._preparation is not None:
+            refused |= self._preparation.refused()
+        return take_inventory(
+            list_files(self._raw),
+            self._cases,
+            replace(record, refused=refused),
+            f"not part of {self._name}",
+        )
+
+    def _errors(self) -> list[Finding]:
+        """Return what is wrong with files and cases, with paths relative to the raw folder."""
+        errors = [
+            Finding("error", path.relative_to(self._raw).as_posix(), reason)
+            for path, reason in self._source.files.refused.items()
+        ]
+        for name, paths in self._duplicates.items():
+            files = ", ".join(path.relative_to(self._raw).as_posix() for path in paths)
+            reason = f"{len(paths)} images have this id: {files}; keep one"
+            errors.append(Finding("error", name, reason))
+        if self._preparation is not None:
+            errors += self._preparation.errors(self._raw)
+        return errors
 
 
 class _Preparation:
@@ -110,6 +158,18 @@ class _Preparation:
             if result.error is not None
         ]
 
+    def refused(self) -> dict[Path, str]:
+        """Return the files because of which cases have an error, and these errors."""
+        return {
+            _wrong_file(result): str(result.error)
+            for result in self._results
+            if result.error is not None
+        }
+
+    def description(self) -> Description:
+        """Return the description of the dataset, as far as it is known."""
+        return complete_description(self._spec, self._classes.classes)
+
     def notices(self) -> list[str]:
         """Return what was chosen, mapped, ignored or not found, in sentences."""
         notices = [
@@ -119,9 +179,10 @@ class _Preparation:
             *self._source.notes,
             *self._classes.notes,
         ]
-        if self._source.spacing_mm and any(result.states_spacing for result in self._results):
+        if self._spec.description.spacing and any(x.states_spacing for x in self._results):
+            option = "--spacing" if self._source.spacing_mm else "the described spacing"
             notices.append(
-                "files that state their spacing keep it: --spacing applies to the others only"
+                f"files that state their spacing keep it: {option} applies to the others only"
             )
         return notices
 
@@ -129,7 +190,9 @@ class _Preparation:
         """Return the index of the store; `root` contains the raw files."""
         return Index(
             recipe=RECIPE,
-            spec=msgspec.structs.replace(self._spec, classes=self._classes.classes),
+            spec=msgspec.structs.replace(
+                self._spec, classes=self._classes.classes, description=self.description()
+            ),
             cases=tuple(case_info(result, root) for result in self._results),
             notes=tuple(notice.what for notice in notices),
         )
@@ -179,12 +242,30 @@ class _Preparation:
             store_class_numbers(result, self._spec, class_count, self._folder)
 
 
-def _check_spacing(source: Source, spec: DatasetSpec) -> None:
-    count = len(source.spacing_mm or ())
-    if count not in (0, 1, spec.dims):
+def _wrong_file(result: CaseResult) -> Path:
+    """Return the file of a case that its error names, or else the image."""
+    files = [result.raw.image, *(label.path for label in result.raw.labels)]
+    named = [path for path in files if str(path) in str(result.error)]
+    return max(named, key=lambda path: len(str(path)), default=result.raw.image)
+
+
+def _with_spacing(source: Source, spec: DatasetSpec) -> DatasetSpec:
+    """Return `spec` with the spacing for files that do not state it: --spacing, or as described."""
+    given, described = source.spacing_mm, spec.description.spacing
+    if given is not None and len(given) not in (1, spec.dims):
         raise UsageError(
-            f"--spacing has {count} numbers, but {spec.name} is {spec.dims}D: give 1 or {spec.dims}"
+            f"--spacing has {len(given)} numbers, but {spec.name} is {spec.dims}D: "
+            f"give 1 or {spec.dims}"
         )
+    if given is not None:
+        described = given * spec.dims if len(given) == 1 else given
+    if described is not None and len(described) != spec.dims:
+        raise UsageError(
+            f"the described spacing has {len(described)} numbers, but {spec.name} is "
+            f"{spec.dims}D: give {spec.dims}"
+        )
+    description = msgspec.structs.replace(spec.description, spacing=described)
+    return msgspec.structs.replace(spec, description=description)
 
 
 def _check_official_groups(name: str, cases: Sequence[RawCase], root: Path) -> None:
@@ -199,15 +280,12 @@ def _check_official_groups(name: str, cases: Sequence[RawCase], root: Path) -> N
         )
 
 
-def _duplicate_ids(cases: Sequence[RawCase], root: Path) -> list[Finding]:
-    images: dict[str, list[str]] = {}
+def _duplicate_ids(cases: Sequence[RawCase]) -> dict[str, list[Path]]:
+    """Return the images of every id that several images have."""
+    images: dict[str, list[Path]] = {}
     for case in cases:
-        images.setdefault(case.id, []).append(case.image.relative_to(root).as_posix())
-    return [
-        Finding("error", name, f"{len(files)} images have this id: {', '.join(files)}; keep one")
-        for name, files in images.items()
-        if len(files) > 1
-    ]
+        images.setdefault(case.id, []).append(case.image)
+    return {name: paths for name, paths in images.items() if len(paths) > 1}
 
 
 def _note_unlabeled(results: Sequence[CaseResult]) -> Iterable[str]:

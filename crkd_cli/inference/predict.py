@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from crkd_cli import world
-from crkd_cli.data.cases import images_in
+from crkd_cli.data.pairing import images_in
 from crkd_cli.data.raw import formats
 from crkd_cli.data.raw.formats import Volume
 from crkd_cli.data.sources import SOURCES
@@ -72,7 +72,7 @@ def predict(
     """
     options = options or PredictOptions()
     out = _output_folder(source, out)
-    images = _find_images(source)
+    images = _find_images(source, out, notify)
     loaded = load_checkpoint(checkpoint)
     if loaded.path != checkpoint:  # a run folder was given
         notify(f"checkpoint: {loaded.path}")
@@ -226,16 +226,19 @@ def _output_folder(source: Path, out: Path | None) -> Path:
     return out
 
 
-def _find_images(source: Path) -> list[Path]:
+def _find_images(source: Path, out: Path, notify: Notify) -> list[Path]:
     """Return the images to predict. Raises CrkdError if there are none."""
     if not source.exists():
         raise CrkdError(f"{source} does not exist; give an image or a folder of images")
     if not source.is_dir():
         return [source]
-    images = images_in(source)
+    images, notes = images_in(source, out)
+    for note in notes:
+        notify(f"note: {note}")
     if not images:
         suffixes = ", ".join(formats.SUFFIXES)
         raise CrkdError(
-            f"{source} contains no images (formats: {suffixes}; subfolders are not searched)"
+            f"{source} contains no images, nor do its subfolders (formats: {suffixes}); "
+            "give a file, or another folder"
         )
     return images

@@ -21,6 +21,8 @@ def prepared(tmp_path: Path) -> Callable[..., Store]:
         root = tmp_path / "data"
         source = choose_source(name, raw, root, spacing, published_crop)
         report = prepare(name, source, raw, root / "prepared" / name, progress)
+        if report.failure is not None:
+            raise report.failure
         assert not report.errors, report.errors
         return Store(root / "prepared" / name)
 

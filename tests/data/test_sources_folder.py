@@ -214,16 +214,7 @@ def test_folders_without_images(tmp_path, prepared):
         prepared("m", tmp_path)
 
 
-def test_two_labels_for_one_image(make_raw, prepared):
-    root, label = make_raw(".png", (9, 8))
-    save(root / "labels/a_mask.png", label)
-    with pytest.raises(
-        CrkdError, match=r"two labels for one image: a\.png and a_mask\.png; keep one"
-    ):
-        prepared("mine", root)
-
-
-def test_ignored_files_are_noted(make_raw, prepared):
+def test_left_out_files_are_noted(make_raw, prepared):
     root, _ = make_raw(".png", (9, 8))
     save(root / "images/Pat01.png", np.eye(9, 8, dtype=np.uint8))
     for name in ("other", "pta01"):
@@ -231,8 +222,9 @@ def test_ignored_files_are_noted(make_raw, prepared):
     (root / "images/film.avi").write_bytes(b"x")
     (root / "images/.DS_Store").write_bytes(b"x")
     notes = " ".join(prepared("mine", root).index.notes)
-    assert "label files without an image, ignored: 2 (other, pta01: did you mean Pat01?)" in notes
-    assert "files in images with no supported image format, ignored: 1" in notes
+    assert "no image has the name of this label: labels/other.png, labels/pta01.png" in notes
+    assert "pta01: did you mean Pat01?" in notes
+    assert "left out, no supported image format: images/film.avi" in notes
 
 
 def write_table(root, *lines):
@@ -283,5 +275,5 @@ def test_errors_in_the_table_of_patients(make_raw, prepared):
     ):
         prepared("mine", root)
     write_table(root, "image,patient", "a.png,anna", "b.png,anna", "c.png,anna")
-    note = "lines of patients.csv without an image, ignored: 1 (c)"
+    note = "lines of patients.csv without an image, ignored: 1 (c.png)"
     assert note in prepared("mine", root).index.notes

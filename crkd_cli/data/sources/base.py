@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli.data.cases import RawCase
+from crkd_cli.data.description import Description
+from crkd_cli.data.inventory import FileRecord
 from crkd_cli.data.labels import ClassAssignment, LabelValues, fixed_numbers
 from crkd_cli.data.raw import formats, pictures
 from crkd_cli.data.raw.download import Remote
@@ -23,7 +25,8 @@ class Source(ABC):
     """The layout of a raw dataset: finds its files, and reads images as the store contains them.
 
     A plug-in implements `find` and `spec`, and overrides the other methods where its layout
-    differs. `find` adds to `notes` what it chose or ignored.
+    differs. `find` adds to `notes` what it chose or ignored, and records in `files` why files are
+    left out or refused.
 
     Args:
         spacing_mm: Used where files do not state it; one number, or one per axis of *S.
@@ -41,6 +44,8 @@ class Source(ABC):
         self.spacing_mm = spacing_mm
         self.published_crop = published_crop
         self.notes: list[str] = []
+        self.files = FileRecord()
+        self.description = Description()  # what is stated about the files, not inferred
 
     @abstractmethod
     def find(self, root: Path) -> list[RawCase]:
@@ -80,7 +85,7 @@ class Source(ABC):
         volume = formats.read_image(path, z_last=spec.z_last)
         array = _match_channels(volume.array, spec.channels)
         _check_image(array, path, spec)
-        spacing = volume.spacing_mm or self._given_spacing(spec.dims)
+        spacing = volume.spacing_mm or spec.description.spacing
         return replace(volume, array=array, spacing_mm=spacing)
 
     def finish(self, volume: Volume, path: Path, spec: DatasetSpec) -> Volume:
@@ -114,11 +119,6 @@ class Source(ABC):
         `foreground` [*S] is where the label is not background; None for an unlabeled case.
         """
         raise NotImplementedError
-
-    def _given_spacing(self, dims: int) -> tuple[float, ...] | None:
-        if self.spacing_mm is not None and len(self.spacing_mm) == 1:
-            return self.spacing_mm * dims
-        return self.spacing_mm
 
 
 def _match_channels(array: NDArray[Any], channels: int) -> NDArray[Any]:

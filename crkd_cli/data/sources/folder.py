@@ -1,28 +1,30 @@
 """A user's own dataset: `images/` and `labels/` (or `masks/`), 2D or 3D.
 
-Images without a label are unlabeled. `patients.csv` says which images belong to the same patient;
-without it, every image is a patient.
+Images without a label are unlabeled. A description in `dataset.yaml` (or nnU-Net's `dataset.json`)
+says what cannot be inferred. Without `patients.csv`, every image is a patient.
 """
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from crkd_cli.data.cases import LabelFile, RawCase, case_id, images_in, pair_with_labels
+import msgspec
+
+from crkd_cli.data.cases import LabelFile, RawCase
+from crkd_cli.data.description import FILES, Channel, ChannelModality, read_description
+from crkd_cli.data.discovery import Discovery
+from crkd_cli.data.inventory import RawFile, list_files
 from crkd_cli.data.labels import ClassAssignment, LabelValues, Numbers, is_blurred, threshold
+from crkd_cli.data.layout import base_folder
+from crkd_cli.data.patients import TABLE, group_by_pattern, group_by_table
 from crkd_cli.data.raw import formats, hdf5
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
-from crkd_cli.data.splits import preview
 from crkd_cli.data.store import ClassInfo, DatasetSpec, Intensity, Modality
-from crkd_cli.errors import CrkdError, pluralize
+from crkd_cli.errors import CrkdError
+from crkd_cli.text import printable
 
-IMAGES = ("images", "imagesTr")
-LABELS = ("labels", "masks", "labelsTr")
-PATIENTS = "patients.csv"
-ENDINGS = ("_segmentation", "_labels", "_label", "_mask", "_seg", "_gt")
 MAX_CLASSES = 64
 MAX_LABEL_VALUE = 2**16 - 1
 # With so few values, {0, 1, 2, 255} are classes and not a blurred mask.
@@ -36,43 +38,41 @@ class Folder(Source):
     where = "give a folder with images/ and labels/"
 
     def find(self, root: Path) -> list[RawCase]:
-        images, labels = _first_folder(root, IMAGES), _first_folder(root, LABELS)
-        if images is None:
-            raise CrkdError(
-                f"no images/ in {root}; put the images there, and label maps with the same names "
-                "in labels/"
-            )
-        cases = pair_with_labels(images, labels, ENDINGS, self.notes)
-        if not cases:
-            supported = ", ".join(formats.SUFFIXES)
-            raise CrkdError(f"{images} contains no image; supported formats: {supported}")
-        second_channels = [case.id for case in cases if case.id.endswith("_0001")]
-        if second_channels:
-            raise CrkdError(
-                f"{images} has several files per case, one per channel ({second_channels[0]}); "
-                "merge them into one file per case"
-            )
-        cases = [_with_inner_label(case) for case in cases]
-        if all(not case.labels for case in cases):
-            raise CrkdError(_why_unlabeled(root, labels, cases[0].id))
-        return self._group_by_patient(cases, root / PATIENTS)
+        files = list_files(root)
+        base = base_folder(files)
+        if base:
+            self.notes.append(f"images and labels are in {printable(base)}")
+        self._read_description(root, base, files)
+        discovery = Discovery(root, base, files, self.description, self.files, self.notes)
+        cases = [_with_inner_label(case) for case in discovery.cases()]
+        if not self.files.refused and all(not case.labels for case in cases):
+            raise CrkdError(discovery.why_unlabeled(cases[0].id))
+        self.description = discovery.with_patterns(cases)
+        return self._group_by_patient(cases, root, base)
 
     def spec(self, name: str, cases: list[RawCase]) -> DatasetSpec:
         dims, is_color = _most_common_layout(cases)
-        modality: Modality = "mr"
-        intensity: Intensity = "zscore"
-        if dims == 2 and is_color:
-            modality, intensity = "rgb", "uint8"
-        elif dims == 2:
-            modality, intensity = "gray", "minmax"
+        modality = self._modality(dims, is_color)
+        kinds: dict[ChannelModality, tuple[Modality, Intensity]] = {
+            "RGB": ("rgb", "uint8"),
+            "gray": ("gray", "minmax"),
+            "MR": ("mr", "zscore"),
+            "CT": ("mr", "zscore"),
+        }
+        if modality == "CT":
+            self.notes.append(
+                "CT is normalized by the mean and standard deviation of each volume, as MR is; "
+                "clip it to an intensity window first"
+            )
         return DatasetSpec(
             name=name,
             source="folder",
             classes=(),
-            channels=3 if is_color else 1,
-            modality=modality,
+            channels=3 if modality == "RGB" else 1,
+            modality=kinds[modality][0],
             dims=2 if dims == 2 else 3,
-            intensity=intensity,
+            intensity=kinds[modality][1],
+            description=self.description,
         )
 
     def assign_classes(
@@ -106,29 +106,57 @@ class Folder(Source):
         }
         return ClassAssignment(tuple(classes), by_file, tuple(notes))
 
-    def _group_by_patient(self, cases: list[RawCase], table: Path) -> list[RawCase]:
-        """Set the groups of `cases` to the patients in `table`, if this file exists."""
-        if not table.exists():
-            return cases
-        patients = _read_patients(table)
-        missing = [case.id for case in cases if case.id not in patients]
-        if missing:
+    def _read_description(self, root: Path, base: str, files: Sequence[RawFile]) -> None:
+        """Read the description, if there is one; one in the root wins, and YAML."""
+        names = [f"{folder}{name}" for name in FILES for folder in dict.fromkeys(("", base))]
+        existing = {file.name: file.path for file in files if file.name in names}
+        described = [name for name in names if name in existing]
+        if not described:
+            return
+        first, *others = described
+        for name in others:
+            self.files.left_out[existing[name]] = f"{first} is read instead"
+        self.files.used[existing[first]] = "description"
+        self.description = read_description(existing[first]).below(first.rpartition("/")[0])
+        channels = self.description.channels or ()
+        if len(channels) > 1:
+            shown = ", ".join(printable(channel.name) for channel in channels)
             raise CrkdError(
-                f"{table} lacks {pluralize(len(missing), 'image')}: {preview(missing)}; "
-                "add a line with the patient for each"
+                f"{root / first} describes {len(channels)} channels ({shown}), but this version "
+                "reads one; describe one in dataset.yaml, and choose its files with a line such as "
+                'images: "imagesTr/{name}_0000.nii.gz"'
             )
-        unused = sorted(set(patients) - {case.id for case in cases})
-        if unused:
-            lines = f"{len(unused)} ({preview(unused)})"
-            self.notes.append(f"lines of {table.name} without an image, ignored: {lines}")
-        return [replace(case, group=patients[case.id]) for case in cases]
 
+    def _modality(self, dims: int, is_color: bool) -> ChannelModality:
+        """Return the modality of the images, as described or by their layout."""
+        (channel,) = self.description.channels or (Channel(),)
+        inferred: ChannelModality = "MR"
+        if dims == 2:
+            inferred = "RGB" if is_color else "gray"
+        modality = channel.modality or inferred
+        if modality == "RGB" and not is_color:
+            raise CrkdError(
+                "the modality RGB is described, but most images have no colors; describe another "
+                "one (gray, MR or CT), or drop the line"
+            )
+        channels = (Channel(name=channel.name, modality=modality),)
+        self.description = msgspec.structs.replace(self.description, channels=channels)
+        return modality
 
-def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
-    """Return the first of the folders that contains images, else the first that exists."""
-    folders = [root / name for name in names if (root / name).is_dir()]
-    with_images = filter(images_in, folders)
-    return next(with_images, folders[0] if folders else None)
+    def _group_by_patient(self, cases: list[RawCase], root: Path, base: str) -> list[RawCase]:
+        """Set the groups of `cases` to the patients, if something says which they are."""
+        given = self.description.patients
+        if given is not None and not given.lower().endswith(".csv"):
+            return group_by_pattern(cases, root, given)
+        table = root / (given or f"{base}{TABLE}")
+        if not table.exists():
+            if given is not None:
+                raise CrkdError(f"{table} does not exist; correct the line patients")
+            return cases
+        self.files.used[table] = "patients"
+        name = table.relative_to(root).as_posix()
+        self.description = msgspec.structs.replace(self.description, patients=name)
+        return group_by_table(cases, root, table, self.notes)
 
 
 def _with_inner_label(case: RawCase) -> RawCase:
@@ -169,22 +197,6 @@ def _note_rare_values(
     return notes
 
 
-def _why_unlabeled(root: Path, labels: Path | None, image: str) -> str:
-    """Explain why no image has a label, and what to do."""
-    if labels is None:
-        return (
-            f"{root} has no labels/ (or masks/, labelsTr/); put label maps with the images' names "
-            "there"
-        )
-    label_maps = images_in(labels)
-    if not label_maps:
-        return f"{labels} contains no label map; put label maps with the images' names there"
-    return (
-        f"{labels} contains {pluralize(len(label_maps), 'label map')}, but none has the name of an "
-        f"image ({formats.stem(label_maps[0])} …; expected {image}); rename them"
-    )
-
-
 def _why_only_background(unreadable: Sequence[CrkdError]) -> str:
     if unreadable:
         return f"no label can be used: {unreadable[0]} (or are images and labels swapped?)"
@@ -201,31 +213,3 @@ def _too_many_values(values: list[int]) -> str:
         "classes; save them as PNG or NIfTI with one number per class "
         "(or are images and labels swapped?)"
     )
-
-
-def _read_patients(table: Path) -> dict[str, str]:
-    """Return the patient of every image in `table`, where images may have their suffix or not."""
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines)
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, ValueError, csv.Error) as error:
-        raise CrkdError(f"{table} cannot be read ({error}); save it as CSV in UTF-8") from None
-
-    patients: dict[str, str] = {}
-    for line, row in rows:
-        image = (row.get("image") or "").strip()
-        patient = (row.get("patient") or "").strip()
-        if not image or not patient:
-            missing = "patient" if image else "image"
-            raise CrkdError(
-                f"{table}, line {line}, lacks the {missing}; expected an image and its patient, "
-                "and as the first line: image,patient"
-            )
-        other = patients.setdefault(case_id(Path(image)), patient)
-        if other != patient:
-            raise CrkdError(
-                f"{table} assigns the image {image} to two patients, {other} and {patient}; "
-                "keep one line"
-            )
-    return patients

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from crkd_cli.data.cases import RawCase, find_folder, pair_with_labels
+from crkd_cli.data.cases import RawCase, find_folder
+from crkd_cli.data.pairing import pair_folders
 from crkd_cli.data.raw.download import Remote
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
@@ -31,7 +32,7 @@ class Isic2018(Source):
                 f"no ISIC 2018 data in {root}: {missing} missing (or images/ and masks/); "
                 "give the folder that contains both to --source"
             )
-        return pair_with_labels(images, masks, ("_segmentation", "_mask"), self.notes)
+        return pair_folders(root, images, masks, self.files, self.notes)
 
     def spec(self, name: str, cases: list[RawCase]) -> DatasetSpec:
         return DatasetSpec(

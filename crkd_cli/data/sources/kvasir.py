@@ -5,7 +5,8 @@ The masks are JPEG files, so that their values are only near 0 and 255.
 
 from pathlib import Path
 
-from crkd_cli.data.cases import RawCase, find_folder, pair_with_labels
+from crkd_cli.data.cases import RawCase, find_folder
+from crkd_cli.data.pairing import pair_folders
 from crkd_cli.data.raw.download import Remote
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
@@ -28,7 +29,7 @@ class Kvasir(Source):
                 f"no Kvasir-SEG data in {root}: expected images/ and masks/; "
                 "give the folder that contains both to --source"
             )
-        return pair_with_labels(images, masks, (), self.notes)
+        return pair_folders(root, images, masks, self.files, self.notes)
 
     def spec(self, name: str, cases: list[RawCase]) -> DatasetSpec:
         return DatasetSpec(

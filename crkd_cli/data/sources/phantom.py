@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli.data import synthetic
-from crkd_cli.data.cases import RawCase, pair_with_labels
+from crkd_cli.data.cases import RawCase
+from crkd_cli.data.pairing import pair_folders
 from crkd_cli.data.raw import nifti
 from crkd_cli.data.raw.geometry import Geometry, affine_from
 from crkd_cli.data.sources import SOURCES
@@ -48,7 +49,7 @@ class Phantom(Source):
                 f"no phantom in {root}: expected images/ and labels/; "
                 "drop --source to generate the dataset"
             )
-        return pair_with_labels(root / "images", root / "labels", (), self.notes)
+        return pair_folders(root, root / "images", root / "labels", self.files, self.notes)
 
     def spec(self, name: str, cases: list[RawCase]) -> DatasetSpec:
         return DatasetSpec(

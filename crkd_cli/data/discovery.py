@@ -1,0 +1,196 @@
+"""Find the cases of a user's dataset, by the folders and names or by the patterns of a description.
+
+The patterns that describe what was found are inferred, so that a user can correct them.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from crkd_cli.data import patterns
+from crkd_cli.data.cases import RawCase
+from crkd_cli.data.description import Description
+from crkd_cli.data.inventory import FileRecord, RawFile
+from crkd_cli.data.layout import candidates, find_labels, find_layout
+from crkd_cli.data.naming import Candidate, label_keys
+from crkd_cli.data.pairing import (
+    Image,
+    images_by_pattern,
+    label_by_name,
+    label_by_pattern,
+    name_images,
+)
+from crkd_cli.data.raw import formats
+from crkd_cli.errors import CrkdError, pluralize
+from crkd_cli.text import printable
+
+MAX_SUFFIXES = 3  # in messages
+
+
+@dataclass
+class Discovery:
+    """The cases in `files`, those of the folder `root`.
+
+    Args:
+        base: Where to look below the root, if the description does not say it.
+        description: Its patterns are relative to `root`.
+        record: What becomes of the other files is added to it.
+        notes: What the user should know is added to them.
+    """
+
+    root: Path
+    base: str
+    files: Sequence[RawFile]
+    description: Description
+    record: FileRecord = field(default_factory=FileRecord)
+    notes: list[str] = field(default_factory=list)
+
+    def cases(self) -> list[RawCase]:
+        """Return the cases, sorted by id. Raises CrkdError if there is no image."""
+        given = self.description
+        images, labels = self._given_images() if given.images else self._images()
+        if not given.labels:
+            cases = label_by_name(images, labels, self.record, self.notes)
+        else:
+            cases = label_by_pattern(images, self.files, given.label_patterns, self.record)
+        if given.images or given.labels:
+            self._leave_out_unmatched(cases)
+        return cases
+
+    def with_patterns(self, cases: Sequence[RawCase]) -> Description:
+        """Return the description with patterns, if there are some that find the same `cases`."""
+        proposed = self._infer_patterns(cases)
+        again = Discovery(self.root, self.base, self.files, proposed)
+        try:
+            same = _comparable(again.cases()) == _comparable(cases)
+        except CrkdError:
+            same = False
+        return proposed if same else self.description
+
+    def why_unlabeled(self, example: str) -> str:
+        """Explain why no image has a label, and what to do. `example` is the id of a case."""
+        if self.description.labels:
+            shown = ", ".join(map(repr, self.description.label_patterns.values()))
+            return (
+                f"no file in {self.root} matches the pattern labels: {shown}, with the name of an "
+                f"image in place of {{name}} (such as {printable(example)}); correct it"
+            )
+        layout = find_layout(self.files, self.base, FileRecord())
+        if layout is None or layout.labels_folder is None:
+            return (
+                f"{self.root} has no labels/ (or masks/, labelsTr/), and no label beside an image; "
+                "put label maps with the images' names into labels/"
+            )
+        folder = self.root / layout.labels_folder
+        if not layout.labels:
+            return (
+                f"{folder} contains no label map{self._other_suffixes(layout.labels_folder)}; "
+                "put label maps with the images' names there"
+            )
+        count = pluralize(len(layout.labels), "label map")
+        return (
+            f"{folder} contains {count}, but none has the name of an image "
+            f"({printable(layout.labels[0].stem)} …; expected {printable(example)}); rename them, "
+            f'or state how they are named in dataset.yaml: labels: "labels/{{name}}_x.png"'
+        )
+
+    def _images(self) -> tuple[list[Image], list[Candidate]]:
+        """Return the images where they are expected, and the files that may be labels."""
+        layout = find_layout(self.files, self.base, self.record)
+        if layout is None:
+            raise CrkdError(
+                f"no images/ in {self.root}; put the images there, and label maps with the same "
+                "names in labels/, or say where they are in dataset.yaml"
+            )
+        if not layout.images:
+            folder = self.root / layout.images_folder
+            raise CrkdError(
+                f"{folder} contains no image{self._other_suffixes(layout.images_folder)}; "
+                f"supported formats: {', '.join(formats.SUFFIXES)}"
+            )
+        if not self.description.labels:
+            images, masks = name_images(layout.images, label_keys(layout.labels))
+            return images, [*layout.labels, *masks]
+        stems = {image.stem for image in layout.images}
+        names = {image: self._names_by_pattern(image.file) for image in layout.images}
+        found = [image for image in layout.images if not names[image] & (stems - {image.stem})]
+        labeled = {("", name) for file in self.files for name in self._names_by_pattern(file)}
+        return name_images(found, labeled)
+
+    def _given_images(self) -> tuple[list[Image], list[Candidate]]:
+        """Return the images that match the pattern, and the files that may be labels."""
+        pattern = self.description.images or ""
+        label_patterns = self.description.label_patterns
+        images = images_by_pattern(self.files, pattern, label_patterns.values(), self.record)
+        if not images:
+            raise CrkdError(
+                f"no image in {self.root} matches the pattern images: {pattern!r}; correct it"
+            )
+        if label_patterns:
+            return images, []
+        labels = find_labels(self.files, self.base, self.record)
+        if labels is None:  # they are beside the images
+            prefix = patterns.folder(pattern)
+            used = {image.file for image in images}
+            others = [
+                file for file in self.files if file not in used and file.name.startswith(prefix)
+            ]
+            labels = candidates(others, prefix, self.record)
+        return images, labels
+
+    def _names_by_pattern(self, file: RawFile) -> set[str]:
+        """Return the names that the images of a label file may have, by the patterns of labels."""
+        return {
+            name
+            for pattern in self.description.label_patterns.values()
+            for name in patterns.match(pattern, file.name, "name")
+        }
+
+    def _leave_out_unmatched(self, cases: Iterable[RawCase]) -> None:
+        used = {path for case in cases for path in (case.image, *(x.path for x in case.labels))}
+        for file in self.files:
+            known = file.path in used or file.path in self.record
+            if not known and not file.skipped and formats.suffix(file.path):
+                self.record.left_out[file.path] = "matches no pattern in dataset.yaml"
+
+    def _infer_patterns(self, cases: Sequence[RawCase]) -> Description:
+        names = {file.path: file.name for file in self.files}
+        images = patterns.common_template((names[case.image], case.id) for case in cases)
+        by_class: dict[str | None, list[tuple[str, str]]] = {}
+        for case in cases:
+            for label in case.labels:
+                if label.path != case.image:
+                    entry = (names[label.path], case.id)
+                    by_class.setdefault(label.class_name, []).append(entry)
+        labels = {
+            name: patterns.common_template(by_class[name]) for name in sorted_classes(by_class)
+        }
+        given = self.description
+        if not given.images:
+            given = msgspec.structs.replace(given, images=images)
+        if not given.labels and labels and all(labels.values()):
+            given = msgspec.structs.replace(given, labels=labels.get(None) or labels)
+        return given
+
+    def _other_suffixes(self, folder: str) -> str:
+        """Say which other files are in `folder`, if there are some."""
+        prefix = f"{folder}/" if folder else ""
+        counts = Counter(
+            file.path.suffix.lower() or "without suffix"
+            for file in self.files
+            if file.name.startswith(prefix) and not file.skipped
+        )
+        others = [f"{count} {suffix}" for suffix, count in counts.most_common(MAX_SUFFIXES)]
+        return f" in a supported format ({', '.join(others)})" if others else ""
+
+
+def sorted_classes(classes: Iterable[str | None]) -> list[str | None]:
+    """Sort names of classes; None is first."""
+    return sorted(classes, key=lambda name: (name is not None, name))
+
+
+def _comparable(cases: Iterable[RawCase]) -> list[tuple[str, Path, frozenset[object]]]:
+    return [(case.id, case.image, frozenset(case.labels)) for case in cases]

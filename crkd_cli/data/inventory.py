@@ -1,0 +1,220 @@
+"""The inventory of a raw folder: every file, and what becomes of it.
+
+Sources pair files that `list_files` returned, and record in a `FileRecord` what they leave out or
+refuse. `take_inventory` combines both with the cases, so that no file is lost without a word.
+"""
+
+import os
+import stat
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from crkd_cli.data.cases import RawCase
+from crkd_cli.errors import CrkdError, pluralize
+from crkd_cli.text import printable
+
+Status = Literal["used", "unlabeled", "left out", "refused"]
+STATUSES: tuple[Status, ...] = ("used", "unlabeled", "left out", "refused")
+MAX_LINKED_DEPTH = 2  # links to folders are followed this far below the root
+MAX_NAMES = 20  # of a group, in the text form of the inventory
+MAX_NOTED = 5  # of a group, in a notice
+
+
+class RawFile(NamedTuple):
+    """A file below the root, or a folder that is not searched."""
+
+    path: Path
+    name: str  # relative to the root, with /, in Unicode's composed form (NFC)
+    problem: str = ""  # why it cannot be read, the end of a sentence that starts with its name
+    skipped: str = ""  # why it is not looked at: it is hidden, or a folder
+
+
+@dataclass
+class FileRecord:
+    """What a source says about files that are not the image or the label of a case."""
+
+    used: dict[Path, str] = field(default_factory=dict)  # what for
+    left_out: dict[Path, str] = field(default_factory=dict)  # why; the user should know
+    unused: dict[Path, str] = field(default_factory=dict)  # why; of little interest
+    refused: dict[Path, str] = field(default_factory=dict)  # why: a sentence
+
+    def __contains__(self, path: Path) -> bool:
+        return any(path in part for part in (self.used, self.left_out, self.unused, self.refused))
+
+
+class FileEntry(NamedTuple):
+    """A line of the inventory."""
+
+    path: Path
+    file: str  # relative to the root
+    status: Status
+    what: str  # image, label, …; or why it is not used
+    case: str | None = None
+    notable: bool = False  # the user should know that it is left out
+
+
+class Inventory(NamedTuple):
+    """All files of a raw folder, sorted by name."""
+
+    entries: tuple[FileEntry, ...]
+
+    def tree(self) -> list[dict[str, Any]]:
+        """Return the entries for JSON."""
+        return [
+            {
+                "file": printable(entry.file),
+                "status": entry.status,
+                "what": entry.what,
+                "case": entry.case,
+            }
+            for entry in self.entries
+        ]
+
+    def notices(self) -> list[str]:
+        """Return, in sentences, which files are left out although they look like a part of it."""
+        groups: dict[str, list[str]] = {}
+        for entry in self.entries:
+            if entry.notable:
+                groups.setdefault(entry.what, []).append(printable(entry.file))
+        notices = []
+        for reason, names in groups.items():
+            shown = ", ".join(names[:MAX_NOTED])
+            others = f" and {len(names) - MAX_NOTED} more" if len(names) > MAX_NOTED else ""
+            notices.append(f"left out, {reason}: {shown}{others}")
+        return notices
+
+    def lines(self) -> list[str]:
+        """Return the inventory as text: counts of what is used, and the names of the rest."""
+        lines = []
+        for status in STATUSES:
+            entries = [entry for entry in self.entries if entry.status == status]
+            groups: dict[str, list[str]] = {}
+            for entry in entries:
+                groups.setdefault(entry.what, []).append(entry.file)
+            if status == "used":
+                counts = [f"{len(names)} {what}" for what, names in groups.items()]
+                detail = f" ({', '.join(counts)})" if counts else ""
+                lines.append(f"used: {pluralize(len(entries), 'file')}{detail}")
+            elif status == "refused":
+                lines += _group("refused (see the problems)", [entry.file for entry in entries])
+            elif status == "unlabeled":
+                lines += _group("unlabeled", [entry.file for entry in entries])
+            else:
+                for reason, names in groups.items():
+                    lines += _group(f"left out, {reason}", names)
+        return lines
+
+
+def list_files(root: Path) -> list[RawFile]:
+    """Return all files below `root`, sorted by name. Hidden folders are not searched.
+
+    Raises CrkdError if a folder cannot be read.
+    """
+    files: list[RawFile] = []
+    _list(root, "", 0, (root.resolve(),), files)
+    return sorted(files, key=lambda file: file.name)
+
+
+def is_text(name: str) -> bool:
+    """Tell whether a file name can be written as UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def take_inventory(
+    files: Iterable[RawFile], cases: Iterable[RawCase], record: FileRecord, unused: str
+) -> Inventory:
+    """Return what becomes of every file; `unused` says why the other ones are left out."""
+    roles = {path: _Role("left out", reason) for path, reason in record.unused.items()}
+    for path, reason in record.left_out.items():
+        roles[path] = _Role("left out", reason, notable=True)
+    roles |= {path: _Role("used", purpose) for path, purpose in record.used.items()}
+    for case in cases:
+        labels = [label.path for label in case.labels]
+        roles |= {path: _Role("used", "label", case.id) for path in labels}
+        what = "image and label" if case.image in labels else "image"
+        roles[case.image] = _Role("used" if labels else "unlabeled", what, case.id)
+    for path, reason in record.refused.items():
+        role = roles.get(path)
+        roles[path] = _Role("refused", reason, role.case if role else None)
+    return Inventory(
+        tuple(
+            FileEntry(file.path, file.name, *(roles.get(file.path) or _Role("left out", unused)))
+            if not file.skipped
+            else FileEntry(file.path, file.name, "left out", file.skipped)
+            for file in files
+        )
+    )
+
+
+class _Role(NamedTuple):
+    """What becomes of a file."""
+
+    status: Status
+    what: str
+    case: str | None = None
+    notable: bool = False
+
+
+def _group(title: str, names: list[str]) -> list[str]:
+    """Return the lines of a group of files, at most MAX_NAMES names."""
+    if not names:
+        return []
+    lines = [f"{title}: {pluralize(len(names), 'file')}"]
+    lines += [f"  {printable(name)}" for name in names[:MAX_NAMES]]
+    if len(names) > MAX_NAMES:
+        lines.append(f"  … and {len(names) - MAX_NAMES} more; --json lists all")
+    return lines
+
+
+def _list(
+    folder: Path, prefix: str, depth: int, ancestors: tuple[Path, ...], files: list[RawFile]
+) -> None:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise CrkdError(
+            f"{folder} cannot be read: {error.strerror or error}; allow it, or remove the folder"
+        ) from None
+    if not entries and prefix:
+        files.append(RawFile(folder, prefix, skipped="an empty folder"))
+    for entry in entries:
+        path, name = folder / entry.name, prefix + unicodedata.normalize("NFC", entry.name)
+        if not _is_folder(entry):
+            files.append(_file(entry, path, name))
+        elif entry.name.startswith("."):
+            files.append(RawFile(path, f"{name}/", skipped="a hidden folder"))
+        elif not entry.is_symlink():
+            _list(path, f"{name}/", depth + 1, (*ancestors, path.resolve()), files)
+        elif depth >= MAX_LINKED_DEPTH or path.resolve() in ancestors:
+            files.append(RawFile(path, f"{name}/", skipped="a link to a folder, not followed"))
+        else:
+            _list(path, f"{name}/", depth + 1, (*ancestors, path.resolve()), files)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads nowhere in another way, such as to itself
+        return False
+
+
+def _file(entry: os.DirEntry[str], path: Path, name: str) -> RawFile:
+    if entry.name.startswith("."):
+        return RawFile(path, name, skipped="hidden")
+    if not is_text(name):
+        return RawFile(path, name, "has a name that is not UTF-8; rename it")
+    try:
+        mode = entry.stat().st_mode
+    except OSError:
+        problem = "is a link to a file that does not exist; get the file, or remove the link"
+        return RawFile(path, name, problem if entry.is_symlink() else "cannot be read; remove it")
+    if not stat.S_ISREG(mode):
+        return RawFile(path, name, "is not a regular file; remove it")
+    return RawFile(path, name)

@@ -1,0 +1,181 @@
+"""Where the images and labels of a user's dataset lie in its folder."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from crkd_cli.data.inventory import FileRecord, RawFile
+from crkd_cli.data.naming import Candidate, split_masks
+from crkd_cli.data.raw import formats
+from crkd_cli.errors import CrkdError
+from crkd_cli.text import printable
+
+IMAGES = ("images", "imagestr")  # in lower case; the first with images is used
+LABELS = ("labels", "masks", "labelstr")
+TEST_PARTS = {
+    "imagests": "the test images of nnU-Net; predict their masks with crkd predict",
+    "labelsts": "the labels of nnU-Net's test images, which are not part of the dataset",
+}
+# Files beside images that say something about them; nobody expects that they are read.
+SIDECARS = (".txt", ".json", ".csv", ".tsv", ".xml", ".md", ".html", ".pdf", ".yaml", ".yml")
+HEADER_SUFFIXES = (".mhd", ".nhdr", ".hdr")  # their voxels may be in another file
+UNSUPPORTED = "no supported image format"
+
+
+class Layout(NamedTuple):
+    """The files that may be images, and those that may be labels."""
+
+    images: list[Candidate]
+    labels: list[Candidate]
+    images_folder: str  # as in messages: relative to the root, "" for the root
+    labels_folder: str | None  # None: labels are beside the images
+
+
+def base_folder(files: Sequence[RawFile]) -> str:
+    """Return "", or the only folder in the root, with / at its end, if all images lie there."""
+    base = ""
+    while True:
+        inside = [file.name.removeprefix(base) for file in _below(files, base)]
+        folders = {name.partition("/")[0] for name in inside if "/" in name} - {"__MACOSX"}
+        has_images = any("/" not in name and _is_image(name) for name in inside)
+        if len(folders) != 1 or has_images:
+            return base
+        (folder,) = folders
+        if folder.lower() in (*IMAGES, *LABELS, *TEST_PARTS):
+            return base
+        base = f"{base}{folder}/"
+
+
+def find_layout(files: Sequence[RawFile], base: str, record: FileRecord) -> Layout | None:
+    """Return where images and labels lie below the folder `base`; None if that is not clear.
+
+    Records the image files that are in neither place as left out, and those that cannot be read as
+    refused.
+    """
+    inside = _below(files, base)
+    images, labels = (_choose_prefix(files, base, names) for names in (IMAGES, LABELS))
+    direct = [file for file in inside if "/" not in file.name[len(base) :]]
+    if images is not None:
+        image_files = _below(inside, images)
+    elif any(_is_image(file.name) for file in direct):
+        images, image_files = base, direct
+    elif labels is None:
+        return _case_folders(inside, base, record)
+    else:
+        return None
+
+    label_files = [] if labels is None else _below(inside, labels)
+    _leave_out_others(inside, base, {*image_files, *label_files}, record)
+    return Layout(
+        candidates(image_files, images, record),
+        candidates(label_files, labels or "", record),
+        images.rstrip("/"),
+        None if labels is None else labels.rstrip("/"),
+    )
+
+
+def find_labels(files: Sequence[RawFile], base: str, record: FileRecord) -> list[Candidate] | None:
+    """Return the label files in the folder `base` whose name says that it contains labels."""
+    prefix = _choose_prefix(files, base, LABELS)
+    if prefix is None:
+        return None
+    return candidates(_below(files, prefix), prefix, record)
+
+
+def candidates(files: Iterable[RawFile], prefix: str, record: FileRecord) -> list[Candidate]:
+    """Return the files that may be images or labels in the folder `prefix`, or one folder down.
+
+    Records why the others are not, and which of those that are cannot be read.
+    """
+    files = _below(files, prefix)
+    data_files = _data_files(files)
+    found = []
+    for file in files:
+        folder, _, name = file.name[len(prefix) :].rpartition("/")
+        if file.skipped:
+            continue
+        if file.path in data_files:
+            record.used[file.path] = f"data of {printable(data_files[file.path])}"
+        elif not _is_image(name):
+            reasons = record.unused if name.lower().endswith(SIDECARS) else record.left_out
+            reasons[file.path] = UNSUPPORTED
+        elif "/" in folder:
+            record.left_out[file.path] = "more than one folder down, where nothing is searched"
+        else:
+            if file.problem:
+                record.refused[file.path] = f"{file.name} {file.problem}"
+            found.append(Candidate(file, folder, formats.stem(Path(name))))
+    return found
+
+
+def _choose_prefix(files: Sequence[RawFile], base: str, names: tuple[str, ...]) -> str | None:
+    """Return the first of the folders in `base` called `names` with images, else the first."""
+    inside = [file.name[len(base) :] for file in _below(files, base)]
+    folders = {name.partition("/")[0] for name in inside if "/" in name}
+    prefixes = [
+        f"{base}{folder}/"
+        for folder in sorted(folders, key=lambda folder: (_rank(folder, names), folder))
+        if folder.lower() in names
+    ]
+    with_images = (
+        prefix for prefix in prefixes if any(_is_image(file.name) for file in _below(files, prefix))
+    )
+    return next(with_images, next(iter(prefixes), None))
+
+
+def _rank(folder: str, names: tuple[str, ...]) -> int:
+    return names.index(folder.lower()) if folder.lower() in names else len(names)
+
+
+def _case_folders(inside: Sequence[RawFile], base: str, record: FileRecord) -> Layout | None:
+    """Return the layout with a folder per case: one image in each, and its masks beside it."""
+    unclear = FileRecord()
+    found = candidates(inside, base, unclear)
+    images, masks = split_masks(found, set())
+    folders = defaultdict(list)
+    for image in images:
+        folders[image.folder].append(image)
+    if not masks or any(len(group) != 1 for group in folders.values()):
+        return None
+    candidates(inside, base, record)
+    return Layout(found, [], base.rstrip("/"), None)
+
+
+def _leave_out_others(
+    inside: Sequence[RawFile], base: str, used: set[RawFile], record: FileRecord
+) -> None:
+    """Record why image files in other folders are not read."""
+    for file in inside:
+        if file in used or file.skipped or not _is_image(file.name):
+            continue
+        folder, slash, _ = file.name[len(base) :].partition("/")
+        if folder.lower() in TEST_PARTS:
+            record.left_out[file.path] = TEST_PARTS[folder.lower()]
+        elif slash:
+            record.left_out[file.path] = f"in {folder}/, which is not searched"
+        else:
+            record.left_out[file.path] = "beside the folder of the images, where none is searched"
+
+
+def _below(files: Iterable[RawFile], prefix: str) -> list[RawFile]:
+    return [file for file in files if file.name.startswith(prefix)]
+
+
+def _is_image(name: str) -> bool:
+    path = Path(name)
+    return bool(formats.suffix(path)) and not path.name.startswith(".")
+
+
+def _data_files(files: Iterable[RawFile]) -> dict[Path, str]:
+    """Return the files that contain the voxels of a header file, and the name of the header."""
+    headers = {}
+    for file in files:
+        if file.name.lower().endswith(HEADER_SUFFIXES) and not file.problem:
+            try:
+                data = formats.data_file(file.path)
+            except CrkdError:  # reported when the image is read
+                continue
+            if data is not None:
+                headers[data] = file.path.name
+    return headers

@@ -1,0 +1,132 @@
+"""What the names of image files say: which are masks, which are channels, and the ids of cases."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from typing import NamedTuple
+
+from crkd_cli.data.inventory import RawFile
+
+_WORD = r"[ _.-](?:segmentation|labels?|masks?|seg|gt)"
+_MASK = re.compile(rf"(?P<base>.+){_WORD}(?:[ _.-]?\(?(?P<number>\d+)\)?)?", re.IGNORECASE)
+_CLASS_MASK = re.compile(
+    rf"(?P<base>.+?){_WORD}[ _.-](?P<name>[^\W\d_].*?)(?:[ _.-](?P<number>\d+))?", re.IGNORECASE
+)
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
+
+Key = tuple[str, str]  # folder, and name without suffix or without a part of it
+
+
+class Candidate(NamedTuple):
+    """A file with the format of an image, at most one folder below that of the images or labels."""
+
+    file: RawFile
+    folder: str  # below that folder; "" in it
+    stem: str
+
+    @property
+    def key(self) -> Key:
+        """Where the file lies, and its name without suffix."""
+        return self.folder, self.stem
+
+
+class Form(NamedTuple):
+    """A way to read a file name as the name of a label."""
+
+    base: str  # the image's name
+    numbered: bool = False  # one of several masks of an image
+    class_name: str | None = None
+
+
+def forms(stem: str) -> Iterator[Form]:
+    """Yield the ways to read a name as that of a label, the most likely first.
+
+    For example, x_mask_1 is a label of x_mask_1, else a numbered mask of x; x_mask_liver is a label
+    of x_mask_liver, else the mask of the class liver of x.
+    """
+    yield Form(stem)
+    if found := _MASK.fullmatch(stem):
+        yield Form(found["base"], numbered=found["number"] is not None)
+    if found := _CLASS_MASK.fullmatch(stem):
+        yield Form(found["base"], found["number"] is not None, found["name"])
+
+
+def label_keys(labels: Iterable[Candidate]) -> set[Key]:
+    """Return the keys of all images that `labels` may belong to."""
+    keys = set()
+    for label in labels:
+        for form in forms(label.stem):
+            keys |= {(label.folder, form.base), ("", form.base)}
+    return keys
+
+
+def split_masks(
+    images: Sequence[Candidate], labeled: set[Key]
+) -> tuple[list[Candidate], list[Candidate]]:
+    """Return the images, and the masks among them by their names.
+
+    A file whose own name is in `labeled` is an image whatever it is called.
+    """
+    keys = {image.key for image in images}
+    kept: list[Candidate] = []
+    masks: list[Candidate] = []
+    for image in images:
+        _, *others = forms(image.stem)
+        is_mask = image.key not in labeled and any(
+            form.class_name is None or (image.folder, form.base) in keys for form in others
+        )
+        (masks if is_mask else kept).append(image)
+    return kept, masks
+
+
+def channel_groups(images: Iterable[Candidate], labeled: set[Key]) -> dict[Key, list[Candidate]]:
+    """Return the files of every case whose files are numbered by channel, as nnU-Net does.
+
+    The numbers are channels if there is a file _0000 and the labels lack the number. Without a
+    label, the other cases decide.
+    """
+    numbered: dict[Key, list[Candidate]] = defaultdict(list)
+    for image in images:
+        if found := _CHANNEL.fullmatch(image.stem):
+            numbered[image.folder, found[1]].append(image)
+    channels, undecided, frames = {}, {}, False
+    for (folder, base), group in numbered.items():
+        if any(image.key in labeled for image in group):
+            frames = True
+        elif all(image.stem != f"{base}_0000" for image in group):
+            continue
+        elif (folder, base) in labeled:
+            channels[folder, base] = group
+        else:
+            undecided[folder, base] = group
+    return channels | undecided if channels and not frames else channels
+
+
+def case_ids(images: Sequence[Candidate], channels: dict[Key, list[Candidate]]) -> list[str]:
+    """Return the id of every image.
+
+    It is the name of its file, or of its folder if there is no other image in it, else both.
+    """
+    bases = {image.key: base for (_, base), group in channels.items() for image in group}
+    per_folder = Counter(image.folder for image in images)
+    ids = []
+    for image in images:
+        stem = bases.get(image.key, image.stem)
+        if not image.folder:
+            ids.append(stem)
+        else:
+            ids.append(image.folder if per_folder[image.folder] == 1 else f"{image.folder}_{stem}")
+    return ids
+
+
+def similar_name(name: str, names: Iterable[str]) -> str | None:
+    """Return the one of `names` that is probably meant. The numbers in both must be the same."""
+    numbers = _numbers(name)
+    close = {other.lower(): other for other in names if _numbers(other) == numbers}
+    near = get_close_matches(name.lower(), close, n=1, cutoff=0.8)
+    return close[near[0]] if near else None
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"[0-9]+", name)]

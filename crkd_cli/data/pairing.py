@@ -1,0 +1,294 @@
+"""Pair images with their labels, by name or by the patterns of a description."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from crkd_cli.data import patterns
+from crkd_cli.data.cases import LabelFile, RawCase
+from crkd_cli.data.inventory import FileRecord, RawFile, is_text, list_files, take_inventory
+from crkd_cli.data.layout import SIDECARS, UNSUPPORTED, candidates
+from crkd_cli.data.naming import (
+    Candidate,
+    Form,
+    Key,
+    case_ids,
+    channel_groups,
+    forms,
+    label_keys,
+    similar_name,
+    split_masks,
+)
+from crkd_cli.data.raw import formats
+from crkd_cli.errors import CrkdError
+from crkd_cli.text import printable
+
+NO_IMAGE = "no image has the name of this label"
+MAX_HINTS = 5
+
+
+class Image(NamedTuple):
+    """An image file and the id of its case."""
+
+    file: RawFile
+    id: str
+    key: tuple[str, str] = ("", "")  # see Candidate
+
+
+class _Match(NamedTuple):
+    """A label file of a case."""
+
+    file: RawFile
+    form: Form
+
+
+def pair_by_name(
+    images: Sequence[Candidate], labels: Sequence[Candidate], record: FileRecord, notes: list[str]
+) -> list[RawCase]:
+    """Return a case for every image, sorted by id.
+
+    What is left out or refused is recorded, what the user should know is added to `notes`. Raises
+    CrkdError if a case has several images, one per channel.
+    """
+    named, masks = name_images(images, label_keys(labels))
+    return label_by_name(named, [*labels, *masks], record, notes)
+
+
+def pair_folders(
+    root: Path, images: Path, labels: Path, record: FileRecord, notes: list[str]
+) -> list[RawCase]:
+    """Return a case for every image in the folder `images`, see `pair_by_name`."""
+    files = list_files(root)
+    found = [
+        candidates(files, f"{folder.relative_to(root).as_posix()}/".removeprefix("./"), record)
+        for folder in (images, labels)
+    ]
+    return pair_by_name(found[0], found[1], record, notes)
+
+
+def images_in(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
+    """Return the images to predict in `folder`, and notes on files that look like images.
+
+    The images lie in the folder itself or, if there is none, one folder down, but not in `out`,
+    where the predicted masks are. Raises CrkdError if a name cannot be written as text.
+    """
+    record = FileRecord()
+    masks_folder = out.resolve()
+    files = [file for file in list_files(folder) if masks_folder not in file.path.parents]
+    found = candidates(files, "", record)
+    for image in found:
+        if not is_text(image.file.name):
+            raise CrkdError(f"{printable(folder)}: {record.refused[image.file.path]}")
+    direct = [image for image in found if not image.folder]
+    for image in found:
+        if direct and image.folder:
+            record.left_out[image.file.path] = "in a subfolder beside images"
+    images, masks = split_masks(direct or found, set())
+    record.left_out |= {mask.file.path: "a mask by its name" for mask in masks}
+    inventory = take_inventory(files, (), record, "")
+    return [image.file.path for image in images], inventory.notices()
+
+
+def name_images(
+    images: Sequence[Candidate], labeled: set[Key]
+) -> tuple[list[Image], list[Candidate]]:
+    """Return the images with their ids, and the masks among them by their names.
+
+    `labeled` are the keys of images that labels elsewhere may belong to. Raises CrkdError if a case
+    has several images, one per channel.
+    """
+    kept, masks = split_masks(images, labeled)
+    channels = channel_groups(kept, labeled | label_keys(masks))
+    for group in channels.values():
+        if len(group) > 1:
+            names = " and ".join(printable(image.file.name) for image in group[:2])
+            pattern = group[0].file.name.replace(group[0].stem, "{name}_0000")
+            raise CrkdError(
+                f"there are several files per case, one per channel ({names}), but this version "
+                f'reads one channel; choose it in dataset.yaml with the line images: "{pattern}"'
+            )
+    ids = case_ids(kept, channels)
+    return [Image(image.file, id, image.key) for image, id in zip(kept, ids, strict=True)], masks
+
+
+def label_by_name(
+    images: Sequence[Image], labels: Sequence[Candidate], record: FileRecord, notes: list[str]
+) -> list[RawCase]:
+    """Return the cases of `images` with the `labels` that have their names."""
+    by_key = {("", image.id): image.id for image in images}
+    by_key |= {image.key: image.id for image in images if image.key[1]}
+    matches: dict[str, list[_Match]] = defaultdict(list)
+    unmatched = []
+    for label in labels:
+        if match := _find_image(label, by_key):
+            case, form = match
+            matches[case].append(_Match(label.file, form))
+        else:
+            record.left_out[label.file.path] = NO_IMAGE
+            unmatched.append(label)
+
+    by_class = any(_class_count(group) > 1 for group in matches.values())
+    label_files = {case: _resolve(case, group, by_class, record) for case, group in matches.items()}
+    if by_class:
+        notes.append(_describe_classes(label_files.values()))
+    cases = _build(images, label_files, record)
+    _hint(unmatched, cases, notes)
+    return cases
+
+
+def label_by_pattern(
+    images: Sequence[Image],
+    files: Sequence[RawFile],
+    label_patterns: Mapping[str | None, str],
+    record: FileRecord,
+) -> list[RawCase]:
+    """Return the cases of `images` with those of `files` that match a pattern of their names.
+
+    `label_patterns` are by class; with None as the class, the values in the files say it.
+    """
+    ids = {image.id for image in images}
+    label_files: dict[str, list[LabelFile]] = defaultdict(list)
+    for file in files:
+        found = [
+            (name, class_name)
+            for class_name, pattern in label_patterns.items()
+            for name in list(dict.fromkeys(patterns.match(pattern, file.name, "name")))
+            if name in ids
+        ]
+        if len(found) > 1:
+            record.refused[file.path] = (
+                f"{printable(file.name)} matches several patterns or names: "
+                f"{', '.join(' '.join(filter(None, match)) for match in found)}; "
+                "make the patterns of labels more specific"
+            )
+        elif found and not file.name.lower().endswith((*SIDECARS, *formats.DATA_SUFFIXES)):
+            name, class_name = found[0]
+            if file.problem:
+                record.refused[file.path] = f"{printable(file.name)} {file.problem}"
+            label_files[name].append(LabelFile(file.path, class_name))
+        elif any(patterns.matches(pattern, file.name) for pattern in label_patterns.values()):
+            record.left_out[file.path] = NO_IMAGE
+    order = list(label_patterns)
+    for labels in label_files.values():
+        labels.sort(key=lambda label: (order.index(label.class_name), label.path))
+    return _build(images, {case: tuple(group) for case, group in label_files.items()}, record)
+
+
+def images_by_pattern(
+    files: Sequence[RawFile],
+    pattern: str,
+    label_patterns: Iterable[str],
+    record: FileRecord,
+) -> list[Image]:
+    """Return the files that match `pattern`, except labels of other files that match it."""
+    images = []
+    for file in files:
+        if file.skipped or not patterns.matches(pattern, file.name):
+            continue
+        if not formats.suffix(file.path):
+            record.left_out[file.path] = UNSUPPORTED
+            continue
+        stem = formats.stem(Path(file.name))
+        images.append(Image(file, next(patterns.match(pattern, file.name, "name"), stem)))
+    ids = {image.id for image in images}
+
+    def is_label(image: Image) -> bool:
+        return any(
+            name in ids - {image.id}
+            for label_pattern in label_patterns
+            for name in patterns.match(label_pattern, image.file.name, "name")
+        )
+
+    return [image for image in images if not is_label(image)]
+
+
+def _find_image(label: Candidate, by_key: Mapping[tuple[str, str], str]) -> tuple[str, Form] | None:
+    """Return the case that a label file belongs to, and how its name is read."""
+    readings = list(forms(label.stem))
+    for form in readings:
+        if (label.folder, form.base) in by_key:
+            return by_key[label.folder, form.base], form
+    if not label.folder:
+        return None
+    if ("", label.folder) in by_key:  # a folder per case: the rest of the name may be a class
+        plain = [form for form in readings[1:] if form.class_name is None]
+        class_name = plain[0].base if plain else label.stem
+        return by_key["", label.folder], Form(label.folder, class_name=class_name)
+    for form in readings:  # a folder per class, or of some cases
+        if ("", form.base) in by_key:
+            class_name = form.class_name or label.folder
+            return by_key["", form.base], form._replace(class_name=class_name)
+    return None
+
+
+def _class_count(matches: Iterable[_Match]) -> int:
+    return len({match.form.class_name for match in matches} - {None})
+
+
+def _resolve(
+    case: str, matches: Sequence[_Match], by_class: bool, record: FileRecord
+) -> tuple[LabelFile, ...]:
+    """Return the label files of a case; refuse those that contradict each other."""
+    if by_class:
+        for match in matches:
+            if match.form.class_name is None:
+                record.refused[match.file.path] = (
+                    f"{printable(match.file.name)} is a label without a class in its name, but "
+                    "other cases have a file per class; name its class, or remove it"
+                )
+        named = [match for match in matches if match.form.class_name is not None]
+        named.sort(key=lambda match: (match.form.class_name, match.file.name))
+        return tuple(LabelFile(match.file.path, match.form.class_name) for match in named)
+    whole = [match for match in matches if not match.form.numbered]
+    if len(whole) > 1:
+        names = " and ".join(printable(match.file.name) for match in whole)
+        for match in whole:
+            record.refused[match.file.path] = (
+                f"the image {printable(case)} has {len(whole)} labels: {names}; keep one"
+            )
+    return tuple(LabelFile(match.file.path) for match in sorted(matches, key=_natural))
+
+
+def _natural(match: _Match) -> tuple[bool, int, str]:
+    """Order x_mask, x_mask_2, x_mask_10."""
+    return match.form.numbered, len(match.file.name), match.file.name
+
+
+def _build(
+    images: Sequence[Image], label_files: Mapping[str, tuple[LabelFile, ...]], record: FileRecord
+) -> list[RawCase]:
+    """Return the cases, without files that are refused."""
+    cases = []
+    for image in images:
+        labels = label_files.get(image.id, ())
+        if image.file.problem:
+            record.refused[image.file.path] = f"{printable(image.file.name)} {image.file.problem}"
+            for label in labels:
+                record.left_out[label.path] = "its image is refused"
+            continue
+        labels = tuple(label for label in labels if label.path not in record.refused)
+        cases.append(RawCase(image.id, image.id, image.file.path, labels))
+    return sorted(cases, key=lambda case: (case.id, case.image))
+
+
+def _describe_classes(label_files: Iterable[Sequence[LabelFile]]) -> str:
+    """Say which classes the names of the label files state."""
+    counts: Counter[str] = Counter()
+    total = 0
+    for labels in label_files:
+        total += 1
+        counts.update({label.class_name for label in labels if label.class_name})
+    classes = ", ".join(f"{printable(name)} {counts[name]}" for name in sorted(counts))
+    return f"every class has its own label files; of {total} labeled cases, so many have: {classes}"
+
+
+def _hint(unmatched: Sequence[Candidate], cases: Iterable[RawCase], notes: list[str]) -> None:
+    """Add to `notes` which images the labels without an image may belong to."""
+    unlabeled = [case.id for case in cases if not case.labels]
+    near = {label.stem: similar_name(label.stem, unlabeled) for label in unmatched[:MAX_HINTS]}
+    hints = [
+        f"{printable(stem)}: did you mean {printable(name)}?" for stem, name in near.items() if name
+    ]
+    if hints:
+        notes.append(f"labels without an image: {'; '.join(hints)}")

@@ -1,0 +1,103 @@
+"""Patterns of file names: `*` is any text, `{name}` the name of a case, `{patient}` a patient."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+from crkd_cli.errors import did_you_mean
+
+_PART = re.compile(r"\*|\{(.*?)\}")
+
+
+def check(key: str, pattern: str, allowed: tuple[str, ...], needed: str = "") -> None:
+    """Raise ValueError, which names the `key`, if `pattern` cannot be used."""
+    fields = [field for field in _PART.findall(pattern) if field]
+    for field in fields:
+        if field not in allowed:
+            raise ValueError(f"{key}: {{{field}}} is unknown; {did_you_mean(field, allowed)}")
+    if needed and needed not in fields:
+        raise ValueError(f"{key}: {pattern!r} lacks {{{needed}}}")
+    if len(fields) > len(set(fields)):
+        raise ValueError(f"{key}: {pattern!r} contains {{{fields[0]}}} more than once")
+    if pattern.startswith("/") or ".." in pattern.split("/"):
+        raise ValueError(f"{key}: {pattern!r} must be relative to the folder of the raw files")
+
+
+def match(pattern: str, text: str, field: str) -> Iterator[str]:
+    """Yield what `{field}` can be if `pattern` matches `text`: the shortest text, the longest."""
+    for lazy in (True, False):
+        found = _regex(pattern, lazy).fullmatch(text)
+        if found is not None and field in found.groupdict():
+            yield found[field]
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Tell whether `pattern` matches `text`."""
+    return _regex(pattern, True).fullmatch(text) is not None
+
+
+def common(texts: Iterable[str]) -> str:
+    """Return the pattern of all `texts`: what they begin and end with, and `*` between."""
+    first, *others = dict.fromkeys(texts)
+    if not others:
+        return first
+    start = _common_length(first, others)
+    ends = [text[start:][::-1] for text in (first, *others)]
+    end = _common_length(ends[0], ends[1:])
+    return f"{first[:start]}*{first[len(first) - end :]}"
+
+
+def common_template(entries: Iterable[tuple[str, str]]) -> str | None:
+    """Return the pattern of file names that contain the name of their case, if there is one.
+
+    `entries` are file names and names of cases.
+    """
+    templates = [_template(file, name) for file, name in entries]
+    stated = [template for template in templates if template is not None]
+    if not stated or len(stated) < len(templates):
+        return None
+    pattern = common(stated)
+    return pattern if "{name}" in pattern else None
+
+
+def folder(pattern: str) -> str:
+    """Return the folder that all files of a pattern are below, with / at its end, or ""."""
+    literal = _PART.split(pattern)[0]
+    parent, slash, _ = literal.rpartition("/")
+    return parent + slash
+
+
+@lru_cache
+def _regex(pattern: str, lazy: bool) -> re.Pattern[str]:
+    """Return a regular expression in which a field is as short or as long as possible."""
+    pattern = unicodedata.normalize("NFC", pattern)
+    expression = ""
+    end = 0
+    for part in _PART.finditer(pattern):
+        expression += re.escape(pattern[end : part.start()])
+        end = part.end()
+        if part[1]:
+            expression += f"(?P<{part[1]}>[^/]+{'?' if lazy else ''})"
+        else:
+            expression += "[^/]*"
+    return re.compile(expression + re.escape(pattern[end:]))
+
+
+def _template(file: str, name: str) -> str | None:
+    """Return a file name with `{name}` in place of the name of its case."""
+    parent, slash, last = file.rpartition("/")
+    if last.startswith(name):
+        return f"{parent}{slash}{{name}}{last[len(name) :]}"
+    grandparent, inner_slash, inner = parent.rpartition("/")
+    if inner == name:
+        return f"{grandparent}{inner_slash}{{name}}/{last}"
+    return None
+
+
+def _common_length(first: str, others: Iterable[str]) -> int:
+    """Return how many characters at the start all texts have in common."""
+    for other in others:
+        pairs = enumerate(zip(first, other, strict=False))
+        first = first[: next((at for at, (a, b) in pairs if a != b), min(len(first), len(other)))]
+    return len(first)

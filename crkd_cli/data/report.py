@@ -1,0 +1,88 @@
+"""What the preparation of a dataset reports: findings, the inventory, the description."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from crkd_cli.data.cases import RawCase
+from crkd_cli.data.description import Channel, ChannelModality, Description
+from crkd_cli.data.inventory import Inventory
+from crkd_cli.data.store import ClassInfo, DatasetSpec, Modality
+from crkd_cli.errors import CrkdError
+from crkd_cli.text import printable
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the user should know about the raw files. If there is an error, nothing is written."""
+
+    level: Literal["error", "notice"]
+    where: str  # case id, file, or the name of the dataset
+    what: str
+
+
+@dataclass(frozen=True)
+class PreparationReport:
+    """All findings about a dataset, and a summary in one line unless there are errors."""
+
+    findings: tuple[Finding, ...]
+    inventory: Inventory
+    description: Description
+    cases: tuple[RawCase, ...] = ()
+    summary: str = ""
+    failure: CrkdError | None = None  # why the dataset as a whole cannot be prepared
+
+    @property
+    def errors(self) -> list[Finding]:
+        """The findings because of which nothing was written."""
+        return [finding for finding in self.findings if finding.level == "error"]
+
+    @property
+    def failed(self) -> bool:
+        """Whether nothing was written because of an error."""
+        return self.failure is not None or bool(self.errors)
+
+    def tree(self) -> dict[str, Any]:
+        """Return the report for JSON."""
+        files = {str(entry.path): printable(entry.file) for entry in self.inventory.entries}
+        errors = [{"where": x.where, "what": x.what} for x in self.errors]
+        if self.failure is not None:
+            errors.append({"where": "", "what": str(self.failure)})
+        return {
+            "description": {
+                key: value
+                for key, value in msgspec.to_builtins(self.description).items()
+                if value is not None
+            },
+            "cases": [_case_tree(case, files) for case in self.cases],
+            "files": self.inventory.tree(),
+            "notices": [x.what for x in self.findings if x.level == "notice"],
+            "errors": errors,
+        }
+
+
+def complete_description(spec: DatasetSpec, classes: Sequence[ClassInfo]) -> Description:
+    """Return the description in `spec` with the channels and classes that were inferred."""
+    given = spec.description
+    modalities: dict[Modality, ChannelModality] = {"rgb": "RGB", "gray": "gray", "mr": "MR"}
+    channels = given.channels or (Channel(modality=modalities[spec.modality]),)
+    values: dict[str, int | tuple[int, ...]] = {
+        info.name: info.values if len(info.values) > 1 else info.value for info in classes[1:]
+    }
+    return msgspec.structs.replace(
+        given, channels=channels, classes=values or given.classes, ignore=spec.ignore
+    )
+
+
+def _case_tree(case: RawCase, files: dict[str, str]) -> dict[str, Any]:
+    return {
+        "id": case.id,
+        "patient": case.group,
+        "image": files.get(str(case.image), printable(case.image)),
+        "labels": [
+            {"file": files.get(str(label.path), printable(label.path)), "class": label.class_name}
+            for label in case.labels
+        ],
+    }
