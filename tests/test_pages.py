@@ -12,8 +12,12 @@ import yaml
 
 from crkd_cli.config import Config, Strict
 from crkd_cli.data import splits
+from crkd_cli.data.description import read_description
+from crkd_cli.data.layout import IMAGES, LABELS
+from crkd_cli.data.naming import MASK_WORDS
+from crkd_cli.data.patients import TABLE
 from crkd_cli.data.sources import SOURCES
-from crkd_cli.data.sources.folder import ENDINGS, IMAGES, LABELS, PATIENTS, Folder
+from crkd_cli.data.sources.folder import Folder
 
 CHECKOUT = Path(__file__).parents[1]
 PACKAGE = CHECKOUT / "crkd_cli"
@@ -46,12 +50,19 @@ def settings(kind: type, prefix: str = "") -> Iterable[tuple[str, list[Any] | No
 
 def test_own_data_page_names_all_folders_and_endings():
     text = page("docs/own-data.md")
-    for word in (*IMAGES, *LABELS, *ENDINGS):
+    for word in (*IMAGES, *LABELS, *(f"_{word}" for word in MASK_WORDS)):
         assert re.search(rf"`{word}/?`", text), word
 
 
+def test_description_on_the_own_data_page_is_valid(tmp_path):
+    description, _ = code_blocks("docs/own-data.md", "yaml")
+    file = tmp_path / "dataset.yaml"
+    file.write_text(description, encoding="utf-8")
+    assert list(read_description(file).classes) == ["liver", "tumor"]
+
+
 def test_split_on_the_own_data_page_is_valid(tmp_path):
-    (split,) = code_blocks("docs/own-data.md", "yaml")
+    _, split = code_blocks("docs/own-data.md", "yaml")
     file = tmp_path / "polyps.yaml"
     file.write_text(split, encoding="utf-8")
     assert splits.read_split(file).unlabeled == ("ben", "carl")
@@ -59,7 +70,7 @@ def test_split_on_the_own_data_page_is_valid(tmp_path):
 
 def test_patients_table_on_the_own_data_page_is_read(tmp_path):
     (table,) = code_blocks("docs/own-data.md", "")
-    (tmp_path / PATIENTS).write_text(table, encoding="utf-8")
+    (tmp_path / TABLE).write_text(table, encoding="utf-8")
     for name in ("images/polyp-001", "images/polyp-002", "images/polyp-003", "labels/polyp-001"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.png").touch()
@@ -67,8 +78,8 @@ def test_patients_table_on_the_own_data_page_is_read(tmp_path):
 
 
 def code_blocks(name: str, language: str) -> list[str]:
-    blocks = rf"^```{language}\n(.*?)^```"
-    return re.findall(blocks, page(name), flags=re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page(name), flags=re.MULTILINE | re.DOTALL)
+    return [code for block, code in blocks if block == language]
 
 
 def test_datasets_page_states_the_official_splits():

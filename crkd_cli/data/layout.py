@@ -11,8 +11,8 @@ from crkd_cli.data.raw import formats
 from crkd_cli.errors import CrkdError
 from crkd_cli.text import printable
 
-IMAGES = ("images", "imagestr")  # in lower case; the first with images is used
-LABELS = ("labels", "masks", "labelstr")
+IMAGES = ("images", "imagesTr")  # the first with images is used; Images/ is one, too
+LABELS = ("labels", "masks", "labelsTr")
 TEST_PARTS = {
     "imagests": "the test images of nnU-Net; predict their masks with crkd predict",
     "labelsts": "the labels of nnU-Net's test images, which are not part of the dataset",
@@ -42,7 +42,7 @@ def base_folder(files: Sequence[RawFile]) -> str:
         if len(folders) != 1 or has_images:
             return base
         (folder,) = folders
-        if folder.lower() in (*IMAGES, *LABELS, *TEST_PARTS):
+        if _rank(folder, (*IMAGES, *LABELS, *TEST_PARTS)) is not None:
             return base
         base = f"{base}{folder}/"
 
@@ -113,19 +113,19 @@ def _choose_prefix(files: Sequence[RawFile], base: str, names: tuple[str, ...]) 
     """Return the first of the folders in `base` called `names` with images, else the first."""
     inside = [file.name[len(base) :] for file in _below(files, base)]
     folders = {name.partition("/")[0] for name in inside if "/" in name}
-    prefixes = [
-        f"{base}{folder}/"
-        for folder in sorted(folders, key=lambda folder: (_rank(folder, names), folder))
-        if folder.lower() in names
-    ]
+    ranks = {folder: _rank(folder, names) for folder in folders}
+    chosen = sorted((rank, folder) for folder, rank in ranks.items() if rank is not None)
+    prefixes = [f"{base}{folder}/" for _, folder in chosen]
     with_images = (
         prefix for prefix in prefixes if any(_is_image(file.name) for file in _below(files, prefix))
     )
     return next(with_images, next(iter(prefixes), None))
 
 
-def _rank(folder: str, names: tuple[str, ...]) -> int:
-    return names.index(folder.lower()) if folder.lower() in names else len(names)
+def _rank(folder: str, names: Sequence[str]) -> int | None:
+    """Return the position of a folder's name in `names`, in upper or lower case."""
+    lower = [name.lower() for name in names]
+    return lower.index(folder.lower()) if folder.lower() in lower else None
 
 
 def _case_folders(inside: Sequence[RawFile], base: str, record: FileRecord) -> Layout | None:

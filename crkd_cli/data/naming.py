@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from crkd_cli.data.inventory import RawFile
 
-_WORD = r"[ _.-](?:segmentation|labels?|masks?|seg|gt)"
+MASK_WORDS = ("segmentation", "labels", "label", "masks", "mask", "seg", "gt")
+_WORD = rf"[ _.-](?:{'|'.join(MASK_WORDS)})"
 _MASK = re.compile(rf"(?P<base>.+){_WORD}(?:[ _.-]?\(?(?P<number>\d+)\)?)?", re.IGNORECASE)
 _CLASS_MASK = re.compile(
     rf"(?P<base>.+?){_WORD}[ _.-](?P<name>[^\W\d_].*?)(?:[ _.-](?P<number>\d+))?", re.IGNORECASE
