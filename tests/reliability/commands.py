@@ -90,7 +90,7 @@ def load() -> None:
     """Import everything that the commands use. Raises RuntimeError if that started a thread."""
     for name in MODULES:
         import_module(name)
-    if len(os.listdir("/proc/self/task")) > 1:
+    if len(list(Path("/proc/self/task").iterdir())) > 1:
         raise RuntimeError("the imports started a thread; set OMP_NUM_THREADS=1")
     gc.collect()
     gc.freeze()
@@ -128,9 +128,10 @@ def _run(arguments: list[str], folder: Path, stdout: Path, stderr: Path) -> NoRe
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * os.sysconf("SC_PAGESIZE") + ADDRESS_SPACE
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         sys.argv = ["crkd", *arguments]
         code = _exit_code()
+        _end_helpers()
     except BaseException:
         traceback.print_exc()
     finally:
@@ -140,6 +141,14 @@ def _run(arguments: list[str], folder: Path, stdout: Path, stderr: Path) -> NoRe
             except Exception:
                 code = code or 120  # as Python does
         os._exit(code)
+
+
+def _end_helpers() -> None:
+    """End the processes that the command started, so that their memory counts as its own."""
+    for task in Path("/proc/self/task").iterdir():
+        for pid in map(int, (task / "children").read_text().split()):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def _exit_code() -> int:

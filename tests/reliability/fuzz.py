@@ -129,7 +129,9 @@ def main() -> None:
         plan: Iterator[tuple[str, int]] = schedule(args.inputs)
         if args.target:
             numbers = range(args.first, args.first + args.inputs)
-            plan = ((args.target, n) for n in ([args.number] if args.number is not None else numbers))
+            plan = (
+                (args.target, n) for n in ([args.number] if args.number is not None else numbers)
+            )
         for target, number in plan:
             for failure in fuzzer.trial(target, number):
                 failures.append(failure)

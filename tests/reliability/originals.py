@@ -227,9 +227,7 @@ def _with_text(
         return mutate_text(whole[:start].decode(), draw) + whole[start:]
 
     protected = (range(start, len(data)),) if compressed else ()
-    return Original(
-        name, suffix, 3, data, parts or {}, protected=protected, special=mutate_header
-    )
+    return Original(name, suffix, 3, data, parts or {}, protected=protected, special=mutate_header)
 
 
 def _hdf5() -> list[Original]:

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import random
 from functools import cache
 from pathlib import Path
 
@@ -42,7 +41,9 @@ def _folder(trial: Trial, dims: int) -> None:
         (source / name).mkdir(parents=True)
     reference = _reference(trial, dims)
     good = [Mutant(original, original.data, original.parts, True) for original in images(dims)]
-    mutants = {f"m{n:03d}": trial.draw.choice(images(dims)).mutate(trial.draw) for n in range(BATCH)}
+    mutants = {
+        f"m{n:03d}": trial.draw.choice(images(dims)).mutate(trial.draw) for n in range(BATCH)
+    }
     mutants |= {f"good{n}": mutant for n, mutant in enumerate(good[:3])}
     for stem, mutant in mutants.items():
         mutant.write(source / "images", stem)
@@ -62,7 +63,9 @@ def _folder(trial: Trial, dims: int) -> None:
         elif made is None and stem.startswith("good"):
             trial.faults.append(Fault("silent", f"the good {mutant.original.name} has no mask"))
         elif made not in (None, reference[mutant.original.name]) and mutant.protected:
-            trial.faults.append(Fault("silent", f"{mutant.original.name}: {stem} reads differently"))
+            trial.faults.append(
+                Fault("silent", f"{mutant.original.name}: {stem} reads differently")
+            )
 
 
 def _find(trial: Trial, dims: int, mutants: dict[str, Mutant]) -> None:
@@ -135,9 +138,7 @@ def damaged_label(trial: Trial) -> str | None:
     for number in range(3):
         for name in ("images", "labels"):
             file = f"case{number}{suffixes[dims]}"
-            (source / name / file).write_bytes(
-                (trial.work.source(dims) / name / file).read_bytes()
-            )
+            (source / name / file).write_bytes((trial.work.source(dims) / name / file).read_bytes())
     (source / "labels" / f"case0{suffixes[dims]}").unlink()
     mutant = original.mutate(trial.draw)
     mutant.write(source / "labels", "case0")

@@ -59,6 +59,10 @@ def overrides(trial: Trial) -> None:
     trial.crkd(train(trial.work, trial.folder / "run", "--stop-after", 1, *_plain(values)))
 
 
+TRAIN_OPTIONS = ("--labeled", "--seeds", "--parallel", "--stop-after", "--device")
+TRAIN_OPTIONS += ("--method", "--dataset", "--config", "--split")
+
+
 def options(trial: Trial) -> None:
     """Values of other options."""
     work, out = trial.work, trial.folder / "out"
@@ -72,8 +76,7 @@ def options(trial: Trial) -> None:
         ),
         (
             train(work, out, "--stop-after", 1),
-            ("--labeled", "--seeds", "--parallel", "--stop-after", "--device", "--method")
-            + ("--dataset", "--config", "--split"),
+            TRAIN_OPTIONS,
         ),
         (
             evaluate(checkpoint, work.data, "--out", out),
