@@ -96,7 +96,7 @@ def _tables(report: "EvaluationReport") -> list["Table"]:
 def _table(report: "EvaluationReport", metrics: Sequence[int]) -> "Table":
     """Return a table of the scores under `metrics` per class, and of their mean."""
     from crkd_cli.metrics.presence import Presence
-    from crkd_cli.reporting.tables import Cell, Table
+    from crkd_cli.reporting.tables import ABOUT_FALSE_POSITIVES, FALSE_POSITIVES, Cell, Table
 
     facts = report.facts
     title = (
@@ -106,10 +106,8 @@ def _table(report: "EvaluationReport", metrics: Sequence[int]) -> "Table":
     total = sum((scored.presence for scored in report.classes.values()), Presence(0, 0))
     headings, notes = ["class"], [_describe_mean(report)]
     if total.absent:
-        headings += ["n", "FP/absent"]
-        notes.append(
-            "n: cases with a score; FP/absent: cases without the class that have it predicted"
-        )
+        headings += ["n", FALSE_POSITIVES]
+        notes.append(f"n: cases with a score; {ABOUT_FALSE_POSITIVES}")
     headings += [metric_heading(report.metrics[m]) for m in metrics]
 
     def row(name: str, presence: Presence, summaries: list["Summary"]) -> list[Cell]:

@@ -136,13 +136,11 @@ def evaluate(
         scores = _score_cases(inferer, store, cases, scorer, progress)
         if protocol == "strict":
             scores = _drop_absent_classes(scores)
-        foreground = checkpoint.spec.classes[1:]
         precision = str(inferer.precision).removeprefix("torch.")
+        facts = _collect_facts(checkpoint, protocol, part_name, cases, precision)
+        foreground = checkpoint.spec.classes[1:]
         table = table_bytes(protocol, cases, foreground, scorer.metrics, scores)
-        facts = {
-            **_collect_facts(checkpoint, protocol, part_name, cases, precision),
-            "cases_csv": table_facts(table, len(cases) * len(foreground)),
-        }
+        facts["cases_csv"] = table_facts(table, len(cases) * len(foreground))
         report = _summarize(checkpoint, facts, scorer.metrics, scores, cases, folder)
         if world.rank() == 0:
             write_files(folder, report.tree(), table)

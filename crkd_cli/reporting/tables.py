@@ -16,7 +16,9 @@ from crkd_cli.paths import atomic_write
 from crkd_cli.reporting.compare import Comparison, MethodResult, PairedTest, ScoreSummary
 from crkd_cli.text import csv_cell
 
-FALSE_POSITIVES = "false positives"
+# Heading, and what it means: "2/9" if a class is predicted in 2 of the 9 cases without it.
+FALSE_POSITIVES = "FP/absent"
+ABOUT_FALSE_POSITIVES = f"{FALSE_POSITIVES}: cases without the class that have it predicted"
 
 
 class Cell(NamedTuple):
@@ -86,9 +88,7 @@ def _score_table(comparison: Comparison, max_classes: int | None) -> Table:
         sections.append(_score_rows(comparison.entries, m, metric, classes))
     if any(entry.all_presence.absent for entry in comparison.entries):
         sections.append(_false_positive_rows(comparison.entries, classes))
-        notes.append(
-            f"{FALSE_POSITIVES}: how many of the cases without the class have it predicted."
-        )
+        notes.append(f"{ABOUT_FALSE_POSITIVES}, over all runs.")
     return Table(title, headings, 2, sections, notes)
 
 

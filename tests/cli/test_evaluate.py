@@ -1,15 +1,19 @@
 """`crkd evaluate` on the command line."""
 
+import importlib
 import json
 import os
 import pickle
 import subprocess
 import sys
 
+import msgspec
+import numpy as np
 import pytest
 import torch
 
 from crkd_cli.config import Frame
+from crkd_cli.data.store import ClassInfo
 
 FRAME = Frame(resize=(32, 32))
 
@@ -46,6 +50,59 @@ def test_json_is_the_summary(cli, ready, tmp_path):
     assert tree == json.loads((tmp_path / "here" / "summary.json").read_text())
     assert tree["part"] == "val"
     assert set(tree["mean"]["dice"]) == {"mean", "sd", "low", "high", "n", "undefined"}
+
+
+@pytest.fixture
+def with_absent_classes(make_store, make_checkpoint, tmp_path):
+    """The checkpoint and data root of four cases: two with a tumor, none with a cyst."""
+    store = make_store(groups=4)
+    for case in ("p00", "p01"):
+        np.save(store.root / "labels" / f"{case}.npy", np.zeros((32, 32), np.uint8))
+    classes = (
+        ClassInfo("background", (0,)),
+        ClassInfo("tumor", (5,)),
+        ClassInfo("cyst", (2,)),
+    )
+    spec = msgspec.structs.replace(store.spec, classes=classes)
+    index = msgspec.structs.replace(store.index, spec=spec)
+    (store.root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)))
+    return make_checkpoint(spec, FRAME, test=tuple(store.cases)), tmp_path / "data"
+
+
+def cells_of(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("│ ").split("│")]
+
+
+def test_absent_classes_have_columns_of_their_own(cli, with_absent_classes):
+    """The network predicts both classes in every image. The value is shown where it is no index."""
+    file, root = with_absent_classes
+    result = cli("evaluate", file, "--data-root", root)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    heading = [cell.strip() for cell in lines[1].split("┃")]
+    assert heading[:4] == ["class", "n", "FP/absent", "Dice %"]
+    tumor, cyst, mean = (
+        cells_of(next(line for line in lines if line.strip().startswith(name)))
+        for name in ("tumor (5)", "cyst ", "mean ")
+    )
+    assert tumor[1:3] == ["4", "2/2"]
+    assert cyst == ["cyst", "0", "4/4", *["–"] * 6]
+    assert mean[1:4] == ["4", "6/6", tumor[3]]
+    assert "n: cases with a score; FP/absent: cases without the class that have it predicted" in (
+        " ".join(result.stdout.split())
+    )
+    assert "nan" not in result.stdout
+
+
+def test_a_narrow_terminal_shows_dice_and_a_distance(cli, with_absent_classes, monkeypatch):
+    file, root = with_absent_classes
+    module = importlib.import_module("crkd_cli.cli.evaluate")
+    monkeypatch.setattr(module, "narrow", lambda columns: columns > 80)
+    result = cli("evaluate", file, "--data-root", root)
+    lines = result.stdout.splitlines()
+    assert [cell.strip() for cell in lines[1].split("┃")][3:] == ["Dice %", "HD95 mm"]
+    assert max(map(len, map(str.rstrip, lines))) <= 80
+    assert "the other scores are in summary.json" in result.stdout
 
 
 def test_quiet_prints_nothing(cli, ready):

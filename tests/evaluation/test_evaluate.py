@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import msgspec
@@ -12,19 +13,21 @@ from medpy.metric import binary
 
 from crkd_cli.cli.console import progress
 from crkd_cli.config import Frame
-from crkd_cli.data.store import numbered_classes
+from crkd_cli.data.store import ClassInfo, numbered_classes
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.evaluation import paper
 from crkd_cli.evaluation.evaluate import evaluate
 from crkd_cli.evaluation.literature import published_rows
 from crkd_cli.evaluation.results import find_evaluation
 from crkd_cli.inference.inferer import Inferer
+from crkd_cli.metrics.presence import Presence
 from crkd_cli.metrics.summary import summarize
 from crkd_cli.runtime.build import load_predictor
 from crkd_cli.runtime.checkpoint import load_checkpoint
 from crkd_cli.training.validator import validation_dice
 
 MEDPY = (binary.dc, binary.jc, binary.hd95, binary.asd)
+CPU = torch.device("cpu")
 FRAMES = {2: Frame(resize=(32, 32)), 3: Frame(patch=(16, 16, 16), stride=(8, 8, 8))}
 
 
@@ -121,6 +124,62 @@ def test_validation_is_the_mean_dice(dims, make_store, make_checkpoint, tmp_path
     assert scores == pytest.approx(
         {"dice": report.mean[0].mean, "dice/disc": report.classes["disc"].scores[0].mean}
     )
+
+
+def test_classes_that_are_absent_from_cases(make_store, make_checkpoint, tmp_path):
+    """Class 5 is in one of three cases, class 300 in none; 7 is ignored and class number 3.
+
+    The network predicts both classes somewhere in every image.
+    """
+    store = make_store(groups=3)
+    label = np.zeros((3, 32, 32), np.int16)
+    label[0, 5:15, 5:15] = 1
+    label[1] = 3
+    for case, content in zip(store.cases, label, strict=True):
+        np.save(store.root / "labels" / f"{case}.npy", content)
+    classes = (
+        ClassInfo("background", (0,)),
+        ClassInfo("tumor", (5, 6)),
+        ClassInfo("cyst", (300,)),
+    )
+    spec = msgspec.structs.replace(store.spec, classes=classes, ignore=7)
+    index = msgspec.structs.replace(store.index, spec=spec)
+    (store.root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)))
+    file = make_checkpoint(spec, FRAMES[2], test=("p00", "p01", "p02"))
+    report, _ = run(file, tmp_path)
+
+    labels = [labels_of(file, store, case) for case in store.cases]
+    assert all({1, 2} <= set(np.unique(predicted)) for predicted in labels)
+    tumor, cyst = report.classes["tumor"], report.classes["cyst"]
+    assert (tumor.value, tumor.presence, tumor.n) == (5, Presence(2, 1), 2)
+    assert (cyst.value, cyst.presence, cyst.n) == (300, Presence(3, 2), 0)
+    first, second, third = rows(report)[::2]
+    assert [row["value"] for row in rows(report)] == ["5", "300"] * 3
+    assert [row["truth_size"] for row in (first, second, third)] == ["100", "0", "0"]
+    # The second case is ignored everywhere, so nothing is predicted there either.
+    sizes = [str(np.sum(labels[0] == 1)), "0", str(np.sum(labels[2] == 1))]
+    assert [row["predicted_size"] for row in (first, second, third)] == sizes
+    dice = binary.dc(labels[0] == 1, label[0] == 1)
+    assert float(first["dice"]) == pytest.approx(dice, abs=1e-6)
+    assert [second["dice"], second["hd95_mm"], second["nsd_2mm"]] == ["", "", ""]
+    assert [third["dice"], third["nsd_2mm"]] == ["0.000000", "0.000000"]
+    assert float(third["hd95_mm"]) == pytest.approx(math.hypot(32, 32), abs=1e-6)
+    assert all(row["dice"] == "" for row in rows(report)[1::2])
+    assert report.mean[0].mean == pytest.approx(dice / 2)
+
+    tree = json.loads((report.folder / "summary.json").read_text())
+    counts = {key: tree["classes"]["cyst"][key] for key in ("value", "n", "absent")}
+    assert counts == {"value": 300, "n": 0, "absent": 3}
+    assert tree["classes"]["cyst"]["scores"]["dice"]["mean"] is None
+    assert tree["classes"]["tumor"]["false_positives"] == 1
+
+    scores = validation_dice(
+        Inferer(load_predictor(load_checkpoint(file), CPU), FRAMES[2], spec, CPU),
+        type(store)(store.root),
+        ["p00", "p01", "p02"],
+    )
+    expected = {"dice": dice / 2, "dice/tumor": dice / 2, "dice/cyst": math.nan}
+    assert scores == pytest.approx(expected, nan_ok=True)
 
 
 def as_source(store, source: str):

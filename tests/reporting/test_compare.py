@@ -9,6 +9,7 @@ from scipy import stats
 
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.evaluation.results import find_evaluation, read_evaluation
+from crkd_cli.metrics.presence import Presence
 from crkd_cli.reporting.compare import compare_runs
 from crkd_cli.reporting.tables import tables
 
@@ -140,6 +141,69 @@ def test_undefined_scores_are_left_out_and_counted(evaluated):
     assert entry.classes["rv"][1].mean == pytest.approx(6.0)
     assert entry.mean[1].mean == pytest.approx(5.0)
     assert [score.undefined for score in entry.mean] == [0, 1]
+
+
+def test_pairs_and_false_positives_are_counted_per_class(evaluated):
+    """Both classes are in all cases but a1 and b, where myo is absent.
+
+    The first method predicts myo in neither; the second in both, or in b alone with another seed.
+    """
+    scores, sizes = np.full((7, 2, 2), [0.5, 4.0]), np.full((7, 2, 2), 9)
+    absent = [0, 2]  # a1, b
+    sizes[absent, 1, 0] = 0
+    none, both, one = (sizes.copy() for _ in range(3))
+    none[absent, 1, 1] = one[0, 1, 1] = 0
+    undefined, wrong, mixed = (scores.copy() for _ in range(3))
+    undefined[absent, 1] = NAN
+    wrong[absent, 1] = mixed[2, 1] = [0.0, 90.0]
+    mixed[0, 1] = NAN
+    runs = [
+        evaluated("crkd", scores=undefined, sizes=none),
+        evaluated("supervised", 1, scores=wrong, sizes=both),
+        evaluated("supervised", 2, scores=mixed, sizes=one),
+    ]
+    comparison = compare_runs(runs)
+    crkd, supervised = comparison.entries
+    assert crkd.presence == {"rv": Presence(0, 0), "myo": Presence(2, 0)}
+    assert supervised.presence == {"rv": Presence(0, 0), "myo": Presence(4, 3)}
+    assert supervised.mean[0].undefined == 1
+    # 14 scores, of which the first method lacks two; they cost the second one nothing here.
+    for test in comparison.tests:
+        assert (test.difference.n, test.difference.pairs, test.difference.left_out) == (6, 12, 2)
+        assert test.difference.mean == 0.0
+
+    table, tests, _ = tables(comparison)
+    rates = [[cell.text for cell in row] for row in table.sections[-1]]
+    assert rates == [
+        ["FP/absent", "crkd", "1", "0/2", "", "–", "0/2"],
+        ["FP/absent", "supervised", "2", "3/4", "", "–", "3/4"],
+    ]
+    assert any(note.startswith("FP/absent: cases without the class") for note in table.notes)
+    assert tests.headings[4:6] == ["patients", "pairs"]
+    assert [row[0][5].text for row in tests.sections] == ["12/14", "12/14"]
+    assert any(note.startswith("pairs: ") for note in tests.notes)
+
+    method = comparison.tree()["methods"][1]
+    counts = {key: method["classes"]["myo"][key] for key in ("value", "absent", "false_positives")}
+    assert counts == {"value": 2, "absent": 4, "false_positives": 3}
+    assert (method["mean"]["absent"], method["mean"]["false_positives"]) == (4, 3)
+
+
+def test_nothing_is_said_of_absent_classes_if_there_are_none(evaluated):
+    table, tests, _ = tables(compare_runs([evaluated(), evaluated("supervised")]))
+    assert [section[0][0].text for section in table.sections] == ["Dice %", "HD95 mm"]
+    assert "pairs" not in tests.headings
+
+
+def test_a_class_without_any_score_is_a_dash(evaluated):
+    scores, sizes = np.full((7, 2, 2), [0.5, 4.0]), np.full((7, 2, 2), 9)
+    scores[:, 1], sizes[:, 1] = NAN, [0, 3]
+    runs = [evaluated(name, scores=scores, sizes=sizes) for name in ("crkd", "supervised")]
+    table, tests, _ = tables(compare_runs(runs))
+    row = [cell.text for cell in table.sections[0][0]]
+    assert row == ["Dice %", "crkd", "1", "50.0", "[50.0, 50.0]", "50.0", "–"]
+    assert table.sections[-1][0][-1].text == "7/7"
+    assert tests.sections[0][0][5].text == "7/14"
 
 
 def test_settings_separate_methods_which_folders_name(write_evaluation, rng):

@@ -2,11 +2,14 @@
 
 import base64
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from crkd_cli.evaluation.results import read_evaluation
 from crkd_cli.reporting.compare import compare_runs
+from crkd_cli.reporting.curves import draw_curves
 from crkd_cli.reporting.figures import COLORS, case_scores, color, is_dashed, learning_curves
 
 
@@ -39,6 +42,26 @@ def test_every_method_has_a_row_of_dots_in_its_color(compared):
         for i, method in enumerate(("crkd", "supervised")):
             assert f">{method}</text>" in svg(figure)
             assert svg(figure).count(color(i)) >= 3  # cases
+
+
+def test_undefined_scores_are_not_drawn(compared):
+    comparison = compared("crkd", "supervised")
+    for entry in comparison.entries:
+        entry.scores[:] = np.nan
+        entry.mean[0] = replace(entry.mean[0], mean=np.nan, low=np.nan, high=np.nan)
+        log = entry.runs[0].run / "log.jsonl"
+        lines = [{"step": 1, "val/dice": None}, {"step": 2, "val/dice": None}, {"step": 3, "x": 1}]
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    dice, _ = case_scores(comparison)
+    assert dice.text == "Dice % of every case; crkd: mean –; supervised: mean –"
+    assert learning_curves(comparison) == []
+    draw_curves(comparison.entries[0].runs[0].run)
+    assert (comparison.entries[0].runs[0].run / "curves.png").stat().st_size > 1000
+
+    lines[1]["val/dice"] = 0.5
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (figure,) = learning_curves(comparison)
+    assert figure.text == "Dice % on the validation cases over training steps: supervised"
 
 
 def test_more_methods_than_colors_are_told_apart_by_dashes(compared):

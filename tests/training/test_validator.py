@@ -1,5 +1,6 @@
 """Validation: which snapshot is the best if classes are absent from some or all cases."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from crkd_cli.config import Frame
 from crkd_cli.data.store import Store
 from crkd_cli.runtime.checkpoint import load_checkpoint
 from crkd_cli.training.validator import Validator
+from tests.training.helpers import Planner, logged, train_arguments
 
 FRAME = Frame(resize=(32, 32))
 
@@ -85,7 +87,7 @@ def test_an_empty_model_does_not_win_where_most_masks_are_empty(validate) -> Non
 
 
 def test_false_positives_in_empty_cases_cost(validate) -> None:
-    """Discs found in both cases, but class 1 everywhere in the other three: half of the cases."""
+    """Of both models that find the discs, the one that is silent elsewhere is better."""
     scores, best = validate([DISC, EVERYTHING], with_disc=2)
     assert scores[0] == pytest.approx(1.0)
     assert scores[1] < 2 / 5
@@ -97,3 +99,35 @@ def test_cases_without_foreground_choose_nothing(validate, limits) -> None:
     scores, best = validate(limits, with_disc=0)
     assert all(math.isnan(score) for score in scores)
     assert best is None
+
+
+@pytest.mark.parametrize("dims", [2], indirect=True)
+def test_a_run_without_a_validation_score_keeps_its_last_checkpoint(
+    cli, tiny: Planner, tmp_path: Path
+) -> None:
+    """Its command warns once, shows a dash and logs null."""
+    plan = tiny()
+    file = plan.store.root / "labels" / "p07.npy"
+    np.save(file, np.zeros_like(np.load(file)))
+    settings = ("method=supervised", "train.steps=3", "train.eval_every=1", "train.log_every=1")
+    result = cli(*train_arguments(tmp_path, *settings))
+    assert result.exit_code == 0, result.stderr
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert warnings == [
+        "warning: no validation case contains disc, so best.pth is not chosen, and the last "
+        "checkpoint is the result"
+    ]
+    assert "val/dice –" in result.stderr
+    assert "nan" not in result.stderr
+    assert f"done: {plan.folder / 'last.pth'}" in result.stderr
+    assert not (plan.folder / "best.pth").exists()
+    assert (
+        logged(plan.folder, "val/dice")
+        == logged(plan.folder, "val/dice/disc")
+        == {
+            2: None,
+            4: None,
+        }
+    )
+    assert json.loads((plan.folder / "metrics.json").read_text())["best"] is None
+    assert (plan.folder / "curves.png").is_file()
