@@ -237,11 +237,33 @@ def _geometry(header: _Header, layout: _Layout) -> Geometry:
     columns = [vectors[axis] for axis in layout.axes if axis < len(vectors)]
     if len(columns) == len(layout.axes) and all(column is not None for column in columns):
         return _oriented(header, np.array(columns, dtype=np.float64).T)
-    steps = _numbers((header.get("spacings") or "").split())
-    spacing = [steps[axis] for axis in layout.axes if axis < len(steps)]
-    if len(spacing) == len(layout.axes) and all(map(_is_length, spacing)):
+    spacing = _per_axis(header, "spacings", layout)
+    if spacing is None or not all(map(_is_length, spacing)):
+        return Geometry(None, ())
+    start = _per_axis(header, "axismins", layout)
+    if start is None or not np.isfinite(start).all():
         return Geometry(tuple(spacing), ())
-    return Geometry(None, ())
+    return Geometry(tuple(spacing), (_unoriented(header, layout, spacing, start),))
+
+
+def _per_axis(header: _Header, name: str, layout: _Layout) -> list[float] | None:
+    """Return the numbers of a field for the spatial axes, or None if it lacks some."""
+    numbers = _numbers((header.get(name) or "").split())
+    if len(numbers) <= max(layout.axes):
+        return None
+    return [numbers[axis] for axis in layout.axes]
+
+
+def _unoriented(
+    header: _Header, layout: _Layout, spacing: list[float], start: list[float]
+) -> Affine:
+    """Return the affine of a file that states where its axes start, but no space: as ITK, LPS."""
+    centerings = (header.get("centerings") or header.get("centers") or "").split()
+    origin = []
+    for axis, step, low in zip(layout.axes, spacing, start, strict=True):
+        is_node = axis < len(centerings) and centerings[axis].lower() == "node"
+        origin.append(low if is_node else low + step / 2)
+    return affine_from(tuple(spacing), tuple(origin), np.eye(len(spacing)))
 
 
 def _oriented(header: _Header, columns: NDArray[np.float64]) -> Geometry:

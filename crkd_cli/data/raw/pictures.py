@@ -22,12 +22,14 @@ from crkd_cli.errors import CrkdError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
 PLUGINS = ("PNG", "JPEG", "TIFF", "BMP", "GIF")
 GRAY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
-COLOR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX")
-# What Pillow multiplies gray values of 2 and 4 bits with, so that white is 255.
+COLOR_MODES = ("P", "PA", "RGB", "RGBA")
+# What Pillow multiplies gray values of 2 and 4 bits with.
 STRETCH = {"L;2": 85, "L;4": 17}
 ORIENTATION = 274  # EXIF; from 5 on, the axes are swapped
 # Tags of a TIFF.
 BITS_PER_SAMPLE = 258
+SAMPLES_PER_PIXEL = 277
+X_RESOLUTION = 282
 SAMPLE_FORMAT = 339
 UNSIGNED = 1
 
@@ -145,10 +147,12 @@ def _open(path: Path) -> Iterator[Any]:
     from PIL import Image, TiffImagePlugin, UnidentifiedImageError  # noqa: F401
 
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=PLUGINS) as picture:
+        # Not by name: Pillow would map the file into memory, and turn some TIFF files wrongly.
+        with path.open("rb") as file, warnings.catch_warnings():
             # Stitched scans are legitimately large, and damaged EXIF does not matter.
             warnings.simplefilter("ignore")
-            yield picture
+            with Image.open(file, formats=PLUGINS) as picture:
+                yield picture
     except Image.DecompressionBombError as error:
         raise CrkdError(
             f"{path} is too large for a picture ({error}); cut it into smaller ones"
@@ -168,7 +172,7 @@ def _unidentified(path: Path) -> Exception:
             if "pixel mode" in str(error):
                 return CrkdError(
                     f"{path} is a TIFF with an unusual combination of samples, bits and colors; "
-                    "save it as RGB with 8 bits, as gray with 8 or 16 bits, or as PNG"
+                    "save it as RGB with 8 bits, or as gray with 8 or 16 bits or 32-bit floats"
                 )
         except Exception as error:
             return error
@@ -206,9 +210,16 @@ def _page(picture: Any, number: int, as_label: bool, path: Path) -> NDArray[Any]
         array = array.astype(np.uint8)
     if mode == "I" and is_unsigned:
         array = array.view(np.uint32)
-    if as_label:
-        array = array // STRETCH.get(raw_mode[:3], 1)
+    if as_label and mode == "L":
+        array = _as_stored(array, raw_mode)
     return array[None]
+
+
+def _as_stored(array: NDArray[Any], raw_mode: str) -> NDArray[Any]:
+    """Undo what Pillow does to show gray values: white is 255, also where it was 0, 3 or 15."""
+    if "I" in raw_mode:
+        array = 255 - array
+    return array // STRETCH.get(raw_mode[:3], 1)
 
 
 def _checked_mode(picture: Any, path: Path) -> str:
@@ -216,10 +227,15 @@ def _checked_mode(picture: Any, path: Path) -> str:
     mode = str(picture.mode)
     if mode not in (*GRAY_MODES, *COLOR_MODES):
         raise CrkdError(f"{path} is a {mode} picture; save it as RGB or gray")
-    bits = ";16" in _raw_mode(picture)
+    is_deep = ";16" in _raw_mode(picture)
     if picture.format == "TIFF":
-        bits = max(picture.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8
-    if bits and (mode == "LA" or mode in COLOR_MODES):
+        is_deep = max(picture.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8
+        samples = picture.tag_v2.get(SAMPLES_PER_PIXEL, 1)
+        if samples != len(picture.getbands()):
+            raise CrkdError(
+                f"{path} has {samples} channels, which are not gray or RGB; save it as either"
+            )
+    if is_deep and (mode == "LA" or mode in COLOR_MODES):
         raise CrkdError(
             f"{path} has colors (or transparency) of 16 bits, of which 8 would be lost; save it "
             "as RGB with 8 bits, or as gray with 16 bits"
@@ -253,6 +269,8 @@ def _without_alpha(array: NDArray[Any], path: Path) -> NDArray[Any]:
 
 def _dpi(picture: Any) -> tuple[float, float]:
     """Return the resolution (x, y) of the upright picture, or zeros if it is not stated."""
+    if picture.format == "TIFF" and X_RESOLUTION not in picture.tag_v2:
+        return 0.0, 0.0  # Pillow says 1
     try:
         x, y = (float(value) for value in picture.info["dpi"])
         is_swapped = picture.getexif().get(ORIENTATION, 1) >= 5
