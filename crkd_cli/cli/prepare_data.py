@@ -140,7 +140,7 @@ def _print_json(name: str, raw: Path, store: Path | None, report: "PreparationRe
         "store": None if store is None else printable(store),
         **report.tree(),
     }
-    print(json.dumps(tree, indent=1, ensure_ascii=False))
+    print(json.dumps(tree, indent=1))
 
 
 def _options(values: dict[str, Path | str | None]) -> str:

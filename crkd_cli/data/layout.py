@@ -104,7 +104,7 @@ def candidates(files: Iterable[RawFile], prefix: str, record: FileRecord) -> lis
             record.left_out[file.path] = "more than one folder down, where nothing is searched"
         else:
             if file.problem:
-                record.refused[file.path] = f"{file.name} {file.problem}"
+                record.refused[file.path] = f"{printable(file.name)} {file.problem}"
             found.append(Candidate(file, folder, formats.stem(Path(name))))
     return found
 

@@ -171,7 +171,9 @@ def label_by_pattern(
             record.left_out[file.path] = NO_IMAGE
     order = list(label_patterns)
     for labels in label_files.values():
-        labels.sort(key=lambda label: (order.index(label.class_name), label.path))
+        labels.sort(
+            key=lambda label: (order.index(label.class_name), *_natural(label.path.as_posix()))
+        )
     return _build(images, {case: tuple(group) for case, group in label_files.items()}, record)
 
 
@@ -247,12 +249,13 @@ def _resolve(
             record.refused[match.file.path] = (
                 f"the image {printable(case)} has {len(whole)} labels: {names}; keep one"
             )
-    return tuple(LabelFile(match.file.path) for match in sorted(matches, key=_natural))
+    ordered = sorted(matches, key=lambda match: _natural(match.file.name))
+    return tuple(LabelFile(match.file.path) for match in ordered)
 
 
-def _natural(match: _Match) -> tuple[bool, int, str]:
-    """Order x_mask, x_mask_2, x_mask_10."""
-    return match.form.numbered, len(match.file.name), match.file.name
+def _natural(name: str) -> tuple[int, str]:
+    """Return a key that sorts x_mask, x_mask_2, x_mask_10."""
+    return len(name), name
 
 
 def _build(

@@ -22,6 +22,7 @@ from crkd_cli.data.store import RECIPE, DatasetSpec, Index
 from crkd_cli.errors import CrkdError, UsageError, pluralize
 from crkd_cli.paths import replace_folder, temporary_folder
 from crkd_cli.progress import Progress
+from crkd_cli.text import printable
 
 
 def prepare(
@@ -106,7 +107,7 @@ class _Run:
     def _errors(self) -> list[Finding]:
         """Return what is wrong with files and cases, with paths relative to the raw folder."""
         errors = [
-            Finding("error", path.relative_to(self._raw).as_posix(), reason)
+            Finding("error", printable(path.relative_to(self._raw).as_posix()), reason)
             for path, reason in self._source.files.refused.items()
         ]
         for name, paths in self._duplicates.items():
