@@ -242,7 +242,7 @@ def _explain(message: str, kind: type[Any], section: str) -> tuple[str, str]:
     path = ".".join(filter(None, (section, inner)))
     if "Invalid enum value" in problem:
         parent, _, leaf = inner.rpartition(".")
-        wrong, allowed = problem.split("'")[1], get_args(_field_types(kind, parent)[leaf])
+        wrong, allowed = problem.split("'")[1], _choices(_field_types(kind, parent)[leaf])
         return path, f"{path} is {wrong!r}; {did_you_mean(wrong, allowed)}"
     if not problem.startswith("Object "):  # neither an unknown nor a missing field
         problem = re.sub(r"`([a-z |]+)`", _name_types, problem).replace("Expected", "expected")
@@ -261,5 +261,22 @@ def _name_types(match: re.Match[str]) -> str:
 def _field_types(kind: Any, path: str) -> dict[str, Any]:
     """Return the fields of `kind`'s section at `path` with their types."""
     for name in filter(None, path.split(".")):
-        kind = _field_types(kind, "")[name]
+        field, bracket, _ = name.partition("[")
+        kind = _field_types(kind, "")[field]
+        if bracket:  # a list of sections
+            kind = _section_in(kind)
     return {field.name: field.type for field in msgspec.structs.fields(kind)}
+
+
+def _section_in(kind: Any) -> Any:
+    """Return the Strict type in a type such as tuple[Channel, ...] | None."""
+    if isinstance(kind, type) and issubclass(kind, Strict):
+        return kind
+    return next(filter(None, map(_section_in, get_args(kind))), None)
+
+
+def _choices(kind: Any) -> list[str]:
+    """Return the values of a Literal, which may be optional."""
+    parts = get_args(kind)
+    literals = [get_args(part) for part in parts if get_args(part)] or [parts]
+    return [value for literal in literals for value in literal if isinstance(value, str)]

@@ -6,6 +6,7 @@ refuse. `take_inventory` combines both with the cases, so that no file is lost w
 
 import os
 import stat
+import textwrap
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,9 +18,9 @@ from crkd_cli.errors import CrkdError, pluralize
 from crkd_cli.text import printable
 
 Status = Literal["used", "unlabeled", "left out", "refused"]
-STATUSES: tuple[Status, ...] = ("used", "unlabeled", "left out", "refused")
 MAX_LINKED_DEPTH = 2  # links to folders are followed this far below the root
 MAX_NAMES = 20  # of a group, in the text form of the inventory
+WIDTH = 79  # of that text
 MAX_NOTED = 5  # of a group, in a notice
 
 
@@ -51,7 +52,7 @@ class FileEntry(NamedTuple):
     path: Path
     file: str  # relative to the root
     status: Status
-    what: str  # image, label, …; or why it is not used
+    what: str  # image, label or another singular noun; or why it is not used
     case: str | None = None
     notable: bool = False  # the user should know that it is left out
 
@@ -88,24 +89,20 @@ class Inventory(NamedTuple):
 
     def lines(self) -> list[str]:
         """Return the inventory as text: counts of what is used, and the names of the rest."""
-        lines = []
-        for status in STATUSES:
-            entries = [entry for entry in self.entries if entry.status == status]
-            groups: dict[str, list[str]] = {}
-            for entry in entries:
-                groups.setdefault(entry.what, []).append(entry.file)
-            if status == "used":
-                counts = [f"{len(names)} {what}" for what, names in groups.items()]
-                detail = f" ({', '.join(counts)})" if counts else ""
-                lines.append(f"used: {pluralize(len(entries), 'file')}{detail}")
-            elif status == "refused":
-                lines += _group("refused (see the problems)", [entry.file for entry in entries])
-            elif status == "unlabeled":
-                lines += _group("unlabeled", [entry.file for entry in entries])
-            else:
-                for reason, names in groups.items():
-                    lines += _group(f"left out, {reason}", names)
-        return lines
+        groups: dict[tuple[Status, str], list[str]] = {}
+        for entry in self.entries:
+            groups.setdefault((entry.status, entry.what), []).append(printable(entry.file))
+        used = {what: names for (status, what), names in groups.items() if status == "used"}
+        counts = [pluralize(len(names), what) for what, names in used.items()]
+        lines = [f"used: {', '.join(counts) or 'no file'}"]
+        lines += _group("unlabeled", self._names("unlabeled"))
+        for (status, what), names in groups.items():
+            if status == "left out":
+                lines += _group(f"left out, {what}", names)
+        return lines + _group("refused (see the problems)", self._names("refused"))
+
+    def _names(self, status: Status) -> list[str]:
+        return [printable(entry.file) for entry in self.entries if entry.status == status]
 
 
 def list_files(root: Path) -> list[RawFile]:
@@ -138,7 +135,7 @@ def take_inventory(
     for case in cases:
         labels = [label.path for label in case.labels]
         roles |= {path: _Role("used", "label", case.id) for path in labels}
-        what = "image and label" if case.image in labels else "image"
+        what = "file with image and label" if case.image in labels else "image"
         roles[case.image] = _Role("used" if labels else "unlabeled", what, case.id)
     for path, reason in record.refused.items():
         role = roles.get(path)
@@ -163,14 +160,21 @@ class _Role(NamedTuple):
 
 
 def _group(title: str, names: list[str]) -> list[str]:
-    """Return the lines of a group of files, at most MAX_NAMES names."""
+    """Return the lines of a group of files, with at most MAX_NAMES names."""
     if not names:
         return []
-    lines = [f"{title}: {pluralize(len(names), 'file')}"]
-    lines += [f"  {printable(name)}" for name in names[:MAX_NAMES]]
+    text = ", ".join(names[:MAX_NAMES])
     if len(names) > MAX_NAMES:
-        lines.append(f"  … and {len(names) - MAX_NAMES} more; --json lists all")
-    return lines
+        text += f" … and {len(names) - MAX_NAMES} more (--json lists all)"
+    wrapped = textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent="  ",
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [f"{title}: {pluralize(len(names), 'file')}", *wrapped]
 
 
 def _list(

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,7 +97,7 @@ def candidates(files: Iterable[RawFile], prefix: str, record: FileRecord) -> lis
         if file.skipped:
             continue
         if file.path in data_files:
-            record.used[file.path] = f"data of {printable(data_files[file.path])}"
+            record.used[file.path] = "voxel file of a header"
         elif not _is_image(name):
             reasons = record.unused if name.lower().endswith(SIDECARS) else record.left_out
             reasons[file.path] = UNSUPPORTED
@@ -167,15 +168,11 @@ def _is_image(name: str) -> bool:
     return bool(formats.suffix(path)) and not path.name.startswith(".")
 
 
-def _data_files(files: Iterable[RawFile]) -> dict[Path, str]:
-    """Return the files that contain the voxels of a header file, and the name of the header."""
-    headers = {}
+def _data_files(files: Iterable[RawFile]) -> set[Path]:
+    """Return the files that contain the voxels of header files."""
+    found: set[Path | None] = set()
     for file in files:
         if file.name.lower().endswith(HEADER_SUFFIXES) and not file.problem:
-            try:
-                data = formats.data_file(file.path)
-            except CrkdError:  # reported when the image is read
-                continue
-            if data is not None:
-                headers[data] = file.path.name
-    return headers
+            with suppress(CrkdError):  # reported when the image is read
+                found.add(formats.data_file(file.path))
+    return {path for path in found if path is not None}

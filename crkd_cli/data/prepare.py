@@ -67,8 +67,9 @@ class _Run:
             errors = self._errors()
             if errors:
                 return self._report(errors)
-            inventory = self._inventory()
-            notices = [*preparation.notices(), *inventory.notices()]
+            notices = preparation.notices()
+            if not check_only:  # else, all files are listed
+                notices += self._inventory().notices()
             findings = [Finding("notice", self._name, text) for text in notices]
             if folder is not None:
                 _publish(folder, store, preparation.index(self._raw, findings))

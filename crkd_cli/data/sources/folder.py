@@ -153,7 +153,7 @@ class Folder(Source):
             if given is not None:
                 raise CrkdError(f"{table} does not exist; correct the line patients")
             return cases
-        self.files.used[table] = "patients"
+        self.files.used[table] = "table of patients"
         name = table.relative_to(root).as_posix()
         self.description = msgspec.structs.replace(self.description, patients=name)
         return group_by_table(cases, root, table, self.notes)
