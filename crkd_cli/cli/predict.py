@@ -103,8 +103,9 @@ def predict(
     if result.skipped:
         message += f"; {result.skipped} skipped: already there, from any checkpoint (--overwrite)"
     info(message)
-    for line in _describe_values(result.classes):
-        info(line)
+    if result.written:
+        for line in _describe_values(result.classes):
+            info(line)
     if result.failures:
         lines = [f"{pluralize(len(result.failures), 'image')} failed:", *result.failures]
         raise CrkdError("\n  ".join(lines))

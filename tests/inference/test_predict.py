@@ -136,6 +136,32 @@ def test_color_pictures(scans, make_checkpoint, rng):
     assert np.array_equal(labels, expected(scans / "color.jpg", checkpoint))
 
 
+@pytest.mark.parametrize("orientation", [3, 5, 6])
+@pytest.mark.parametrize("name", ["turned.jpg", "turned.tif"])
+def test_masks_lie_on_pictures_as_viewers_show_them(scans, make_checkpoint, rng, name, orientation):
+    """Upside down, transposed, and a camera on its side: as for the upright picture."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = rng.integers(0, 255, (41, 29)).astype(np.uint8)
+    pixels[:20] //= 4
+    Image.fromarray(pixels).save(scans / name, exif=exif)
+    if name == "turned.jpg":  # compressed with loss
+        with Image.open(scans / name) as picture:
+            pixels = np.asarray(picture)
+    turned = {3: np.rot90(pixels, 2), 5: pixels.T, 6: np.rot90(pixels, -1)}[orientation]
+    Image.fromarray(np.ascontiguousarray(turned)).save(scans / "upright.png")
+    result = run(scans, make_checkpoint(flat(), Frame(resize=(32, 32))))
+    assert (result.written, result.failures) == (2, [])
+    masks = []
+    for file in (Path(name).with_suffix(".png" if "jpg" in name else ".tif"), "upright.png"):
+        with Image.open(result.folder / file) as mask:
+            assert mask.getexif().get(0x0112, 1) == 1
+            masks.append(np.asarray(mask))
+    np.testing.assert_array_equal(*masks)
+    assert masks[0].shape == ((41, 29) if orientation == 3 else (29, 41))
+    assert not np.array_equal(masks[0], masks[0][::-1, ::-1])
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_h5(scans, make_checkpoint, rng, dims):
     shape = (18, 27, 22)[:dims]

@@ -24,6 +24,7 @@ from crkd_cli.models.projection import Projection
 from crkd_cli.runtime.distributed import data_parallel, process_group
 
 LABELED, UNLABELED, CLASSES = 4, 6, 3
+IGNORING = ("supervised", "bcp", "lefed")  # methods that also learn from labels with ignored pixels
 MODALITIES = {2: ("gray", "rgb", "mr"), 3: ("gray", "rgb")}
 
 
@@ -31,8 +32,11 @@ def space(dims: int) -> tuple[int, ...]:
     return (32, 16, 16)[:dims]
 
 
-def batch(dims: int, unlabeled: int = UNLABELED) -> Batch:
-    """This process's part of a joint batch, whose halves are kept by a mask to different shares."""
+def batch(dims: int, unlabeled: int = UNLABELED, ignored: bool = False) -> Batch:
+    """This process's part of a joint batch, whose halves are kept by a mask to different shares.
+
+    With `ignored`, most pixels of the first half of the labels are ignored, and few of the others.
+    """
     generator = torch.Generator().manual_seed(dims)
     counts = (LABELED, *[unlabeled] * 4)
     image, weak, noise, other, noise_2 = (
@@ -41,6 +45,9 @@ def batch(dims: int, unlabeled: int = UNLABELED) -> Batch:
     weak[: unlabeled // 2] *= 0.1
     label = torch.randint(CLASSES, (LABELED, *space(dims)), generator=generator)
     label[: LABELED // 2] = label[: LABELED // 2].clamp(max=1)
+    if ignored:
+        label[: LABELED // 2, 4:] = CLASSES
+        label[-1, :2] = CLASSES
 
     def views(image: Tensor) -> Unlabeled:
         strong = (image + 0.3 * noise, image + 0.3 * noise_2)
@@ -74,7 +81,7 @@ def without_randomness(name: str, dims: int) -> dict[str, float]:
     return settings.get(name, {})
 
 
-def gradients(name: str, dims: int) -> dict[str, Tensor]:
+def gradients(name: str, dims: int, ignored: bool = False) -> dict[str, Tensor]:
     """The gradient of every parameter and the value of every loss.
 
     Batch norm is in evaluation mode: on CPUs it is not synchronized.
@@ -86,6 +93,7 @@ def gradients(name: str, dims: int) -> dict[str, Tensor]:
         channels=1,
         classes=CLASSES,
         steps=10,
+        has_ignored=ignored,
     )
     kind = METHODS[name]
     method: Method = kind(task, kind.Params(**without_randomness(name, dims))).eval()
@@ -95,7 +103,7 @@ def gradients(name: str, dims: int) -> dict[str, Tensor]:
                 value *= 30.0  # an untrained network is unsure everywhere
     call = data_parallel(method)
     # BCP pairs every labeled image with an unlabeled one.
-    joint = batch(dims, LABELED if name == "bcp" else UNLABELED)
+    joint = batch(dims, LABELED if name == "bcp" else UNLABELED, ignored)
     for _ in range(kind.updates):
         losses = call(joint, 9)
         losses["total"].backward()
@@ -178,6 +186,8 @@ def main(folder: Path) -> None:
             results[f"semantic {dims}D {absent} {number}"] = semantic(dims, absent, number)
         for modality in MODALITIES[dims]:
             results[f"batch {modality} {dims}D"] = augmented(modality, dims)
+    for name in IGNORING:
+        results[f"ignoring {name} 2D"] = gradients(name, 2, ignored=True)
     results["gathered"] = world.gather_results([*world.strided_shard(range(7))])
     torch.save(results, folder / f"{world.size()}-{world.rank()}.pt")
 

@@ -19,6 +19,7 @@ from crkd_cli.methods import METHODS
 from crkd_cli.runtime.checkpoint import load_checkpoint
 from tests.training.helpers import CHECKOUT, Planner, logged, train_arguments, weights
 from tests.training.processes import Processes, launch_crkd, wait_for_steps
+from tests.training.ranks import IGNORING
 
 Parts = tuple[dict[str, Any], list[dict[str, Any]]]
 ENDLESS = ("train.steps=100000", "train.log_every=1", "train.eval_every=100000")
@@ -44,17 +45,29 @@ def test_gradients_are_those_of_the_joint_batch(parts: Parts, dims: int, case: s
     Before a batch norm a bias has no gradient but rounding errors, as large as those of the terms
     that cancel: hence the second bound.
     """
-    joint, by_rank = parts
+    joint, _ = parts
     names = [name for name in joint if name.startswith(f"{case} {dims}D")]
     assert len(names) == (4 if case == "semantic" else 1)
     for name in names:
-        largest = max(float(value.abs().max()) for value in joint[name].values())
-        for key, value in joint[name].items():
-            atol = max(1e-4 * float(value.abs().max()), 1e-5 * largest)
-            for results in by_rank:
-                torch.testing.assert_close(results[name][key], value, rtol=0, atol=atol)
+        check_gradients(parts, name)
     if case == "crkd":
         assert 0.1 < joint[names[0]]["loss kept"] < 0.999
+
+
+@pytest.mark.parametrize("name", IGNORING)
+def test_ignored_pixels_are_counted_in_the_joint_batch(parts: Parts, name: str) -> None:
+    check_gradients(parts, f"ignoring {name} 2D")
+    joint, _ = parts
+    assert joint[f"ignoring {name} 2D"]["loss total"] != joint[f"{name} 2D"]["loss total"]
+
+
+def check_gradients(parts: Parts, name: str) -> None:
+    joint, by_rank = parts
+    largest = max(float(value.abs().max()) for value in joint[name].values())
+    for key, value in joint[name].items():
+        atol = max(1e-4 * float(value.abs().max()), 1e-5 * largest)
+        for results in by_rank:
+            torch.testing.assert_close(results[name][key], value, rtol=0, atol=atol)
 
 
 def test_parts_are_augmented_like_the_joint_batch(parts: Parts, dims: int) -> None:
