@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -132,6 +133,8 @@ def _run(arguments: list[str], folder: Path, stdout: Path, stderr: Path) -> NoRe
         sys.argv = ["crkd", *arguments]
         code = _exit_code()
         _end_helpers()
+    except KeyboardInterrupt:  # outside the command
+        code = 130
     except BaseException:
         traceback.print_exc()
     finally:
@@ -146,9 +149,10 @@ def _run(arguments: list[str], folder: Path, stdout: Path, stderr: Path) -> NoRe
 def _end_helpers() -> None:
     """End the processes that the command started, so that their memory counts as its own."""
     for task in Path("/proc/self/task").iterdir():
-        for pid in map(int, (task / "children").read_text().split()):
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        with suppress(FileNotFoundError):  # the thread has ended meanwhile
+            for pid in map(int, (task / "children").read_text().split()):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
 
 def _exit_code() -> int:

@@ -61,13 +61,13 @@ class Original:
             suffix = draw.choice(list(self.parts))
             damaged = mutate_bytes(self.parts[suffix], draw)
             return Mutant(self, self.data, {**self.parts, suffix: damaged}, False)
+        if self.special is not None and draw.random() < 0.5:  # with valid checksums
+            return Mutant(self, self.special(self.data, draw), self.parts, False)
         data = self._mutate_main(draw)
         return Mutant(self, data, self.parts, self._is_protected(data))
 
     def _mutate_main(self, draw: random.Random) -> bytes:
         choice = draw.random()
-        if self.special is not None and choice < 0.5:
-            return self.special(self.data, draw)
         if self.inner and choice < 0.4:
             content = gzip.decompress(self.data)
             if draw.random() < 0.5:
