@@ -153,6 +153,7 @@ def _disc(
         sha256="0" * 64,
         label_sha256=hashlib.sha256(label).hexdigest() if labeled else None,
         intensity={"min": 0.0, "max": 1.0, "mean": 0.4, "std": 0.2},
+        class_sizes=tuple(np.bincount(label.ravel()).tolist()) if labeled else (),
     )
 
 

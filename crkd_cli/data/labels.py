@@ -1,6 +1,6 @@
-"""Turn the values in label files into class numbers."""
+"""Turn the values in label files into class numbers, and merge the label files of a case."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli.data.store import ClassInfo
-from crkd_cli.errors import CrkdError
+from crkd_cli.data.store import ClassInfo, label_dtype
+from crkd_cli.errors import CrkdError, pluralize
 
 Counts = Mapping[int, int]  # label value → number of pixels or voxels, values ascending
-Numbers = Mapping[int, int]  # label value → class number, values ascending
+# Label value → class number, or the number of classes where the pixels are ignored.
+Numbers = Mapping[int, int]
+# So many combinations of the values in the files of one case are merged; masks have a few.
+MAX_COMBINATIONS = 2**24
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class LabelValues:
 
     path: Path
     counts: Counts
+    class_name: str | None = None  # the file is a mask of this class
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,67 @@ class ClassAssignment:
     notes: tuple[str, ...] = ()  # what the user should know about it
 
 
+@dataclass(frozen=True)
+class CodedLabel:
+    """The label files of one case in a single array.
+
+    The code of a pixel is the number of the combination of values that the files have there.
+    """
+
+    codes: NDArray[Any]  # [*S] unsigned
+    combinations: tuple[tuple[int, ...], ...]  # by code: one value per file
+
+    def sizes(self) -> tuple[int, ...]:
+        """Return the number of pixels or voxels of every combination."""
+        count = len(self.combinations)
+        sizes = np.zeros(count, dtype=np.int64)
+        for plane in self.codes:  # bincount converts to int64
+            sizes += np.bincount(plane.ravel(), minlength=count)
+        return tuple(sizes.tolist())
+
+
 def count_values(array: NDArray[Any]) -> Counts:
     """Count the pixels or voxels of every value in a label map."""
     values, counts = np.unique(array, return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def encode(array: NDArray[Any], counts: Counts) -> CodedLabel:
+    """Return the label map of one file as codes; `counts` are its values.
+
+    The values may be any integers: no table is as large as the largest value.
+    """
+    values = np.array(list(counts), dtype=array.dtype)
+    codes = np.empty(array.shape, dtype=np.min_scalar_type(len(values) - 1))
+    if values[0] == 0 and values[-1] == len(values) - 1:
+        codes[...] = array
+    else:
+        for plane, plane_codes in zip(array, codes, strict=True):
+            plane_codes[...] = np.searchsorted(values, plane)
+    return CodedLabel(codes, tuple((value,) for value in counts))
+
+
+def merge(first: CodedLabel, second: CodedLabel) -> CodedLabel:
+    """Merge the label files of a case, which have the same shape."""
+    count = len(second.combinations)
+    size = len(first.combinations) * count
+    if size > MAX_COMBINATIONS:
+        raise CrkdError(
+            "several label files of one image must be masks with a few values each; "
+            f"together, they have {size} combinations of values"
+        )
+    joint = first.codes.astype(np.min_scalar_type(size)) * np.min_scalar_type(size).type(count)
+    joint += second.codes.astype(joint.dtype)
+    present = np.zeros(size, dtype=bool)
+    present[joint] = True
+    kept = np.flatnonzero(present)
+    table = np.zeros(size, dtype=np.min_scalar_type(len(kept) - 1))
+    table[kept] = np.arange(len(kept))
+    combinations = [
+        first.combinations[code // count] + second.combinations[code % count]
+        for code in kept.tolist()
+    ]
+    return CodedLabel(table[joint], tuple(combinations))
 
 
 def is_blurred(counts: Counts) -> bool:
@@ -63,9 +124,10 @@ def fixed_numbers(counts: Counts, class_count: int) -> Numbers:
     return {value: value for value in counts if 0 <= value < class_count}
 
 
-def foreground(array: NDArray[Any], counts: Counts) -> NDArray[np.bool_]:
-    """Return where a binary label map is not background, by the rule of `fixed_numbers`."""
-    mask: NDArray[np.bool_] = array >= 128 if is_blurred(counts) else array != 0
+def foreground(label: CodedLabel, counts: Counts) -> NDArray[np.bool_]:
+    """Return where a binary label file is not background, by the rule of `fixed_numbers`."""
+    values = np.array([value for (value,) in label.combinations])
+    mask: NDArray[np.bool_] = (values >= 128 if is_blurred(counts) else values != 0)[label.codes]
     return mask
 
 
@@ -84,15 +146,95 @@ def check_values(label: LabelValues, assignment: ClassAssignment) -> None:
         )
 
 
-def to_class_numbers(array: NDArray[Any], numbers: Numbers) -> NDArray[np.uint8]:
-    """Map every value in a label map to its class number."""
-    table = np.zeros(max(numbers) + 1, dtype=np.uint8)
-    table[list(numbers)] = list(numbers.values())
-    class_numbers: NDArray[np.uint8] = table[array]
-    return class_numbers
+def number_combinations(
+    files: Sequence[LabelValues],
+    combinations: Sequence[tuple[int, ...]],
+    sizes: Sequence[int],
+    assignment: ClassAssignment,
+) -> NDArray[Any]:
+    """Return the class number of every combination of values in the label files of a case.
+
+    A pixel has the class that one of the files gives it. Otherwise it is ignored if it is in one of
+    them, else background. Raises CrkdError with the number of pixels that two files give different
+    classes.
+    """
+    ignored = len(assignment.classes)
+    numbers = [assignment.numbers[file.path] for file in files]
+    table = np.zeros(len(combinations), dtype=label_dtype(ignored))
+    conflicts: dict[tuple[int, int], int] = {}  # two files → number of pixels
+    for code, values in enumerate(combinations):
+        claims = [of_file[value] for of_file, value in zip(numbers, values, strict=True)]
+        claimed = {number for number in claims if 0 < number < ignored}
+        if len(claimed) > 1:
+            pair = _two_claims(claims, ignored)
+            conflicts[pair] = conflicts.get(pair, 0) + sizes[code]
+        elif claimed:
+            table[code] = claimed.pop()
+        elif ignored in claims:
+            table[code] = ignored
+    if conflicts:
+        raise CrkdError(_describe_conflict(files, conflicts))
+    return table
 
 
-def compact(array: NDArray[Any]) -> NDArray[Any]:
-    """Convert a label map to a small integer type that represents its values."""
-    lowest, highest = (np.min_scalar_type(int(value)) for value in (array.min(), array.max()))
-    return array.astype(np.promote_types(lowest, highest), copy=False)
+def class_sizes(table: NDArray[Any], sizes: Sequence[int], class_count: int) -> tuple[int, ...]:
+    """Return the number of pixels of every class, where `table` numbers combinations of `sizes`."""
+    totals = np.zeros(class_count + 1, dtype=np.int64)
+    np.add.at(totals, table, np.array(sizes, dtype=np.int64))
+    return tuple(totals[:class_count].tolist())
+
+
+def describe_classes(classes: Sequence[ClassInfo]) -> str:
+    """Return the names of classes with their values: background (0), tumor (2, 3)."""
+    return ", ".join(map(_describe, classes))
+
+
+def describe_difference(before: Sequence[ClassInfo], now: Sequence[ClassInfo]) -> str:
+    """Return the first difference between the classes of two datasets, in words."""
+    for number, (old, new) in enumerate(zip(before, now, strict=False)):
+        if old != new:
+            return f"class number {number} was {_describe(old)}, now {_describe(new)}"
+    if len(before) > len(now):
+        return f"{describe_classes(before[len(now) :])} was a class, but is not any more"
+    return f"{describe_classes(now[len(before) :])} is a new class"
+
+
+def class_lines(classes: Sequence[ClassInfo], sizes: Sequence[Sequence[int]]) -> list[str]:
+    """Return a line per class: name, values, in how many labels it is, and its share of the pixels.
+
+    `sizes` are the pixels or voxels of every class in each label.
+    """
+    totals = [sum(column) for column in zip(*sizes, strict=True)]
+    all_pixels = max(sum(totals), 1)
+    lines = []
+    for number, info in enumerate(classes):
+        holders = sum(of_label[number] > 0 for of_label in sizes)
+        share = 100 * totals[number] / all_pixels if totals else 0.0
+        labels = f"in {holders} of {pluralize(len(sizes), 'label')}"
+        lines.append(f"{_describe(info)}: {labels}, {share:.3g} % of the pixels")
+    return lines
+
+
+def _describe(info: ClassInfo) -> str:
+    values = ", ".join(map(str, info.values[:4]))
+    return f"{info.name} ({values} …)" if len(info.values) > 4 else f"{info.name} ({values})"
+
+
+def _two_claims(claims: Sequence[int], ignored: int) -> tuple[int, int]:
+    """Return the first two files that claim a pixel for different classes."""
+    claiming = [file for file, number in enumerate(claims) if 0 < number < ignored]
+    first = claiming[0]
+    second = next(file for file in claiming if claims[file] != claims[first])
+    return first, second
+
+
+def _describe_conflict(
+    files: Sequence[LabelValues], conflicts: Mapping[tuple[int, int], int]
+) -> str:
+    (first, second), count = max(conflicts.items(), key=lambda conflict: conflict[1])
+    masks = f"{files[first].path} and {files[second].path}"
+    overlap = f"{masks} give {count} pixels or voxels different classes"
+    others = len(conflicts) - 1
+    if others:
+        overlap += f", and {pluralize(others, 'other pair')} of its masks likewise"
+    return f"{overlap}; a pixel has one class: correct the masks"

@@ -1,20 +1,26 @@
 """Make splits: official ones of public datasets, and seeded ones by patient of own data."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import msgspec
 
+from crkd_cli.data.labels import describe_classes
 from crkd_cli.data.splits import (
     OfficialSplits,
+    Part,
     Split,
     available_splits,
     has_label,
+    held_classes,
     label_key,
+    missing_classes,
     official_splits,
     parse_count,
     preview,
     seeded_order,
 )
+from crkd_cli.data.spreading import draw
 from crkd_cli.data.store import Store
 from crkd_cli.errors import CrkdError, UsageError
 
@@ -44,7 +50,8 @@ def make_split(
 
     Public datasets keep their official parts. A label count that is not official draws its groups
     from the official train part, and `val` takes some of the labeled groups. Own data is divided
-    into test, val and train; groups without a label always train. Raises UsageError or CrkdError.
+    into test, val and train, over which its classes are spread (see `spreading.draw`); groups
+    without a label always train. Raises UsageError or CrkdError.
 
     Args:
         store: The prepared dataset.
@@ -63,9 +70,8 @@ def make_split(
     else:
         _check_parts(dataset, official, val, test)
         new = _split_public(store, official, labeled, val, seed, present_only)
-    for part in ("labeled", "val", "test"):
-        new.split.cases(store, part)  # raises CrkdError if a label is missing
-    return new
+    # Raises CrkdError if a label is missing.
+    return replace(new, notes=(*new.notes, *_note_missing_classes(new.split, store)))
 
 
 def _split_own_data(store: Store, labeled: str | None, val: str, test: str, seed: int) -> NewSplit:
@@ -79,14 +85,19 @@ def _split_own_data(store: Store, labeled: str | None, val: str, test: str, seed
         )
     n_test = parse_count(test, total, "--test")
     n_val = parse_count(val, total, "--val")
-    held_out, candidates = order[: n_test + n_val], order[n_test + n_val :]
-    if not candidates:
+    if n_test + n_val >= total:
         raise UsageError(
             f"{dataset} has {total} labeled patients: test {n_test} and val {n_val} leave none to "
             "train on; give smaller --test and --val (0 is allowed)"
         )
-    excluded = set(held_out)
-    train = tuple(group for group in store.groups if group not in excluded)
+    kinds = {group: held_classes(store, group) for group in order}
+    test_groups = draw(order, kinds, n_test, later_parts=2 if n_val else 1)
+    order = [group for group in order if group not in set(test_groups)]
+    val_groups = draw(order, kinds, n_val, later_parts=1)
+    order = [group for group in order if group not in set(val_groups)]
+    candidates = draw(order, kinds, len(order))
+    held_out = {*test_groups, *val_groups}
+    train = tuple(group for group in store.groups if group not in held_out)
     key = label_key(labeled or "all")
     held_out_counts = f"test has {n_test}, val {n_val} of the {total}"
     split = Split(
@@ -94,14 +105,28 @@ def _split_own_data(store: Store, labeled: str | None, val: str, test: str, seed
         name=f"{key}-seed{seed}",
         train=train,
         labeled=_draw_labeled(dataset, key, candidates, len(train), held_out_counts),
-        val=tuple(sorted(held_out[n_test:])),
-        test=tuple(sorted(held_out[:n_test])),
+        val=tuple(sorted(val_groups)),
+        test=tuple(sorted(test_groups)),
     )
     notes = [f"{total} labeled patients: test {n_test} (--test {test}), val {n_val} (--val {val})"]
     unlabeled = len(store.groups) - total
     if unlabeled:
         notes.append(f"{unlabeled} patients without a label train as unlabeled")
     return NewSplit(split, tuple(notes), missing=())
+
+
+def _note_missing_classes(split: Split, store: Store) -> Iterator[str]:
+    """Warn about classes that a part lacks. Raises CrkdError if a case of it has no label."""
+    consequences: dict[Part, str] = {
+        "labeled": "not learned",
+        "val": "not considered when checkpoints are chosen",
+        "test": "not scored",
+    }
+    for part, consequence in consequences.items():
+        missing = missing_classes(split, store, part)
+        if missing and getattr(split, part):
+            names = describe_classes(missing)
+            yield f"warning: classes that no {part} case contains, so {consequence}: {names}"
 
 
 def _check_parts(dataset: str, official: OfficialSplits, val: str | None, test: str | None) -> None:

@@ -13,8 +13,14 @@ import msgspec
 from crkd_cli.data.cases import RawCase
 from crkd_cli.data.description import Description
 from crkd_cli.data.inventory import Inventory, list_files, take_inventory
-from crkd_cli.data.labels import ClassAssignment, check_values
-from crkd_cli.data.prepare_case import CaseResult, case_info, read_case, store_class_numbers
+from crkd_cli.data.labels import ClassAssignment
+from crkd_cli.data.prepare_case import (
+    CaseResult,
+    case_info,
+    number_label,
+    read_case,
+    store_class_numbers,
+)
 from crkd_cli.data.report import Finding, PreparationReport, complete_description
 from crkd_cli.data.sources.base import Source
 from crkd_cli.data.splits import official_splits, preview
@@ -217,18 +223,12 @@ class _Preparation:
         )
 
     def _assign_classes(self, results: Sequence[CaseResult]) -> None:
-        labels = [result.values for result in results if result.values is not None]
+        labels = [file for result in results for file in result.files]
         unreadable = [result.label_error for result in results if result.label_error is not None]
         self._classes = self._source.assign_classes(self._spec, labels, unreadable)
         for result in results:
-            if result.values is None:
-                continue
-            result.numbers = self._classes.numbers[result.values.path]
-            try:
-                check_values(result.values, self._classes)
-            except CrkdError as error:
-                result.label_error = error
-                self._failed = True
+            number_label(result, self._classes)
+            self._failed |= result.error is not None
 
     def _store_all_class_numbers(self, progress: Progress) -> None:
         if self._folder is None or self._failed:
@@ -240,8 +240,7 @@ class _Preparation:
 
     def _store_class_numbers(self, result: CaseResult) -> None:
         if self._folder is not None and not self._failed and result.labeled:
-            class_count = len(self._classes.classes)
-            store_class_numbers(result, self._spec, class_count, self._folder)
+            store_class_numbers(result, self._spec, self._folder)
 
 
 def _wrong_file(result: CaseResult) -> Path:

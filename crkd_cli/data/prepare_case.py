@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 
 from crkd_cli.data.cases import RawCase
 from crkd_cli.data.labels import (
+    ClassAssignment,
+    CodedLabel,
     LabelValues,
-    Numbers,
-    compact,
+    check_values,
+    class_sizes,
     count_values,
+    encode,
     foreground,
-    to_class_numbers,
+    merge,
+    number_combinations,
 )
 from crkd_cli.data.raw import formats, pictures
 from crkd_cli.data.raw.formats import LabelMap, Volume
@@ -46,11 +50,14 @@ class CaseResult:
     raw: RawCase
     image: ImageFacts | None = None  # None if there is an error
     states_spacing: bool = False  # in the image file
-    values: LabelValues | None = None  # None if the label is missing or unreadable
-    numbers: Numbers = field(default_factory=dict)  # set when the classes are known
-    # Set when the class numbers are stored:
-    label_sha256: str | None = None
+    files: list[LabelValues] = field(default_factory=list)  # the label files that could be read
+    # The combinations of values in the label files of the case, and their pixels or voxels.
+    combinations: tuple[tuple[int, ...], ...] = ()
+    sizes: tuple[int, ...] = ()
+    # Set when the classes are known:
+    table: NDArray[Any] | None = None  # class number of every combination
     class_sizes: tuple[int, ...] = ()  # pixels or voxels of every class
+    label_sha256: str | None = None  # set when the class numbers are stored
     image_error: CrkdError | None = None
     label_error: CrkdError | None = None
     pair_error: CrkdError | None = None
@@ -69,48 +76,58 @@ class CaseResult:
 def read_case(source: Source, raw: RawCase, spec: DatasetSpec, folder: Path | None) -> CaseResult:
     """Read and check the files of a case, and store its image and its label in `folder`.
 
-    The label is stored with the values of the file, at its native size, until
+    The label is stored as codes (see `CodedLabel`), at its native size, until
     `store_class_numbers` is called. Without `folder` nothing is stored.
     """
     result = CaseResult(raw)
     volume: Volume | None = None
-    label: LabelMap | None = None
     try:
         volume = source.open_image(raw.image, spec)
         result.states_spacing = volume.geometry is not None and volume.geometry.spacing is not None
     except CrkdError as error:
         result.image_error = error
-    for file in raw.labels:
-        try:
-            label = formats.read_label(file.path, z_last=spec.z_last)
-            result.values = LabelValues(file.path, count_values(label.array))
-        except CrkdError as error:
-            result.label_error = error
+    label = _read_labels(result, volume, spec)
     if volume is None or result.error is not None:
         return result
     try:
-        if label is not None:
-            _check_pair(raw, raw.labels[0].path, label, volume)
         _store(source, result, volume, label, spec, folder)
     except CrkdError as error:
         result.pair_error = error
     return result
 
 
-def store_class_numbers(
-    result: CaseResult, spec: DatasetSpec, class_count: int, folder: Path
-) -> None:
+def number_label(result: CaseResult, assignment: ClassAssignment) -> None:
+    """Set the class number of every combination of values in the label files of a case.
+
+    A value that is not a class, or a pixel that two files give different classes, is an error of
+    the case.
+    """
+    try:
+        for file in result.files:
+            check_values(file, assignment)
+        if result.error is None and result.labeled:
+            result.table = number_combinations(
+                result.files, result.combinations, result.sizes, assignment
+            )
+            class_count = len(assignment.classes)
+            result.class_sizes = class_sizes(result.table, result.sizes, class_count)
+    except CrkdError as error:
+        result.label_error = error
+
+
+def store_class_numbers(result: CaseResult, spec: DatasetSpec, folder: Path) -> None:
     """Map the stored label of a case to class numbers, and resize it to its stored size."""
+    assert result.table is not None
     file = _array_file(folder, "labels", result.raw)
-    label = to_class_numbers(np.load(file), result.numbers)
+    label: NDArray[Any] = result.table[np.load(file)]
     # Evaluation scores against the label at its native size.
     result.label_sha256 = hashlib.sha256(label.tobytes()).hexdigest()
-    sizes = np.bincount(label.ravel(), minlength=class_count)[:class_count]
-    result.class_sizes = tuple(sizes.tolist())
     is_resized = result.image is not None and result.image.native_shape is not None
     if is_resized and spec.stored_size is not None:
         _write_png(folder / "native" / f"{result.raw.id}.png", label)
-        label = pictures.resize(label, spec.stored_size, "nearest")
+        # Pillow resizes no int16.
+        wide = label if label.dtype == np.uint8 else label.astype(np.int32)
+        label = pictures.resize(wide, spec.stored_size, "nearest").astype(label.dtype, copy=False)
     _write_array(file, label)
 
 
@@ -131,26 +148,54 @@ def case_info(result: CaseResult, root: Path) -> CaseInfo:
     )
 
 
+def _read_labels(result: CaseResult, volume: Volume | None, spec: DatasetSpec) -> CodedLabel | None:
+    """Read all label files of a case, compare them with its image, and merge them.
+
+    The values of every file are noted even if the image or another file is unusable: they count for
+    the whole dataset.
+    """
+    merged: CodedLabel | None = None
+    for file in result.raw.labels:
+        try:
+            label = formats.read_label(file.path, z_last=spec.z_last)
+        except CrkdError as error:
+            result.label_error = result.label_error or error
+            continue
+        counts = count_values(label.array)
+        result.files.append(LabelValues(file.path, counts, file.class_name))
+        if volume is None or result.error is not None:
+            continue
+        try:
+            _check_pair(result.raw, file.path, label, volume)
+            coded = encode(label.array, counts)
+            merged = coded if merged is None else merge(merged, coded)
+        except CrkdError as error:
+            result.pair_error = error
+    return merged
+
+
 def _store(
     source: Source,
     result: CaseResult,
     volume: Volume,
-    label: LabelMap | None,
+    label: CodedLabel | None,
     spec: DatasetSpec,
     folder: Path | None,
 ) -> None:
-    """Write the image as the store contains it, and the label with the values of the file."""
+    """Write the image as the store contains it, and the label as codes."""
     raw = result.raw
     image = source.finish(volume, raw.image, spec).array
-    labels = None if label is None else label.array
     if source.published_crop:
-        box = source.crop(raw.id, _foreground(labels, result.values))
+        mask = None if label is None else foreground(label, result.files[0].counts)
+        box = source.crop(raw.id, mask)
         image = image[(slice(None), *box)]
-        labels = None if labels is None else labels[box]
+        label = None if label is None else CodedLabel(label.codes[box], label.combinations)
+    if label is not None:
+        result.combinations, result.sizes = label.combinations, label.sizes()
     if folder is not None:
         _write_array(_array_file(folder, "images", raw), image)
-        if labels is not None:
-            _write_array(_array_file(folder, "labels", raw), compact(labels))
+        if label is not None:
+            _write_array(_array_file(folder, "labels", raw), label.codes)
 
     is_resized = spec.stored_size is not None and volume.size != spec.stored_size
     result.image = ImageFacts(
@@ -160,14 +205,6 @@ def _store(
         intensity=_statistics(volume.array),
         sha256=_sha256(raw.image),
     )
-
-
-def _foreground(
-    labels: NDArray[Any] | None, values: LabelValues | None
-) -> NDArray[np.bool_] | None:
-    if labels is None or values is None:
-        return None
-    return foreground(labels, values.counts)
 
 
 def _check_pair(raw: RawCase, path: Path, label: LabelMap, volume: Volume) -> None:
@@ -208,11 +245,13 @@ def _write_array(file: Path, array: NDArray[Any]) -> None:
     _write_bytes(file, content)
 
 
-def _write_png(file: Path, label: NDArray[np.uint8]) -> None:
+def _write_png(file: Path, label: NDArray[Any]) -> None:
+    """Write class numbers as a PNG of 8 bits, or of 16 bits if they are int16."""
     from PIL import Image
 
     content = BytesIO()
-    Image.fromarray(label).save(content, format="PNG")
+    unsigned = label if label.dtype == np.uint8 else label.astype(np.uint16)
+    Image.fromarray(unsigned).save(content, format="PNG")
     _write_bytes(file, content)
 
 

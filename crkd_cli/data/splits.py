@@ -19,7 +19,7 @@ import msgspec
 import yaml
 
 from crkd_cli.config import Strict, parse
-from crkd_cli.data.store import Store
+from crkd_cli.data.store import CaseInfo, ClassInfo, Store
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.paths import atomic_write, packaged_folder
 
@@ -233,11 +233,34 @@ def has_label(store: Store, group: str) -> bool:
     return any(case.labeled for case in store.groups[group])
 
 
+def held_classes(store: Store, group: str) -> frozenset[int]:
+    """Return the classes that the labeled cases of the group hold, and 0 if one holds none."""
+    held: set[int] = set()
+    for case in store.groups[group]:
+        if case.labeled:
+            held.update(_foreground_classes(case) or {0})
+    return frozenset(held)
+
+
+def missing_classes(split: Split, store: Store, part: Part) -> list[ClassInfo]:
+    """Return the foreground classes that no case of `part` contains."""
+    present: set[int] = set()
+    for case in split.cases(store, part):
+        present.update(_foreground_classes(store.cases[case]))
+    return [
+        info for number, info in enumerate(store.spec.classes) if number and number not in present
+    ]
+
+
 def preview(names: Sequence[str], limit: int = 5) -> str:
     """Return the first names, and the number of the others."""
     text = ", ".join(names[:limit])
     others = len(names) - limit
     return f"{text} and {others} more" if others > 0 else text
+
+
+def _foreground_classes(case: CaseInfo) -> set[int]:
+    return {number for number, size in enumerate(case.class_sizes) if number and size}
 
 
 def _split_from_file(store: Store, labeled: str | None, file: Path) -> Split:

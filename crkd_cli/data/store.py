@@ -3,7 +3,8 @@
 prepared/NAME/index.json      facts about the dataset, and an entry per case
 prepared/NAME/images/ID.npy   [C, *S] uint8 (RGB, 0-255) or float32 (scans, normalized)
 prepared/NAME/labels/ID.npy   [*S] class numbers, of the same *S; absent for unlabeled cases
-prepared/NAME/native/ID.png   [H, W]: the label at its native size, for images stored smaller
+prepared/NAME/native/ID.png   [H, W]: the label at its native size, for images stored smaller;
+                              8 or 16 bits
 
 Class numbers are uint8, or int16 if there are more than 255 classes. With K classes they are 0 to
 K − 1, and K marks pixels that count in no loss and no score (see `DatasetSpec.ignore`).
@@ -140,11 +141,11 @@ class Store:
         """Return a memory map [C, *S], uint8 or float32 as stored."""
         return self._map("images", case, channel_axes=1)
 
-    def label(self, case: str) -> NDArray[np.uint8]:
-        """Return a memory map [*S] of class numbers."""
+    def label(self, case: str) -> NDArray[Any]:
+        """Return a memory map [*S] of class numbers, uint8 or int16."""
         return self._map("labels", case, channel_axes=0)
 
-    def native_label(self, case: str) -> NDArray[np.uint8]:
+    def native_label(self, case: str) -> NDArray[Any]:
         """Return class numbers [*S] at the native size of the image, for evaluation."""
         if self.cases[case].native_shape is None:
             return self.label(case)
@@ -153,7 +154,7 @@ class Store:
         file = self.root / "native" / f"{case}.png"
         try:
             with Image.open(file) as image:
-                return np.asarray(image, dtype=np.uint8)
+                return np.asarray(image).astype(label_dtype(len(self.spec.classes)))
         except OSError as error:
             raise CrkdError(f"{file} cannot be read ({error}); {self._renew}") from None
 

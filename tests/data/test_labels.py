@@ -9,12 +9,11 @@ from crkd_cli.data.labels import (
     ClassAssignment,
     LabelValues,
     check_values,
-    compact,
     count_values,
+    encode,
     fixed_numbers,
     foreground,
     is_blurred,
-    to_class_numbers,
 )
 from crkd_cli.data.store import numbered_classes
 from crkd_cli.errors import CrkdError
@@ -51,10 +50,11 @@ def test_values_of_known_classes():
 
 @pytest.mark.parametrize("values", [[0, 1], [0, 255], [0] * 200 + [3, 250] + [255] * 200])
 def test_the_foreground_is_class_1(values):
-    array = np.array(values)
+    array = np.array(values)[:, None]
     counts = count_values(array)
     numbers = fixed_numbers(counts, class_count=2)
-    np.testing.assert_array_equal(foreground(array, counts), to_class_numbers(array, numbers) == 1)
+    expected = [[numbers[value] == 1] for value in values]
+    assert foreground(encode(array, counts), counts).tolist() == expected
 
 
 def test_values_that_are_not_a_class():
@@ -70,13 +70,17 @@ def test_values_that_are_not_a_class():
 @pytest.mark.parametrize(
     ("values", "dtype"),
     [
-        ([0, 255], np.uint8),
-        ([0, 256], np.uint16),
-        ([-1, 255], np.int16),
-        ([0, 70_000], np.uint32),
+        ([0, 1, 2], np.uint8),
+        ([0, 255], np.uint16),
+        ([-7, 0, 3], np.int16),
+        ([-(2**63), 0, 2**63 - 1], np.int64),
+        ([0, 2**32 + 5, 2**64 - 1], np.uint64),
     ],
 )
-def test_labels_are_stored_in_a_small_type(values, dtype):
-    stored = compact(np.array(values, np.int64))
-    assert stored.dtype == dtype
-    assert stored.tolist() == values
+def test_any_integers_have_small_codes(values, dtype):
+    array = np.array([values, values[::-1]], dtype=dtype)
+    coded = encode(array, count_values(array))
+    assert coded.codes.dtype == np.uint8
+    decoded = [[coded.combinations[code][0] for code in row] for row in coded.codes.tolist()]
+    assert decoded == array.tolist()
+    assert coded.sizes() == (2,) * len(values)

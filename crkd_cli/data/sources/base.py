@@ -20,6 +20,10 @@ from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
 from crkd_cli.progress import Advance
 
+# Up to so many times their spread from 0, values are exact to 1e-6 of it.
+MAX_OFFSET_FLOAT32, MAX_OFFSET = 2.0**4, 2.0**33
+SMALLEST, LARGEST = 1e-140, 1e140  # the squares of values in between are exact, and their sums
+
 
 class Source(ABC):
     """The layout of a raw dataset: finds its files, and reads images as the store contains them.
@@ -89,8 +93,15 @@ class Source(ABC):
         return replace(volume, array=array, spacing_mm=spacing)
 
     def finish(self, volume: Volume, path: Path, spec: DatasetSpec) -> Volume:
-        """Normalize an opened image and resize it, as the store contains it."""
-        array = self.normalize(volume.array, path, spec)
+        """Normalize an opened image and resize it, as the store contains it.
+
+        Raises CrkdError if its values cannot be normalized.
+        """
+        # What overflows or underflows here is refused below, by name.
+        with np.errstate(all="ignore"):
+            array = self.normalize(volume.array, path, spec)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise CrkdError(f"{path} has values that are too large; rescale or remove it")
         if spec.stored_size is not None:
             array = pictures.resize(array, spec.stored_size, "bilinear")
         return replace(volume, array=array)
@@ -98,19 +109,22 @@ class Source(ABC):
     def normalize(self, array: NDArray[Any], path: Path, spec: DatasetSpec) -> NDArray[Any]:
         """Normalize an image [C, *S] as `spec.intensity` says, by statistics of the whole image.
 
-        Returns uint8 unchanged for `uint8`, else float32, exact to 1e-6 of the range.
+        Returns uint8 unchanged for `uint8`, else float32, exact to 1e-6 of the range. Raises
+        CrkdError if the values are too large or too close together for that.
         """
         if spec.intensity == "uint8":
             return array
-        if spec.intensity == "minmax":
-            low, high = float(array.min()), float(array.max())
-        else:
+        smallest, largest = float(array.min()), float(array.max())
+        low, high = smallest, largest
+        if spec.intensity == "zscore":
             low = float(array.mean(dtype=np.float64))
             high = low + float(array.std(dtype=np.float64))
-        dtype = np.float32 if array.dtype.itemsize <= 4 else np.float64
+        spread = high - low
+        _check_values(max(abs(smallest), abs(largest)), low, spread, path)
+        dtype = _working_dtype(array.dtype, low, spread, largest - smallest)
         values: NDArray[Any] = array.astype(dtype)
         values -= low
-        values /= high - low
+        values /= spread
         return values.astype(np.float32, copy=False)
 
     def crop(self, case: str, foreground: NDArray[np.bool_] | None) -> tuple[slice, ...]:
@@ -119,6 +133,27 @@ class Source(ABC):
         `foreground` [*S] is where the label is not background; None for an unlabeled case.
         """
         raise NotImplementedError
+
+
+def _check_values(largest: float, low: float, spread: float, path: Path) -> None:
+    """Raise CrkdError unless values up to `largest` in size can be normalized in float64."""
+    if largest > LARGEST:
+        raise CrkdError(f"{path} has values that are too large; rescale or remove it")
+    if spread < SMALLEST or abs(low) > MAX_OFFSET * spread:
+        raise CrkdError(
+            f"{path} has values that are too close together to tell them apart (spread "
+            f"{spread:.3g} at {low:.6g}); subtract an offset and rescale them, or remove it"
+        )
+
+
+def _working_dtype(
+    dtype: np.dtype[Any], low: float, spread: float, value_range: float
+) -> type[np.float32] | type[np.float64]:
+    """Return float32 if the values of an image can be normalized in it, else float64."""
+    limits = np.finfo(np.float32)
+    is_exact = abs(low) <= MAX_OFFSET_FLOAT32 * spread
+    is_in_range = float(limits.tiny) <= spread and value_range <= float(limits.max)
+    return np.float32 if dtype.itemsize <= 4 and is_exact and is_in_range else np.float64
 
 
 def _match_channels(array: NDArray[Any], channels: int) -> NDArray[Any]:

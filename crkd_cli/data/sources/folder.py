@@ -5,30 +5,26 @@ says what cannot be inferred. Without `patients.csv`, every image is a patient.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
 from crkd_cli.data.cases import LabelFile, RawCase
+from crkd_cli.data.classes import decide_classes
 from crkd_cli.data.description import FILES, Channel, ChannelModality, read_description
 from crkd_cli.data.discovery import Discovery
 from crkd_cli.data.inventory import RawFile, list_files
-from crkd_cli.data.labels import ClassAssignment, LabelValues, Numbers, is_blurred, threshold
+from crkd_cli.data.labels import ClassAssignment, LabelValues
 from crkd_cli.data.layout import base_folder
 from crkd_cli.data.patients import TABLE, group_by_pattern, group_by_table
 from crkd_cli.data.raw import formats, hdf5
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
-from crkd_cli.data.store import ClassInfo, DatasetSpec, Intensity, Modality
+from crkd_cli.data.store import DatasetSpec, Intensity, Modality
 from crkd_cli.errors import CrkdError
 from crkd_cli.text import printable
-
-MAX_CLASSES = 64
-MAX_LABEL_VALUE = 2**16 - 1
-# With so few values, {0, 1, 2, 255} are classes and not a blurred mask.
-MAX_VALUES_NOT_BLURRED = 16
 
 
 @SOURCES.register
@@ -72,39 +68,15 @@ class Folder(Source):
             modality=kinds[modality][0],
             dims=2 if dims == 2 else 3,
             intensity=kinds[modality][1],
+            ignore=self.description.ignore,
             description=self.description,
         )
 
     def assign_classes(
         self, spec: DatasetSpec, labels: Sequence[LabelValues], unreadable: Sequence[CrkdError]
     ) -> ClassAssignment:
-        """Make every value in the dataset a class, in ascending order; 0 is the background."""
-        counts = Counter({0: 0})
-        for label in labels:
-            counts.update(label.counts)
-        values = sorted(value for value in counts if 0 <= value <= MAX_LABEL_VALUE)
-        if len(values) == 1:
-            raise CrkdError(_why_only_background(unreadable))
-
-        is_jpeg = any(formats.suffix(label.path) in (".jpg", ".jpeg") for label in labels)
-        if (is_jpeg or len(values) > MAX_VALUES_NOT_BLURRED) and is_blurred(counts):
-            numbers = threshold(counts)
-            notes = []
-        elif len(values) > MAX_CLASSES:
-            raise CrkdError(_too_many_values(values))
-        else:
-            numbers = {value: number for number, value in enumerate(values)}
-            notes = _note_rare_values(numbers, counts, labels)
-
-        classes = [ClassInfo(name="background", values=(0,))]
-        for number in range(1, max(numbers.values()) + 1):
-            members = [value for value, member in numbers.items() if member == number]
-            classes.append(ClassInfo(name=f"class {number}", values=(members[-1],)))
-        by_file = {
-            label.path: {value: numbers[value] for value in label.counts if value in numbers}
-            for label in labels
-        }
-        return ClassAssignment(tuple(classes), by_file, tuple(notes))
+        """Decide from the description and the values of all label files which classes there are."""
+        return decide_classes(labels, spec.description.classes, spec.ignore, unreadable)
 
     def _read_description(self, root: Path, base: str, files: Sequence[RawFile]) -> None:
         """Read the description, if there is one; one in the root wins, and YAML."""
@@ -180,36 +152,3 @@ def _most_common_layout(cases: list[RawCase]) -> tuple[int, bool]:
             continue
         layouts[layout.dims, layout.dims == 2 and layout.channels > 1] += 1
     return layouts.most_common(1)[0][0] if layouts else (2, False)
-
-
-def _note_rare_values(
-    numbers: Numbers, counts: Mapping[int, int], labels: Sequence[LabelValues]
-) -> list[str]:
-    """Note the classes that occur in one label of several: they may be mistakes."""
-    notes = []
-    for value, number in numbers.items():
-        files = [label.path for label in labels if value in label.counts]
-        if number > 0 and len(files) == 1 and len(labels) > 2:
-            notes.append(
-                f"class {number} ({value} in the files) is in 1 of {len(labels)} labels "
-                f"({files[0].name}; pixels or voxels: {counts[value]}): a stray value?"
-            )
-    return notes
-
-
-def _why_only_background(unreadable: Sequence[CrkdError]) -> str:
-    if unreadable:
-        return f"no label can be used: {unreadable[0]} (or are images and labels swapped?)"
-    return (
-        "no label contains more than background: every value is 0; "
-        "give label maps with 1, 2, … for classes"
-    )
-
-
-def _too_many_values(values: list[int]) -> str:
-    examples = ", ".join(map(str, values[:6]))
-    return (
-        f"the label files contain {len(values)} different values ({examples} …), too many to be "
-        "classes; save them as PNG or NIfTI with one number per class "
-        "(or are images and labels swapped?)"
-    )

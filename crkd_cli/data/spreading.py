@@ -1,0 +1,67 @@
+"""Spread the classes of a dataset over the parts of a split."""
+
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+
+Kinds = frozenset[int]  # the classes that a group holds, and EMPTY
+EMPTY = 0  # a case of the group has no foreground
+
+
+def draw(
+    order: Sequence[str], kinds: Mapping[str, Kinds], count: int, later_parts: int = 0
+) -> list[str]:
+    """Draw `count` of the groups in `order` so that all classes are among them, if possible.
+
+    A class lags behind if none of the drawn groups holds it, or fewer than its share of all groups,
+    rounded down. The group that holds the most classes that lag behind is drawn next. Of several,
+    one with a case without foreground is drawn if these lag behind, and then the first in `order`.
+    So every beginning of the result has its share of each class; and if all groups hold the same,
+    the result is the beginning of `order`.
+
+    The last holders of a class are left to the `later_parts` of the split: one for each of them,
+    but fewer if this part would get none, and at least one. They are drawn only if there is no
+    other group.
+    """
+    holders = Counter(kind for group in order for kind in kinds[group])
+    reserved = {
+        kind: max(1, min(later_parts, number - 1)) if later_parts else 0
+        for kind, number in holders.items()
+        if kind != EMPTY
+    }
+    queues: dict[Kinds, deque[tuple[int, str]]] = {}  # groups with their positions, by kinds
+    for position, group in enumerate(order):
+        queues.setdefault(kinds[group], deque()).append((position, group))
+
+    drawn: list[str] = []
+    held: Counter[int] = Counter()
+    for size in range(1, count + 1):
+        lagging = {
+            kind
+            for kind, number in holders.items()
+            if held[kind] < max(1, number * size // len(order))
+        }
+        needed_later = {
+            kind for kind, number in reserved.items() if holders[kind] - held[kind] <= number
+        }
+        free = [candidate for candidate in queues if candidate.isdisjoint(needed_later)]
+        chosen = _most_lagging(free or queues, lagging, queues)
+        drawn.append(queues[chosen].popleft()[1])
+        held.update(chosen)
+        if not queues[chosen]:
+            del queues[chosen]
+    return drawn
+
+
+def _most_lagging(
+    candidates: Iterable[Kinds],
+    lagging: set[int],
+    queues: Mapping[Kinds, deque[tuple[int, str]]],
+) -> Kinds:
+    """Return the candidate with the most classes that lag behind, as `draw` says."""
+    classes = lagging - {EMPTY}
+    empty = lagging & {EMPTY}
+
+    def rank(candidate: Kinds) -> tuple[int, int, tuple[int, str]]:
+        return -len(classes & candidate), -len(empty & candidate), queues[candidate][0]
+
+    return min(candidates, key=rank)
