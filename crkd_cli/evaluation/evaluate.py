@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from crkd_cli import __version__, world
 from crkd_cli.config import dump
+from crkd_cli.data.labels import describe_difference
 from crkd_cli.data.splits import Part
 from crkd_cli.data.store import CaseInfo, Store, digest
 from crkd_cli.errors import CrkdError
@@ -149,12 +150,15 @@ def evaluate(
 
 def _check_same_dataset(checkpoint: Checkpoint, store: Store) -> None:
     """Raise CrkdError unless `store` is of the kind that the model was trained on."""
-    for name in ("source", "classes", "channels", "dims", "intensity", "stored_size", "z_last"):
+    other = f"{store.root} is not the dataset that {checkpoint.path} was trained on"
+    if checkpoint.spec.classes != store.spec.classes:
+        difference = describe_difference(checkpoint.spec.classes, store.spec.classes)
+        raise CrkdError(f"{other}: {difference}; give the right --data-root")
+    for name in ("source", "channels", "dims", "intensity", "stored_size", "z_last"):
         trained, stored = getattr(checkpoint.spec, name), getattr(store.spec, name)
         if trained != stored:
             raise CrkdError(
-                f"{store.root} is not the dataset that {checkpoint.path} was trained on: {name} is "
-                f"{stored} instead of {trained}; give the right --data-root"
+                f"{other}: {name} is {stored} instead of {trained}; give the right --data-root"
             )
 
 

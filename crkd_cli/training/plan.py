@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from crkd_cli.config import Config, build_config, dump, read_yaml
+from crkd_cli.data.labels import describe_difference
 from crkd_cli.data.splits import Split, find_split, label_key
 from crkd_cli.data.store import Store
 from crkd_cli.errors import CrkdError, UsageError
@@ -239,6 +240,8 @@ def _difference(
     old: Checkpoint, config: Config, split: Split, store: Store, folder: Path
 ) -> str | None:
     """Describe the first difference that forbids resuming `old`; None if there is none."""
+    if old.spec.classes != store.spec.classes:
+        return describe_difference(old.spec.classes, store.spec.classes)
     before = flatten_keys({**dump(old.config), "prepared": msgspec.to_builtins(old.spec)})
     now = flatten_keys({**dump(config), "prepared": msgspec.to_builtins(store.spec)})
     for key in sorted(before | now):
