@@ -99,6 +99,12 @@ def merge(first: CodedLabel, second: CodedLabel) -> CodedLabel:
     return CodedLabel(table[joint], tuple(combinations))
 
 
+def compact(array: NDArray[Any]) -> NDArray[Any]:
+    """Convert a label map to a small integer type that represents its values."""
+    lowest, highest = (np.min_scalar_type(int(value)) for value in (array.min(), array.max()))
+    return array.astype(np.promote_types(lowest, highest), copy=False)
+
+
 def is_blurred(counts: Counts) -> bool:
     """Tell whether a label map was 0 and 255 before it was compressed or resized.
 

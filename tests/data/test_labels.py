@@ -9,6 +9,7 @@ from crkd_cli.data.labels import (
     ClassAssignment,
     LabelValues,
     check_values,
+    compact,
     count_values,
     encode,
     fixed_numbers,
@@ -84,3 +85,18 @@ def test_any_integers_have_small_codes(values, dtype):
     decoded = [[coded.combinations[code][0] for code in row] for row in coded.codes.tolist()]
     assert decoded == array.tolist()
     assert coded.sizes() == (2,) * len(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([0, 255], np.uint8),
+        ([0, 256], np.uint16),
+        ([-1, 255], np.int16),
+        ([0, 70_000], np.uint32),
+    ],
+)
+def test_values_have_a_small_type(values, dtype):
+    compacted = compact(np.array(values, np.int64))
+    assert compacted.dtype == dtype
+    assert compacted.tolist() == values
