@@ -115,8 +115,11 @@ class Discovery:
             images, masks = name_images(layout.images, label_keys(layout.labels))
             return images, [*layout.labels, *masks]
         stems = {image.stem for image in layout.images}
-        names = {image: self._names_by_pattern(image.file) for image in layout.images}
-        found = [image for image in layout.images if not names[image] & (stems - {image.stem})]
+        found = [
+            image
+            for image in layout.images
+            if not (self._names_by_pattern(image.file) - {image.stem}) & stems
+        ]
         labeled = {("", name) for file in self.files for name in self._names_by_pattern(file)}
         return name_images(found, labeled)
 

@@ -92,8 +92,8 @@ class Inventory(NamedTuple):
         groups: dict[tuple[Status, str], list[str]] = {}
         for entry in self.entries:
             groups.setdefault((entry.status, entry.what), []).append(printable(entry.file))
-        used = {what: names for (status, what), names in groups.items() if status == "used"}
-        counts = [pluralize(len(names), what) for what, names in used.items()]
+        used = {noun: files for (status, noun), files in groups.items() if status == "used"}
+        counts = [pluralize(len(files), noun) for noun, files in used.items()]
         lines = [f"used: {', '.join(counts) or 'no file'}"]
         lines += _group("unlabeled", self._names("unlabeled"))
         for (status, what), names in groups.items():

@@ -97,7 +97,7 @@ def candidates(files: Iterable[RawFile], prefix: str, record: FileRecord) -> lis
         if file.skipped:
             continue
         if file.path in data_files:
-            record.used[file.path] = "voxel file of a header"
+            record.used[file.path] = "voxel file"
         elif not _is_image(name):
             reasons = record.unused if name.lower().endswith(SIDECARS) else record.left_out
             reasons[file.path] = UNSUPPORTED

@@ -197,7 +197,7 @@ def images_by_pattern(
 
     def is_label(image: Image) -> bool:
         return any(
-            name in ids - {image.id}
+            name in ids and name != image.id
             for label_pattern in label_patterns
             for name in patterns.match(label_pattern, image.file.name, "name")
         )

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache
 
 from crkd_cli.errors import did_you_mean
 
@@ -68,7 +68,7 @@ def folder(pattern: str) -> str:
     return parent + slash
 
 
-@lru_cache
+@cache
 def _regex(pattern: str, lazy: bool) -> re.Pattern[str]:
     """Return a regular expression in which a field is as short or as long as possible."""
     pattern = unicodedata.normalize("NFC", pattern)

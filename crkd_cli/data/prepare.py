@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from crkd_cli.data.cases import RawCase
-from crkd_cli.data.description import Description
+from crkd_cli.data.description import Description, to_yaml
 from crkd_cli.data.inventory import Inventory, list_files, take_inventory
 from crkd_cli.data.labels import ClassAssignment
 from crkd_cli.data.prepare_case import (
@@ -322,6 +322,7 @@ def _publish(folder: Path, store: Path, index: Index) -> None:
     """Write the index, keep the splits of the previous store, and replace this store."""
     text = json.dumps(msgspec.to_builtins(index), indent=1, ensure_ascii=False)
     (folder / "index.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "dataset.yaml").write_text(to_yaml(index.spec.description), encoding="utf-8")
     if (store / "splits").is_dir():
         shutil.copytree(store / "splits", folder / "splits")
     replace_folder(folder, store)

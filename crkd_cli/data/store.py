@@ -1,6 +1,7 @@
 """The prepared store: what training, evaluation and prediction read, whatever the raw layout was.
 
 prepared/NAME/index.json      facts about the dataset, and an entry per case
+prepared/NAME/dataset.yaml    the description of the dataset, for people; index.json has it, too
 prepared/NAME/images/ID.npy   [C, *S] uint8 (RGB, 0-255) or float32 (scans, normalized)
 prepared/NAME/labels/ID.npy   [*S] class numbers, of the same *S; absent for unlabeled cases
 prepared/NAME/native/ID.png   [H, W]: the label at its native size, for images stored smaller;

@@ -55,7 +55,10 @@ def test_what_is_printed_can_be_read(read, text):
     [
         ("clases: {liver: 1}", "unknown key clases; did you mean 'classes'?"),
         ("channels: [{nam: x}]", "unknown key channels[0].nam; did you mean 'name'?"),
-        ("channels: [{modality: XR}]", "channels[0].modality is 'XR'; choose from MR, CT, RGB, gray"),
+        (
+            "channels: [{modality: XR}]",
+            "channels[0].modality is 'XR'; choose from MR, CT, RGB, gray",
+        ),
         ("classes: {liver: one}", "classes[...]: expected a whole number or a list"),
         ("classes: {a: 1, b: [1, 2]}", "the value 1 belongs to a and b"),
         ("classes: {a: 0}", "classes.a is 0, the background"),

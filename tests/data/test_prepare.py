@@ -58,6 +58,7 @@ def test_the_same_files_give_the_same_bytes_and_splits_are_kept(raw_folder, prep
     store = prepared("mine", raw_folder)
     first = content(store.root)
     assert sorted(first) == [
+        "dataset.yaml",
         "images/a.npy",
         "images/b.npy",
         "images/c.npy",
