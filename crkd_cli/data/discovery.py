@@ -3,14 +3,13 @@
 The patterns that describe what was found are inferred, so that a user can correct them.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from crkd_cli.data import patterns
+from crkd_cli.data import explain, patterns
 from crkd_cli.data.cases import RawCase
 from crkd_cli.data.description import Description
 from crkd_cli.data.inventory import FileRecord, RawFile
@@ -24,10 +23,7 @@ from crkd_cli.data.pairing import (
     name_images,
 )
 from crkd_cli.data.raw import formats
-from crkd_cli.errors import CrkdError, pluralize
-from crkd_cli.text import printable
-
-MAX_SUFFIXES = 3  # in messages
+from crkd_cli.errors import CrkdError
 
 
 @dataclass
@@ -70,47 +66,11 @@ class Discovery:
             same = False
         return proposed if same else self.description
 
-    def why_unlabeled(self, example: str) -> str:
-        """Explain why no image has a label, and what to do. `example` is the id of a case."""
-        if self.description.labels:
-            shown = ", ".join(map(repr, self.description.label_patterns.values()))
-            return (
-                f"no file in {self.root} matches the pattern labels: {shown}, with the name of an "
-                f"image in place of {{name}} (such as {printable(example)}); correct it"
-            )
-        layout = find_layout(self.files, self.base, FileRecord())
-        if layout is None or layout.labels_folder is None:
-            return (
-                f"{self.root} has no labels/ (or masks/, labelsTr/), and no label beside an image; "
-                "put label maps with the images' names into labels/"
-            )
-        folder = self.root / layout.labels_folder
-        if not layout.labels:
-            return (
-                f"{folder} contains no label map{self._other_suffixes(layout.labels_folder)}; "
-                "put label maps with the images' names there"
-            )
-        count = pluralize(len(layout.labels), "label map")
-        return (
-            f"{folder} contains {count}, but none has the name of an image "
-            f"({printable(layout.labels[0].stem)} …; expected {printable(example)}); rename them, "
-            f'or state how they are named in dataset.yaml: labels: "labels/{{name}}_x.png"'
-        )
-
     def _images(self) -> tuple[list[Image], list[Candidate]]:
         """Return the images where they are expected, and the files that may be labels."""
         layout = find_layout(self.files, self.base, self.record)
-        if layout is None:
-            raise CrkdError(
-                f"no images/ in {self.root}; put the images there, and label maps with the same "
-                "names in labels/, or say where they are in dataset.yaml"
-            )
-        if not layout.images:
-            folder = self.root / layout.images_folder
-            raise CrkdError(
-                f"{folder} contains no image{self._other_suffixes(layout.images_folder)}; "
-                f"supported formats: {', '.join(formats.SUFFIXES)}"
-            )
+        if layout is None or not layout.images:
+            raise CrkdError(explain.why_no_image(self.root, self.base, self.files, layout))
         if not self.description.labels:
             images, masks = name_images(layout.images, label_keys(layout.labels))
             return images, [*layout.labels, *masks]
@@ -168,31 +128,14 @@ class Discovery:
                 if label.path != case.image:
                     entry = (names[label.path], case.id)
                     by_class.setdefault(label.class_name, []).append(entry)
-        labels = {
-            name: patterns.common_template(by_class[name]) for name in sorted_classes(by_class)
-        }
+        classes = sorted(by_class, key=lambda name: (name is not None, name))
+        labels = {name: patterns.common_template(by_class[name]) for name in classes}
         given = self.description
         if not given.images:
             given = msgspec.structs.replace(given, images=images)
         if not given.labels and labels and all(labels.values()):
             given = msgspec.structs.replace(given, labels=labels.get(None) or labels)
         return given
-
-    def _other_suffixes(self, folder: str) -> str:
-        """Say which other files are in `folder`, if there are some."""
-        prefix = f"{folder}/" if folder else ""
-        counts = Counter(
-            file.path.suffix.lower() or "without suffix"
-            for file in self.files
-            if file.name.startswith(prefix) and not file.skipped
-        )
-        others = [f"{count} {suffix}" for suffix, count in counts.most_common(MAX_SUFFIXES)]
-        return f" in a supported format ({', '.join(others)})" if others else ""
-
-
-def sorted_classes(classes: Iterable[str | None]) -> list[str | None]:
-    """Sort names of classes; None is first."""
-    return sorted(classes, key=lambda name: (name is not None, name))
 
 
 def _comparable(cases: Iterable[RawCase]) -> list[tuple[str, Path, frozenset[object]]]:

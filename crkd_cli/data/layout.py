@@ -1,13 +1,13 @@
 """Where the images and labels of a user's dataset lie in its folder."""
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from crkd_cli.data.inventory import FileRecord, RawFile
-from crkd_cli.data.naming import Candidate, split_masks
+from crkd_cli.data.naming import Candidate, label_keys, split_masks
 from crkd_cli.data.raw import formats
 from crkd_cli.errors import CrkdError
 from crkd_cli.text import printable
@@ -130,17 +130,18 @@ def _rank(folder: str, names: Sequence[str]) -> int | None:
 
 
 def _case_folders(inside: Sequence[RawFile], base: str, record: FileRecord) -> Layout | None:
-    """Return the layout with a folder per case: one image in each, and its masks beside it."""
-    unclear = FileRecord()
-    found = candidates(inside, base, unclear)
+    """Return the layout with labels beside the images, in folders of cases or of groups of them.
+
+    A folder contains one image, or its images have a label each. Anything else is not clear.
+    """
+    found = candidates(inside, base, FileRecord())
     images, masks = split_masks(found, set())
-    folders = defaultdict(list)
-    for image in images:
-        folders[image.folder].append(image)
-    if not masks or any(len(group) != 1 for group in folders.values()):
+    counts = Counter(image.folder for image in images)
+    labeled = label_keys(masks)
+    is_clear = all(counts[image.folder] == 1 or image.key in labeled for image in images)
+    if not images or not masks or not is_clear:
         return None
-    candidates(inside, base, record)
-    return Layout(found, [], base.rstrip("/"), None)
+    return Layout(candidates(inside, base, record), [], base.rstrip("/"), None)
 
 
 def _leave_out_others(

@@ -282,8 +282,8 @@ def _describe_classes(label_files: Iterable[Sequence[LabelFile]]) -> str:
     for labels in label_files:
         total += 1
         counts.update({label.class_name for label in labels if label.class_name})
-    classes = ", ".join(f"{printable(name)} {counts[name]}" for name in sorted(counts))
-    return f"every class has its own label files; of {total} labeled cases, so many have: {classes}"
+    classes = ", ".join(f"{printable(name)} in {counts[name]}" for name in sorted(counts))
+    return f"every class has its own label files: {classes} of {total} labeled cases"
 
 
 def _hint(unmatched: Sequence[Candidate], cases: Iterable[RawCase], notes: list[str]) -> None:

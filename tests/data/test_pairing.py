@@ -58,6 +58,14 @@ CASES = {
             for n in range(3)
         },
     ),
+    "folders of classes of images, all with labels": (
+        [f"{kind}/{kind} ({n}){end}.png" for kind in "xy" for n in (1, 2) for end in ("", "_mask")],
+        {
+            f"{kind}_{kind} ({n})": [f"{kind}/{kind} ({n}).png", f"{kind}/{kind} ({n})_mask.png"]
+            for kind in "xy"
+            for n in (1, 2)
+        },
+    ),
     "numbered frames, some without a label": (
         ["images/f_0000.png", "images/f_0001.png", "images/g_0000.png", "labels/f_0001_mask.png"],
         {
@@ -318,7 +326,9 @@ def test_hints_do_not_name_cases_that_have_a_label(tmp_path):
 
 
 ERRORS = {
-    "no folder of images": (["scans/a.png", "truth/a.png"], "no images/ in"),
+    "no folder of images": (["scans/a.png", "truth/a.png"], r'such as images: "scans/\*\.png"'),
+    "folders in a folder": (["train/images/a.png", "test/images/b.png"], "give .*/train to"),
+    "an archive": (["set.zip", "readme.md"], "give the archive set.zip to --source"),
     "no image": (["images/a.xyz", "labels/a.png"], r"images contains no image in .*\(1 \.xyz\)"),
     "no label map": (
         ["images/a.png", "labels/a.xyz"],
@@ -330,7 +340,7 @@ ERRORS = {
     ),
     "other names": (
         ["images/a.png", "labels/q7.png"],
-        r"\(q7 …; expected a\); rename them, or state",
+        r"\(q7 …; expected a\); rename them, or say",
     ),
 }
 
@@ -340,6 +350,34 @@ def test_errors_say_what_is_missing(name, tmp_path):
     files, message = ERRORS[name]
     with pytest.raises(CrkdError, match=message):
         find(make(tmp_path, *files))
+
+
+def test_the_folder_of_images_is_not_the_dataset(tmp_path):
+    make(tmp_path, "images/a.png", "labels/a.png")
+    with pytest.raises(
+        CrkdError, match=f"contains images only; give the folder above it, {tmp_path}"
+    ):
+        find(tmp_path / "images")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [f"{part}/{n}_{part}.png" for part in ("images", "labels") for n in (21, 22, 30)],
+        ["images/a.tif", "images/b.png", "labels/heart_a.png", "labels/heart_b.png"],
+        [f"p{n}/p{n}_{kind}.nii.gz" for n in (1, 2) for kind in ("flair", "t1", "seg")],
+        [f"p{n}/{kind}.nii.gz" for n in (1, 2) for kind in ("flair", "t1", "tumor_seg")],
+    ],
+)
+def test_the_suggested_lines_help(files, tmp_path):
+    make(tmp_path, *files)
+    with pytest.raises(CrkdError) as error:
+        find(tmp_path)
+    lines = str(error.value).partition("images: ")[2].split(" and ")
+    (tmp_path / "dataset.yaml").write_text("images: " + "\n".join(lines), encoding="utf-8")
+    cases, _ = find(tmp_path)
+    assert len(cases) >= 2
+    assert all(len(paths) == 2 for paths in cases.values())
 
 
 def test_images_to_predict(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from crkd_cli.data import explain
 from crkd_cli.data.cases import LabelFile, RawCase
 from crkd_cli.data.classes import decide_classes
 from crkd_cli.data.description import FILES, Channel, ChannelModality, read_description
@@ -42,7 +43,8 @@ class Folder(Source):
         discovery = Discovery(root, base, files, self.description, self.files, self.notes)
         cases = [_with_inner_label(case) for case in discovery.cases()]
         if not self.files.refused and all(not case.labels for case in cases):
-            raise CrkdError(discovery.why_unlabeled(cases[0].id))
+            example = cases[0].id
+            raise CrkdError(explain.why_unlabeled(root, base, files, self.description, example))
         self.description = discovery.with_patterns(cases)
         return self._group_by_patient(cases, root, base)
 
