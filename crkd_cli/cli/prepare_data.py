@@ -56,6 +56,14 @@ def prepare_data(
             rich_help_panel="Preparation",
         ),
     ] = None,
+    ignore: Annotated[
+        int | None,
+        typer.Option(
+            help="Value in your label files of pixels that count in no loss and no score: 255.",
+            metavar="VALUE",
+            rich_help_panel="Preparation",
+        ),
+    ] = None,
     published_crop: Annotated[
         bool,
         typer.Option(
@@ -84,7 +92,7 @@ def prepare_data(
     from crkd_cli.paths import resolve_data_root
 
     root = resolve_data_root(data_root)
-    reader = choose_source(name, source, root, spacing, published_crop)
+    reader = choose_source(name, source, root, spacing, published_crop, ignore)
     raw = obtain(name, reader, source, root, download, progress, info)
     info(f"raw files: {raw}")
     store = root / "prepared" / name
@@ -99,12 +107,15 @@ def prepare_data(
     info(f"description (to change it, write it to {raw / 'dataset.yaml'} and change a line):")
     for line in to_yaml(report.description).splitlines():
         info(f"  {line}")
+    for line in report.classes:
+        info(line)
     info(report.summary)
     if check:
         options = _options(
             {
                 "--source": source if raw == source else None,
                 "--spacing": spacing,
+                "--ignore": None if ignore is None else str(ignore),
                 "--data-root": data_root,
             }
         )

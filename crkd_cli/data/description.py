@@ -8,7 +8,7 @@ parts are filled in. It is part of the store and of every checkpoint.
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 import yaml
@@ -59,6 +59,13 @@ class Description(Strict, frozen=True):
             raise ValueError("channels is empty; name one, or drop the line")
         if self.spacing is not None and len(self.spacing) not in (2, 3):
             raise ValueError(f"spacing has {len(self.spacing)} numbers; give one per axis")
+
+    def ignoring(self, value: int) -> Self:
+        """Return the description with this value to ignore. Raises UsageError if it is a class."""
+        try:
+            return msgspec.structs.replace(self, ignore=value)
+        except ValueError as error:
+            raise UsageError(f"--ignore {value}: {error}") from None
 
     @property
     def label_patterns(self) -> dict[str | None, str]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crkd_cli.data.splits import preview
 from crkd_cli.data.store import ClassInfo, label_dtype
 from crkd_cli.errors import CrkdError, pluralize
 
@@ -16,6 +17,7 @@ Counts = Mapping[int, int]  # label value → number of pixels or voxels, values
 Numbers = Mapping[int, int]
 # So many combinations of the values in the files of one case are merged; masks have a few.
 MAX_COMBINATIONS = 2**24
+MAX_LINES = 20  # of classes that are shown
 
 
 @dataclass(frozen=True)
@@ -142,13 +144,10 @@ def check_values(label: LabelValues, assignment: ClassAssignment) -> None:
     numbers = assignment.numbers[label.path]
     invalid = [value for value in label.counts if value not in numbers]
     if invalid:
-        preview = ", ".join(map(str, invalid[:5]))
-        if len(invalid) > 5:
-            preview += " …"
         last = len(assignment.classes) - 1
         raise CrkdError(
-            f"{label.path} has label values that are not a class: {preview}; "
-            f"classes are 0 to {last}"
+            f"{label.path} has label values that are not a class: "
+            f"{preview(list(map(str, invalid)))}; classes are 0 to {last}"
         )
 
 
@@ -192,7 +191,7 @@ def class_sizes(table: NDArray[Any], sizes: Sequence[int], class_count: int) -> 
 
 def describe_classes(classes: Sequence[ClassInfo]) -> str:
     """Return the names of classes with their values: background (0), tumor (2, 3)."""
-    return ", ".join(map(_describe, classes))
+    return preview([_describe(info) for info in classes], MAX_LINES)
 
 
 def describe_difference(before: Sequence[ClassInfo], now: Sequence[ClassInfo]) -> str:
@@ -208,22 +207,25 @@ def describe_difference(before: Sequence[ClassInfo], now: Sequence[ClassInfo]) -
 def class_lines(classes: Sequence[ClassInfo], sizes: Sequence[Sequence[int]]) -> list[str]:
     """Return a line per class: name, values, in how many labels it is, and its share of the pixels.
 
-    `sizes` are the pixels or voxels of every class in each label.
+    `sizes` are the pixels or voxels of every class in each label. Only the first classes of many
+    have a line.
     """
     totals = [sum(column) for column in zip(*sizes, strict=True)]
     all_pixels = max(sum(totals), 1)
     lines = []
-    for number, info in enumerate(classes):
+    for number, info in enumerate(classes[:MAX_LINES]):
         holders = sum(of_label[number] > 0 for of_label in sizes)
         share = 100 * totals[number] / all_pixels if totals else 0.0
         labels = f"in {holders} of {pluralize(len(sizes), 'label')}"
         lines.append(f"{_describe(info)}: {labels}, {share:.3g} % of the pixels")
+    others = len(classes) - MAX_LINES
+    if others > 0:
+        lines.append(f"… and {others} more")
     return lines
 
 
 def _describe(info: ClassInfo) -> str:
-    values = ", ".join(map(str, info.values[:4]))
-    return f"{info.name} ({values} …)" if len(info.values) > 4 else f"{info.name} ({values})"
+    return f"{info.name} ({preview(list(map(str, info.values)), 4)})"
 
 
 def _two_claims(claims: Sequence[int], ignored: int) -> tuple[int, int]:

@@ -14,7 +14,12 @@ from crkd_cli.progress import Notify, Progress
 
 
 def choose_source(
-    name: str, given: Path | None, root: Path, spacing: str | None, published_crop: bool
+    name: str,
+    given: Path | None,
+    root: Path,
+    spacing: str | None,
+    published_crop: bool,
+    ignore: int | None = None,
 ) -> Source:
     """Return the source that reads the dataset `name`: a built-in one, or `folder` for own data.
 
@@ -35,8 +40,10 @@ def choose_source(
         raise UsageError(
             "--published-crop is for la only: other datasets are never cropped around a label"
         )
+    if ignore is not None and name in builtin:
+        raise UsageError(f"--ignore is for your own data: the classes of {name} are known")
     source = SOURCES[name if name in builtin else "folder"]
-    return source(_parse_spacing(spacing), published_crop)
+    return source(_parse_spacing(spacing), published_crop, ignore)
 
 
 def obtain(

@@ -13,7 +13,7 @@ import msgspec
 from crkd_cli.data.cases import RawCase
 from crkd_cli.data.description import Description, to_yaml
 from crkd_cli.data.inventory import Inventory, list_files, take_inventory
-from crkd_cli.data.labels import ClassAssignment
+from crkd_cli.data.labels import ClassAssignment, class_lines
 from crkd_cli.data.prepare_case import (
     CaseResult,
     case_info,
@@ -79,7 +79,8 @@ class _Run:
             findings = [Finding("notice", self._name, text) for text in notices]
             if folder is not None:
                 _publish(folder, store, preparation.index(self._raw, findings))
-            return self._report(findings, preparation.summary())
+            report = self._report(findings, preparation.summary())
+            return replace(report, classes=preparation.class_lines())
 
     def failed(self, error: CrkdError) -> PreparationReport:
         """Return the report if the dataset as a whole cannot be prepared."""
@@ -94,7 +95,12 @@ class _Run:
         if self._preparation is not None:
             description = self._preparation.description()
         return PreparationReport(
-            tuple(findings), self._inventory(), description, tuple(self._cases), summary, failure
+            tuple(findings),
+            self._inventory(),
+            description,
+            tuple(self._cases),
+            summary,
+            failure=failure,
         )
 
     def _inventory(self) -> Inventory:
@@ -219,8 +225,13 @@ class _Preparation:
         names = [info.name for info in self._classes.classes]
         return (
             f"{pluralize(count, 'case')}{of_patients}, {labeled} labeled; size {size}; "
-            f"classes: {', '.join(names)}"
+            f"classes: {preview(names, 20)}"
         )
+
+    def class_lines(self) -> tuple[str, ...]:
+        """Return what the labels contain, a line per class."""
+        sizes = [result.class_sizes for result in self._results if result.labeled]
+        return tuple(class_lines(self._classes.classes, sizes))
 
     def _assign_classes(self, results: Sequence[CaseResult]) -> None:
         labels = [file for result in results for file in result.files]

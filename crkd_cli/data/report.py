@@ -32,6 +32,7 @@ class PreparationReport:
     description: Description
     cases: tuple[RawCase, ...] = ()
     summary: str = ""
+    classes: tuple[str, ...] = ()  # a line per class: its values, labels and share of the pixels
     failure: CrkdError | None = None  # why the dataset as a whole cannot be prepared
 
     @property

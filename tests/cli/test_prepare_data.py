@@ -60,13 +60,16 @@ def test_check_writes_nothing_and_names_a_command_that_works(
     prepare_data, cli, raw_folder, tmp_path
 ):
     raw_folder = raw_folder.rename(tmp_path / "my own")
-    code, err = prepare_data("mine", "--source", raw_folder, "--check", "--spacing", "2")
+    options = ("--check", "--spacing", "2", "--ignore", "-1")
+    code, err = prepare_data("mine", "--source", raw_folder, *options)
     assert code == 0
     assert not (tmp_path / "data").exists()
     message, _, command = err.splitlines()[-1].partition("Next: crkd ")
     assert message == "no problem found; no store written. "
     assert cli(*shlex.split(command)).exit_code == 0
-    assert Store(tmp_path / "data/prepared/mine").cases["a"].spacing_mm == (2.0, 2.0)
+    store = Store(tmp_path / "data/prepared/mine")
+    assert store.cases["a"].spacing_mm == (2.0, 2.0)
+    assert store.spec.ignore == -1
 
 
 def test_quiet(prepare_data, raw_folder):

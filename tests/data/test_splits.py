@@ -1,7 +1,9 @@
 """Splits: official ones, seeded ones of own data, and all mistakes in them."""
 
 import hashlib
+import json
 
+import msgspec
 import pytest
 import yaml
 
@@ -17,6 +19,7 @@ from crkd_cli.data.splits import (
     split_file,
     write_split,
 )
+from crkd_cli.data.store import Store, numbered_classes
 from crkd_cli.errors import CrkdError, UsageError
 
 ACDC = {f"patient{number:03d}": 2 for number in range(1, 101)}
@@ -244,6 +247,77 @@ def test_own_data_needs_make_splits_first(make_store):
     assert find_split(store, None, split_file(store, "all")) == split
     with pytest.raises(UsageError, match="--labeled and --split both choose the labeled cases"):
         find_split(store, "9", split_file(store, "all"))
+
+
+def with_classes(store, held):
+    """Replace the classes that the cases of a store hold: {"p00": {1, 2}}; others hold none."""
+    cases = [
+        msgspec.structs.replace(
+            case, class_sizes=(9, *(int(k in held.get(case.id, ())) for k in (1, 2)))
+        )
+        for case in store.index.cases
+    ]
+    spec = msgspec.structs.replace(store.spec, classes=numbered_classes(("background", "a", "b")))
+    index = msgspec.structs.replace(store.index, spec=spec, cases=tuple(cases))
+    (store.root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)))
+    return Store(store.root)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_every_part_of_own_data_holds_every_class(make_store, seed):
+    """Class b is in 3 of 20 patients, and 8 have no foreground."""
+    held = {f"p{number:02d}": {1} for number in range(9)} | {f"p{n:02d}": {2} for n in (9, 10, 11)}
+    store = with_classes(make_store(groups=20), held)
+    new = make_split(store, "5", "15%", "20%", seed)
+    assert not any("warning" in note for note in new.notes)
+    for part in ("labeled", "val", "test"):
+        kinds = [next(iter(held.get(group, {0}))) for group in getattr(new.split, part)]
+        assert set(kinds) == {0, 1, 2}, part
+    larger = make_split(store, "9", "15%", "20%", seed).split
+    assert set(new.split.labeled) < set(larger.labeled)
+    assert (larger.val, larger.test) == (new.split.val, new.split.test)
+    assert make_split(store, "5", "15%", "20%", seed) == new
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_split_with_nothing_to_spread_stays_as_it_was(make_store, seed):
+    """The first groups of the seeded order test, the next ones validate, the next are labeled."""
+    store = make_store(groups=20)
+    split = make_split(store, "4", "2", "3", seed).split
+    order = seeded_order(store.groups, seed)
+    assert split.test == tuple(sorted(order[:3]))
+    assert split.val == tuple(sorted(order[3:5]))
+    assert split.labeled == tuple(order[5:9])
+
+
+def test_the_last_holders_of_a_class_train_first_then_test(make_store):
+    plain = make_store(groups=8)
+    holders = seeded_order(plain.groups, 1)[:3]  # in the test part, if nothing were spread
+    for count, parts in (
+        (1, {"labeled"}),
+        (2, {"labeled", "test"}),
+        (3, {"labeled", "val", "test"}),
+    ):
+        held = {f"p{n:02d}": {1} for n in range(8)} | {p: {1, 2} for p in holders[:count]}
+        new = make_split(with_classes(plain, held), "1", "1", "3", 1)
+        having = {
+            part
+            for part in ("labeled", "val", "test")
+            if set(holders[:count]) & set(getattr(new.split, part))
+        }
+        assert having == parts
+        warnings = " ".join(note for note in new.notes if note.startswith("warning"))
+        assert ("no val case contains" in warnings) == (count < 3)
+        assert ("no test case contains, so not scored: b (2)" in warnings) == (count < 2)
+
+
+def test_parts_of_public_datasets_that_lack_a_class_are_noted(make_store):
+    store = with_classes(make_store("acdc", groups=ACDC), {"patient001_0": {1}})
+    official = official_splits("acdc")
+    assert official is not None
+    new = make_split(store, "3", None, None, 5)
+    assert new.split == official.split("acdc", "3")
+    assert "warning: classes that no test case contains, so not scored: b (2)" in new.notes
 
 
 @pytest.mark.realdata

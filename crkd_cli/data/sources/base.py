@@ -35,6 +35,8 @@ class Source(ABC):
     Args:
         spacing_mm: Used where files do not state it; one number, or one per axis of *S.
         published_crop: Crop images around the label. For sources that override `crop`.
+        ignore: Label value of pixels that count in no loss and no score, whatever a description
+            says. For sources that decide which classes there are.
     """
 
     archives: ClassVar[tuple[str, ...]] = ()  # patterns of the names that users' archives have
@@ -43,10 +45,14 @@ class Source(ABC):
     generated: ClassVar[bool] = False  # made by `generate`; there are no raw files to get
 
     def __init__(
-        self, spacing_mm: tuple[float, ...] | None = None, published_crop: bool = False
+        self,
+        spacing_mm: tuple[float, ...] | None = None,
+        published_crop: bool = False,
+        ignore: int | None = None,
     ) -> None:
         self.spacing_mm = spacing_mm
         self.published_crop = published_crop
+        self.ignore = ignore
         self.notes: list[str] = []
         self.files = FileRecord()
         self.description = Description()  # what is stated about the files, not inferred

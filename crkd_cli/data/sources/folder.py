@@ -40,6 +40,8 @@ class Folder(Source):
         if base:
             self.notes.append(f"images and labels are in {printable(base)}")
         self._read_description(root, base, files)
+        if self.ignore is not None:
+            self.description = self.description.ignoring(self.ignore)
         discovery = Discovery(root, base, files, self.description, self.files, self.notes)
         cases = [_with_inner_label(case) for case in discovery.cases()]
         if not self.files.refused and all(not case.labels for case in cases):

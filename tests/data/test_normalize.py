@@ -1,0 +1,80 @@
+"""Normalization: exact whatever the type of the image, or refused by name."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crkd_cli.data.raw.formats import Volume
+from crkd_cli.data.sources.folder import Folder
+from crkd_cli.data.sources.la import La
+from crkd_cli.data.store import DatasetSpec
+from crkd_cli.errors import CrkdError
+
+STEPS = np.random.default_rng(0).integers(0, 50, (1, 4, 5, 6))
+
+
+def finish(array, intensity, source=None):
+    spec = DatasetSpec(
+        name="mine",
+        source="folder",
+        classes=(),
+        channels=1,
+        modality="mr",
+        dims=3,
+        intensity=intensity,
+    )
+    volume = Volume(array, None, array.shape[1:])
+    return (source or Folder()).finish(volume, Path("scan.nii"), spec).array
+
+
+@pytest.mark.parametrize("intensity", ["minmax", "zscore"])
+@pytest.mark.parametrize(
+    "array",
+    [
+        STEPS.astype(np.uint8),
+        (2**30 + STEPS).astype(np.int32),
+        2**35 + STEPS,
+        2**62 + STEPS * 2**50,
+        (2**63 + STEPS.astype(np.uint64) * 2**50),
+        (1e7 + STEPS).astype(np.float32),
+        np.where(STEPS < 20, -3e38, 3e38).astype(np.float32),
+        STEPS * 1e-130,
+        STEPS * 1e130,
+    ],
+)
+def test_every_type_is_normalized_exactly(array, intensity):
+    values = [int(value) if array.dtype.kind in "iu" else float(value) for value in array.flat]
+    lowest = min(values)
+    shifted = np.array([value - lowest for value in values], np.float64).reshape(array.shape)
+    if intensity == "minmax":
+        expected = shifted / shifted.max()
+    else:
+        expected = (shifted - shifted.mean()) / shifted.std()
+    np.testing.assert_allclose(finish(array, intensity), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("intensity", ["minmax", "zscore"])
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (2**62 + STEPS, "too close together"),
+        (2**53 + STEPS, "too close together"),
+        (np.uint64(2**64 - 1) - STEPS.astype(np.uint64), "too close together"),
+        (1e20 + STEPS * 1e5, "too close together"),
+        (STEPS * 1e-320, "too close together"),
+        ((STEPS + 1) * 1e300, "too large"),
+        (np.where(STEPS < 20, -1.7e308, 1.7e308), "too large"),
+    ],
+)
+def test_values_that_cannot_be_normalized_are_refused_by_name(array, message, intensity):
+    with pytest.raises(CrkdError, match=rf"scan\.nii has values that are {message}"):
+        finish(array, intensity)
+
+
+def test_normalized_files_that_overflow_are_refused_by_name():
+    """The h5 files of LA are stored as they are."""
+    volume = Volume(STEPS * 1e300, None, STEPS.shape[1:])
+    spec = La().spec("la", [])
+    with pytest.raises(CrkdError, match=r"scan\.h5 has values that are too large"):
+        La().finish(volume, Path("scan.h5"), spec)
