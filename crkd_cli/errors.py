@@ -8,10 +8,14 @@ from traceback import extract_tb
 class CrkdError(Exception):
     """Something is wrong with the data or a file (exit code 1).
 
-    The message says what is wrong, in which file, and what to do.
+    The message says what is wrong, in which file, and what to do. `details` are lines below it.
     """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", details: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.details = tuple(details)
 
 
 class UsageError(CrkdError):

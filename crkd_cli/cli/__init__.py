@@ -1,5 +1,8 @@
 """The command `crkd`. Nothing heavy is imported here, so that `crkd --help` answers at once."""
 
+import os
+import re
+import sys
 from typing import Annotated
 
 import typer
@@ -10,6 +13,7 @@ from crkd_cli.cli.evaluate import evaluate
 from crkd_cli.cli.make_splits import make_splits
 from crkd_cli.cli.predict import predict
 from crkd_cli.cli.prepare_data import prepare_data
+from crkd_cli.cli.streams import final_exit_code, protect_streams
 from crkd_cli.cli.train import WithMethods, train
 
 app = typer.Typer(
@@ -44,4 +48,11 @@ def _options(
 
 def main() -> None:
     """Run the command line."""
-    app()
+    protect_streams()
+    for variable in ("COLUMNS", "TERMINAL_WIDTH"):
+        if not re.fullmatch("0*[1-9][0-9]{0,5}", os.environ.get(variable, "")):
+            os.environ.pop(variable, None)  # rich and typer fail at other text, or print nothing
+    try:
+        app()
+    except SystemExit as end:
+        sys.exit(final_exit_code(end.code) if isinstance(end.code, int) else end.code)

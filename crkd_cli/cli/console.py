@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, NoReturn, ParamSpec
 
 import typer
 
+from crkd_cli.cli.streams import final_exit_code
 from crkd_cli.errors import CrkdError, is_out_of_memory
+from crkd_cli.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
+    from rich.text import Text
 
-    from crkd_cli.reporting.tables import Table
+    from crkd_cli.reporting.tables import Cell, Table
 
 P = ParamSpec("P")
 WIDE_TERMINAL = 100  # columns that a comparison with a few classes needs
@@ -40,11 +43,14 @@ def warn(line: str) -> None:
 
 
 def _print_to_stderr(line: str) -> None:
-    try:
-        print(line, file=sys.stderr, flush=True)
-    except BrokenPipeError:
-        # The reader is gone, which is no reason to lose the work.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def plain_text(text: object) -> "Text":
+    """Return `text` for rich, which prints it as it is: names are not markup."""
+    from rich.text import Text
+
+    return Text(printable(text))
 
 
 def narrow(columns: int = WIDE_TERMINAL) -> bool:
@@ -59,31 +65,35 @@ def show(table: "Table") -> None:
     from rich.text import Text
 
     rich_table = RichTable(
-        title=Text(table.title),
-        caption=Text("\n".join(table.notes)),
+        title=plain_text(table.title),
+        caption=Text("\n").join(map(plain_text, table.notes)),
         show_edge=False,
         title_justify="left",
         caption_justify="left",
     )
     for index, name in enumerate(table.headings):
+        heading = plain_text(name)
         if index < table.words:  # text wraps before numbers are cut off
-            rich_table.add_column(Text(name), overflow="fold", min_width=len(name))
+            rich_table.add_column(heading, overflow="fold", min_width=len(heading))
         else:
-            rich_table.add_column(Text(name), justify="right", no_wrap=True)
+            rich_table.add_column(heading, justify="right", no_wrap=True)
     separate = any(len(rows) > 1 for rows in table.sections)
     for section in table.sections:
         previous = ""
         for first, *others in section:
             label = "" if first.text == previous else first.text
-            cells = [first._replace(text=label), *others]
-            rich_table.add_row(
-                *(Text(cell.text, style="bold" if cell.best else "") for cell in cells)
-            )
+            rich_table.add_row(*map(_rich_cell, [first._replace(text=label), *others]))
             previous = first.text
         if separate:
             rich_table.add_section()
     width = None if sys.stdout.isatty() else max(PIPED_COLUMNS, table.width)
     Console(width=width).print(rich_table, "")
+
+
+def _rich_cell(cell: "Cell") -> "Text":
+    text = plain_text(cell.text)
+    text.stylize("bold" if cell.best else "")
+    return text
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
@@ -106,19 +116,21 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             else:
                 function(*args, **kwargs)
         except CrkdError as error:
-            _exit(f"error: {error}", error.exit_code, distributed, verbose)
+            lines = [f"error: {error}", *(f"  {detail}" for detail in error.details)]
+            _exit(lines, error.exit_code, distributed, verbose)
         except KeyboardInterrupt:
-            _exit("interrupted", 130, distributed)
+            _exit(["interrupted"], 130, distributed)
+        except OSError as error:  # of the system, as a current folder that was deleted
+            where = f"{error.filename}: " if error.filename is not None else ""
+            _exit([f"error: {where}{error.strerror or error}"], 1, distributed, verbose)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            _exit(
+            line = (
                 "error: not enough memory; free some, or train with a smaller data.frame or batch "
-                "(--set)",
-                1,
-                distributed,
-                verbose,
+                "(--set)"
             )
+            _exit([line], 1, distributed, verbose)
 
     return wrapper
 
@@ -131,20 +143,26 @@ def _run_in_group(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs
 
     with process_group():
         function(*args, **kwargs)
-    exit_process(0)
+    exit_process(final_exit_code(0))
 
 
-def _exit(line: str, code: int, distributed: bool, verbose: bool = False) -> NoReturn:
+def _exit(lines: list[str], code: int, distributed: bool, verbose: bool = False) -> NoReturn:
     """Print why the command ends, after a traceback if `verbose`, and end it."""
-    lines = f"{traceback.format_exc().rstrip()}\n{line}" if verbose else line
+    if verbose:
+        lines = [*traceback.format_exc().splitlines(), *lines]
     if not distributed:
-        _print_to_stderr(lines)
+        _print_lines(lines)
         raise typer.Exit(code) from None
     from crkd_cli.runtime.distributed import claim_error_report, exit_process
 
     if claim_error_report():
-        _print_to_stderr(lines)
+        _print_lines(lines)
     exit_process(code)
+
+
+def _print_lines(lines: list[str]) -> None:
+    for line in lines:
+        _print_to_stderr(line)
 
 
 @contextmanager
@@ -189,10 +207,10 @@ def _run_bars(names: Iterable[str]) -> Iterator[Callable[[str, str | None], None
 
     note = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}", table_column=note),
+        TextColumn("{task.fields[note]}", markup=False, table_column=note),
     )
     with Progress(*columns, console=Console(stderr=True), expand=True) as bars:
         tasks = {name: bars.add_task(name, total=None, visible=False, note="") for name in names}
@@ -201,7 +219,9 @@ def _run_bars(names: Iterable[str]) -> Iterator[Callable[[str, str | None], None
             bars.update(tasks[name], visible=line is not None)
             if progress := PROGRESS_LINE.match(line or ""):
                 done, total, rest = progress.groups()
-                bars.update(tasks[name], completed=int(done), total=int(total), note=rest)
+                bars.update(
+                    tasks[name], completed=int(done), total=int(total), note=printable(rest)
+                )
             else:
                 _show_line(name, line)
 
@@ -216,14 +236,14 @@ def _progress_bar(
 
     columns = _progress_columns(title, total)
     with Progress(*columns, console=Console(stderr=True), expand=True) as bar:
-        task = bar.add_task(title, total=total, completed=done, rate="", note="")
+        task = bar.add_task(printable(title), total=total, completed=done, rate="", note="")
 
         def advance(amount: int = 1, note: str | None = None) -> None:
             bar.advance(task, amount)
             speed = bar.tasks[0].speed
             bar.update(task, rate=f"{speed:.1f} {unit}/s" if speed else "")
             if note is not None:
-                bar.update(task, note=note)
+                bar.update(task, note=printable(note))
 
         yield advance
 
@@ -244,14 +264,14 @@ def _progress_columns(title: str, total: int | None) -> list["ProgressColumn"]:
 
     note = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # takes the rest of the line
     return [
-        TextColumn("{task.description}", table_column=fixed(len(title))),
+        TextColumn("{task.description}", markup=False, table_column=fixed(len(title))),
         BarColumn(bar_width=20),
         MofNCompleteColumn(table_column=fixed(2 * len(str(total)) + 1)),
-        TextColumn("{task.fields[rate]}", table_column=fixed(12)),
+        TextColumn("{task.fields[rate]}", markup=False, table_column=fixed(12)),
         TimeElapsedColumn(table_column=fixed(7)),
         TextColumn("ETA", table_column=fixed(3)),
         TimeRemainingColumn(table_column=fixed(7)),
-        TextColumn("{task.fields[note]}", table_column=note),
+        TextColumn("{task.fields[note]}", markup=False, table_column=note),
     ]
 
 

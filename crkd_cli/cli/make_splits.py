@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crkd_cli.cli.console import command, info
+from crkd_cli.cli.console import command, info, plain_text
 from crkd_cli.cli.options import DataRoot, Json, Quiet, Verbose
 
 if TYPE_CHECKING:
@@ -133,7 +133,8 @@ def _print_table(split: "Split", store: "Store") -> None:
 
     from crkd_cli.data.splits import Part, preview
 
-    table = Table("part", title=f"{split.dataset}: split {split.name}", title_justify="left")
+    title = plain_text(f"{split.dataset}: split {split.name}")
+    table = Table("part", title=title, title_justify="left")
     table.add_column("patients", justify="right")
     table.add_column("images", justify="right")
     table.add_column("which")
@@ -141,5 +142,6 @@ def _print_table(split: "Split", store: "Store") -> None:
         groups = getattr(split, part)
         shown = 20 if part == "labeled" else 3
         names = preview(groups, shown if len(groups) <= shown else 3)
-        table.add_row(part, str(len(groups)), str(len(split.cases(store, part))), names)
+        count = len(split.cases(store, part))
+        table.add_row(part, str(len(groups)), str(count), plain_text(names))
     Console().print(table)

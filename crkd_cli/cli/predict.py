@@ -107,8 +107,7 @@ def predict(
         for line in _describe_values(result.classes):
             info(line)
     if result.failures:
-        lines = [f"{pluralize(len(result.failures), 'image')} failed:", *result.failures]
-        raise CrkdError("\n  ".join(lines))
+        raise CrkdError(f"{pluralize(len(result.failures), 'image')} failed:", result.failures)
 
 
 def _describe_values(classes: tuple[tuple[int, str], ...]) -> Iterator[str]:

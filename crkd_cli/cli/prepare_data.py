@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crkd_cli.cli.console import command, info, progress
+from crkd_cli.cli.console import command, info, plain_text, progress, warn
 from crkd_cli.cli.options import DataRoot, Json, Quiet, Verbose
 
 if TYPE_CHECKING:
@@ -171,13 +171,12 @@ def _show(findings: tuple["Finding", ...]) -> None:
 
     if not sys.stderr.isatty():
         for finding in findings:
-            print(f"{finding.level}: {finding.where}: {finding.what}", file=sys.stderr)
+            warn(f"{finding.level}: {finding.where}: {finding.what}")
         return
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     table = Table("case", "problem", show_lines=False)
     for finding in findings:
-        table.add_row(Text(finding.where), Text(finding.what))
+        table.add_row(plain_text(finding.where), plain_text(finding.what))
     Console(stderr=True).print(table)

@@ -12,7 +12,7 @@ from crkd_cli.runtime.checkpoint import load_checkpoint
 from crkd_cli.runtime.distributed import is_lost_process
 from crkd_cli.runtime.user_method import is_single_value_error
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StoppedBySignalError(CrkdError):
@@ -40,11 +40,12 @@ class ProcessLostError(CrkdError):
 
 
 class SignalCatcher:
-    """Notes SIGTERM, SIGINT and SIGUSR1 in `received`, to be acted on at the end of the step.
+    """Notes the first of SIGNALS in `received`, to be acted on at the end of the step.
 
-    In a single process a second signal acts as usual. With several processes it is noted too:
-    torchrun and --parallel forward a signal that every process may have got already, from the
-    terminal or the batch system.
+    In a single process a second signal acts as usual, except SIGHUP: a terminal that closes sends
+    it several times, itself and through the shell. With several processes all are noted: torchrun
+    and --parallel forward a signal that every process may have got already, from the terminal or
+    the batch system. A SIGHUP that is ignored, as nohup does, stays ignored.
 
     Args:
         on_signal: Called when a signal was noted.
@@ -56,22 +57,23 @@ class SignalCatcher:
         self._on_signal = on_signal
 
     def __enter__(self) -> "SignalCatcher":
-        self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        numbers = list(SIGNALS)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            numbers.remove(signal.SIGHUP)
+        self._handlers = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._restore_handlers()
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        if world.size() == world.runs() == 1:
-            self._restore_handlers()
-        if self._on_signal:
-            self._on_signal()
-
-    def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or number
+        if world.size() == world.runs() == 1:
+            for other in self._handlers.keys() - {signal.SIGHUP}:
+                signal.signal(other, self._handlers[other])
+        if self._on_signal:
+            self._on_signal()
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def train(
     `notify` for everything else. Several processes stop together; process 0 alone validates and
     writes.
 
-    Raises StoppedBySignalError after SIGTERM, SIGINT or SIGUSR1 (a signal in the last step sets
+    Raises StoppedBySignalError after SIGTERM or another of SIGNALS (one in the last step sets
     `run.signal` instead), ProcessLostError if another process ended, and CrkdError after ten
     non-finite steps in a row. The last good checkpoint is on disk in each case.
     """
