@@ -4,22 +4,27 @@ An unknown key, a wrong type or a value out of range is an error that names the 
 """
 
 import copy
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
-import yaml
 
 from crkd_cli import renamed
 from crkd_cli.errors import UsageError, did_you_mean
+from crkd_cli.text import shorten
+from crkd_cli.yaml_text import load_yaml, parse_yaml
 
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-NonNegative = Annotated[float, msgspec.Meta(ge=0.0)]
+# No run needs more: beyond these limits, numbers can only be mistakes.
+Positive = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
+Size = Annotated[int, msgspec.Meta(ge=1, le=2**16)]  # of a batch, an axis or a layer
+NonNegative = Annotated[float, msgspec.Meta(ge=0.0, le=1e6)]
+AboveZero = Annotated[float, msgspec.Meta(gt=0.0, le=1e6)]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 # Channels of the five levels of a network.
-Widths = Annotated[tuple[Positive, ...], msgspec.Meta(min_length=5, max_length=5)]
+Widths = Annotated[tuple[Size, ...], msgspec.Meta(min_length=5, max_length=5)]
 
 # How error messages name msgspec's types.
 _TYPE_NAMES = {
@@ -45,10 +50,10 @@ class Frame(Strict, frozen=True):
     spatial axes of the network; a case with one axis more is cut into slices along its first axis.
     """
 
-    resize: tuple[Positive, ...] | None = None
-    patch: tuple[Positive, ...] | None = None
+    resize: tuple[Size, ...] | None = None
+    patch: tuple[Size, ...] | None = None
     # Of the sliding window under the paper protocol; the strict protocol uses half a patch.
-    stride: tuple[Positive, ...] | None = None
+    stride: tuple[Size, ...] | None = None
 
     def __post_init__(self) -> None:
         if (self.resize is None) == (self.patch is None):
@@ -83,8 +88,8 @@ class DataConfig(Strict, frozen=True):
 
     name: str  # dataset: a folder under prepared/
     frame: Frame
-    labeled_batch_size: Positive
-    unlabeled_batch_size: Positive
+    labeled_batch_size: Size
+    unlabeled_batch_size: Size
 
 
 class ModelConfig(Strict, frozen=True):
@@ -99,14 +104,14 @@ class TrainConfig(Strict, frozen=True):
 
     steps: Positive
     optimizer: Literal["sgd", "nesterov", "adamw"] = "sgd"
-    lr: Annotated[float, msgspec.Meta(gt=0.0)] = 0.01
+    lr: AboveZero = 0.01
     momentum: Fraction = 0.9  # β₁ of AdamW
     weight_decay: NonNegative = 1e-4
     # poly: lr · (1 − t/T)^lr_power; step: a tenth from every milestone on.
     lr_schedule: Literal["poly", "step", "constant"] = "poly"
     lr_power: NonNegative = 0.9
     # T as a share of the run; above 1 the run ends before the learning rate is 0.
-    lr_horizon: Annotated[float, msgspec.Meta(ge=1.0)] = 1.0
+    lr_horizon: Annotated[float, msgspec.Meta(ge=1.0, le=1e6)] = 1.0
     lr_milestones: tuple[Fraction, ...] = ()  # of schedule step, as shares of the run
     eval_every: Positive = 500  # steps between validations
     log_every: Positive = 50  # steps between log lines: the only host synchronization
@@ -148,11 +153,12 @@ ParamsOf = Callable[[str], type[Strict]]
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a configuration file as plain dicts and lists. Raises UsageError."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the configuration {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        tree = load_yaml(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"cannot read the configuration {path}: {reason}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise UsageError(
             f"{path} is not a configuration: expected sections such as data, model and train"
@@ -194,10 +200,13 @@ def parse(
     """
     try:
         # Not strict, because PyYAML reads 1e-4 as text.
-        return msgspec.convert(tree, kind, strict=False)
+        value = msgspec.convert(tree, kind, strict=False)
     except msgspec.ValidationError as error:
         path, problem = _explain(str(error), kind, section)
         raise UsageError(f"{_origin(path, where, overrides)}: {problem}") from None
+    for path in _not_finite(msgspec.to_builtins(value), section):
+        raise UsageError(f"{_origin(path, where, overrides)}: {path}: expected a finite number")
+    return value
 
 
 def dump(config: Strict) -> dict[str, Any]:
@@ -206,23 +215,38 @@ def dump(config: Strict) -> dict[str, Any]:
     return tree
 
 
+def _not_finite(tree: Any, path: str) -> Iterator[str]:
+    """Yield the paths of all numbers that are infinite or NaN."""
+    if isinstance(tree, float) and not math.isfinite(tree):
+        yield path
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _not_finite(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(tree, list | tuple):
+        for index, value in enumerate(tree):
+            yield from _not_finite(value, f"{path}[{index}]")
+
+
 def _apply_override(tree: dict[str, Any], override: str, file: Path) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UsageError(
-            f"--set {override!r}: expected key.path=value, for example train.steps=2000"
+            f"--set {shorten(override)!r}: expected key.path=value, for example train.steps=2000"
         )
     *parents, leaf = key.split(".")
     node = tree
-    for parent in parents:
+    for depth, parent in enumerate(parents, start=1):
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UsageError(f"{file}: {parent} is {child!r}, not a section; cannot set {override}")
+            path = ".".join(parents[:depth])
+            raise UsageError(f"{file}: {path} is not a section; cannot set {shorten(override)}")
         node = child
     try:
-        node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UsageError(f"--set {override!r}: the value is not valid YAML") from None
+        node[leaf] = parse_yaml(text)
+    except ValueError as error:
+        raise UsageError(
+            f"--set {shorten(override)!r}: the value is not valid YAML: {error}"
+        ) from None
 
 
 def _origin(path: str, where: str, overrides: Sequence[str]) -> str:
@@ -231,7 +255,7 @@ def _origin(path: str, where: str, overrides: Sequence[str]) -> str:
     for override in reversed(overrides):
         key = override.partition("=")[0] + "."
         if key.startswith(at) or at.startswith(key):
-            return f"--set {override}"
+            return f"--set {shorten(override)}"
     return where
 
 
@@ -245,17 +269,42 @@ def _explain(message: str, kind: type[Any], section: str) -> tuple[str, str]:
         wrong, allowed = problem.split("'")[1], _choices(_field_types(kind, parent)[leaf])
         return path, f"{path} is {wrong!r}; {did_you_mean(wrong, allowed)}"
     if not problem.startswith("Object "):  # neither an unknown nor a missing field
+        if bounds := re.match("(Expected `(int|float)`) [<>]", problem):
+            problem = f"{bounds[1]} {_range(kind, inner)}"
+        if problem == "Number out of range":  # 1e999, written as text
+            problem = "expected a finite number"
         problem = re.sub(r"`([a-z |]+)`", _name_types, problem).replace("Expected", "expected")
         return path, f"{path}: {problem}" if path else problem
     key = problem.split("`")[1]
     full = f"{path}.{key}" if path else key
     if "missing" in problem:
         return full, f"{full} is missing"
-    return full, f"unknown key {full}; {did_you_mean(key, _field_types(kind, inner))}"
+    return full, f"unknown key {shorten(full)}; {did_you_mean(key, _field_types(kind, inner))}"
 
 
 def _name_types(match: re.Match[str]) -> str:
     return " or ".join(_TYPE_NAMES.get(name, name) for name in match[1].split(" | "))
+
+
+def _range(kind: Any, path: str) -> str:
+    """Return the range of the number at `path`, such as "from 0 to 1"."""
+    limits: dict[str, float | None] = {}
+    parent, _, leaf = path.partition("[")[0].rpartition(".")
+    for meta in _metas(_field_types(kind, parent)[leaf]):
+        limits |= {name: getattr(meta, name) for name in ("ge", "gt", "le", "lt")}
+    words = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
+    return " ".join(
+        f"{words[name]} {limit:.10g}" for name, limit in limits.items() if limit is not None
+    )
+
+
+def _metas(annotation: Any) -> Iterator[msgspec.Meta]:
+    """Yield what limits the numbers of a type such as tuple[Size, ...] | None."""
+    for part in get_args(annotation):
+        if not isinstance(part, msgspec.Meta):
+            yield from _metas(part)
+        elif part.min_length is None:
+            yield part
 
 
 def _field_types(kind: Any, path: str) -> dict[str, Any]:

@@ -22,6 +22,12 @@ def printable(text: object) -> str:
     return "".join(char if char.isprintable() else _escape(char) for char in characters)
 
 
+def shorten(text: str, length: int = 100) -> str:
+    """Return `text` in one line of at most `length` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
 def csv_cell(value: object) -> object:
     """Return `value` as a cell that no spreadsheet runs as a formula; numbers are not changed.
 

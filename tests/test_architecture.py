@@ -38,6 +38,7 @@ ROWS = (
         "transfer",
         "renamed",
         "text",
+        "yaml_text",
     ),
     ("locks",),
     ("errors",),

@@ -22,9 +22,11 @@ from crkd_cli.config import Strict, parse
 from crkd_cli.data.store import CaseInfo, ClassInfo, Store
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.paths import atomic_write, packaged_folder
+from crkd_cli.text import shorten
+from crkd_cli.yaml_text import load_yaml
 
 Part = Literal["labeled", "unlabeled", "val", "test"]
-COUNT = re.compile(r"\d+|\d+(\.\d+)?%")
+COUNT = re.compile(r"[0-9]{1,9}|[0-9]{1,9}(\.[0-9]{1,9})?%")
 
 
 class Split(Strict, frozen=True):
@@ -201,9 +203,12 @@ def label_key(labeled: str) -> str:
         return text
     if not COUNT.fullmatch(text) or float(text.rstrip("%")) == 0:
         raise UsageError(
-            f"--labeled {labeled!r}: expected a number such as 4, a share such as 5%, or all"
+            f"--labeled {shorten(labeled)!r}: expected a number such as 4, a share such as 5%, or "
+            "all"
         )
-    return f"{float(text[:-1]):g}%" if text.endswith("%") else str(int(text))
+    if not text.endswith("%"):
+        return str(int(text))
+    return f"{_share(text, labeled, '--labeled'):g}%"
 
 
 def parse_count(text: str, total: int, option: str) -> int:
@@ -214,13 +219,20 @@ def parse_count(text: str, total: int, option: str) -> int:
     """
     stripped = text.strip()
     if not COUNT.fullmatch(stripped):
-        raise UsageError(f"{option} {text!r}: expected a number such as 4 or a share such as 10%")
+        raise UsageError(
+            f"{option} {shorten(text)!r}: expected a number such as 4 or a share such as 10%"
+        )
     if not stripped.endswith("%"):
         return int(stripped)
+    share = _share(stripped, text, option)
+    return max(int(total * share / 100 + 0.5), 1) if share else 0
+
+
+def _share(stripped: str, text: str, option: str) -> float:
     share = float(stripped[:-1])
     if share > 100:
         raise UsageError(f"{option} {text!r}: a share is at most 100%")
-    return max(int(total * share / 100 + 0.5), 1) if share else 0
+    return share
 
 
 def seeded_order(groups: Iterable[str], seed: int) -> list[str]:
@@ -277,11 +289,11 @@ def _split_from_file(store: Store, labeled: str | None, file: Path) -> Split:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the split {file}: {error}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+        tree = load_yaml(file)
+    except OSError as error:
+        raise UsageError(f"cannot read the split {file}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UsageError(f"{file} is not valid YAML: {error}") from None
     if not isinstance(tree, dict) or "train" not in tree or "labeled" not in tree:
         raise UsageError(
             f"{file} is not a split: expected dataset, name, train, labeled, val and test"

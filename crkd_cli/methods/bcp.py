@@ -9,14 +9,13 @@ student's moving average. In a warm-up before that, labeled images are pasted in
 Shapes: L labeled and U unlabeled images, C channels, K classes, *S spatial axes (two or three).
 """
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-import msgspec
 import torch
 from torch import Tensor
 
 from crkd_cli.augment.mix import draw_box, mix
-from crkd_cli.config import Fraction, NonNegative, Strict
+from crkd_cli.config import AboveZero, Fraction, NonNegative, Strict
 from crkd_cli.data.batch import Batch
 from crkd_cli.losses.components import largest_component
 from crkd_cli.losses.dice import dice_loss
@@ -73,7 +72,7 @@ class Bcp(Method):
         average_regions: bool = True
         squared_dice: bool = True  # Dice with Σ p² in the denominator; false: Σ p
         batch_dice: bool = True  # Dice of the whole batch; false: mean over images
-        dice_smooth: Annotated[float, msgspec.Meta(gt=0.0)] = 1e-10  # ε of the Dice loss
+        dice_smooth: AboveZero = 1e-10  # ε of the Dice loss
         # Continue after the warm-up from its best weights on the validation cases; false: from
         # the last ones.
         restore_best: bool = True

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from crkd_cli.augment.mix import draw_swap, swap
-from crkd_cli.config import Fraction, NonNegative, Strict
+from crkd_cli.config import AboveZero, Fraction, NonNegative, Size, Strict
 from crkd_cli.data.batch import Batch
 from crkd_cli.losses.contrast import Samples, class_means, concat, contrast, sample
 from crkd_cli.losses.dice import DiceClasses, dice_loss
@@ -80,8 +80,8 @@ class Crkd(Method):
         ema_decay: Fraction = 0.99  # decay of the teacher's moving average; 0 copies the student
         # Channel dropout of the perturbed features, at every level of the encoder.
         feature_dropout: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.5
-        temperature: Annotated[float, msgspec.Meta(gt=0.0)] = 1.0  # T of CSD
-        contrast_samples: Annotated[int, msgspec.Meta(ge=1)] = 256  # of CSD, per stream and batch
+        temperature: AboveZero = 1.0  # T of CSD
+        contrast_samples: Size = 256  # of CSD, per stream and batch
         true_positive_anchors: bool = True  # CSD anchors must be predicted correctly
 
     params: Params

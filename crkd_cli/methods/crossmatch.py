@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from crkd_cli.augment.mix import draw_mix, mix
-from crkd_cli.config import Fraction, NonNegative, Strict
+from crkd_cli.config import AboveZero, Fraction, NonNegative, Strict
 from crkd_cli.data.batch import Batch
 from crkd_cli.losses.dice import DiceClasses, dice_loss
 from crkd_cli.losses.pixel import probabilities
@@ -84,7 +84,7 @@ class CrossMatch(Method):
         distillation_weight: NonNegative = 0.5  # λ
         decoder_share: Fraction = 0.3  # η, the decoder distillation's part of λ
         dice_classes: DiceClasses = "all"  # classes of the Dice losses
-        dice_smooth: Annotated[float, msgspec.Meta(gt=0.0)] = 1e-4  # ε of the Dice losses
+        dice_smooth: AboveZero = 1e-4  # ε of the Dice losses
         weak_dropout: Rate = 0.25  # channel dropout of weakly perturbed features, at every level
         strong_dropout: Rate = 0.75  # channel dropout of strongly perturbed features
 

@@ -33,7 +33,7 @@ from crkd_cli.schedules import sigmoid_ramp
 MIN_PROBABILITY = 1e-6  # keeps the logarithm finite
 INITIAL_THRESHOLD = 0.75  # h at the start of the run, as a fraction of h at its end
 
-EvenCount = Annotated[int, msgspec.Meta(ge=2, multiple_of=2)]
+EvenCount = Annotated[int, msgspec.Meta(ge=2, le=1000, multiple_of=2)]
 
 
 @METHODS.register

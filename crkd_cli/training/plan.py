@@ -1,5 +1,6 @@
 """From the command line to a plan: configuration, split, run folder, state to resume from."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from crkd_cli.paths import packaged_folder
 from crkd_cli.runtime.build import user_method_digest
 from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint
 from crkd_cli.runtime.user_method import source_file
+from crkd_cli.text import shorten
 
 # Settings that may change when a run is resumed.
 MAY_CHANGE = (
@@ -85,12 +87,12 @@ def parse_seeds(text: str, sets: list[str]) -> list[int]:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
         raise UsageError(
-            f"--seeds {text!r}: expected whole numbers separated by commas, for example "
+            f"--seeds {shorten(text)!r}: expected whole numbers separated by commas, for example "
             "1337,1338,1339"
         ) from None
-    duplicates = [seed for seed in seeds if seeds.count(seed) > 1]
-    if duplicates:
-        raise UsageError(f"--seeds {text!r} names {duplicates[0]} twice: it would be the same run")
+    seed, times = Counter(seeds).most_common(1)[0]
+    if times > 1:
+        raise UsageError(f"--seeds {shorten(text)!r} names {seed} twice: it would be the same run")
     if any(override.partition("=")[0] == "train.seed" for override in sets):
         raise UsageError("--seeds and --set train.seed both set the seed; give one of them")
     return seeds
