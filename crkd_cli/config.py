@@ -239,7 +239,10 @@ def _apply_override(tree: dict[str, Any], override: str, file: Path) -> None:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
             path = ".".join(parents[:depth])
-            raise UsageError(f"{file}: {path} is not a section; cannot set {shorten(override)}")
+            raise UsageError(
+                f"{file}: {path} is {shorten(repr(child))}, not a section; cannot set "
+                f"{shorten(override)}"
+            )
         node = child
     try:
         node[leaf] = parse_yaml(text)

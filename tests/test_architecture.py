@@ -37,10 +37,9 @@ ROWS = (
         "progress",
         "transfer",
         "renamed",
-        "text",
         "yaml_text",
     ),
-    ("locks",),
+    ("locks", "text"),
     ("errors",),
 )
 ROW = {part: row for row, parts in enumerate(ROWS) for part in parts}

@@ -16,6 +16,7 @@ import yaml
 from crkd_cli.config import Strict, parse
 from crkd_cli.data import nnunet, patterns
 from crkd_cli.errors import UsageError
+from crkd_cli.yaml_text import load_yaml
 
 ChannelModality = Literal["MR", "CT", "RGB", "gray"]
 Millimeters = Annotated[float, msgspec.Meta(gt=0.0, lt=1e4)]
@@ -100,11 +101,13 @@ def read_description(file: Path) -> Description:
     Raises UsageError, which names the key, if it cannot be read or does not make sense.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        tree = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+        if file.suffix == ".json":
+            tree = json.loads(file.read_text(encoding="utf-8-sig"))
+        else:
+            tree = load_yaml(file)
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError) as error:
         kind = "JSON" if file.suffix == ".json" else "YAML"
         reason = " ".join(str(error).split())
         raise UsageError(f"{file} is not valid {kind} ({reason}); correct it") from None

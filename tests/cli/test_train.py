@@ -168,7 +168,7 @@ def test_own_data_without_a_configuration(cli: Command, toy: Path) -> None:
             ["data.frame", "stride [16, 17] is larger"],
         ),
         ("model.name=unett", ["no network is called 'unett'", "did you mean 'unet'"]),
-        ("methods.crkd.confidence=2", ["methods.crkd", "confidence", "<= 1"]),
+        ("methods.crkd.confidence=2", ["methods.crkd", "confidence", "from 0 to 1"]),
         ("methods.crkd.tau=0.5", ["unknown key", "tau"]),
         ("methods.crdk.confidence=0.5", ["no method is called 'crdk'", "did you mean 'crkd'"]),
         ("train.lr_schedule=step", ["train", "lr_schedule step needs lr_milestones"]),

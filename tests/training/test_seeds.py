@@ -120,7 +120,8 @@ def test_a_signal_stops_the_command_and_rerunning_resumes(line: list[str], tmp_p
         (["--seeds", "1337 1338"], ["'1337 1338'", "whole numbers"]),
         (["--seeds", "1,2.5"], ["'1,2.5'", "whole numbers"]),
         (["--seeds", "1,2,01"], ["'1,2,01'", "names 1 twice"]),
-        (["--seeds", "1,-2"], ["train.seed", ">= 0"]),
+        (["--seeds", "1," + "9" * 5000], ["999…'", "whole numbers"]),
+        (["--seeds", "1,-2"], ["train.seed", "from 0 below 4294967296"]),
         (["--seeds", "1,2", "--out", "."], ["--out . has no name", "-seed"]),
         (
             ["--seeds", "1,2", "--set", "train.seed=3"],
