@@ -280,9 +280,18 @@ def write_evaluation(tmp_path: Path) -> EvaluationWriter:
             "cases_csv": {"rows": len(rows) - 1, "sha256": digest},
         }
         (folder / "summary.json").write_text(json.dumps(summary))
+        edit_summary(folder)
         return folder
 
     return write
+
+
+def edit_summary(folder: Path, **changes: object) -> None:
+    """Change entries of summary.json, remove those that are None, and renew its digest."""
+    tree = json.loads((folder / "summary.json").read_text()) | changes | {"sha256": None}
+    kept = {key: value for key, value in tree.items() if value is not None}
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    (folder / "summary.json").write_text(json.dumps({**kept, "sha256": digest}))
 
 
 def _cell(score: float) -> str:

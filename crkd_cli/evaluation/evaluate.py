@@ -20,7 +20,7 @@ from crkd_cli.data.splits import Part
 from crkd_cli.data.store import CaseInfo, Store, digest
 from crkd_cli.errors import CrkdError
 from crkd_cli.evaluation import paper
-from crkd_cli.evaluation.files import FORMAT, table_bytes, table_facts, write_files
+from crkd_cli.evaluation.files import FORMAT, sealed, table_bytes, table_facts, write_files
 from crkd_cli.evaluation.literature import PublishedRow, published_rows
 from crkd_cli.evaluation.results import evaluation_folder
 from crkd_cli.evaluation.scorer import CaseScores, Labels, Scorer
@@ -68,12 +68,13 @@ class EvaluationReport:
                 **asdict(report.presence),
                 "scores": self._by_metric(report.scores),
             }
-        return {
+        tree = {
             **self.facts,
             "classes": classes,
             "mean": self._by_metric(self.mean),
             "published": msgspec.to_builtins(self.published),
         }
+        return sealed(tree)
 
     def _by_metric(self, summaries: list[Summary]) -> dict[str, Any]:
         tree = {}

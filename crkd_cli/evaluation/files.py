@@ -1,6 +1,7 @@
 """The files of an evaluation: cases.csv, with a row per case and class, and summary.json.
 
-summary.json holds the digest of cases.csv, so that the files of two evaluations are never mixed.
+summary.json holds the digests of cases.csv and of its own content, so that the files of two
+evaluations are never mixed, and neither can change alone.
 Legend: N cases, K − 1 foreground classes, M metrics.
 """
 
@@ -86,6 +87,13 @@ def table_facts(table: bytes, rows: int) -> dict[str, Any]:
     return {"rows": rows, "sha256": hashlib.sha256(table).hexdigest()}
 
 
+def sealed(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of summary.json with its digest as the last entry."""
+    content = {key: value for key, value in tree.items() if key != "sha256"}
+    text = json.dumps(content, sort_keys=True)
+    return {**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
 def write_files(folder: Path, summary: dict[str, Any], table: bytes) -> None:
     """Write cases.csv and summary.json; neither is replaced unless both could be written."""
     with (
@@ -101,8 +109,10 @@ def read_summary(file: Path) -> dict[str, Any]:
     """Read summary.json. Raises CrkdError if it is damaged or of another version."""
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
-        json.dumps(tree, ensure_ascii=False).encode("utf-8")  # no half of a surrogate pair
         version = tree.get("format")
+        if version == FORMAT and tree != sealed(tree):
+            raise ValueError("its digest does not match its content")
+        json.dumps(tree, ensure_ascii=False).encode("utf-8")  # no half of a surrogate pair
     except DAMAGE as error:
         raise damaged(file, error) from None
     if version != FORMAT:

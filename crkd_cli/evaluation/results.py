@@ -183,8 +183,8 @@ def _read_facts(file: Path) -> Facts:
     tree = read_summary(file)
     try:
         facts: Facts = msgspec.convert(tree, Facts)
-        if "dice" not in facts.mean:
-            raise ValueError("it has no Dice")
+        if "dice" not in facts.mean or not Path(facts.checkpoint).name:
+            raise ValueError("it names no Dice or no checkpoint")
         # Both read the configuration, which has no fixed type.
         facts.settings(), facts.circumstances()
     except DAMAGE as error:

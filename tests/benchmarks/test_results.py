@@ -116,7 +116,8 @@ def test_a_record_has_the_scores_of_every_case(tmp_path):
     cases += "a,p,organ,1,5,6,0.612345\nb,p,organ,1,0,0,\n"
     tree |= {"format": "crkd evaluation 2", "classes": {"organ": {"value": 1, "scores": dice}}}
     tree["cases_csv"] = {"rows": 2, "sha256": hashlib.sha256(cases.encode()).hexdigest()}
-    summary = json.dumps(tree)
+    digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    summary = json.dumps(tree | {"sha256": digest})
     lines = ['{"step": 3, "loss": 1}', '{"step": 3, "val/dice": 0.4567}']
     log = "\n".join([*lines, '{"step": 6, "val/dice": null}', ""])
     for name, text in (("summary.json", summary), ("cases.csv", cases), ("../log.jsonl", log)):

@@ -17,6 +17,7 @@ from crkd_cli.evaluation.evaluate import evaluate
 from crkd_cli.evaluation.results import read_evaluation
 from crkd_cli.reporting.compare import compare_runs
 from crkd_cli.reporting.tables import write_comparison
+from tests.conftest import edit_summary
 
 CASES = {"a": "a", "b": "b", "c": "c"}
 FRAME = Frame(resize=(32, 32))
@@ -28,19 +29,18 @@ def folder(write_evaluation, rng):
 
 
 def summary(**changes):
-    """Return damage that changes entries of summary.json, or removes those that are None."""
-
-    def damage(folder):
-        tree = json.loads((folder / "summary.json").read_text()) | changes
-        kept = {key: value for key, value in tree.items() if value is not None}
-        (folder / "summary.json").write_text(json.dumps(kept))
-
-    return damage
+    """Return damage that changes or removes entries of summary.json, and renews its digest."""
+    return lambda folder: edit_summary(folder, **changes)
 
 
 def content(name, new):
     """Return damage that replaces the bytes of a file."""
     return lambda folder: (folder / name).write_bytes(new)
+
+
+def swapped(name, old, new):
+    """Return damage that replaces text in a file."""
+    return lambda folder: (folder / name).write_text((folder / name).read_text().replace(old, new))
 
 
 def replaced(old, new, *, digest=True):
@@ -69,7 +69,7 @@ LONG = b"protocol,case\nstrict," + b"x" * 150_000 + b"\n"
         (content("summary.json", b"[]"), "summary.json", "has no attribute"),
         (content("summary.json", DEEP), "summary.json", "recursion"),
         (content("summary.json", b'{"format": "\xff"}'), "summary.json", "utf-8"),
-        (content("summary.json", b'{"format": "\\ud800"}'), "summary.json", "surrogates"),
+        (summary(split="\ud800"), "summary.json", "surrogates"),
         (content("summary.json", b"9" * 5000), "summary.json", "digits"),
         (summary(step="ten"), "summary.json", "Expected `int`"),
         (summary(seed=None), "summary.json", "missing required field `seed`"),
@@ -77,6 +77,11 @@ LONG = b"protocol,case\nstrict," + b"x" * 150_000 + b"\n"
         (summary(config={"methods": 3, "train": {}}), "summary.json", "has no attribute"),
         (summary(config={"methods": {}}), "summary.json", "train"),
         (summary(mean={"hd95_mm": {}}), "summary.json", "no Dice"),
+        (summary(checkpoint=""), "summary.json", "no checkpoint"),
+        (summary(checkpoint="/"), "summary.json", "no checkpoint"),
+        (swapped("summary.json", '"crkd"', '"bcp"'), "summary.json", "digest does not match"),
+        (swapped("summary.json", '"seed": 1', '"seed": 3'), "summary.json", "digest does not"),
+        (swapped("summary.json", '"sha256": "', '"sha256": "0'), "summary.json", "digest does not"),
         (lambda folder: (folder / "cases.csv").unlink(), "cases.csv", "missing"),
         (content("cases.csv", b""), "cases.csv", "not the table of 6 rows"),
         (content("cases.csv", LONG), "cases.csv", "field larger than"),

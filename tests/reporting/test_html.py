@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from crkd_cli.config import Frame
+from tests.conftest import edit_summary
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -154,11 +155,10 @@ def test_missing_or_changed_files_are_named(cli, runs, tmp_path, make_checkpoint
         assert all(word in last for word in words), last
         assert not (tmp_path / "page" / "index.html").exists()
 
-    summary = runs[0] / "evaluation-strict-test" / "summary.json"
-    text = summary.read_text()
-    summary.write_text(text.replace('"step": 10', '"step": 9', 1))
+    folder = runs[0] / "evaluation-strict-test"
+    edit_summary(folder, step=9)
     refused("is at step 10, but", "is of step 9; run crkd evaluate again")
-    summary.write_text(text)
+    edit_summary(folder, step=10)
     (tmp_path / "data" / "prepared" / "toy").rename(tmp_path / "data" / "prepared" / "other")
     refused("crkd prepare-data toy")
     (runs[0] / "last.pth").unlink()
@@ -171,8 +171,9 @@ def test_missing_or_changed_files_are_named(cli, runs, tmp_path, make_checkpoint
 @pytest.mark.parametrize("width", [1280, 390])
 def test_in_a_browser(cli, runs, tmp_path, width):
     """Inside a frame of that width: a browser's own window may not become as narrow as a phone."""
-    summary = runs[1] / "evaluation-strict-test" / "summary.json"
-    summary.write_text(summary.read_text().replace('"method": "supervised"', '"method": "bcp"'))
+    folder = runs[1] / "evaluation-strict-test"
+    config = json.loads((folder / "summary.json").read_text())["config"]
+    edit_summary(folder, method="bcp", config={**config, "method": "bcp"})
     report = make_report(cli, runs, tmp_path)
     assert "(best)" in report  # text for screen readers, visually hidden
     wrapper = tmp_path / "wrapper.html"
