@@ -104,9 +104,10 @@ def prepare_data(
     _raise_errors(raw, report)
     for finding in report.findings:
         info(f"note: {finding.what}")
-    info(f"description (to change it, write it to {raw / 'dataset.yaml'} and change a line):")
-    for line in to_yaml(report.description).splitlines():
-        info(f"  {line}")
+    if reader.reads_description:
+        info(f"description (to change it, write it to {raw / 'dataset.yaml'} and change a line):")
+        for line in to_yaml(report.description).splitlines():
+            info(f"  {line}")
     for line in report.classes:
         info(line)
     info(report.summary)

@@ -52,6 +52,8 @@ class Description(Strict, frozen=True):
         _check_classes(self)
         if self.images is not None:
             patterns.check("images", self.images, allowed=("name",))
+        if "background" in self.label_patterns:
+            raise ValueError("labels: the background is what no class covers; drop its pattern")
         for pattern in self.label_patterns.values():
             patterns.check("labels", pattern, allowed=("name",), needed="name")
         if self.patients is not None and not self.patients.lower().endswith(".csv"):

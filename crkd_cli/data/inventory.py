@@ -135,7 +135,7 @@ def take_inventory(
     for case in cases:
         labels = [label.path for label in case.labels]
         roles |= {path: _Role("used", "label", case.id) for path in labels}
-        what = "file with image and label" if case.image in labels else "image"
+        what = "labeled image" if case.image in labels else "image"
         roles[case.image] = _Role("used" if labels else "unlabeled", what, case.id)
     for path, reason in record.refused.items():
         role = roles.get(path)

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from crkd_cli.data.description import FILES
 from crkd_cli.data.raw import formats
 from crkd_cli.data.raw.archives import ArchiveError, extract
 from crkd_cli.data.raw.download import fetch
@@ -89,6 +90,8 @@ def _from_given(name: str, source: Source, given: Path, home: Path, progress: Pr
         archives = _archives_in(given, source)
         if not archives or _has_cases(source, given):
             return given
+    elif given.name in FILES:
+        raise CrkdError(f"{given} describes a dataset; give the folder that contains it")
     elif formats.suffix(given):
         raise CrkdError(
             f"{given} is one image; give the folder that contains images/ and labels/, "

@@ -25,6 +25,8 @@ from crkd_cli.errors import CrkdError
 from crkd_cli.text import printable
 
 NO_IMAGE = "no image has the name of this label"
+BACKGROUND = "background"
+MAX_ID_BYTES = 240  # of file names, which have at most 255
 MAX_HINTS = 5
 
 
@@ -121,9 +123,11 @@ def label_by_name(
     matches: dict[str, list[_Match]] = defaultdict(list)
     unmatched = []
     for label in labels:
-        if match := _find_image(label, by_key):
-            case, form = match
-            matches[case].append(_Match(label.file, form))
+        match = _find_image(label, by_key)
+        if match is not None and match[1].class_name == BACKGROUND:
+            record.unused[label.file.path] = "the background is what no class covers"
+        elif match is not None:
+            matches[match[0]].append(_Match(label.file, match[1]))
         else:
             record.left_out[label.file.path] = NO_IMAGE
             unmatched.append(label)
@@ -265,8 +269,11 @@ def _build(
     cases = []
     for image in images:
         labels = label_files.get(image.id, ())
-        if image.file.problem:
-            record.refused[image.file.path] = f"{printable(image.file.name)} {image.file.problem}"
+        problem = image.file.problem
+        if len(image.id.encode(errors="replace")) > MAX_ID_BYTES:
+            problem = f"gives its case a name of over {MAX_ID_BYTES} bytes; shorten the name"
+        if problem:
+            record.refused[image.file.path] = f"{printable(image.file.name)} {problem}"
             for label in labels:
                 record.left_out[label.path] = "its image is refused"
             continue

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from crkd_cli.data.cases import RawCase
-from crkd_cli.data.description import Description, to_yaml
+from crkd_cli.data.description import FILES, Description, to_yaml
 from crkd_cli.data.inventory import Inventory, list_files, take_inventory
 from crkd_cli.data.labels import ClassAssignment, class_lines
 from crkd_cli.data.prepare_case import (
@@ -62,6 +62,8 @@ class _Run:
     def prepare(self, store: Path, progress: Progress, check_only: bool) -> PreparationReport:
         """Find, check and store the cases."""
         self._cases = self._source.find(self._raw)
+        if not self._source.reads_description:
+            self._note_description()
         spec = _with_spacing(self._source, self._source.spec(self._name, self._cases))
         _check_official_groups(self._name, self._cases, self._raw)
         self._duplicates = _duplicate_ids(self._cases)
@@ -81,6 +83,12 @@ class _Run:
                 _publish(folder, store, preparation.index(self._raw, findings))
             report = self._report(findings, preparation.summary())
             return replace(report, classes=preparation.class_lines())
+
+    def _note_description(self) -> None:
+        for name in FILES:
+            if (self._raw / name).exists():
+                reason = f"the description of {self._name} is fixed"
+                self._source.files.left_out[self._raw / name] = reason
 
     def failed(self, error: CrkdError) -> PreparationReport:
         """Return the report if the dataset as a whole cannot be prepared."""
@@ -114,7 +122,7 @@ class _Run:
             list_files(self._raw),
             self._cases,
             replace(record, refused=refused),
-            f"not part of {self._name}",
+            f"not needed for {self._name}",
         )
 
     def _errors(self) -> list[Finding]:

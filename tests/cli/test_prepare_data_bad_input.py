@@ -52,6 +52,10 @@ def test_a_source_with_other_data(prepare_data, raw_folder):
     code, err = prepare_data("mine", "--source", raw_folder / "images/a.png")
     assert code == 1
     assert "a.png is one image; give the folder" in err
+    (raw_folder / "dataset.yaml").touch()
+    code, err = prepare_data("mine", "--source", raw_folder / "dataset.yaml")
+    assert code == 1
+    assert "dataset.yaml describes a dataset; give the folder that contains it" in err
 
 
 @pytest.mark.parametrize("name", ["acdc", "la", "isic2018", "kvasir", "mine"])

@@ -4,6 +4,7 @@ import json
 import tarfile
 import zipfile
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -107,6 +108,20 @@ def test_mistakes_in_a_description(prepare_data, raw_folder):
         code, err = prepare_data("mine", "--source", raw_folder)
         assert (code, message in err) == (expected, True), err
         assert err.splitlines()[-1].startswith("error: ")
+
+
+def test_public_datasets_have_a_fixed_description(prepare_data, rng, tmp_path):
+    for case in ("patient001_frame01", "patient001_frame02"):
+        with h5py.File(tmp_path / f"{case}.h5", "w") as file:
+            file["image"] = rng.random((3, 8, 8))
+            file["label"] = rng.integers(0, 4, (3, 8, 8)).astype(np.uint8)
+    (tmp_path / "dataset.yaml").write_text("classes: {LV: 3}")
+    code, err = prepare_data("acdc", "--source", tmp_path)
+    assert code == 0
+    assert "note: left out, the description of acdc is fixed: dataset.yaml" in err
+    assert "channels:" not in err
+    description = read_description(tmp_path / "data/prepared/acdc/dataset.yaml")
+    assert description.classes["left ventricle"] == 3
 
 
 def test_json(cli, raw_folder, tmp_path):

@@ -65,6 +65,7 @@ def test_what_is_printed_can_be_read(read, text):
         ("classes: {a: 255}\nignore: 255", "classes.a is 255, the value of ignore"),
         ("classes: {a: []}", "classes.a has no value"),
         ("labels: masks/*.png", "labels: 'masks/*.png' lacks {name}"),
+        ("labels: {background: '{name}.png'}", "the background is what no class covers"),
         ("labels: '{nam}.png'", "labels: {nam} is unknown; did you mean 'name'?"),
         ("images: '/data/{name}.png'", "must be relative to the folder"),
         ("images: '../{name}.png'", "must be relative to the folder"),
@@ -74,7 +75,7 @@ def test_what_is_printed_can_be_read(read, text):
         ("spacing: [1]", "spacing has 1 numbers; give one per axis"),
         ("- a\n- b", "is not a description; expected lines such as classes: {liver: 1}"),
         ("classes: {", "is not valid YAML"),
-        ("a: 2024-13-45", "is not valid YAML"),
+        ("images: 2024-13-45\nlabels: 5", "labels: expected text"),
         ("[" * 2000, "is not valid YAML"),
     ],
 )

@@ -71,12 +71,11 @@ def test_public_datasets_have_an_inventory_too(tmp_path):
     (tmp_path / patient / "Info.cfg").write_text("ED: 12\nES: 1\n")
     inventory = inventory_of(tmp_path, Acdc())
     assert inventory.lines() == [
-        "used: no file",
+        "used: 1 Info.cfg file",
         "unlabeled: 1 file",
         f"  {patient}/{patient}_frame12.nii.gz",
-        "left out, not part of it: 3 files",
-        f"  {patient}/Info.cfg, {patient}/{patient}_4d.nii.gz,",
-        f"  {patient}/{patient}_frame1.nii.gz",
+        "left out, not part of it: 2 files",
+        f"  {patient}/{patient}_4d.nii.gz, {patient}/{patient}_frame1.nii.gz",
     ]
     assert inventory.notices() == []
 

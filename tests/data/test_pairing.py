@@ -114,6 +114,7 @@ CASES = {
     "a mask per class": (
         [
             *("images/c0.png", "labels/c0_mask_liver.png", "labels/c0_mask_spleen.png"),
+            "labels/c0_mask_background.png",
             *("images/c1.png", "labels/c1_mask_spleen_1.png", "labels/c1_mask_spleen_2.png"),
         ],
         {
@@ -241,6 +242,15 @@ def test_files_that_are_not_regular_are_refused(tmp_path):
     assert list(source.files.refused.values()) == ["images/b.png is not a regular file; remove it"]
 
 
+def test_long_names_of_cases_are_refused(tmp_path):
+    folder, stem = "f" * 200, "s" * 100
+    make(tmp_path, f"images/{folder}/{stem}.png", f"images/{folder}/b.png", "images/a.png")
+    make(tmp_path, "labels/a.png")
+    cases, source = find(tmp_path)
+    assert list(cases) == ["a", f"{folder}_b"]
+    assert "gives its case a name of over 240 bytes" in str(source.files.refused)
+
+
 def test_linked_folders_are_searched_but_not_in_circles(tmp_path):
     make(tmp_path / "elsewhere", "a.png")
     make(tmp_path / "set", "labels/a.png")
@@ -323,61 +333,6 @@ def test_hints_do_not_name_cases_that_have_a_label(tmp_path):
     make(tmp_path, "labels/pat1.png", "labels/scna2.png")
     _, source = find(tmp_path)
     assert source.notes == ["labels without an image: scna2: did you mean scan2?"]
-
-
-ERRORS = {
-    "no folder of images": (["scans/a.png", "truth/a.png"], r'such as images: "scans/\*\.png"'),
-    "folders in a folder": (["train/images/a.png", "test/images/b.png"], "give .*/train to"),
-    "an archive": (["set.zip", "readme.md"], "give the archive set.zip to --source"),
-    "no image": (["images/a.xyz", "labels/a.png"], r"images contains no image in .*\(1 \.xyz\)"),
-    "no label map": (
-        ["images/a.png", "labels/a.xyz"],
-        r"labels contains no label map in .*1 \.xyz",
-    ),
-    "no labels": (
-        ["images/a.png"],
-        r"has no labels/ \(or masks/, labelsTr/\), and no label beside",
-    ),
-    "other names": (
-        ["images/a.png", "labels/q7.png"],
-        r"\(q7 …; expected a\); rename them, or say",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ERRORS)
-def test_errors_say_what_is_missing(name, tmp_path):
-    files, message = ERRORS[name]
-    with pytest.raises(CrkdError, match=message):
-        find(make(tmp_path, *files))
-
-
-def test_the_folder_of_images_is_not_the_dataset(tmp_path):
-    make(tmp_path, "images/a.png", "labels/a.png")
-    with pytest.raises(
-        CrkdError, match=f"contains images only; give the folder above it, {tmp_path}"
-    ):
-        find(tmp_path / "images")
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        [f"{part}/{n}_{part}.png" for part in ("images", "labels") for n in (21, 22, 30)],
-        ["images/a.tif", "images/b.png", "labels/heart_a.png", "labels/heart_b.png"],
-        [f"p{n}/p{n}_{kind}.nii.gz" for n in (1, 2) for kind in ("flair", "t1", "seg")],
-        [f"p{n}/{kind}.nii.gz" for n in (1, 2) for kind in ("flair", "t1", "tumor_seg")],
-    ],
-)
-def test_the_suggested_lines_help(files, tmp_path):
-    make(tmp_path, *files)
-    with pytest.raises(CrkdError) as error:
-        find(tmp_path)
-    lines = str(error.value).partition("images: ")[2].split(" and ")
-    (tmp_path / "dataset.yaml").write_text("images: " + "\n".join(lines), encoding="utf-8")
-    cases, _ = find(tmp_path)
-    assert len(cases) >= 2
-    assert all(len(paths) == 2 for paths in cases.values())
 
 
 def test_images_to_predict(tmp_path):

@@ -5,6 +5,7 @@ patientNNN_frame02 for end-systole, whatever the numbers of these frames in the 
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from crkd_cli.data.cases import RawCase, labeled_case
@@ -28,7 +29,9 @@ class Acdc(Source):
     )
 
     def find(self, root: Path) -> list[RawCase]:
-        cases = _nifti_cases(root) or _h5_cases(root)
+        infos = sorted(root.rglob("Info.cfg"))
+        self.files.used |= dict.fromkeys(infos, "Info.cfg file")
+        cases = _nifti_cases(infos) or _h5_cases(root)
         if not cases:
             raise CrkdError(
                 f"no ACDC data in {root}: expected patientNNN folders with Info.cfg and NIfTI "
@@ -51,9 +54,9 @@ class Acdc(Source):
         )
 
 
-def _nifti_cases(root: Path) -> list[RawCase]:
+def _nifti_cases(infos: Sequence[Path]) -> list[RawCase]:
     cases = []
-    for info in sorted(root.rglob("Info.cfg")):
+    for info in infos:
         folder = info.parent
         patient = folder.name
         for number, frame in enumerate(_frames(info), start=1):

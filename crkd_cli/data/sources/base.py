@@ -42,6 +42,7 @@ class Source(ABC):
     archives: ClassVar[tuple[str, ...]] = ()  # patterns of the names that users' archives have
     remote: ClassVar[tuple[Remote, ...]] = ()  # files that are public without registration
     where: ClassVar[str] = ""  # how to get the raw files by hand
+    reads_description: ClassVar[bool] = False  # `dataset.yaml`; else the description is fixed
     generated: ClassVar[bool] = False  # made by `generate`; there are no raw files to get
 
     def __init__(

@@ -33,6 +33,7 @@ class Folder(Source):
     """Decides from the files what the dataset is: 2D or 3D, color or gray, which classes."""
 
     where = "give a folder with images/ and labels/"
+    reads_description = True
 
     def find(self, root: Path) -> list[RawCase]:
         files = list_files(root)

@@ -1,0 +1,71 @@
+"""Errors about folders that are not understood, and the lines of a description that help."""
+
+from pathlib import Path
+
+import pytest
+
+from crkd_cli.data.sources.folder import Folder
+from crkd_cli.errors import CrkdError
+
+
+def make(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+ERRORS = {
+    "no folder of images": (["scans/a.png", "truth/a.png"], r'such as images: "scans/\*\.png"'),
+    "folders in a folder": (["train/images/a.png", "test/images/b.png"], "give .*/train to"),
+    "an archive": (["set.zip", "readme.md"], "give the archive set.zip to --source"),
+    "no image": (["images/a.xyz", "labels/a.png"], r"images contains no image in .*\(1 \.xyz\)"),
+    "no label map": (
+        ["images/a.png", "labels/a.xyz"],
+        r"labels contains no label map in .*1 \.xyz",
+    ),
+    "no labels": (
+        ["images/a.png"],
+        r"has no labels/ \(or masks/, labelsTr/\), and no label beside",
+    ),
+    "other names": (
+        ["images/a.png", "labels/q7.png"],
+        r"\(q7 …; expected a\); rename them, or say",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_say_what_is_missing(name, tmp_path):
+    files, message = ERRORS[name]
+    with pytest.raises(CrkdError, match=message):
+        Folder().find(make(tmp_path, *files))
+
+
+def test_the_folder_of_images_is_not_the_dataset(tmp_path):
+    make(tmp_path, "images/a.png", "labels/a.png")
+    with pytest.raises(
+        CrkdError, match=f"contains images only; give the folder above it, {tmp_path}"
+    ):
+        Folder().find(tmp_path / "images")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [f"{part}/{n}_{part}.png" for part in ("images", "labels") for n in (21, 22, 30)],
+        ["images/a.tif", "images/b.png", "labels/heart_a.png", "labels/heart_b.png"],
+        [f"p{n}/p{n}_{kind}.nii.gz" for n in (1, 2) for kind in ("flair", "t1", "seg")],
+        [f"p{n}/{kind}.nii.gz" for n in (1, 2) for kind in ("flair", "t1", "tumor_seg")],
+    ],
+)
+def test_the_suggested_lines_help(files, tmp_path):
+    make(tmp_path, *files)
+    with pytest.raises(CrkdError) as error:
+        Folder().find(tmp_path)
+    lines = str(error.value).partition("images: ")[2].split(" and ")
+    (tmp_path / "dataset.yaml").write_text("images: " + "\n".join(lines), encoding="utf-8")
+    cases = Folder().find(tmp_path)
+    assert len(cases) >= 2
+    assert all(len(case.labels) == 1 for case in cases)
