@@ -48,6 +48,7 @@ def decide_classes(
     are_masks = any(label.class_name is not None for label in labels)
     binary = are_masks or stated is None or len(stated) == 1
     files, notes = _read_values(labels, ignore, binary)
+    _check_compression(files)
     if are_masks:
         classes, tables = _classes_of_masks(files, stated)
     elif stated is not None:
@@ -122,6 +123,17 @@ def _read_values(
     if not dark:
         return files, []
     return files, [f"label files without a value above 32, read as empty masks: {_names(dark)}"]
+
+
+def _check_compression(files: Sequence[_File]) -> None:
+    """Raise CrkdError if compression has changed the values of a label map with several classes."""
+    for file in files:
+        if _is_jpeg(file.label) and len(file.foreground) > 1:
+            raise CrkdError(
+                f"{file.label.path} has {len(file.foreground)} values besides 0, but compression "
+                "has changed them: of JPG files, only masks of 0 and 255 can be read; save the "
+                "label maps as PNG (or are images and labels swapped?)"
+            )
 
 
 def _are_blurred(labels: Sequence[LabelValues], counts: Sequence[Counts]) -> bool:

@@ -122,11 +122,15 @@ def _note_missing_classes(split: Split, store: Store) -> Iterator[str]:
         "val": "not considered when checkpoints are chosen",
         "test": "not scored",
     }
+    held = set().union(*(held_classes(store, group) for group in store.groups))
     for part, consequence in consequences.items():
         missing = missing_classes(split, store, part)
-        if missing and getattr(split, part):
-            names = describe_classes(missing)
+        if missing & held and getattr(split, part):
+            names = describe_classes([store.spec.classes[k] for k in sorted(missing & held)])
             yield f"warning: classes that no {part} case contains, so {consequence}: {names}"
+    if unseen := set(range(1, len(store.spec.classes))) - held:
+        names = describe_classes([store.spec.classes[k] for k in sorted(unseen)])
+        yield f"warning: classes that no case contains: {names}"
 
 
 def _check_parts(dataset: str, official: OfficialSplits, val: str | None, test: str | None) -> None:

@@ -19,7 +19,7 @@ import msgspec
 import yaml
 
 from crkd_cli.config import Strict, parse
-from crkd_cli.data.store import CaseInfo, ClassInfo, Store
+from crkd_cli.data.store import CaseInfo, Store
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.paths import atomic_write, packaged_folder
 from crkd_cli.text import shorten
@@ -254,14 +254,12 @@ def held_classes(store: Store, group: str) -> frozenset[int]:
     return frozenset(held)
 
 
-def missing_classes(split: Split, store: Store, part: Part) -> list[ClassInfo]:
+def missing_classes(split: Split, store: Store, part: Part) -> set[int]:
     """Return the foreground classes that no case of `part` contains."""
     present: set[int] = set()
     for case in split.cases(store, part):
         present.update(_foreground_classes(store.cases[case]))
-    return [
-        info for number, info in enumerate(store.spec.classes) if number and number not in present
-    ]
+    return set(range(1, len(store.spec.classes))) - present
 
 
 def preview(names: Sequence[str], limit: int = 5) -> str:

@@ -179,6 +179,13 @@ def test_blurred_masks_are_masks_of_255():
     assert "without a value above 32, read as empty masks: 1 (1.jpg)" in notes
 
 
+@pytest.mark.parametrize("stated", [None, {"a": 1, "b": 2, "c": 3}])
+def test_compressed_label_maps_are_refused(stated):
+    files = labels({0, 1}, {0: 500, 1: 9, 2: 80, 3: 7}, suffix=".jpg")
+    with pytest.raises(CrkdError, match=r"1\.jpg has 3 values besides 0, but compression has"):
+        decided(files, stated)
+
+
 def test_small_objects_of_many_classes_are_not_a_blurred_mask():
     counts = {0: 100_000} | dict.fromkeys(range(1, 251), 3)
     with pytest.raises(CrkdError, match="250 different values"):

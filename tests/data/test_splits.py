@@ -312,12 +312,18 @@ def test_the_last_holders_of_a_class_train_first_then_test(make_store):
 
 
 def test_parts_of_public_datasets_that_lack_a_class_are_noted(make_store):
-    store = with_classes(make_store("acdc", groups=ACDC), {"patient001_0": {1}})
+    store = with_classes(make_store("acdc", groups=ACDC), {"patient003_0": {1}})
     official = official_splits("acdc")
     assert official is not None
     new = make_split(store, "3", None, None, 5)
     assert new.split == official.split("acdc", "3")
-    assert "warning: classes that no test case contains, so not scored: b (2)" in new.notes
+    assert new.notes == (
+        "warning: classes that no labeled case contains, so not learned: a (1)",
+        "warning: classes that no val case contains, so not considered when checkpoints are "
+        "chosen: a (1)",
+        "warning: classes that no test case contains, so not scored: a (1)",
+        "warning: classes that no case contains: b (2)",
+    )
 
 
 @pytest.mark.realdata
