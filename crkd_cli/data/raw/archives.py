@@ -43,6 +43,23 @@ class ArchiveError(CrkdError):
         self.archive = archive
 
 
+class _Header(tarfile.TarInfo):
+    """The header of a file in a tar archive.
+
+    `tarfile` takes a damaged header for the end of the archive, and does not miss the real end.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        """Parse a header. Raises ReadError unless it is intact or marks the end."""
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from None
+
+
 @dataclass(frozen=True)
 class _Member:
     """A regular file in an archive."""
@@ -96,7 +113,7 @@ def _open(archive: Path) -> Iterator[Iterable[_Member]]:
         with zipfile.ZipFile(archive) as zipped:
             yield _zip_members(archive, zipped)
     else:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, tarinfo=_Header) as tar:
             yield _tar_members(archive, tar)
             # gzip verifies its checksum at the end of the file.
             while tar.fileobj is not None and tar.fileobj.read(MB):

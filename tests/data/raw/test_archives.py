@@ -107,6 +107,19 @@ def test_damaged_archives_leave_nothing(tmp_path, kind, rng):
         assert_refused(tmp_path, archive, "is damaged|is not a zip or tar archive")
 
 
+@pytest.mark.parametrize(
+    ("start", "stop"),
+    [(1024, None), (1023, None), (1024, 1600)],
+    ids=["cut between files", "cut in a file", "damaged header"],
+)
+def test_tar_archives_that_lost_files_are_refused(tmp_path, start, stop):
+    """512 bytes of header and 512 of content for each file, then the end: 1024 zeros."""
+    archive = make(tmp_path / "a.tar", {f"{n}.txt": b"x" * 512 for n in range(3)})
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:start] + (b"?" * (stop - start) + whole[stop:] if stop else b""))
+    assert_refused(tmp_path, archive, r"is damaged|is truncated")
+
+
 def test_a_file_that_is_not_an_archive(tmp_path):
     (tmp_path / "a.zip").write_text("<html>please log in</html>")
     assert_refused(tmp_path, tmp_path / "a.zip", "is not a zip or tar archive; download it again")
