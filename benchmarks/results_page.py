@@ -26,6 +26,7 @@ OTHER_FILES = (
     "labels-",
     "methods-",
     "released-",
+    "reliability-",
     "speed-",
     "statistics-",
 )

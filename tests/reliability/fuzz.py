@@ -16,31 +16,41 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from benchmarks.common import environment, write_json
 from tests.reliability import commands, readers, targets, workspace
 from tests.reliability.trial import Fault, Trial
 from tests.reliability.workspace import Workspace
 
-# Targets with their share of the trials. A trial of `pictures` and `volumes` is a folder of inputs.
-TARGETS: dict[str, tuple[targets.Target, int]] = {
-    "pictures": (readers.pictures, 3),
-    "volumes": (readers.volumes, 3),
-    "label": (readers.damaged_label, 6),
-    "config": (targets.config, 8),
-    "overrides": (targets.overrides, 10),
-    "options": (targets.options, 10),
-    "split": (targets.split, 6),
-    "stored-split": (targets.stored_split, 2),
-    "checkpoint-bytes": (targets.checkpoint_bytes, 8),
-    "checkpoint-content": (targets.checkpoint_content, 8),
-    "store-index": (targets.store_index, 8),
-    "store-arrays": (targets.store_arrays, 8),
-    "log": (targets.log, 6),
-    "results": (targets.results, 8),
-    "config-of-run": (targets.config_of_run, 2),
-    "description": (targets.description, 8),
-    "archive": (targets.archive, 6),
-    "names": (targets.names, 3),
+
+class Target(NamedTuple):
+    """Something to damage."""
+
+    run: targets.Target
+    share: int  # of the trials; those of `pictures` and `volumes` are folders of inputs
+    what: str
+
+
+TARGETS = {
+    "pictures": Target(readers.pictures, 3, "pictures: PNG, JPG, TIFF, BMP, GIF, HDF5"),
+    "volumes": Target(readers.volumes, 3, "volumes: NIfTI, NRRD, MetaImage, TIFF, HDF5"),
+    "label": Target(readers.damaged_label, 6, "label maps of these formats"),
+    "description": Target(targets.description, 8, "`dataset.yaml`, `dataset.json`, `patients.csv`"),
+    "names": Target(targets.names, 3, "names of files"),
+    "archive": Target(targets.archive, 6, "archives: zip, tar, tar.gz"),
+    "config": Target(targets.config, 8, "configurations"),
+    "config-of-run": Target(targets.config_of_run, 2, "`config.yaml` of a run"),
+    "overrides": Target(targets.overrides, 10, "values of `--set`"),
+    "options": Target(targets.options, 10, "values of the other options"),
+    "split": Target(targets.split, 6, "split files"),
+    "stored-split": Target(targets.stored_split, 2, "splits that `make-splits` wrote"),
+    "store-index": Target(targets.store_index, 8, "stores: `index.json`"),
+    "store-arrays": Target(targets.store_arrays, 8, "stores: arrays"),
+    "checkpoint-bytes": Target(targets.checkpoint_bytes, 8, "checkpoints: bytes"),
+    "checkpoint-content": Target(targets.checkpoint_content, 8, "checkpoints: values"),
+    "log": Target(targets.log, 6, "`log.jsonl` and `metrics.json`"),
+    "results": Target(targets.results, 8, "evaluations: `summary.json`, `cases.csv`"),
 }
 
 
@@ -66,11 +76,11 @@ class Fuzzer:
         """Run one trial; its folder is kept if it shows a fault."""
         started = time.monotonic()
         trial = self._new(name, number, intact=False)
-        result = TARGETS[name][0](trial)
+        result = TARGETS[name].run(trial)
         if result is not None and result not in self._expected[name]:
             # The draws before the damage choose the commands, so they are made again.
             intact = self._new(name, number, intact=True)
-            expected = TARGETS[name][0](intact)
+            expected = TARGETS[name].run(intact)
             self._expected[name].add(expected)
             trial.faults += intact.faults
             if result != expected:
@@ -102,8 +112,8 @@ def schedule(inputs: int) -> Iterator[tuple[str, int]]:
     done = 0
     numbers: Counter[str] = Counter()
     while True:
-        for name, (_, share) in TARGETS.items():
-            for _ in range(share):
+        for name, target in TARGETS.items():
+            for _ in range(target.share):
                 yield name, numbers[name]
                 numbers[name] += 1
                 done += readers.BATCH if name in ("pictures", "volumes") else 1
@@ -141,14 +151,17 @@ def main() -> None:
                     f"--seed {args.seed} --number {number}",
                     flush=True,
                 )
-    figures = {
-        "inputs": dict(fuzzer.inputs),
-        "seconds": {name: round(value, 1) for name, value in fuzzer.seconds.items()},
-        "faults": Counter(f"{failure.target}: {failure.fault.kind}" for failure in failures),
-    }
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    faults = Counter(failure.target for failure in failures)
+    rows = [
+        {"target": name, "what": TARGETS[name].what, "inputs": count, "faults": faults[name]}
+        for name, count in fuzzer.inputs.items()
+    ]
+    command = f"python -m tests.reliability.fuzz --inputs {args.inputs} --seed {args.seed}"
+    figures = {"command": command, **environment(), "rows": rows}
     print(json.dumps(figures, indent=1))
+    print("seconds:", {name: round(seconds) for name, seconds in fuzzer.seconds.items()})
+    if args.json:
+        write_json(figures, args.json)
     sys.exit(bool(failures))
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.common import environment, write_json
 from tests.reliability import commands, workspace
 from tests.reliability.commands import Child, Outcome
 from tests.reliability.trial import digest
@@ -93,7 +94,7 @@ class Races:
     work: Workspace
     seed: int
     faults: list[str] = field(default_factory=list)
-    codes: Counter[str] = field(default_factory=Counter)
+    counts: dict[str, Counter[str]] = field(default_factory=dict)  # by command
     references: dict[str, tuple[dict[str, str], float]] = field(default_factory=dict)
 
     def trial(self, name: str, number: int) -> None:
@@ -106,8 +107,11 @@ class Races:
         where = f"--command {name} --seed {self.seed} --number {number}"
         if draw.random() < 0.5:  # the result is there already, and is replaced
             commands.run(race.arguments(self.work), folder, SECONDS)
+        count = self.counts.setdefault(name, Counter())
         for outcome, sent in self._disturb(race, folder, draw, duration):
             self._judge(outcome, sent, where)
+            count["started"] += 1
+            count["stopped"] += sent is not None and outcome.code in (-sent, 128 + sent)
         try:
             result = race.result(folder)
             if not self._is_complete(result, reference, race):
@@ -115,8 +119,17 @@ class Races:
         except Exception as error:
             self.faults.append(f"damaged result: {error!r}; {where}")
         self._run_plainly(race, folder, reference, where)
-        if len(self.faults) == before:
-            shutil.rmtree(folder)
+        count["trials"] += 1
+        count["faults"] += len(self.faults) - before
+        shutil.rmtree(folder)
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return the counts of every command."""
+        keys = ("trials", "started", "stopped", "faults")
+        return [
+            {"command": name, **{key: count[key] for key in keys}}
+            for name, count in self.counts.items()
+        ]
 
     def _disturb(
         self, race: Race, folder: Path, draw: random.Random, duration: float
@@ -142,7 +155,6 @@ class Races:
     def _judge(self, outcome: Outcome, sent: signal.Signals | None, where: str) -> None:
         allowed = {0, 1, 2} | ({-sent, 128 + sent} if sent else set())
         last = outcome.stderr.strip().splitlines()[-1:]
-        self.codes[f"{sent.name if sent else 'no signal'}: {outcome.code}"] += 1
         if outcome.hung:
             self.faults.append(f"hang; {where}")
         elif outcome.code not in allowed:
@@ -206,10 +218,11 @@ def main() -> None:
                 races.trial(command, number)
     for fault in races.faults:
         print(fault)
-    figures = {"trials": len(numbers), "ends": dict(races.codes), "faults": len(races.faults)}
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    command = f"python -m tests.reliability.races --trials {args.trials} --seed {args.seed}"
+    figures = {"command": command, **environment(), "rows": races.rows()}
     print(json.dumps(figures, indent=1))
+    if args.json:
+        write_json(figures, args.json)
     sys.exit(bool(races.faults))
 
 

@@ -218,7 +218,7 @@ def results(trial: Trial) -> str | None:
     file = folder / trial.draw.choice(("summary.json", "cases.csv"))
     _damage(trial, file, tree if file.suffix == ".json" else text)
     outcome = trial.crkd(["compare", run, trial.work.run("b"), "--json"])
-    return None if outcome.code else outcome.stdout
+    return None if outcome.code else outcome.stdout.replace(str(trial.folder), "")
 
 
 def config_of_run(trial: Trial) -> None:
