@@ -131,7 +131,7 @@ class _FilePredictor:
         self, inferer: Inferer, spec: DatasetSpec, out: Path, options: PredictOptions
     ) -> None:
         self._inferer, self._spec, self._out, self._options = inferer, spec, out, options
-        self._source = SOURCES[spec.source](spec.description.spacing)
+        self._source = SOURCES[spec.source]()
         self.mask_values = MaskValues(spec, class_numbers=options.class_numbers)
 
     def check_targets(self, images: Sequence[Path]) -> None:
