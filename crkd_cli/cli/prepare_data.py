@@ -144,15 +144,8 @@ def _print_json(name: str, raw: Path, store: Path | None, report: "PreparationRe
     """Print the report, and which store was written."""
     import json
 
-    from crkd_cli.text import printable
-
-    tree = {
-        "name": name,
-        "raw": printable(raw),
-        "store": None if store is None else printable(store),
-        **report.tree(),
-    }
-    print(json.dumps(tree, indent=1))
+    tree = {"name": name, "raw": str(raw), "store": store and str(store), **report.tree()}
+    print(json.dumps(tree, indent=1))  # in ASCII, whatever the names contain
 
 
 def _options(values: dict[str, Path | str | None]) -> str:

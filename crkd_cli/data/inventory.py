@@ -66,7 +66,7 @@ class Inventory(NamedTuple):
         """Return the entries for JSON."""
         return [
             {
-                "file": printable(entry.file),
+                "file": entry.file,
                 "status": entry.status,
                 "what": entry.what,
                 "case": entry.case,

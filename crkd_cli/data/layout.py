@@ -37,10 +37,9 @@ def base_folder(files: Sequence[RawFile]) -> str:
     """Return "", or the only folder in the root, with / at its end, if all images lie there."""
     base = ""
     while True:
-        inside = [file.name.removeprefix(base) for file in _below(files, base)]
-        folders = {name.partition("/")[0] for name in inside if "/" in name} - {"__MACOSX"}
-        has_images = any("/" not in name and _is_image(name) for name in inside)
-        if len(folders) != 1 or has_images:
+        images = [file.name[len(base) :] for file in _below(files, base) if _is_image(file.name)]
+        folders = {name.partition("/")[0] for name in images if "/" in name}
+        if len(folders) != 1 or any("/" not in name for name in images):
             return base
         (folder,) = folders
         if _rank(folder, (*IMAGES, *LABELS, *TEST_PARTS)) is not None:

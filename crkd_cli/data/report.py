@@ -1,7 +1,8 @@
 """What the preparation of a dataset reports: findings, the inventory, the description."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -11,7 +12,6 @@ from crkd_cli.data.description import Channel, ChannelModality, Description
 from crkd_cli.data.inventory import Inventory
 from crkd_cli.data.store import ClassInfo, DatasetSpec, Modality
 from crkd_cli.errors import CrkdError
-from crkd_cli.text import printable
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PreparationReport:
 
     def tree(self) -> dict[str, Any]:
         """Return the report for JSON."""
-        files = {str(entry.path): printable(entry.file) for entry in self.inventory.entries}
+        files = {entry.path: entry.file for entry in self.inventory.entries}
         errors = [{"where": x.where, "what": x.what} for x in self.errors]
         if self.failure is not None:
             errors.append({"where": "", "what": str(self.failure)})
@@ -77,13 +77,12 @@ def complete_description(spec: DatasetSpec, classes: Sequence[ClassInfo]) -> Des
     )
 
 
-def _case_tree(case: RawCase, files: dict[str, str]) -> dict[str, Any]:
+def _case_tree(case: RawCase, files: Mapping[Path, str]) -> dict[str, Any]:
     return {
         "id": case.id,
         "patient": case.group,
-        "image": files.get(str(case.image), printable(case.image)),
+        "image": files.get(case.image),  # None: it does not exist
         "labels": [
-            {"file": files.get(str(label.path), printable(label.path)), "class": label.class_name}
-            for label in case.labels
+            {"file": files.get(label.path), "class": label.class_name} for label in case.labels
         ],
     }

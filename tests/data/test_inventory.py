@@ -99,5 +99,5 @@ def test_names_are_printed_without_effect_on_the_screen(tmp_path):
     make(tmp_path, "images/a.png", "labels/a.png", "images/\x1b[2Jx.db")
     inventory = inventory_of(tmp_path)
     assert inventory.lines()[-1] == r"  images/\x1b[2Jx.db"
-    assert inventory.tree()[0]["file"] == r"images/\x1b[2Jx.db"
+    assert inventory.tree()[0]["file"] == "images/\x1b[2Jx.db"  # JSON escapes it
     assert take_inventory([], [], FileRecord(), "").lines() == ["used: no file"]

@@ -184,7 +184,7 @@ CASES = {
         },
     ),
     "one folder in the folder": (
-        ["readme.txt", "Set 1/images/a.png", "Set 1/labels/a.png", "__MACOSX/Set 1/._a.png"],
+        ["doc/readme.txt", "Set 1/images/a.png", "Set 1/labels/a.png", "__MACOSX/Set 1/._a.png"],
         {"a": ["Set 1/images/a.png", "Set 1/labels/a.png"]},
     ),
 }
