@@ -145,7 +145,7 @@ def _print_json(name: str, raw: Path, store: Path | None, report: "PreparationRe
     import json
 
     tree = {"name": name, "raw": str(raw), "store": store and str(store), **report.tree()}
-    print(json.dumps(tree, indent=1))  # in ASCII, whatever the names contain
+    print(json.dumps(tree, indent=2))  # in ASCII, whatever the names contain
 
 
 def _options(values: dict[str, Path | str | None]) -> str:
