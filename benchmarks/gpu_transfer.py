@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import ROOT, read_json, write_json
+from crkd_cli.data.store import Store, write_index
 from crkd_cli.errors import CrkdError
 from crkd_cli.paths import atomic_write
 from crkd_cli.runtime.build import build_method, load_predictor
@@ -67,6 +68,9 @@ def unpack(prepared: Path, kit: Path = KIT) -> None:
         levels = packed["levels"].astype(np.float32)
         np.save(file.with_suffix(".npy"), np.float32(packed["low"] + packed["step"] * levels))
         file.unlink()
+    for root in prepared.iterdir():
+        if (root / QUANTIZED).is_file() and (root / "index.json").is_file():
+            write_index(root, Store(root).index)
 
 
 def bring_back(runs: Sequence[Path], out: Path, *, optimizer: bool = False) -> dict[str, str]:

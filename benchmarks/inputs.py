@@ -4,18 +4,24 @@ The synthetic cases are the hearts and atria of the demonstration, resampled to 
 ACDC volume and of an LA scan.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from scipy.ndimage import zoom
 
 from crkd_cli.data.splits import Split, split_file, write_split
-from crkd_cli.data.store import RECIPE, CaseInfo, DatasetSpec, Index, Store, numbered_classes
+from crkd_cli.data.store import (
+    RECIPE,
+    CaseInfo,
+    DatasetSpec,
+    Index,
+    Store,
+    numbered_classes,
+    write_index,
+)
 from crkd_cli.data.synthetic import atrium, short_axis
 from crkd_cli.paths import packaged_folder
 from crkd_cli.training.loop import Run
@@ -99,8 +105,7 @@ def _write_store(root: Path, spec: DatasetSpec, shape: Sequence[int], make: Any)
         np.save(root / "labels" / f"{case}.npy", zoom(label, factors, order=0))
         facts = (case, case, tuple(shape), (1.0, 1.0, 1.0), f"{case}.h5", "0" * 64, "0" * 64, {})
         cases.append(CaseInfo(*facts))
-    index = Index(RECIPE, spec, tuple(cases))
-    (root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)), encoding="utf-8")
+    write_index(root, Index(recipe=RECIPE, spec=spec, cases=tuple(cases)))
     ids = tuple(case.id for case in cases)
     train, labeled = ids[TEST:], ids[TEST : TEST + LABELED]
     split = Split(spec.name, "synthetic", train, labeled, test=ids[:TEST])

@@ -6,14 +6,21 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
 from crkd_cli.data.splits import Split, write_split
-from crkd_cli.data.store import RECIPE, CaseInfo, DatasetSpec, Index, Store, numbered_classes
+from crkd_cli.data.store import (
+    RECIPE,
+    CaseInfo,
+    DatasetSpec,
+    Index,
+    Store,
+    numbered_classes,
+    write_index,
+)
 
 CHECKOUT = Path(__file__).parents[1]
 SHARED = CHECKOUT.parent / "shared"
@@ -119,8 +126,7 @@ def make_store(tmp_path: Path) -> StoreMaker:
             modality="gray" if dims == 2 else "mr",
             intensity="minmax",
         )
-        index = Index(recipe=RECIPE, spec=spec, cases=tuple(cases))
-        (root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)), encoding="utf-8")
+        write_index(root, Index(recipe=RECIPE, spec=spec, cases=tuple(cases)))
         return Store(root)
 
     return make

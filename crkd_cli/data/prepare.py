@@ -1,6 +1,5 @@
 """Convert raw files to a prepared store. The store appears when it is complete, or not at all."""
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,7 +23,7 @@ from crkd_cli.data.prepare_case import (
 from crkd_cli.data.report import Finding, PreparationReport, complete_description
 from crkd_cli.data.sources.base import Source
 from crkd_cli.data.splits import official_splits, preview
-from crkd_cli.data.store import RECIPE, DatasetSpec, Index
+from crkd_cli.data.store import RECIPE, DatasetSpec, Index, write_index
 from crkd_cli.errors import CrkdError, UsageError, pluralize
 from crkd_cli.paths import replace_folder, temporary_folder
 from crkd_cli.progress import Progress
@@ -339,8 +338,7 @@ def _note_unknown_spacing(results: Sequence[CaseResult]) -> Iterable[str]:
 
 def _publish(folder: Path, store: Path, index: Index) -> None:
     """Write the index, keep the splits of the previous store, and replace this store."""
-    text = json.dumps(msgspec.to_builtins(index), indent=1, ensure_ascii=False)
-    (folder / "index.json").write_text(text + "\n", encoding="utf-8")
+    write_index(folder, index)
     (folder / "dataset.yaml").write_text(to_yaml(index.spec.description), encoding="utf-8")
     if (store / "splits").is_dir():
         shutil.copytree(store / "splits", folder / "splits")

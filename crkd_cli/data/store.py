@@ -1,6 +1,6 @@
 """The prepared store: what training, evaluation and prediction read, whatever the raw layout was.
 
-prepared/NAME/index.json      facts about the dataset, and an entry per case
+prepared/NAME/index.json      facts about the dataset, an entry per case, a digest of every array
 prepared/NAME/dataset.yaml    the description of the dataset, for people; index.json has it, too
 prepared/NAME/images/ID.npy   [C, *S] uint8 (RGB, 0-255) or float32 (scans, normalized)
 prepared/NAME/labels/ID.npy   [*S] class numbers, of the same *S; absent for unlabeled cases
@@ -13,11 +13,12 @@ K − 1, and K marks pixels that count in no loss and no score (see `DatasetSpec
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,8 +26,19 @@ from numpy.typing import NDArray
 
 from crkd_cli.config import Strict
 from crkd_cli.data.description import Description
+from crkd_cli.data.verified import (
+    DamagedFileError,
+    Identity,
+    VerifiedFiles,
+    digests,
+    identify,
+    open_when_there,
+)
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.paths import packaged_folder
+from crkd_cli.progress import Advance
+
+T = TypeVar("T")
 
 RECIPE = 3  # incremented when the same raw files would give a different store
 
@@ -102,23 +114,34 @@ class CaseInfo(Strict, frozen=True):
 
 
 class Index(Strict, frozen=True):
-    """The content of index.json."""
+    """The content of index.json, which also has a checksum of it; see `write_index`."""
 
     recipe: int
     spec: DatasetSpec
     cases: tuple[CaseInfo, ...]
     notes: tuple[str, ...] = ()  # what preparation chose, mapped or ignored, in sentences
+    # Of every array, by its path in the store.
+    sha256: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class StoreChangedError(CrkdError):
+    """Other data was prepared in the place of a store that is in use."""
 
 
 class Store:
     """A prepared dataset, read through memory maps.
 
-    Raises UsageError if it does not exist, CrkdError if another recipe made it.
+    A file is compared with its digest at its first use, and again if it was replaced. So a store
+    that is replaced by other data while it is in use never mixes old and new cases.
+
+    Raises UsageError if it does not exist, CrkdError if it is damaged or another recipe made it.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._identity: Identity  # of index.json when it was read
         self.index = self._read_index(root / "index.json")
+        self._files = VerifiedFiles(root, self.index.sha256)
         self.spec = self.index.spec
         self.cases = {case.id: case for case in self.index.cases}
 
@@ -140,11 +163,11 @@ class Store:
 
     def image(self, case: str) -> NDArray[Any]:
         """Return a memory map [C, *S], uint8 or float32 as stored."""
-        return self._map("images", case, channel_axes=1)
+        return self._read(self._files.array, f"images/{case}.npy")
 
     def label(self, case: str) -> NDArray[Any]:
         """Return a memory map [*S] of class numbers, uint8 or int16."""
-        return self._map("labels", case, channel_axes=0)
+        return self._read(self._files.array, f"labels/{case}.npy")
 
     def native_label(self, case: str) -> NDArray[Any]:
         """Return class numbers [*S] at the native size of the image, for evaluation."""
@@ -152,22 +175,64 @@ class Store:
             return self.label(case)
         from PIL import Image
 
-        file = self.root / "native" / f"{case}.png"
+        content = self._read(self._files.read, f"native/{case}.png")
+        with Image.open(BytesIO(content), formats=["PNG"]) as image:
+            return np.asarray(image).astype(label_dtype(len(self.spec.classes)))
+
+    def check(self, advance: Advance) -> None:
+        """Compare all files with their digests. Raises CrkdError if some are damaged."""
+        damaged = []
+        for name in self.index.sha256:
+            try:
+                self._files.check(name)
+            except DamagedFileError:
+                damaged.append(name)
+            advance(1, name)
+        if damaged:
+            others = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+            raise CrkdError(
+                f"{self.root} is damaged: {', '.join(damaged[:3])}{others}; {self._renew}"
+            )
+
+    def check_unchanged(self) -> None:
+        """Raise StoreChangedError if other data was prepared here since the store was opened."""
+        if self._is_changed():
+            raise StoreChangedError(
+                f"{self.root} was prepared from other data while it was in use; rerun the command "
+                "to use the new data"
+            )
+
+    def _is_changed(self) -> bool:
         try:
-            with Image.open(file) as image:
-                return np.asarray(image).astype(label_dtype(len(self.spec.classes)))
-        except OSError as error:
-            raise CrkdError(f"{file} cannot be read ({error}); {self._renew}") from None
+            with open_when_there(self.root / "index.json") as file:
+                if identify(file) == self._identity:
+                    return False
+        except OSError:
+            return True
+        now = Store(self.root)
+        content, before = ((s.digest, s.spec, s.index.sha256) for s in (now, self))
+        if content == before:
+            self._identity = now._identity
+        return content != before
+
+    def _read(self, read: Callable[[str], T], name: str) -> T:
+        try:
+            return read(name)
+        except DamagedFileError as error:
+            self.check_unchanged()
+            raise CrkdError(f"{error}; {self._renew}") from None
 
     def _read_index(self, file: Path) -> Index:
         try:
-            tree = json.loads(file.read_text(encoding="utf-8"))
+            with open_when_there(file) as stream:
+                self._identity = identify(stream)
+                tree = json.loads(stream.read())
         except FileNotFoundError:
             raise UsageError(
                 f"{self.root} is not a prepared dataset (index.json is missing); "
                 f"{self._suggestion()}"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CrkdError(f"{file} cannot be read ({error}); {self._renew}") from None
         recipe = tree.get("recipe") if isinstance(tree, dict) else None
         if recipe != RECIPE:
@@ -175,23 +240,13 @@ class Store:
                 f"{file} was made by recipe {recipe}, but this version needs recipe {RECIPE}; "
                 f"{self._renew}"
             )
+        checksum = tree.pop("checksum", None)
+        if checksum != _checksum(tree):
+            raise CrkdError(f"{file} is damaged or was edited: its checksum differs; {self._renew}")
         try:
             return msgspec.convert(tree, Index)
         except msgspec.ValidationError as error:
             raise CrkdError(f"{file} is damaged ({error}); {self._renew}") from None
-
-    def _map(self, folder: str, case: str, *, channel_axes: int) -> NDArray[Any]:
-        file = self.root / folder / f"{case}.npy"
-        try:
-            array: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise CrkdError(f"{file} cannot be read ({error}); {self._renew}") from None
-        expected = self.cases[case].shape
-        if array.shape[channel_axes:] != expected:
-            raise CrkdError(
-                f"{file} has shape {array.shape}, but the index says {expected}; {self._renew}"
-            )
-        return array
 
     def _suggestion(self) -> str:
         """Return what to do if there is no store: correct the name or the root, or prepare it."""
@@ -213,13 +268,24 @@ class Store:
         return f"run: crkd prepare-data {name} --source FOLDER"
 
 
+def write_index(root: Path, index: Index) -> None:
+    """Write index.json with the digests of the arrays in the folder `root`, and its own."""
+    tree = msgspec.to_builtins(msgspec.structs.replace(index, sha256=digests(root)))
+    text = json.dumps({**tree, "checksum": _checksum(tree)}, indent=1, ensure_ascii=False)
+    (root / "index.json").write_text(text + "\n", encoding="utf-8")
+
+
 def digest(facts: Iterable[tuple[object, ...]]) -> str:
     """Return the SHA-256 of `facts`, which does not depend on their order."""
     return hashlib.sha256("\n".join(sorted(map(repr, facts))).encode()).hexdigest()
 
 
+def _checksum(tree: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
 def _known_names(root: Path) -> set[str]:
     """Return the datasets that a wrong name may mean: the prepared and the public ones."""
-    prepared = {file.parent.name for file in root.parent.glob("*/index.json")}
+    prepared = {file.parent.name for file in root.parent.glob("[!.]*/index.json")}
     public = {file.stem for file in packaged_folder("splits").glob("*.yaml")}
     return (prepared | public) - {root.name}

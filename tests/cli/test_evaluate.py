@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from crkd_cli.config import Frame
-from crkd_cli.data.store import ClassInfo
+from crkd_cli.data.store import ClassInfo, write_index
 
 FRAME = Frame(resize=(32, 32))
 
@@ -65,7 +65,7 @@ def with_absent_classes(make_store, make_checkpoint, tmp_path):
     )
     spec = msgspec.structs.replace(store.spec, classes=classes)
     index = msgspec.structs.replace(store.index, spec=spec)
-    (store.root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)))
+    write_index(store.root, index)
     return make_checkpoint(spec, FRAME, test=tuple(store.cases)), tmp_path / "data"
 
 

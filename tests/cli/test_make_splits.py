@@ -5,6 +5,7 @@ import json
 import pytest
 
 from crkd_cli.data.splits import official_splits, read_split
+from crkd_cli.data.store import RECIPE
 
 ACDC = {f"patient{number:03d}": 2 for number in range(1, 101)}
 
@@ -88,10 +89,10 @@ def test_errors_are_one_line(run, make_store, args, code, message):
 
 def test_a_store_made_by_another_recipe(run, make_store):
     file = make_store("toy").root / "index.json"
-    file.write_text(file.read_text().replace('"recipe": 3', '"recipe": 0'))
+    file.write_text(file.read_text().replace(f'"recipe": {RECIPE}', '"recipe": 0'))
     result = run("toy", "--labeled", "1")
     assert result.exit_code == 1
-    advice = "this version needs recipe 3; run: crkd prepare-data toy"
+    advice = f"this version needs recipe {RECIPE}; run: crkd prepare-data toy"
     assert f"was made by recipe 0, but {advice}" in result.stderr
 
 

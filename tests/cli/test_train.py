@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 from typer.testing import Result
 
 from crkd_cli.data.splits import Split, write_split
-from crkd_cli.data.store import Store
+from crkd_cli.data.store import Store, write_index
 
 # The values of metrics.json that depend on when it is written.
 TIMES = ("seconds", "steps_per_second", "waiting")
@@ -292,10 +293,9 @@ def test_a_missing_label(train: Command, prepared: Path) -> None:
 
 def test_other_labels_than_the_run_was_started_with(train: Command, prepared: Path) -> None:
     assert train("--out", "run").exit_code == 0
-    index = prepared / "index.json"
-    tree = json.loads(index.read_text())
-    tree["cases"][0]["label_sha256"] = "1" * 64
-    index.write_text(json.dumps(tree))
+    index = Store(prepared).index
+    first = msgspec.structs.replace(index.cases[0], label_sha256="1" * 64)
+    write_index(prepared, msgspec.structs.replace(index, cases=(first, *index.cases[1:])))
     resumed = train("--out", "run", "--set", "train.steps=6")
     reason = "the images, labels, spacings or patients in data/prepared/toy have changed"
     assert_refused(resumed, 2, reason, "give another folder with --out")

@@ -1,7 +1,6 @@
 """Splits: official ones, seeded ones of own data, and all mistakes in them."""
 
 import hashlib
-import json
 
 import msgspec
 import pytest
@@ -19,7 +18,7 @@ from crkd_cli.data.splits import (
     split_file,
     write_split,
 )
-from crkd_cli.data.store import Store, numbered_classes
+from crkd_cli.data.store import Store, numbered_classes, write_index
 from crkd_cli.errors import CrkdError, UsageError
 
 ACDC = {f"patient{number:03d}": 2 for number in range(1, 101)}
@@ -259,7 +258,7 @@ def with_classes(store, held):
     ]
     spec = msgspec.structs.replace(store.spec, classes=numbered_classes(("background", "a", "b")))
     index = msgspec.structs.replace(store.index, spec=spec, cases=tuple(cases))
-    (store.root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)))
+    write_index(store.root, index)
     return Store(store.root)
 
 

@@ -13,7 +13,7 @@ from medpy.metric import binary
 
 from crkd_cli.cli.console import progress
 from crkd_cli.config import Frame
-from crkd_cli.data.store import ClassInfo, numbered_classes
+from crkd_cli.data.store import ClassInfo, numbered_classes, write_index
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.evaluation import paper
 from crkd_cli.evaluation.evaluate import evaluate
@@ -52,7 +52,7 @@ def respaced(store, spacing):
     """Change the spacing in the index of the store."""
     cases = [msgspec.structs.replace(case, spacing_mm=spacing) for case in store.index.cases]
     index = msgspec.structs.replace(store.index, cases=tuple(cases))
-    (store.root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)))
+    write_index(store.root, index)
 
 
 @pytest.mark.parametrize("spacing", [(2.0, 1.0, 0.5), None], ids=["mm", "px"])
@@ -144,7 +144,7 @@ def test_classes_that_are_absent_from_cases(make_store, make_checkpoint, tmp_pat
     )
     spec = msgspec.structs.replace(store.spec, classes=classes, ignore=7)
     index = msgspec.structs.replace(store.index, spec=spec)
-    (store.root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)))
+    write_index(store.root, index)
     file = make_checkpoint(spec, FRAMES[2], test=("p00", "p01", "p02"))
     report, _ = run(file, tmp_path)
 
@@ -186,7 +186,7 @@ def as_source(store, source: str):
     """Change the source in the index of the store, and return the new facts."""
     spec = msgspec.structs.replace(store.spec, source=source)
     index = msgspec.structs.replace(store.index, spec=spec)
-    (store.root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)))
+    write_index(store.root, index)
     return spec
 
 
@@ -245,7 +245,7 @@ def test_pictures_are_scored_at_their_native_size(make_store, make_checkpoint, t
         msgspec.structs.replace(case, native_shape=(45, 51)) for case in store.index.cases
     )
     index = msgspec.structs.replace(store.index, cases=cases)
-    (store.root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)))
+    write_index(store.root, index)
     file = make_checkpoint(store.spec, FRAMES[2], test=("p00",))
     report, _ = run(file, tmp_path)
     fresh = type(store)(store.root)
@@ -301,7 +301,7 @@ def test_the_digest_of_the_truth_depends_on_the_labels_of_the_test_cases_only(
             for n, case in enumerate(cases)
         ]
         index = msgspec.structs.replace(store.index, cases=tuple(now))
-        (store.root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)))
+        write_index(store.root, index)
         digests.append(run(file, tmp_path)[0].facts["truth"])
     assert digests[0] == digests[1] != digests[2]
 

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import json
 import math
 import re
 
@@ -11,7 +10,7 @@ import pytest
 
 from crkd_cli.cli.console import progress
 from crkd_cli.config import Frame
-from crkd_cli.data.store import ClassInfo
+from crkd_cli.data.store import ClassInfo, write_index
 from crkd_cli.errors import CrkdError
 from crkd_cli.evaluation.evaluate import evaluate
 from crkd_cli.evaluation.results import read_evaluation
@@ -153,7 +152,7 @@ def evaluated(make_store, make_checkpoint, tmp_path):
         classes = tuple(ClassInfo(name, (value,)) for value, name in enumerate(names))
         spec = msgspec.structs.replace(store.spec, classes=classes)
         index = msgspec.structs.replace(store.index, spec=spec)
-        (store.root / "index.json").write_text(json.dumps(msgspec.to_builtins(index)))
+        write_index(store.root, index)
         file = make_checkpoint(spec, FRAME, "runs/toy/best.pth", test=tuple(cases))
         return evaluate(file, tmp_path / "data", lambda line: None, progress).folder
 

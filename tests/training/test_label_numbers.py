@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from crkd_cli.cli.console import progress
-from crkd_cli.data.store import ClassInfo, Index, Store
+from crkd_cli.data.store import ClassInfo, Index, Store, write_index
 from crkd_cli.inference.predict import PredictOptions, predict
 from crkd_cli.training.loop import train
 from crkd_cli.training.start import start
@@ -22,11 +22,11 @@ def relabel(store: Store) -> None:
     classes = tuple(ClassInfo(name=f"c{k}", values=(10 * k,)) for k in range(CLASSES))
     spec = msgspec.structs.replace(store.spec, classes=classes, ignore=65535)
     index = Index(recipe=store.index.recipe, spec=spec, cases=store.index.cases)
-    (store.root / "index.json").write_bytes(msgspec.json.encode(index))
     for file in (store.root / "labels").iterdir():
         label = np.load(file).astype(np.int16) * (CLASSES - 1)
         label[:8] = CLASSES
         np.save(file, label)
+    write_index(store.root, index)
 
 
 @pytest.mark.slow

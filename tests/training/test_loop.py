@@ -5,11 +5,13 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
 
 from crkd_cli.data.splits import split_file, write_split
+from crkd_cli.data.store import numbered_classes, write_index
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method
@@ -199,8 +201,10 @@ def test_other_settings_in_the_same_folder_are_refused(tiny: Planner) -> None:
     (planned.folder / "best.pth").replace(planned.folder / "last.pth")
     with pytest.raises(CrkdError, match=r"last\.pth lacks the optimizer"):
         tiny("train.steps=3")
-    index = planned.store.root / "index.json"
-    index.write_text(index.read_text().replace('"disc"', '"ball"'))
+    spec = msgspec.structs.replace(
+        planned.store.spec, classes=numbered_classes(("background", "ball"))
+    )
+    write_index(planned.store.root, msgspec.structs.replace(planned.store.index, spec=spec))
     with pytest.raises(UsageError, match=r"\(class number 1 was disc \(1\), now ball \(1\)\)"):
         tiny("train.steps=2")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from crkd_cli.config import Frame
-from crkd_cli.data.store import Store
+from crkd_cli.data.store import Store, write_index
 from crkd_cli.runtime.checkpoint import load_checkpoint
 from crkd_cli.training.validator import Validator
 from tests.training.helpers import Planner, logged, train_arguments
@@ -58,6 +58,8 @@ def validate(
                 file = store.root / name / f"{case}.npy"
                 array = np.load(file)
                 np.save(file, np.full_like(array, content))
+        write_index(store.root, store.index)
+        store = Store(store.root)
         template = load_checkpoint(make_checkpoint(store.spec, FRAME, val=tuple(cases)))
         device = torch.device("cpu")
         validator = Validator(Snapshot(0.0), store, cases, template, device, torch.float32, None)
@@ -109,6 +111,7 @@ def test_a_run_without_a_validation_score_keeps_its_last_checkpoint(
     plan = tiny()
     file = plan.store.root / "labels" / "p07.npy"
     np.save(file, np.zeros_like(np.load(file)))
+    write_index(plan.store.root, plan.store.index)
     settings = ("method=supervised", "train.steps=3", "train.eval_every=1", "train.log_every=1")
     result = cli(*train_arguments(tmp_path, *settings))
     assert result.exit_code == 0, result.stderr
