@@ -23,7 +23,7 @@ class Item(NamedTuple):
     """An image, and its label if the dataset is labeled."""
 
     image: Tensor  # [C, *S], uint8 or float32 as stored
-    label: Tensor | None  # [*S] uint8
+    label: Tensor | None  # [*S] uint8 or int16, as stored
 
 
 class Dataset:

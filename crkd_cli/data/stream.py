@@ -33,7 +33,7 @@ class Stream:
     def batch(self, step: int) -> tuple[Tensor, Tensor | None]:
         """Return this process's part of the batch of `step`.
 
-        The image is [B, C, *S] as stored, and the label [B, *S] uint8 or None.
+        The image is [B, C, *S] as stored, and the label [B, *S] as stored, or None.
         """
         first = step * self.size
         items = [self._item(first + offset) for offset in world.shard(range(self.size))]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 VALIDATION = "validation Dice"
 PSEUDO_LABELS = "share of pseudo-labels"
 FEW_POINTS = 20  # a curve with fewer points shows them
+LEGEND_ROWS = 16  # more do not fit beside a panel's curves
 
 Lines = Sequence[dict[str, Any]]
 
@@ -53,7 +54,8 @@ def _draw_panel(axes: "Axes", title: str, names: Sequence[str], lines: Lines) ->
             axes.axhline(label_shares[name], color=color, linestyle=":", linewidth=1.0)
     axes.set(xlabel="step", title=title)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[:LEGEND_ROWS], labels[:LEGEND_ROWS], fontsize=8, frameon=False)
     has_positive = any((line.get(name) or 0) > 0 for line in lines for name in names)
     if title != VALIDATION and has_positive:
         axes.set_yscale("log")

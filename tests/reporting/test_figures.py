@@ -64,6 +64,13 @@ def test_undefined_scores_are_not_drawn(compared):
     assert figure.text == "Dice % on the validation cases over training steps: supervised"
 
 
+def test_curves_of_many_classes_fit_into_the_picture(tmp_path):
+    line = {"step": 1, "total": 0.5} | {f"share_{k}": 0.01 * k for k in range(1, 100)}
+    (tmp_path / "log.jsonl").write_text(json.dumps(line) + "\n")
+    draw_curves(tmp_path)  # a warning of the layout is an error
+    assert (tmp_path / "curves.png").is_file()
+
+
 def test_more_methods_than_colors_are_told_apart_by_dashes(compared):
     methods = [f"m{i}" for i in range(len(COLORS) + 1)]
     (loss,) = learning_curves(compared(*methods))
