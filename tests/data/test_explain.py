@@ -1,20 +1,10 @@
 """Errors about folders that are not understood, and the lines of a description that help."""
 
-from pathlib import Path
-
 import pytest
 
 from crkd_cli.data.sources.folder import Folder
 from crkd_cli.errors import CrkdError
-
-
-def make(root: Path, *names: str) -> Path:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
-
+from tests.data.helpers import make_files
 
 ERRORS = {
     "no folder of images": (["scans/a.png", "truth/a.png"], r'such as images: "scans/\*\.png"'),
@@ -40,11 +30,11 @@ ERRORS = {
 def test_errors_say_what_is_missing(name, tmp_path):
     files, message = ERRORS[name]
     with pytest.raises(CrkdError, match=message):
-        Folder().find(make(tmp_path, *files))
+        Folder().find(make_files(tmp_path, *files))
 
 
 def test_the_folder_of_images_is_not_the_dataset(tmp_path):
-    make(tmp_path, "images/a.png", "labels/a.png")
+    make_files(tmp_path, "images/a.png", "labels/a.png")
     with pytest.raises(
         CrkdError, match=f"contains images only; give the folder above it, {tmp_path}"
     ):
@@ -61,7 +51,7 @@ def test_the_folder_of_images_is_not_the_dataset(tmp_path):
     ],
 )
 def test_the_suggested_lines_help(files, tmp_path):
-    make(tmp_path, *files)
+    make_files(tmp_path, *files)
     with pytest.raises(CrkdError) as error:
         Folder().find(tmp_path)
     lines = str(error.value).partition("images: ")[2].split(" and ")

@@ -9,14 +9,7 @@ import numpy as np
 from crkd_cli.data.inventory import FileRecord, Inventory, list_files, take_inventory
 from crkd_cli.data.sources.acdc import Acdc
 from crkd_cli.data.sources.folder import Folder
-
-
-def make(root: Path, *names: str) -> Path:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
+from tests.data.helpers import make_files
 
 
 def inventory_of(root: Path, source=None) -> Inventory:
@@ -26,8 +19,10 @@ def inventory_of(root: Path, source=None) -> Inventory:
 
 
 def test_every_file_has_one_status(tmp_path):
-    make(tmp_path, "images/a.png", "images/b.png", "labels/a.png", "labels/c.png", ".git/config")
-    make(tmp_path, "images/notes.txt", "readme.md", "patients.csv", ".DS_Store")
+    make_files(
+        tmp_path, "images/a.png", "images/b.png", "labels/a.png", "labels/c.png", ".git/config"
+    )
+    make_files(tmp_path, "images/notes.txt", "readme.md", "patients.csv", ".DS_Store")
     (tmp_path / "labels/b.png").symlink_to("gone.png")
     (tmp_path / "extra").mkdir()
     (tmp_path / "patients.csv").write_text("image,patient\na,p\nb,q\n")
@@ -50,12 +45,12 @@ def test_every_file_has_one_status(tmp_path):
 
 def test_voxels_in_a_second_file_belong_to_their_header(tmp_path):
     for part in ("images", "labels"):
-        make(tmp_path, f"{part}/b.img")
+        make_files(tmp_path, f"{part}/b.img")
         pair = nib.Nifti1Pair(np.zeros((2, 2, 2), np.uint8), np.eye(4))
         nib.save(pair, tmp_path / part / "a.hdr")
         lines = "NDims = 2", "DimSize = 2 2", "ElementType = MET_UCHAR", "ElementDataFile = c.raw"
         (tmp_path / part / "c.mhd").write_text("\n".join(lines) + "\n")
-        make(tmp_path, f"{part}/c.raw")
+        make_files(tmp_path, f"{part}/c.raw")
     inventory = inventory_of(tmp_path)
     assert inventory.lines()[0] == "used: 2 images, 4 voxel files, 2 labels"
     assert [entry.file for entry in inventory.entries if entry.status == "left out"] == [
@@ -67,7 +62,7 @@ def test_voxels_in_a_second_file_belong_to_their_header(tmp_path):
 def test_public_datasets_have_an_inventory_too(tmp_path):
     patient = "patient001"
     files = ["Info.cfg", f"{patient}_4d.nii.gz", *(f"{patient}_frame{n}.nii.gz" for n in (12, 1))]
-    make(tmp_path / patient, *files)
+    make_files(tmp_path / patient, *files)
     (tmp_path / patient / "Info.cfg").write_text("ED: 12\nES: 1\n")
     inventory = inventory_of(tmp_path, Acdc())
     assert inventory.lines() == [
@@ -82,7 +77,7 @@ def test_public_datasets_have_an_inventory_too(tmp_path):
 
 def test_many_files_are_listed_in_short(tmp_path):
     names = [f"images/{n:05d}{ending}.png" for n in range(200) for ending in ("", "_mask")]
-    make(tmp_path, *names, *(f"images/{n}.db" for n in range(300)))
+    make_files(tmp_path, *names, *(f"images/{n}.db" for n in range(300)))
     start = time.process_time()
     inventory = inventory_of(tmp_path)
     assert time.process_time() - start < 1
@@ -96,7 +91,7 @@ def test_many_files_are_listed_in_short(tmp_path):
 
 
 def test_names_are_printed_without_effect_on_the_screen(tmp_path):
-    make(tmp_path, "images/a.png", "labels/a.png", "images/\x1b[2Jx.db")
+    make_files(tmp_path, "images/a.png", "labels/a.png", "images/\x1b[2Jx.db")
     inventory = inventory_of(tmp_path)
     assert inventory.lines()[-1] == r"  images/\x1b[2Jx.db"
     assert inventory.tree()[0]["file"] == "images/\x1b[2Jx.db"  # JSON escapes it

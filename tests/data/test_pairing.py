@@ -12,14 +12,7 @@ from crkd_cli.data.naming import similar_name
 from crkd_cli.data.pairing import images_in
 from crkd_cli.data.sources.folder import Folder
 from crkd_cli.errors import CrkdError
-
-
-def make(root: Path, *names: str) -> Path:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
+from tests.data.helpers import make_files
 
 
 def find(root: Path) -> tuple[dict[str, list[str]], Folder]:
@@ -193,7 +186,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_pairs(name, tmp_path):
     files, expected = CASES[name]
-    cases, source = find(make(tmp_path, *files))
+    cases, source = find(make_files(tmp_path, *files))
     if expected is None:
         assert names(tmp_path, source.files.refused) == ["c1/t1_seg.nrrd"]
         return
@@ -207,7 +200,7 @@ def test_pairs(name, tmp_path):
 def test_names_are_compared_in_the_same_unicode_form(tmp_path):
     name = "Müller"
     image, label = (unicodedata.normalize(form, name) for form in ("NFD", "NFC"))
-    make(tmp_path, f"images/{image}.png", f"labels/{label}.png", "labels/other.png")
+    make_files(tmp_path, f"images/{image}.png", f"labels/{label}.png", "labels/other.png")
     (tmp_path / "patients.csv").write_text(f"image,patient\n{image}.png,p1\n", encoding="utf-8")
     (case,) = Folder().find(tmp_path)
     assert (case.id, case.group, len(case.labels)) == (label, "p1", 1)
@@ -215,7 +208,7 @@ def test_names_are_compared_in_the_same_unicode_form(tmp_path):
 
 @pytest.mark.parametrize("where", ["images", "labels"])
 def test_names_that_are_not_text_are_refused(where, tmp_path):
-    make(tmp_path, "images/a.png", "labels/a.png")
+    make_files(tmp_path, "images/a.png", "labels/a.png")
     path = os.fsencode(tmp_path / where) + b"/caf\xe9.png"
     Path(os.fsdecode(path)).touch()
     source = Folder()
@@ -226,7 +219,7 @@ def test_names_that_are_not_text_are_refused(where, tmp_path):
 
 @pytest.mark.parametrize(("where", "other"), [("images", "labels"), ("labels", "images")])
 def test_links_that_lead_nowhere_are_refused(where, other, tmp_path):
-    make(tmp_path, "images/a.png", "labels/a.png", f"{other}/b.png")
+    make_files(tmp_path, "images/a.png", "labels/a.png", f"{other}/b.png")
     (tmp_path / where / "b.png").symlink_to(tmp_path / "gone.png")
     (tmp_path / where / "loop.png").symlink_to("loop.png")
     cases, source = find(tmp_path)
@@ -236,7 +229,7 @@ def test_links_that_lead_nowhere_are_refused(where, other, tmp_path):
 
 
 def test_files_that_are_not_regular_are_refused(tmp_path):
-    make(tmp_path, "images/a.png", "labels/a.png")
+    make_files(tmp_path, "images/a.png", "labels/a.png")
     os.mkfifo(tmp_path / "images/b.png")
     _, source = find(tmp_path)
     assert list(source.files.refused.values()) == ["images/b.png is not a regular file; remove it"]
@@ -244,16 +237,16 @@ def test_files_that_are_not_regular_are_refused(tmp_path):
 
 def test_long_names_of_cases_are_refused(tmp_path):
     folder, stem = "f" * 200, "s" * 100
-    make(tmp_path, f"images/{folder}/{stem}.png", f"images/{folder}/b.png", "images/a.png")
-    make(tmp_path, "labels/a.png")
+    make_files(tmp_path, f"images/{folder}/{stem}.png", f"images/{folder}/b.png", "images/a.png")
+    make_files(tmp_path, "labels/a.png")
     cases, source = find(tmp_path)
     assert list(cases) == ["a", f"{folder}_b"]
     assert "gives its case a name of over 240 bytes" in str(source.files.refused)
 
 
 def test_linked_folders_are_searched_but_not_in_circles(tmp_path):
-    make(tmp_path / "elsewhere", "a.png")
-    make(tmp_path / "set", "labels/a.png")
+    make_files(tmp_path / "elsewhere", "a.png")
+    make_files(tmp_path / "set", "labels/a.png")
     (tmp_path / "set/images").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "set/labels/again").symlink_to(tmp_path / "set")
     cases, _ = find(tmp_path / "set")
@@ -275,7 +268,7 @@ LEFT_OUT = {
 
 
 def test_what_is_left_out_has_a_reason(tmp_path):
-    make(tmp_path, "images/a.png", "labels/a.png", "images/about.txt", *LEFT_OUT)
+    make_files(tmp_path, "images/a.png", "labels/a.png", "images/about.txt", *LEFT_OUT)
     _, source = find(tmp_path)
     left_out = source.files.left_out
     assert {
@@ -294,14 +287,14 @@ def test_what_is_left_out_has_a_reason(tmp_path):
     ],
 )
 def test_labels_that_contradict_each_other_are_refused(labels, refused, tmp_path):
-    make(tmp_path, "images/a.png", "images/b.png", *(f"labels/{name}" for name in labels))
+    make_files(tmp_path, "images/a.png", "images/b.png", *(f"labels/{name}" for name in labels))
     _, source = find(tmp_path)
     assert names(tmp_path / "labels", source.files.refused) == refused
 
 
 def test_several_channels_are_refused_and_one_can_be_chosen(tmp_path):
     files = [f"imagesTr/{case}_{channel}.nii.gz" for case in "ab" for channel in ("0000", "0001")]
-    make(tmp_path, *files, "labelsTr/a.nii.gz")
+    make_files(tmp_path, *files, "labelsTr/a.nii.gz")
     message = r"one per channel \(imagesTr/a_0000.nii.gz and imagesTr/a_0001.nii.gz\)"
     with pytest.raises(CrkdError, match=message) as error:
         find(tmp_path)
@@ -329,18 +322,20 @@ def test_a_similar_name_has_the_same_numbers(name, others, similar):
 
 
 def test_hints_do_not_name_cases_that_have_a_label(tmp_path):
-    make(tmp_path, "images/Pat1.png", "images/scan2.png", "labels/Pat1.png")
-    make(tmp_path, "labels/pat1.png", "labels/scna2.png")
+    make_files(tmp_path, "images/Pat1.png", "images/scan2.png", "labels/Pat1.png")
+    make_files(tmp_path, "labels/pat1.png", "labels/scna2.png")
     _, source = find(tmp_path)
     assert source.notes == ["labels without an image: scna2: did you mean scan2?"]
 
 
 def test_images_to_predict(tmp_path):
     out = tmp_path / "scans/masks"
-    make(tmp_path / "scans", "a.png", "a_mask.png", "b_gt.png", "about.txt", "masks/a.png")
+    make_files(tmp_path / "scans", "a.png", "a_mask.png", "b_gt.png", "about.txt", "masks/a.png")
     images, notes = images_in(tmp_path / "scans", out)
     assert names(tmp_path / "scans", images) == ["a.png"]
     assert notes == ["left out, a mask by its name: a_mask.png, b_gt.png"]
-    make(tmp_path / "cases", "c1/t1.nii.gz", "c1/t1_seg.nii.gz", "c2/t1.nii.gz", "out/t1.nii.gz")
+    make_files(
+        tmp_path / "cases", "c1/t1.nii.gz", "c1/t1_seg.nii.gz", "c2/t1.nii.gz", "out/t1.nii.gz"
+    )
     images, _ = images_in(tmp_path / "cases", tmp_path / "cases/out")
     assert names(tmp_path / "cases", images) == ["c1/t1.nii.gz", "c2/t1.nii.gz"]
