@@ -62,7 +62,7 @@ def decide_classes(
     notes += [
         *_note_ignored(labels, ignore),
         *_note_absent(classes, tables),
-        *_note_no_background(files),
+        *_note_no_background(files, tables),
     ]
     numbers = {
         file.label.path: _with_ignored(file, table, ignore, len(classes))
@@ -75,13 +75,12 @@ def stated_classes(stated: Stated) -> tuple[ClassInfo, ...]:
     """Return the classes of a description, the background first."""
     if len(stated) >= MAX_CLASSES:
         raise CrkdError(f"{len(stated)} classes are too many: there can be {MAX_CLASSES - 1}")
-    return (
-        BACKGROUND,
-        *(
-            ClassInfo(name=name, values=(values,) if isinstance(values, int) else tuple(values))
-            for name, values in stated.items()
-        ),
-    )
+    values = {
+        name: (given,) if isinstance(given, int) else tuple(given) for name, given in stated.items()
+    }
+    background = values.pop(BACKGROUND.name, ())
+    merged = ClassInfo(name=BACKGROUND.name, values=tuple(dict.fromkeys((0, *background))))
+    return merged, *(ClassInfo(name=name, values=members) for name, members in values.items())
 
 
 @dataclass(frozen=True)
@@ -324,8 +323,12 @@ def _note_absent(classes: Sequence[ClassInfo], tables: Sequence[Numbers]) -> Ite
         yield f"classes that are in no label: {describe_classes(absent)}"
 
 
-def _note_no_background(files: Sequence[_File]) -> Iterable[str]:
-    without = [file.label.path.name for file in files if 0 not in file.meant.values()]
+def _note_no_background(files: Sequence[_File], tables: Sequence[Numbers]) -> Iterable[str]:
+    without = [
+        file.label.path.name
+        for file, table in zip(files, tables, strict=True)
+        if 0 not in table.values()
+    ]
     if len(without) == len(files):
         yield "no label has background (0): every pixel belongs to another class"
     elif without:

@@ -38,7 +38,8 @@ class Description(Strict, frozen=True):
     """
 
     channels: tuple[Channel, ...] | None = None
-    # Foreground classes by name, each with its value in the label files or with several.
+    # Classes by name, each with its value in the label files or with several. The background needs
+    # no line: it is 0, and other values if it has some here.
     classes: dict[str, int | tuple[int, ...]] | None = None
     ignore: int | None = None  # the label value of pixels that count in no loss and no score
     images: str | None = None  # "images/*.png"
@@ -162,7 +163,7 @@ def _check_classes(description: Description) -> None:
         values += [(member, name) for member in members]
     counts = Counter(value for value, _ in values)
     for value, name in values:
-        if value == 0:
+        if value == 0 and name != "background":
             raise ValueError(f"classes.{name} is 0, the background; give another value")
         if value == description.ignore:
             raise ValueError(f"classes.{name} is {value}, the value of ignore; drop one of them")

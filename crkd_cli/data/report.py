@@ -70,7 +70,9 @@ def complete_description(spec: DatasetSpec, classes: Sequence[ClassInfo]) -> Des
     modalities: dict[Modality, ChannelModality] = {"rgb": "RGB", "gray": "gray", "mr": "MR"}
     channels = given.channels or (Channel(modality=modalities[spec.modality]),)
     values: dict[str, int | tuple[int, ...]] = {
-        info.name: info.values if len(info.values) > 1 else info.value for info in classes[1:]
+        info.name: info.values if len(info.values) > 1 else info.value
+        for info in classes
+        if info.values != (0,)
     }
     return msgspec.structs.replace(
         given, channels=channels, classes=values or given.classes, ignore=spec.ignore

@@ -156,6 +156,15 @@ def test_stated_classes():
     assert len(decided(labels(range(400)), many)[0]) == 400
 
 
+@pytest.mark.parametrize("background", [7, (0, 7), (7, 8)])
+def test_the_background_may_have_other_values_than_0(background):
+    stated = {"background": background, "organ": 1}
+    values, numbers, _ = decided(labels({0, 1, 7}, {1, 7}), stated)
+    assert values[0][:2] == (0, 7)
+    assert values[1:] == [(1,)]
+    assert numbers == [{0: 0, 1: 1, 7: 0}, {1: 1, 7: 0}]
+
+
 def test_values_that_are_not_stated_are_listed():
     message = (
         r"not a class: 4 in 2 files \(0.png, 1.png\); 7 in 1 file \(1.png\); the description has "
