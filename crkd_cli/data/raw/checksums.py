@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from crkd_cli.data.raw.limits import CHUNK_BYTES
+from crkd_cli.data.raw.voxels import CHUNK_BYTES
 from crkd_cli.errors import CrkdError
 
 PNG_SIGNATURE_BYTES = 8

@@ -4,14 +4,10 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
-
-import numpy as np
-from numpy.typing import NDArray
 
 from crkd_cli.errors import CrkdError
 
-CHUNK_BYTES = 1 << 20
+SMALL_BYTES = 1 << 26  # fits into any memory
 # A compressed file with more content than this, and this many times its size, is not a scan.
 SUSPICIOUS_BYTES = 1 << 30
 SUSPICIOUS_RATIO = 200
@@ -50,6 +46,8 @@ def check_declared_size(path: Path, declared: int, *, compressed: bool) -> None:
         raise EOFError(sizes)
     if declared > max(SUSPICIOUS_BYTES, SUSPICIOUS_RATIO * stored):
         raise CrkdError(f"{path} is not a plausible image: {sizes}; remove it")
+    if declared < SMALL_BYTES:
+        return
     available = available_memory()
     if available is not None and declared > available:
         raise CrkdError(
@@ -72,25 +70,6 @@ def available_memory() -> int | None:
         with suppress(OSError, ValueError):
             limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(limits, default=None)
-
-
-def read_exactly(stream: IO[bytes], count: int) -> NDArray[np.uint8]:
-    """Read the last `count` bytes of `stream`, to its end, where a gzip file has its checksum.
-
-    Raises EOFError if bytes are missing, and ValueError if more follow.
-    """
-    content = np.empty(count, np.uint8)
-    view = content.data
-    received = 0
-    while received < count:
-        chunk = stream.read(min(CHUNK_BYTES, count - received))
-        if not chunk:
-            raise EOFError(f"{received} of {count} bytes of voxels")
-        view[received : received + len(chunk)] = chunk
-        received += len(chunk)
-    if stream.read(1):
-        raise ValueError(f"more than the declared {count} bytes of voxels")
-    return content
 
 
 def size_text(count: int) -> str:

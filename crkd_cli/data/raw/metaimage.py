@@ -1,7 +1,6 @@
 """Read MetaImage files: .mha, and .mhd with the voxels in another file of the same folder."""
 
 import math
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli.data.raw.geometry import Geometry, affine_from
-from crkd_cli.data.raw.limits import check_declared_size, read_exactly
+from crkd_cli.data.raw.limits import check_declared_size
 from crkd_cli.data.raw.neighbor import neighbor
+from crkd_cli.data.raw.voxels import read_exactly
 from crkd_cli.errors import CrkdError
 
 SUFFIXES = (".mha", ".mhd")
@@ -147,23 +147,10 @@ def _read_voxels(header: _Header, count: int, dtype: np.dtype[Any]) -> NDArray[A
             if len(words) != count:
                 raise EOFError(f"{len(words)} of {count} numbers")
             return np.array(words).astype(dtype)
-        if is_compressed:
-            return _inflate(stream.read(), size).view(dtype)
-        # -1: the voxels are the last bytes of the file.
-        stream.seek(-size if skipped == -1 else skipped, 2 if skipped == -1 else 1)
-        return read_exactly(stream, size).view(dtype)
-
-
-def _inflate(content: bytes, size: int) -> NDArray[np.uint8]:
-    """Decompress exactly `size` bytes, to the end of the stream, where its checksum is."""
-    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # zlib or gzip
-    voxels = stream.decompress(content, size)
-    rest = stream.decompress(stream.unconsumed_tail, 1)
-    if rest:
-        raise ValueError(f"more than the declared {size} bytes of voxels")
-    if len(voxels) < size or not stream.eof:
-        raise EOFError(f"{len(voxels)} of {size} bytes of voxels")
-    return np.frombuffer(voxels, np.uint8)
+        if skipped == -1 and not is_compressed:  # the voxels are the last bytes of the file
+            stream.seek(-size, 2)
+            skipped = 0
+        return read_exactly(stream, size, compressed=is_compressed, skip=skipped).view(dtype)
 
 
 def _geometry(header: _Header) -> Geometry:

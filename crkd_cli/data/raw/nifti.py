@@ -7,18 +7,17 @@ the image's values (scale, display range, intent, slice timing).
 
 import gzip
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli.data.raw.geometry import Affine, Geometry
-from crkd_cli.data.raw.limits import check_declared_size, read_exactly
+from crkd_cli.data.raw.limits import check_declared_size
+from crkd_cli.data.raw.voxels import read_exactly
 from crkd_cli.errors import CrkdError
 
 SUFFIXES = (".nii.gz", ".nii", ".hdr")
@@ -65,9 +64,8 @@ def read(path: Path) -> tuple[NDArray[Any], Geometry]:
     voxels = _voxels(path, header)
     compressed = _is_gzip(voxels.file)
     check_declared_size(voxels.file, voxels.offset + voxels.size, compressed=compressed)
-    with _open(voxels.file) as stream:
-        stream.seek(voxels.offset)
-        content = read_exactly(stream, voxels.size)
+    with voxels.file.open("rb") as file:
+        content = read_exactly(file, voxels.size, compressed=compressed, skip=voxels.offset)
     array = content.view(voxels.dtype).reshape(voxels.shape)
     if array.dtype.fields is not None:
         array = _colors(array, path)
@@ -106,7 +104,7 @@ def write(path: Path, array: NDArray[Any], geometry: Geometry | None = None) -> 
 
 
 def _read_header(path: Path) -> Any:
-    with _open(path) as stream:
+    with gzip.open(path) if _is_gzip(path) else path.open("rb") as stream:
         head = stream.read(HEADER_BYTES)
     nibabel: Any = import_module("nibabel")  # its type annotations are incomplete
     for header_class in (nibabel.Nifti1Header, nibabel.Nifti2Header):
@@ -262,17 +260,6 @@ def _state_geometry(header: Any, geometry: Geometry) -> None:
         affine[:3, [*range(geometry.affines[0].shape[1] - 1), 3]] = geometry.affines[0]
         header.set_sform(affine, code=1)
         header.set_qform(affine, code=1, strip_shears=True)
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for reading, decompressed if it is gzip, whatever its suffix says."""
-    if _is_gzip(path):
-        with gzip.open(path) as stream:
-            yield cast("IO[bytes]", stream)
-    else:
-        with path.open("rb") as file:
-            yield file
 
 
 def _is_gzip(path: Path) -> bool:

@@ -1,18 +1,17 @@
 """Read NRRD files: .nrrd, and .nhdr with the voxels in another file of the same folder."""
 
-import bz2
-import gzip
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli.data.raw.geometry import Affine, Geometry, affine_from
-from crkd_cli.data.raw.limits import check_declared_size, read_exactly
+from crkd_cli.data.raw.limits import check_declared_size
 from crkd_cli.data.raw.neighbor import neighbor
+from crkd_cli.data.raw.voxels import read_exactly
 from crkd_cli.errors import CrkdError
 
 SUFFIXES = (".nrrd", ".nhdr")
@@ -42,8 +41,6 @@ ENCODINGS = {
     "raw": "raw",
     "gzip": "gzip",
     "gz": "gzip",
-    "bzip2": "bzip2",
-    "bz2": "bzip2",
     "ascii": "text",
     "text": "text",
     "txt": "text",
@@ -202,21 +199,13 @@ def _read_voxels(path: Path, header: _Header, count: int, dtype: np.dtype[Any]) 
         stream.seek(start)
         _skip_lines(stream, header)
         skipped = int(header.get("byteskip") or 0)
-        if encoding == "raw":
-            # -1: the voxels are the last bytes of the file.
-            stream.seek(-size if skipped == -1 else skipped, 2 if skipped == -1 else 1)
-            return read_exactly(stream, size).view(dtype)
         if encoding == "text":
             return _parse_text(stream.read(), count, dtype)
-        if skipped < 0:
-            raise ValueError(f"byte skip is {skipped}")
-        if encoding == "bzip2":
-            with bz2.open(stream) as decompressed:
-                decompressed.read(skipped)
-                return read_exactly(cast("IO[bytes]", decompressed), size).view(dtype)
-        with gzip.open(stream) as decompressed:
-            decompressed.read(skipped)
-            return read_exactly(cast("IO[bytes]", decompressed), size).view(dtype)
+        if skipped == -1 and encoding == "raw":  # the voxels are the last bytes of the file
+            stream.seek(-size, 2)
+            skipped = 0
+        compressed = encoding == "gzip"
+        return read_exactly(stream, size, compressed=compressed, skip=skipped).view(dtype)
 
 
 def _skip_lines(stream: IO[bytes], header: _Header) -> None:

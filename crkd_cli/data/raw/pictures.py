@@ -204,7 +204,7 @@ def _page(picture: Any, number: int, as_label: bool, path: Path) -> NDArray[Any]
             np.asarray(picture.convert("RGBA") if mode == "PA" else picture), path
         )
     if mode in COLOR_MODES and not (mode == "P" and as_label):
-        return np.moveaxis(np.asarray(picture.convert("RGB")), -1, 0)
+        return np.moveaxis(np.asarray(picture if mode == "RGB" else picture.convert("RGB")), -1, 0)
     array = np.asarray(picture)
     if array.dtype == bool:
         array = array.astype(np.uint8)
