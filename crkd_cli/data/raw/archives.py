@@ -7,6 +7,7 @@ accepts links, repeated names and archive bombs, and Python 3.11.0 to 3.11.3 lac
 import lzma
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -24,9 +25,13 @@ from crkd_cli.progress import Progress
 MB = 1 << 20
 ALWAYS_ALLOWED_BYTES = 100 * MB  # unpacked, whatever the compression ratio
 MAX_RATIO = 100  # of unpacked to packed size; images reach 10, and label maps are small
+# What the modules raise for damaged archives, with ValueError for names that are not Unicode.
 DAMAGE = (
     OSError,
     EOFError,
+    ValueError,
+    OverflowError,
+    struct.error,
     NotImplementedError,
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -122,6 +127,10 @@ def _open(archive: Path) -> Iterator[Iterable[_Member]]:
 
 def _zip_members(archive: Path, zipped: zipfile.ZipFile) -> Iterator[_Member]:
     for info in zipped.infolist():
+        if not info.filename:
+            raise ArchiveError(
+                archive, "is damaged (a file has no name); copy or download it again"
+            )
         if stat.S_ISLNK(info.external_attr >> 16):
             raise ArchiveError(archive, f"contains a link ({info.filename}); unpack it yourself")
         if not info.is_dir():

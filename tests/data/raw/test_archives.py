@@ -108,6 +108,19 @@ def test_damaged_archives_leave_nothing(tmp_path, kind, rng):
 
 
 @pytest.mark.parametrize(
+    ("name", "damaged"),
+    [(b"1.txt", b"\0.txt"), ("é.txt".encode(), b"\xff\xff.txt"), (b"1.txt", b"2.txt")],
+    ids=["no name", "not Unicode", "two names"],
+)
+def test_zip_archives_with_damaged_names_are_refused(tmp_path, name, damaged):
+    """The name stands before the content and, replaced here, in the directory at the end."""
+    archive = make(tmp_path / "a.zip", {name.decode(): b"x"})
+    head, directory = archive.read_bytes().rsplit(name, 1)
+    archive.write_bytes(head + damaged + directory)
+    assert_refused(tmp_path, archive, "is damaged")
+
+
+@pytest.mark.parametrize(
     ("start", "stop"),
     [(1024, None), (1023, None), (1024, 1600)],
     ids=["cut between files", "cut in a file", "damaged header"],
