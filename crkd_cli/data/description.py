@@ -57,8 +57,9 @@ class Description(Strict, frozen=True):
             raise ValueError("labels: the background is what no class covers; drop its pattern")
         for pattern in self.label_patterns.values():
             patterns.check("labels", pattern, allowed=("name",), needed="name")
-        if self.patients is not None and not self.patients.lower().endswith(".csv"):
-            patterns.check("patients", self.patients, allowed=("patient",), needed="patient")
+        if self.patients is not None:
+            needed = "" if self.patients.lower().endswith(".csv") else "patient"
+            patterns.check("patients", self.patients, allowed=("patient",), needed=needed)
         if self.channels == ():
             raise ValueError("channels is empty; name one, or drop the line")
         if self.spacing is not None and len(self.spacing) not in (2, 3):
@@ -120,6 +121,9 @@ def read_description(file: Path) -> Description:
         raise UsageError(
             f"{file} is not a description; expected lines such as classes: {{liver: 1}}"
         )
+    for key in tree:
+        if not isinstance(key, str):
+            raise UsageError(f"{file}: the key {key!r} is not a word; use classes, images …")
     if file.suffix == ".json":
         tree = nnunet.description_tree(tree, file)
     _drop_background(tree)

@@ -24,6 +24,7 @@ from crkd_cli.data.pairing import (
 )
 from crkd_cli.data.raw import formats
 from crkd_cli.errors import CrkdError
+from crkd_cli.text import printable
 
 
 @dataclass
@@ -71,17 +72,21 @@ class Discovery:
         layout = find_layout(self.files, self.base, self.record)
         if layout is None or not layout.images:
             raise CrkdError(explain.why_no_image(self.root, self.base, self.files, layout))
-        if not self.description.labels:
-            images, masks = name_images(layout.images, label_keys(layout.labels))
-            return images, [*layout.labels, *masks]
-        stems = {image.stem for image in layout.images}
-        found = [
-            image
-            for image in layout.images
-            if not (self._names_by_pattern(image.file) - {image.stem}) & stems
-        ]
-        labeled = {("", name) for file in self.files for name in self._names_by_pattern(file)}
-        return name_images(found, labeled)
+        found, labels = layout.images, layout.labels
+        labeled = label_keys(labels)
+        if self.description.labels:
+            stems = {image.stem for image in found}
+            found = [x for x in found if not (self._names_by_pattern(x.file) - {x.stem}) & stems]
+            labels = []
+            labeled = {("", name) for file in self.files for name in self._names_by_pattern(file)}
+        images, masks = name_images(found, labeled)
+        if not images:
+            raise CrkdError(
+                f"{self.root / layout.images_folder} contains no image, only masks by their names "
+                f"({printable(layout.images[0].file.path.name)} …); put the images there, or say "
+                "where they are in dataset.yaml"
+            )
+        return images, [*labels, *masks]
 
     def _given_images(self) -> tuple[list[Image], list[Candidate]]:
         """Return the images that match the pattern, and the files that may be labels."""

@@ -74,7 +74,8 @@ def split_masks(
     masks: list[Candidate] = []
     for image in images:
         _, *others = forms(image.stem)
-        is_mask = image.key not in labeled and any(
+        has_label = image.key in labeled or ("", image.stem) in labeled
+        is_mask = not has_label and any(
             form.class_name is None or (image.folder, form.base) in keys for form in others
         )
         (masks if is_mask else kept).append(image)
@@ -104,20 +105,19 @@ def channel_groups(images: Iterable[Candidate], labeled: set[Key]) -> dict[Key, 
     return channels | undecided if channels and not frames else channels
 
 
-def case_ids(images: Sequence[Candidate], channels: dict[Key, list[Candidate]]) -> list[str]:
-    """Return the id of every image.
+def case_ids(images: Iterable[Key]) -> list[str]:
+    """Return the id of the case of every image.
 
     It is the name of its file, or of its folder if there is no other image in it, else both.
     """
-    bases = {image.key: base for (_, base), group in channels.items() for image in group}
-    per_folder = Counter(image.folder for image in images)
+    keys = list(images)
+    per_folder = Counter(folder for folder, _ in keys)
     ids = []
-    for image in images:
-        stem = bases.get(image.key, image.stem)
-        if not image.folder:
+    for folder, stem in keys:
+        if not folder:
             ids.append(stem)
         else:
-            ids.append(image.folder if per_folder[image.folder] == 1 else f"{image.folder}_{stem}")
+            ids.append(folder if per_folder[folder] == 1 else f"{folder}_{stem}")
     return ids
 
 

@@ -35,7 +35,7 @@ class Image(NamedTuple):
 
     file: RawFile
     id: str
-    key: tuple[str, str] = ("", "")  # see Candidate
+    key: Key = ("", "")  # see Candidate; without the number of a channel
 
 
 class _Match(NamedTuple):
@@ -110,15 +110,19 @@ def name_images(
                 f"there are several files per case, one per channel ({names}), but this version "
                 f'reads one channel; choose it in dataset.yaml with the line images: "{pattern}"'
             )
-    ids = case_ids(kept, channels)
-    return [Image(image.file, id, image.key) for image, id in zip(kept, ids, strict=True)], masks
+    without_channel = {image.key: key for key, group in channels.items() for image in group}
+    keys = [without_channel.get(image.key, image.key) for image in kept]
+    named = zip(kept, case_ids(keys), keys, strict=True)
+    return [Image(image.file, id, key) for image, id, key in named], masks
 
 
 def label_by_name(
     images: Sequence[Image], labels: Sequence[Candidate], record: FileRecord, notes: list[str]
 ) -> list[RawCase]:
     """Return the cases of `images` with the `labels` that have their names."""
-    by_key = {("", image.id): image.id for image in images}
+    counts = Counter(stem for _, stem in (image.key for image in images))
+    by_key = {("", x.key[1]): x.id for x in images if counts[x.key[1]] == 1}
+    by_key |= {("", image.id): image.id for image in images}
     by_key |= {image.key: image.id for image in images if image.key[1]}
     matches: dict[str, list[_Match]] = defaultdict(list)
     unmatched = []
@@ -218,9 +222,10 @@ def _find_image(label: Candidate, by_key: Mapping[tuple[str, str], str]) -> tupl
     if not label.folder:
         return None
     if ("", label.folder) in by_key:  # a folder per case: the rest of the name may be a class
-        plain = [form for form in readings[1:] if form.class_name is None]
-        class_name = plain[0].base if plain else label.stem
-        return by_key["", label.folder], Form(label.folder, class_name=class_name)
+        form = next((form for form in readings[1:] if not form.class_name), readings[0])
+        class_name = None if form.base == label.folder else form.base
+        form = form._replace(class_name=class_name)
+        return by_key["", label.folder], form
     for form in readings:  # a folder per class, or of some cases
         if ("", form.base) in by_key:
             class_name = form.class_name or label.folder
@@ -235,26 +240,31 @@ def _class_count(matches: Iterable[_Match]) -> int:
 def _resolve(
     case: str, matches: Sequence[_Match], by_class: bool, record: FileRecord
 ) -> tuple[LabelFile, ...]:
-    """Return the label files of a case; refuse those that contradict each other."""
+    """Return the label files of a case; refuse those that contradict each other.
+
+    There is one, or several with numbers in their names; with `by_class`, of every class.
+    """
+    groups: dict[str | None, list[_Match]] = defaultdict(list)
+    for match in sorted(matches, key=lambda match: _natural(match.file.name)):
+        groups[match.form.class_name if by_class else None].append(match)
     if by_class:
-        for match in matches:
-            if match.form.class_name is None:
-                record.refused[match.file.path] = (
-                    f"{printable(match.file.name)} is a label without a class in its name, but "
-                    "other cases have a file per class; name its class, or remove it"
-                )
-        named = [match for match in matches if match.form.class_name is not None]
-        named.sort(key=lambda match: (match.form.class_name, match.file.name))
-        return tuple(LabelFile(match.file.path, match.form.class_name) for match in named)
-    whole = [match for match in matches if not match.form.numbered]
-    if len(whole) > 1:
-        names = " and ".join(printable(match.file.name) for match in whole)
-        for match in whole:
+        for match in groups.pop(None, []):
             record.refused[match.file.path] = (
-                f"the image {printable(case)} has {len(whole)} labels: {names}; keep one"
+                f"{printable(match.file.name)} is a label without a class in its name, but other "
+                "cases have a file per class; name its class, or remove it"
             )
-    ordered = sorted(matches, key=lambda match: _natural(match.file.name))
-    return tuple(LabelFile(match.file.path) for match in ordered)
+    for class_name, group in groups.items():
+        whole = [match for match in group if not match.form.numbered]
+        if len(whole) > 1:
+            of_class = f" of the class {printable(class_name)}" if class_name else ""
+            names = " and ".join(printable(match.file.name) for match in whole)
+            reason = f"the image {printable(case)} has {len(whole)} labels{of_class}: {names}"
+            record.refused |= {match.file.path: f"{reason}; keep one" for match in whole}
+    return tuple(
+        LabelFile(match.file.path, class_name)
+        for class_name, group in sorted(groups.items(), key=str)
+        for match in group
+    )
 
 
 def _natural(name: str) -> tuple[int, str]:

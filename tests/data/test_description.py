@@ -70,6 +70,7 @@ def test_what_is_printed_can_be_read(read, text):
         ("images: '/data/{name}.png'", "must be relative to the folder"),
         ("images: '../{name}.png'", "must be relative to the folder"),
         ("images: '{name}/{name}.png'", "contains {name} more than once"),
+        ("patients: ../who.csv", "patients: '../who.csv' must be relative to the folder"),
         ("patients: '*_x'", "patients: '*_x' lacks {patient}"),
         ("spacing: [1, 0, 1]", "spacing[1]: expected a number"),
         ("spacing: [1]", "spacing has 1 numbers; give one per axis"),

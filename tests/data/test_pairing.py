@@ -149,11 +149,32 @@ CASES = {
             "c2": ["c2/t1.nrrd"],
         },
     ),
+    "a folder per case whose name the label has": (
+        [f"{c}/{c}_{kind}.nrrd" for c in ("c0", "c1") for kind in ("t1", "seg")]
+        + ["c2/c2_t1.nrrd", "c2/c2_seg_1.nrrd", "c2/c2_seg_2.nrrd"],
+        {
+            "c0": ["c0/c0_t1.nrrd", "c0/c0_seg.nrrd"],
+            "c1": ["c1/c1_t1.nrrd", "c1/c1_seg.nrrd"],
+            "c2": ["c2/c2_t1.nrrd", "c2/c2_seg_1.nrrd", "c2/c2_seg_2.nrrd"],
+        },
+    ),
+    "a folder per case with a channel's number": (
+        ["imagesTr/c0/x_0000.nii.gz", "labelsTr/c0/x.nii.gz"],
+        {"c0": ["imagesTr/c0/x_0000.nii.gz", "labelsTr/c0/x.nii.gz"]},
+    ),
     "a folder per class": (
         ["images/a.png", "images/b.png", *(f"masks/{o}/{c}.png" for o in ("x", "y") for c in "ab")],
         {
             "a": ["images/a.png", "masks/x/a.png:x", "masks/y/a.png:y"],
             "b": ["images/b.png", "masks/x/b.png:x", "masks/y/b.png:y"],
+        },
+    ),
+    "images in subfolders, labels in one folder": (
+        ["images/x/a.png", "images/x/b.png", "images/y/c.png", "labels/a.png", "labels/c_gt.png"],
+        {
+            "x_a": ["images/x/a.png", "labels/a.png"],
+            "x_b": ["images/x/b.png"],
+            "y": ["images/y/c.png", "labels/c_gt.png"],
         },
     ),
     "subfolders with several images": (
@@ -284,6 +305,7 @@ def test_what_is_left_out_has_a_reason(tmp_path):
         (["a_mask.png", "a_seg.png"], ["a_mask.png", "a_seg.png"]),
         (["a_mask_x.png", "a_mask_y.png", "a_mask.png"], ["a_mask.png"]),
         (["a_mask_x.png", "a_mask_y.png", "b.png"], ["b.png"]),
+        (["a_mask_x.png", "a_seg_x.png", "a_mask_y.png"], ["a_mask_x.png", "a_seg_x.png"]),
     ],
 )
 def test_labels_that_contradict_each_other_are_refused(labels, refused, tmp_path):
