@@ -87,6 +87,18 @@ def test_reading_that_does_not_end(call, monkeypatch):
         call("hang")
 
 
+def test_a_file_that_takes_too_long_is_named(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["image"] = np.ones((2, 3, 4))
+    monkeypatch.setattr(isolation, "_PROCESS", isolation._Process())
+    with monkeypatch.context() as patch:
+        patch.setattr(isolation, "BASE_SECONDS", 0.001)  # h5py is not even imported by then
+        with pytest.raises(CrkdError, match=r"x\.h5 cannot be read, .*: reading it takes too long"):
+            read_image(tmp_path / "x.h5")
+    assert read_image(tmp_path / "x.h5").size == (2, 3, 4)
+    isolation._PROCESS.close()
+
+
 def test_threads_take_turns(call):
     results = []
     threads = [
