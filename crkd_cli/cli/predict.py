@@ -104,13 +104,13 @@ def predict(
         message += f"; {result.skipped} skipped: already there, from any checkpoint (--overwrite)"
     info(message)
     if result.written:
-        for line in _describe_values(result.classes):
+        for line in describe_values(result.classes):
             info(line)
     if result.failures:
         raise CrkdError(f"{pluralize(len(result.failures), 'image')} failed:", result.failures)
 
 
-def _describe_values(classes: tuple[tuple[int, str], ...]) -> Iterator[str]:
+def describe_values(classes: tuple[tuple[int, str], ...]) -> Iterator[str]:
     """Say what the values in masks mean: in one line, or in a table if there are many classes."""
     texts = [f"{value} {name}" for value, name in classes]
     if len(texts) <= CLASSES_PER_LINE:

@@ -28,14 +28,14 @@ def with_values(spec: DatasetSpec, *values: int) -> DatasetSpec:
 @pytest.mark.parametrize(
     ("name", "value", "dtype"),
     [
-        ("a.png", 3, np.uint8),
+        pytest.param("a.png", 3, np.uint8, marks=pytest.mark.slow),
         ("a.png", 1000, np.uint16),
         ("a.tif", 70_000, np.int32),
-        ("a.tif", -1, np.int32),
+        pytest.param("a.tif", -1, np.int32, marks=pytest.mark.slow),
         ("a.nii.gz", -7, np.int8),
-        ("a.nii", 40_000, np.uint16),
-        ("a.nrrd", 70_000, np.uint32),
-        ("a.mha", -70_000, np.int32),
+        pytest.param("a.nii", 40_000, np.uint16, marks=pytest.mark.slow),
+        pytest.param("a.nrrd", 70_000, np.uint32, marks=pytest.mark.slow),
+        pytest.param("a.mha", -70_000, np.int32, marks=pytest.mark.slow),
         ("a.mha", 2**40, np.uint64),
     ],
 )

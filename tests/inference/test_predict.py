@@ -136,8 +136,16 @@ def test_color_pictures(scans, make_checkpoint, rng):
     assert np.array_equal(labels, expected(scans / "color.jpg", checkpoint))
 
 
-@pytest.mark.parametrize("orientation", [3, 5, 6])
-@pytest.mark.parametrize("name", ["turned.jpg", "turned.tif"])
+@pytest.mark.parametrize(
+    ("name", "orientation"),
+    [
+        ("turned.jpg", 6),
+        pytest.param("turned.jpg", 3, marks=pytest.mark.slow),
+        pytest.param("turned.jpg", 5, marks=pytest.mark.slow),
+        pytest.param("turned.tif", 3, marks=pytest.mark.slow),
+        pytest.param("turned.tif", 6, marks=pytest.mark.slow),
+    ],
+)
 def test_masks_lie_on_pictures_as_viewers_show_them(scans, make_checkpoint, rng, name, orientation):
     """Upside down, transposed, and a camera on its side: as for the upright picture."""
     exif = Image.Exif()
@@ -339,6 +347,7 @@ def test_images_in_the_root_folder_need_an_output_folder(make_checkpoint):
         run(Path("/"), Path("not read"))
 
 
+@pytest.mark.slow
 def test_the_spacing_of_the_dataset_is_used_for_files_without_one(scans, make_checkpoint, rng):
     with h5py.File(scans / "a.h5", "w") as file:
         file["image"] = rng.random((8, 24, 16)).astype(np.float32)

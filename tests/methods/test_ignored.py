@@ -39,7 +39,6 @@ def fast(*names: str) -> list[Any]:
     return [name if name in names else pytest.param(name, marks=slow) for name in METHODS.names()]
 
 
-every_builtin = pytest.mark.parametrize("name", METHODS.names())
 TERMS = ("labeled", "deep")  # those that compare with labels alone; if missing, "total" does
 
 
@@ -83,7 +82,7 @@ def recorded_logits(method: Method) -> Iterator[list[Tensor]]:
 
 
 @in_2d_and_3d
-@every_builtin
+@pytest.mark.parametrize("name", fast("supervised", "bcp", "crkd", "lefed", "mlrpl"))
 def test_ignored_pixels_get_no_gradient_from_labels(name: str, dims: int) -> None:
     method = build(name, dims)
     region = (slice(None), slice(0, 16))
@@ -192,7 +191,8 @@ def test_ignored_pixels_are_no_anchors(dims: int, true_positives: bool) -> None:
     assert not used[label == K].any()
 
 
-@pytest.mark.parametrize("name", fast("crkd"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS.names())
 def test_ignoring_can_be_captured_as_a_cuda_graph(name: str) -> None:
     # Components of a mask are found by another algorithm on a GPU.
     params = {"largest_component": False} if name == "bcp" else {}
