@@ -23,6 +23,8 @@ Size = Annotated[int, msgspec.Meta(ge=1, le=2**16)]  # of a batch, an axis or a 
 NonNegative = Annotated[float, msgspec.Meta(ge=0.0, le=1e6)]
 AboveZero = Annotated[float, msgspec.Meta(gt=0.0, le=1e6)]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+# A plain name, not a path.
+FolderName = Annotated[str, msgspec.Meta(pattern=r"^(?!\.{1,2}$)[^/\\\0]{1,255}$")]
 # Channels of the five levels of a network.
 Widths = Annotated[tuple[Size, ...], msgspec.Meta(min_length=5, max_length=5)]
 
@@ -86,7 +88,7 @@ class Frame(Strict, frozen=True):
 class DataConfig(Strict, frozen=True):
     """Section `data`."""
 
-    name: str  # dataset: a folder under prepared/
+    name: FolderName  # dataset: a folder under prepared/
     frame: Frame
     labeled_batch_size: Size
     unlabeled_batch_size: Size
@@ -274,6 +276,8 @@ def _explain(message: str, kind: type[Any], section: str) -> tuple[str, str]:
     if not problem.startswith("Object "):  # neither an unknown nor a missing field
         if bounds := re.match("(Expected `(int|float)`) [<>]", problem):
             problem = f"{bounds[1]} {_range(kind, inner)}"
+        if "matching regex" in problem:
+            problem = "expected the name of a folder, not a path"
         if problem == "Number out of range":  # 1e999, written as text
             problem = "expected a finite number"
         problem = re.sub(r"`([a-z |]+)`", _name_types, problem).replace("Expected", "expected")

@@ -22,6 +22,11 @@ def printable(text: object) -> str:
     return "".join(char if char.isprintable() else _escape(char) for char in characters)
 
 
+def unicode_path(path: object) -> str:
+    """Return a path as text that every file can hold; bytes that are not UTF-8 become escapes."""
+    return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def shorten(text: str, length: int = 100) -> str:
     """Return `text` in one line of at most `length` characters."""
     line = " ".join(text.split())

@@ -1,5 +1,6 @@
 """`crkd train`."""
 
+import json
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -148,7 +149,7 @@ def train(
         method = METHODS.add(Path(method))
     sets = list(sets or [])
     if device:
-        sets.append(f"train.device={device}")
+        sets.append(f"train.device={json.dumps(device)}")  # quoted: it may look like a number
     run_seeds: list[int | None] = [None]
     if seeds is not None:
         run_seeds = [*parse_seeds(seeds, sets)]

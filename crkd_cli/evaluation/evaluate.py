@@ -31,6 +31,7 @@ from crkd_cli.pipeline import run_pipeline
 from crkd_cli.progress import Advance, Notify, Progress
 from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint
 from crkd_cli.runtime.distributed import joint_output_folder
+from crkd_cli.text import unicode_path
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ def _collect_facts(
         "labeled": len(split.labeled),
         "split": split.name,
         "seed": config.train.seed,
-        "checkpoint": str(checkpoint.path),
+        "checkpoint": unicode_path(checkpoint.path),
         "step": checkpoint.step,
         "truth": digest((case.id, case.label_sha256) for case in cases),
         "interval": interval,

@@ -12,6 +12,7 @@ from PIL import Image
 
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.metrics.surface import bounding_box
+from crkd_cli.text import printable, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,6 +75,7 @@ def draw_overlay(
         steps = steps[::-1]
     if labels.ndim == 3 and not spacing:
         title += " (spacing unknown, assumed equal)"
+    title = shorten(printable(title))
 
     labeled = layers.max(0) > 0
     whole = tuple(slice(0, side) for side in labeled.shape)
@@ -242,7 +244,8 @@ def _legend(
         names = [(k, name) for k, name in names if k in present]
         hidden = max(0, len(names) - _MAX_LEGEND)
     legend = []
-    for k, name in names[:_MAX_LEGEND]:
+    for k, class_name in names[:_MAX_LEGEND]:
+        name = shorten(printable(class_name), 40)
         legend.append(Patch(color=_color(k), label=name if k in present else f"{name}: none"))
     if hidden:
         legend.append(Patch(color="none", label=f"and {hidden} more"))

@@ -1,11 +1,13 @@
 """The learning curves of one run as a picture in its folder."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crkd_cli.paths import atomic_write
 from crkd_cli.runtime.metrics_log import RATES, mean_label_shares, read_log
+from crkd_cli.text import printable, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +23,7 @@ Lines = Sequence[dict[str, Any]]
 
 def draw_curves(folder: Path) -> None:
     """Draw curves.png from log.jsonl: losses, validation Dice and pseudo-labels."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     lines = read_log(folder)
@@ -28,9 +31,12 @@ def draw_curves(folder: Path) -> None:
     count = max(len(panels), 1)
     figure = Figure(figsize=(5.0 * count, 3.6), layout="constrained")
     all_axes = figure.subplots(1, count, squeeze=False)[0]
-    for axes, (title, names) in zip(all_axes, panels.items(), strict=False):
-        _draw_panel(axes, title, names, lines)
-    _save(figure, folder / "curves.png")
+    # Names of classes may contain dollar signs, and characters that are drawn as a box.
+    warnings.filterwarnings("ignore", message="Glyph")
+    with rc_context({"text.parse_math": False}):
+        for axes, (title, names) in zip(all_axes, panels.items(), strict=False):
+            _draw_panel(axes, title, names, lines)
+        _save(figure, folder / "curves.png")
 
 
 def _choose_panels(lines: Lines) -> dict[str, list[str]]:
@@ -66,7 +72,8 @@ def _draw_curve(axes: "Axes", name: str, lines: Lines) -> Any:
     points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
     steps, values = zip(*points, strict=True)
     marker = "o" if len(points) < FEW_POINTS else None
-    (curve,) = axes.plot(steps, values, label=name, linewidth=1.2, marker=marker, markersize=3)
+    label = shorten(printable(name), 40)
+    (curve,) = axes.plot(steps, values, label=label, linewidth=1.2, marker=marker, markersize=3)
     return curve.get_color()
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from crkd_cli.metrics.names import format_values, higher_is_better, metric_headi
 from crkd_cli.metrics.summary import means
 from crkd_cli.reporting.compare import Comparison, mean_over_runs
 from crkd_cli.runtime.metrics_log import mean_label_shares, read_log
+from crkd_cli.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,7 +115,8 @@ def _case_figure(comparison: Comparison, m: int) -> Figure:
         axes.plot([scale * mean.low, scale * mean.high], [i, i], color=_INK, linewidth=1.6)
         axes.plot([scale * mean.mean], [i], "D", color=_INK, markersize=5)
         texts.append(f"{entry.name}: mean {format_values(metric, mean.mean)[0]}")
-    axes.set_yticks(range(count), [entry.name for entry in comparison.entries])
+    names = [printable(entry.name) for entry in comparison.entries]
+    axes.set_yticks(range(count), names, parse_math=False)
     axes.set_ylim(count - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.2, color=_INK)
     heading = metric_heading(metric)
@@ -156,7 +159,8 @@ def _data_uri(axes: Any) -> str:
     from matplotlib import rc_context
 
     file = io.BytesIO()
-    # Text stays text, and identifiers are the same every time.
+    # Text stays text, in the fonts of the reader, and identifiers are the same every time.
+    warnings.filterwarnings("ignore", message="Glyph")
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "crkd", "text.parse_math": False}):
         axes.figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
     return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"

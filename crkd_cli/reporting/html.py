@@ -26,6 +26,7 @@ from crkd_cli.reporting.compare import Comparison
 from crkd_cli.reporting.figures import Figure
 from crkd_cli.reporting.tables import Cell, Table, tables
 from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint
+from crkd_cli.text import printable
 
 CASES_PER_GROUP = 3  # best cases, and worst cases
 
@@ -71,7 +72,11 @@ def _write_page(
     best = max(comparison.entries, key=lambda entry: np.nan_to_num(entry.mean[0].mean, nan=-1.0))
     pictures = _case_pictures(best.runs[0], root, notify, progress, device)
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        finalize=_visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     methods = []
@@ -97,6 +102,11 @@ def _write_page(
     with atomic_write(file) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return file
+
+
+def _visible(value: object) -> object:
+    """Escape what a browser would not show; the output of macros is done already."""
+    return printable(value) if type(value) is str else value
 
 
 def _run_table(comparison: Comparison) -> Table:

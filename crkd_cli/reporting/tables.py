@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
@@ -14,7 +15,7 @@ from crkd_cli.metrics.names import UNDEFINED, format_values, higher_is_better, m
 from crkd_cli.metrics.paired import Difference
 from crkd_cli.paths import atomic_write
 from crkd_cli.reporting.compare import Comparison, MethodResult, PairedTest, ScoreSummary
-from crkd_cli.text import csv_cell
+from crkd_cli.text import csv_cell, printable
 
 # Heading, and what it means: "2/9" if a class is predicted in 2 of the 9 cases without it.
 FALSE_POSITIVES = "FP/absent"
@@ -262,10 +263,14 @@ def _markdown(table: Table) -> str:
     for row in chain.from_iterable(table.sections):
         texts = [f"**{text}**" if best else text for text, best in row]
         lines.append(_markdown_row(texts))
-    notes = [f"- {note}" for note in table.notes]
-    return "\n".join([f"## {table.title}", "", *lines, "", *notes, ""])
+    notes = [f"- {_markdown_text(note)}" for note in table.notes]
+    return "\n".join([f"## {_markdown_text(table.title)}", "", *lines, "", *notes, ""])
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    escaped = [cell.replace("|", "\\|") for cell in cells]
-    return f"| {' | '.join(escaped)} |"
+    return f"| {' | '.join(map(_markdown_text, cells))} |"
+
+
+def _markdown_text(text: str) -> str:
+    """Escape what would end a cell, or be a link, code or a tag of HTML in a name."""
+    return re.sub(r"[|`]|\](?=\()|<(?=[A-Za-z/!?])", r"\\\g<0>", printable(text))

@@ -1,5 +1,6 @@
 """From the command line to a plan: configuration, split, run folder, state to resume from."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,8 +164,9 @@ def _resolve_config(
     request: Request, store: Store, source: Path, tree: dict[str, Any]
 ) -> tuple[Config, list[str]]:
     """Apply the authors' settings and the command line: (configuration, authors' settings)."""
-    # The store's folder, whatever the file calls it: evaluate looks for that.
-    named = f"data.name={store.root.name}"
+    # The store's folder, whatever the file calls it: evaluate looks for that. In quotes, because
+    # the name may look like a number.
+    named = f"data.name={json.dumps(store.root.name, ensure_ascii=False)}"
     overrides = request.overrides()
     config = build_config(tree, source, [named, *overrides])
     if config.data.name != store.root.name:
