@@ -21,6 +21,7 @@ from crkd_cli.data.pairing import (
     label_by_name,
     label_by_pattern,
     name_images,
+    read_by_pattern,
 )
 from crkd_cli.data.raw import formats
 from crkd_cli.errors import CrkdError
@@ -72,14 +73,12 @@ class Discovery:
         layout = find_layout(self.files, self.base, self.record)
         if layout is None or not layout.images:
             raise CrkdError(explain.why_no_image(self.root, self.base, self.files, layout))
-        found, labels = layout.images, layout.labels
+        candidate_images, labels = layout.images, layout.labels
         labeled = label_keys(labels)
         if self.description.labels:
-            stems = {image.stem for image in found}
-            found = [x for x in found if not (self._names_by_pattern(x.file) - {x.stem}) & stems]
-            labels = []
-            labeled = {("", name) for file in self.files for name in self._names_by_pattern(file)}
-        images, masks = name_images(found, labeled)
+            candidate_images, labels = self._without_labels(candidate_images), []
+            labeled = {("", name) for file in self.files for name in self._label_names(file)}
+        images, masks = name_images(candidate_images, labeled)
         if not images:
             raise CrkdError(
                 f"{self.root / layout.images_folder} contains no image, only masks by their names "
@@ -92,7 +91,7 @@ class Discovery:
         """Return the images that match the pattern, and the files that may be labels."""
         pattern = self.description.images or ""
         label_patterns = self.description.label_patterns
-        images = images_by_pattern(self.files, pattern, label_patterns.values(), self.record)
+        images = images_by_pattern(self.files, pattern, label_patterns, self.record)
         if not images:
             raise CrkdError(
                 f"no image in {self.root} matches the pattern images: {pattern!r}; correct it"
@@ -101,24 +100,26 @@ class Discovery:
             return images, []
         labels = find_labels(self.files, self.base, self.record)
         if labels is None:  # they are beside the images
-            prefix = patterns.folder(pattern)
             used = {image.file for image in images}
-            others = [
-                file for file in self.files if file not in used and file.name.startswith(prefix)
-            ]
-            labels = candidates(others, prefix, self.record)
+            others = [file for file in self.files if file not in used]
+            labels = candidates(others, patterns.folder(pattern), self.record)
         return images, labels
 
-    def _names_by_pattern(self, file: RawFile) -> set[str]:
-        """Return the names that the images of a label file may have, by the patterns of labels."""
-        return {
-            name
-            for pattern in self.description.label_patterns.values()
-            for name in patterns.match(pattern, file.name, "name")
-        }
+    def _without_labels(self, images: Sequence[Candidate]) -> list[Candidate]:
+        """Return `images` without those that are labels of others by the patterns of labels."""
+        stems = {image.stem for image in images}
+        return [
+            image for image in images if not (self._label_names(image.file) - {image.stem}) & stems
+        ]
+
+    def _label_names(self, file: RawFile) -> set[str]:
+        """Return the names that the image of a label file may have, by the patterns of labels."""
+        return {name for name, _ in read_by_pattern(file, self.description.label_patterns)}
 
     def _leave_out_unmatched(self, cases: Iterable[RawCase]) -> None:
-        used = {path for case in cases for path in (case.image, *(x.path for x in case.labels))}
+        used = set()
+        for case in cases:
+            used |= {case.image, *(label.path for label in case.labels)}
         for file in self.files:
             known = file.path in used or file.path in self.record
             if not known and not file.skipped and formats.suffix(file.path):

@@ -12,13 +12,14 @@ from crkd_cli.data.raw import formats
 from crkd_cli.errors import CrkdError
 from crkd_cli.text import printable
 
-IMAGES = ("images", "imagesTr")  # the first with images is used; Images/ is one, too
+# Names of folders, in upper or lower case. The first that contains images is used.
+IMAGES = ("images", "imagesTr")
 LABELS = ("labels", "masks", "labelsTr")
 TEST_PARTS = {
     "imagests": "the test images of nnU-Net; predict their masks with crkd predict",
     "labelsts": "the labels of nnU-Net's test images, which are not part of the dataset",
 }
-# Files beside images that say something about them; nobody expects that they are read.
+# Files that often lie beside images, and that no user expects to be read as images.
 SIDECARS = (".txt", ".json", ".csv", ".tsv", ".xml", ".md", ".html", ".pdf", ".yaml", ".yml")
 HEADER_SUFFIXES = (".mhd", ".nhdr", ".hdr")  # their voxels may be in another file
 UNSUPPORTED = "no supported image format"
@@ -34,7 +35,10 @@ class Layout(NamedTuple):
 
 
 def base_folder(files: Sequence[RawFile]) -> str:
-    """Return "", or the only folder in the root, with / at its end, if all images lie there."""
+    """Return the folder in which all images lie, with / at its end, or "" for the root.
+
+    Folders whose names say that they contain images or labels are not it.
+    """
     base = ""
     while True:
         images = [file.name[len(base) :] for file in _below(files, base) if _is_image(file.name)]
@@ -48,10 +52,10 @@ def base_folder(files: Sequence[RawFile]) -> str:
 
 
 def find_layout(files: Sequence[RawFile], base: str, record: FileRecord) -> Layout | None:
-    """Return where images and labels lie below the folder `base`; None if that is not clear.
+    """Return where images and labels lie below the folder `base`; None if this is not clear.
 
-    Records the image files that are in neither place as left out, and those that cannot be read as
-    refused.
+    Files with the format of an image that lie elsewhere are recorded as left out, and files that
+    cannot be read as refused.
     """
     inside = _below(files, base)
     images, labels = (_choose_prefix(files, base, names) for names in (IMAGES, LABELS))
@@ -76,7 +80,7 @@ def find_layout(files: Sequence[RawFile], base: str, record: FileRecord) -> Layo
 
 
 def find_labels(files: Sequence[RawFile], base: str, record: FileRecord) -> list[Candidate] | None:
-    """Return the label files in the folder `base` whose name says that it contains labels."""
+    """Return the files in the folder of labels in `base`; None if there is no such folder."""
     prefix = _choose_prefix(files, base, LABELS)
     if prefix is None:
         return None
@@ -84,13 +88,13 @@ def find_labels(files: Sequence[RawFile], base: str, record: FileRecord) -> list
 
 
 def candidates(files: Iterable[RawFile], prefix: str, record: FileRecord) -> list[Candidate]:
-    """Return the files that may be images or labels in the folder `prefix`, or one folder down.
+    """Return the files that may be images or labels: those in the folder `prefix` or one below.
 
-    Records why the others are not, and which of those that are cannot be read.
+    Records why the other files are not, and which of the returned files cannot be read.
     """
     files = _below(files, prefix)
     data_files = _data_files(files)
-    found = []
+    accepted = []
     for file in files:
         folder, _, name = file.name[len(prefix) :].rpartition("/")
         if file.skipped:
@@ -101,12 +105,12 @@ def candidates(files: Iterable[RawFile], prefix: str, record: FileRecord) -> lis
             reasons = record.unused if name.lower().endswith(SIDECARS) else record.left_out
             reasons[file.path] = UNSUPPORTED
         elif "/" in folder:
-            record.left_out[file.path] = "more than one folder down, where nothing is searched"
+            record.left_out[file.path] = "more than one folder down, which is not searched"
         else:
             if file.problem:
                 record.refused[file.path] = f"{printable(file.name)} {file.problem}"
-            found.append(Candidate(file, folder, formats.stem(Path(name))))
-    return found
+            accepted.append(Candidate(file, folder, formats.stem(Path(name))))
+    return accepted
 
 
 def _choose_prefix(files: Sequence[RawFile], base: str, names: tuple[str, ...]) -> str | None:
@@ -129,12 +133,11 @@ def _rank(folder: str, names: Sequence[str]) -> int | None:
 
 
 def _case_folders(inside: Sequence[RawFile], base: str, record: FileRecord) -> Layout | None:
-    """Return the layout with labels beside the images, in folders of cases or of groups of them.
+    """Return the layout in which folders contain images with their labels beside them.
 
-    A folder contains one image, or its images have a label each. Anything else is not clear.
+    Every folder has one image, or a label for each image. Other folders are not understood.
     """
-    found = candidates(inside, base, FileRecord())
-    images, masks = split_masks(found, set())
+    images, masks = split_masks(candidates(inside, base, FileRecord()), set())
     counts = Counter(image.folder for image in images)
     labeled = label_keys(masks)
     is_clear = all(counts[image.folder] == 1 or image.key in labeled for image in images)
@@ -156,7 +159,7 @@ def _leave_out_others(
         elif slash:
             record.left_out[file.path] = f"in {folder}/, which is not searched"
         else:
-            record.left_out[file.path] = "beside the folder of the images, where none is searched"
+            record.left_out[file.path] = "beside the folder of the images, which alone is searched"
 
 
 def _below(files: Iterable[RawFile], prefix: str) -> list[RawFile]:
@@ -170,9 +173,9 @@ def _is_image(name: str) -> bool:
 
 def _data_files(files: Iterable[RawFile]) -> set[Path]:
     """Return the files that contain the voxels of header files."""
-    found: set[Path | None] = set()
+    data_files: set[Path | None] = set()
     for file in files:
         if file.name.lower().endswith(HEADER_SUFFIXES) and not file.problem:
             with suppress(CrkdError):  # reported when the image is read
-                found.add(formats.data_file(file.path))
-    return {path for path in found if path is not None}
+                data_files.add(formats.data_file(file.path))
+    return {path for path in data_files if path is not None}

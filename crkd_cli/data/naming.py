@@ -47,10 +47,10 @@ def forms(stem: str) -> Iterator[Form]:
     of x_mask_liver, else the mask of the class liver of x.
     """
     yield Form(stem)
-    if found := _MASK.fullmatch(stem):
-        yield Form(found["base"], numbered=found["number"] is not None)
-    if found := _CLASS_MASK.fullmatch(stem):
-        yield Form(found["base"], found["number"] is not None, found["name"])
+    if mask := _MASK.fullmatch(stem):
+        yield Form(mask["base"], numbered=mask["number"] is not None)
+    if mask := _CLASS_MASK.fullmatch(stem):
+        yield Form(mask["base"], numbered=mask["number"] is not None, class_name=mask["name"])
 
 
 def label_keys(labels: Iterable[Candidate]) -> set[Key]:
@@ -78,7 +78,10 @@ def split_masks(
         is_mask = not has_label and any(
             form.class_name is None or (image.folder, form.base) in keys for form in others
         )
-        (masks if is_mask else kept).append(image)
+        if is_mask:
+            masks.append(image)
+        else:
+            kept.append(image)
     return kept, masks
 
 
@@ -90,19 +93,23 @@ def channel_groups(images: Iterable[Candidate], labeled: set[Key]) -> dict[Key, 
     """
     numbered: dict[Key, list[Candidate]] = defaultdict(list)
     for image in images:
-        if found := _CHANNEL.fullmatch(image.stem):
-            numbered[image.folder, found[1]].append(image)
-    channels, undecided, frames = {}, {}, False
+        if name := _CHANNEL.fullmatch(image.stem):
+            numbered[image.folder, name[1]].append(image)
+
+    channels, undecided = {}, {}
+    has_frames = False
     for (folder, base), group in numbered.items():
         if any(image.key in labeled for image in group):
-            frames = True
+            has_frames = True
         elif all(image.stem != f"{base}_0000" for image in group):
             continue
         elif (folder, base) in labeled:
             channels[folder, base] = group
         else:
             undecided[folder, base] = group
-    return channels | undecided if channels and not frames else channels
+    if channels and not has_frames:
+        return channels | undecided
+    return channels
 
 
 def case_ids(images: Iterable[Key]) -> list[str]:
@@ -116,8 +123,10 @@ def case_ids(images: Iterable[Key]) -> list[str]:
     for folder, stem in keys:
         if not folder:
             ids.append(stem)
+        elif per_folder[folder] == 1:
+            ids.append(folder)
         else:
-            ids.append(folder if per_folder[folder] == 1 else f"{folder}_{stem}")
+            ids.append(f"{folder}_{stem}")
     return ids
 
 

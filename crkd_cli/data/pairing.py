@@ -1,7 +1,7 @@
 """Pair images with their labels, by name or by the patterns of a description."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,28 +45,22 @@ class _Match(NamedTuple):
     form: Form
 
 
-def pair_by_name(
-    images: Sequence[Candidate], labels: Sequence[Candidate], record: FileRecord, notes: list[str]
-) -> list[RawCase]:
-    """Return a case for every image, sorted by id.
-
-    What is left out or refused is recorded, what the user should know is added to `notes`. Raises
-    CrkdError if a case has several images, one per channel.
-    """
-    named, masks = name_images(images, label_keys(labels))
-    return label_by_name(named, [*labels, *masks], record, notes)
-
-
 def pair_folders(
     root: Path, images: Path, labels: Path, record: FileRecord, notes: list[str]
 ) -> list[RawCase]:
-    """Return a case for every image in the folder `images`, see `pair_by_name`."""
+    """Return a case for every image in the folder `images` of `root`, sorted by id.
+
+    Its labels are files in `labels`, or beside it, that have its name. What is left out or refused
+    is recorded; what the user should know is added to `notes`.
+    """
     files = list_files(root)
-    found = [
-        candidates(files, f"{folder.relative_to(root).as_posix()}/".removeprefix("./"), record)
-        for folder in (images, labels)
-    ]
-    return pair_by_name(found[0], found[1], record, notes)
+    parts = []
+    for folder in (images, labels):
+        prefix = f"{folder.relative_to(root).as_posix()}/".removeprefix("./")
+        parts.append(candidates(files, prefix, record))
+    image_files, label_files = parts
+    named, masks = name_images(image_files, label_keys(label_files))
+    return label_by_name(named, [*label_files, *masks], record, notes)
 
 
 def images_in(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
@@ -78,15 +72,15 @@ def images_in(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
     record = FileRecord()
     masks_folder = out.resolve()
     files = [file for file in list_files(folder) if masks_folder not in file.path.parents]
-    found = candidates(files, "", record)
-    for image in found:
+    images = candidates(files, "", record)
+    for image in images:
         if not is_text(image.file.name):
             raise CrkdError(f"{printable(folder)}: {record.refused[image.file.path]}")
-    direct = [image for image in found if not image.folder]
-    for image in found:
-        if direct and image.folder:
-            record.left_out[image.file.path] = "in a subfolder beside images"
-    images, masks = split_masks(direct or found, set())
+    if any(not image.folder for image in images):
+        nested = [image.file.path for image in images if image.folder]
+        record.left_out |= dict.fromkeys(nested, "in a subfolder beside images")
+        images = [image for image in images if not image.folder]
+    images, masks = split_masks(images, set())
     record.left_out |= {mask.file.path: "a mask by its name" for mask in masks}
     inventory = take_inventory(files, (), record, "")
     return [image.file.path for image in images], inventory.notices()
@@ -120,21 +114,20 @@ def label_by_name(
     images: Sequence[Image], labels: Sequence[Candidate], record: FileRecord, notes: list[str]
 ) -> list[RawCase]:
     """Return the cases of `images` with the `labels` that have their names."""
-    counts = Counter(stem for _, stem in (image.key for image in images))
-    by_key = {("", x.key[1]): x.id for x in images if counts[x.key[1]] == 1}
-    by_key |= {("", image.id): image.id for image in images}
-    by_key |= {image.key: image.id for image in images if image.key[1]}
+    by_key = _by_key(images)
     matches: dict[str, list[_Match]] = defaultdict(list)
     unmatched = []
     for label in labels:
         match = _find_image(label, by_key)
-        if match is not None and match[1].class_name == BACKGROUND:
-            record.unused[label.file.path] = "the background is what no class covers"
-        elif match is not None:
-            matches[match[0]].append(_Match(label.file, match[1]))
-        else:
+        if match is None:
             record.left_out[label.file.path] = NO_IMAGE
             unmatched.append(label)
+            continue
+        case, form = match
+        if form.class_name is not None and form.class_name.lower() == BACKGROUND:
+            record.unused[label.file.path] = "the background is what no class covers"
+        else:
+            matches[case].append(_Match(label.file, form))
 
     by_class = any(_class_count(group) > 1 for group in matches.values())
     label_files = {case: _resolve(case, group, by_class, record) for case, group in matches.items()}
@@ -158,25 +151,24 @@ def label_by_pattern(
     ids = {image.id for image in images}
     label_files: dict[str, list[LabelFile]] = defaultdict(list)
     for file in files:
-        found = [
-            (name, class_name)
-            for class_name, pattern in label_patterns.items()
-            for name in list(dict.fromkeys(patterns.match(pattern, file.name, "name")))
-            if name in ids
-        ]
-        if len(found) > 1:
+        readings = list(read_by_pattern(file, label_patterns))
+        matches = [(name, class_name) for name, class_name in readings if name in ids]
+        ignored = file.name.lower().endswith((*SIDECARS, *formats.DATA_SUFFIXES))
+        if not readings or ignored:
+            continue
+        if file.problem:
+            record.refused[file.path] = f"{printable(file.name)} {file.problem}"
+        if not matches:
+            record.left_out[file.path] = NO_IMAGE
+        elif len(matches) > 1:
+            meanings = ", ".join(" ".join(filter(None, match)) for match in matches)
             record.refused[file.path] = (
-                f"{printable(file.name)} matches several patterns or names: "
-                f"{', '.join(' '.join(filter(None, match)) for match in found)}; "
+                f"{printable(file.name)} matches several names or classes: {printable(meanings)}; "
                 "make the patterns of labels more specific"
             )
-        elif found and not file.name.lower().endswith((*SIDECARS, *formats.DATA_SUFFIXES)):
-            name, class_name = found[0]
-            if file.problem:
-                record.refused[file.path] = f"{printable(file.name)} {file.problem}"
+        else:
+            ((name, class_name),) = matches
             label_files[name].append(LabelFile(file.path, class_name))
-        elif any(patterns.matches(pattern, file.name) for pattern in label_patterns.values()):
-            record.left_out[file.path] = NO_IMAGE
     order = list(label_patterns)
     for labels in label_files.values():
         labels.sort(
@@ -188,10 +180,10 @@ def label_by_pattern(
 def images_by_pattern(
     files: Sequence[RawFile],
     pattern: str,
-    label_patterns: Iterable[str],
+    label_patterns: Mapping[str | None, str],
     record: FileRecord,
 ) -> list[Image]:
-    """Return the files that match `pattern`, except labels of other files that match it."""
+    """Return the files that match `pattern`, except the labels of other files that match it."""
     images = []
     for file in files:
         if file.skipped or not patterns.matches(pattern, file.name):
@@ -201,19 +193,37 @@ def images_by_pattern(
             continue
         stem = formats.stem(Path(file.name))
         images.append(Image(file, next(patterns.match(pattern, file.name, "name"), stem)))
+
     ids = {image.id for image in images}
-
-    def is_label(image: Image) -> bool:
-        return any(
-            name in ids and name != image.id
-            for label_pattern in label_patterns
-            for name in patterns.match(label_pattern, image.file.name, "name")
-        )
-
-    return [image for image in images if not is_label(image)]
+    labels = set()
+    for image in images:
+        for name, _ in read_by_pattern(image.file, label_patterns):
+            if name in ids and name != image.id:
+                labels.add(image)
+    return [image for image in images if image not in labels]
 
 
-def _find_image(label: Candidate, by_key: Mapping[tuple[str, str], str]) -> tuple[str, Form] | None:
+def read_by_pattern(
+    file: RawFile, label_patterns: Mapping[str | None, str]
+) -> Iterator[tuple[str, str | None]]:
+    """Yield the image's name and the class that a file name states, for every way to read it."""
+    if file.skipped:
+        return
+    for class_name, pattern in label_patterns.items():
+        for name in patterns.match(pattern, file.name, "name"):
+            yield name, class_name
+
+
+def _by_key(images: Sequence[Image]) -> dict[Key, str]:
+    """Return the ids of images by their keys, and by their ids and names if these are unique."""
+    counts = Counter(image.key[1] for image in images)
+    by_key = {("", image.key[1]): image.id for image in images if counts[image.key[1]] == 1}
+    by_key |= {("", image.id): image.id for image in images}
+    by_key |= {image.key: image.id for image in images if image.key[1]}
+    return by_key
+
+
+def _find_image(label: Candidate, by_key: Mapping[Key, str]) -> tuple[str, Form] | None:
     """Return the case that a label file belongs to, and how its name is read."""
     readings = list(forms(label.stem))
     for form in readings:
@@ -260,11 +270,10 @@ def _resolve(
             names = " and ".join(printable(match.file.name) for match in whole)
             reason = f"the image {printable(case)} has {len(whole)} labels{of_class}: {names}"
             record.refused |= {match.file.path: f"{reason}; keep one" for match in whole}
-    return tuple(
-        LabelFile(match.file.path, class_name)
-        for class_name, group in sorted(groups.items(), key=str)
-        for match in group
-    )
+    label_files = []
+    for class_name, group in sorted(groups.items(), key=str):
+        label_files += [LabelFile(match.file.path, class_name) for match in group]
+    return tuple(label_files)
 
 
 def _natural(name: str) -> tuple[int, str]:

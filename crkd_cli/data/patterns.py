@@ -26,10 +26,13 @@ def check(key: str, pattern: str, allowed: tuple[str, ...], needed: str = "") ->
 
 def match(pattern: str, text: str, field: str) -> Iterator[str]:
     """Yield what `{field}` can be if `pattern` matches `text`: the shortest text, the longest."""
+    previous = None
     for lazy in (True, False):
-        found = _regex(pattern, lazy).fullmatch(text)
-        if found is not None and field in found.groupdict():
-            yield found[field]
+        matched = _regex(pattern, lazy).fullmatch(text)
+        value = None if matched is None else matched.groupdict().get(field)
+        if value is not None and value != previous:
+            yield value
+        previous = value
 
 
 def matches(pattern: str, text: str) -> bool:

@@ -280,11 +280,11 @@ LEFT_OUT = {
     "labels/b_mask.png": "no image has the name of this label",
     "images/x_mask.png": "no image has the name of this label",
     "images/film.avi": "no supported image format",
-    "images/a/b/c.png": "more than one folder down, where nothing is searched",
+    "images/a/b/c.png": "more than one folder down, which is not searched",
     "imagesTs/t.png": "the test images of nnU-Net; predict their masks with crkd predict",
     "other/a.png": "in other/, which is not searched",
     "masks/a.png": "in masks/, which is not searched",
-    "b.png": "beside the folder of the images, where none is searched",
+    "b.png": "beside the folder of the images, which alone is searched",
 }
 
 
