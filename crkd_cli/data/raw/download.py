@@ -3,19 +3,25 @@
 import hashlib
 import http.client
 import os
+import re
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from crkd_cli.errors import CrkdError
 from crkd_cli.progress import Notify, Progress
+from crkd_cli.text import shorten
 
 MB = 1 << 20
 MAX_FRUITLESS_TRIES = 5  # in a row, without receiving a byte
 TIMEOUT_S = 60
+RESERVED_BYTES = 100 * MB  # of the disk, that a file of unknown size must leave free
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,8 @@ class Remote:
 def fetch(remote: Remote, folder: Path, progress: Progress, notify: Notify) -> Path:
     """Download `remote` into `folder`, or resume an earlier download.
 
-    If $CRKD_MIRROR is set, it replaces the URL up to the file name. Raises CrkdError, which says
-    what to do.
+    If $CRKD_MIRROR is set, it replaces the URL up to the file name. Files come by https, or by http
+    from a mirror that has such a URL. Raises CrkdError, which says what to do.
     """
     url = remote.url
     if mirror := os.environ.get("CRKD_MIRROR"):
@@ -89,11 +95,9 @@ def _receive(url: str, part: Path, progress: Progress, notify: Notify) -> None:
     if response is None:
         return
     with response:
-        if response.status != 206:  # the server ignores ranges and sends the file from its start
-            received = 0
-        length = response.headers.get("Content-Length")
-        total = received + int(length) if length else None
+        received, total = _check_headers(url, part, received, response)
         _announce(url, part, received, total, notify)
+        limit = received + shutil.disk_usage(part.parent).free - RESERVED_BYTES
         title = f"downloading {part.name.removesuffix('.part')}"
         total_mb = total and total // MB
         with (
@@ -101,11 +105,17 @@ def _receive(url: str, part: Path, progress: Progress, notify: Notify) -> None:
             part.open("ab" if received else "wb") as file,
         ):
             advance(received // MB)
-            while chunk := _read(response):
+            for chunk in _chunks(response):
                 file.write(chunk)
                 before = received
                 received += len(chunk)
                 advance(received // MB - before // MB)
+                if total is None and received > limit:
+                    part.unlink()
+                    raise CrkdError(
+                        f"{url} does not state its size and does not fit into {part.parent}; "
+                        "free some space"
+                    )
             os.fsync(file.fileno())
     if total is not None and received != total:
         raise _InterruptedError(f"received {received} of {total} bytes")
@@ -114,10 +124,13 @@ def _receive(url: str, part: Path, progress: Progress, notify: Notify) -> None:
 def _connect(url: str, part: Path, received: int) -> http.client.HTTPResponse | None:
     """Request the bytes after the first `received`; return None if `part` is complete."""
     try:
+        allowed = ("http", "https") if urlsplit(url).scheme == "http" else ("https",)
+        if urlsplit(url).scheme not in allowed:
+            raise ValueError("it is not an https URL")
         headers = {"Range": f"bytes={received}-"} if received else {}
-        response: http.client.HTTPResponse = urlopen(
-            Request(url, headers=headers), timeout=TIMEOUT_S
-        )
+        request = Request(url, headers=headers)
+        opener = build_opener(_Redirects(allowed))
+        response: http.client.HTTPResponse = opener.open(request, timeout=TIMEOUT_S)
         return response
     except HTTPError as error:
         error.close()
@@ -126,15 +139,73 @@ def _connect(url: str, part: Path, received: int) -> http.client.HTTPResponse | 
             return None
         if error.code >= 500:
             raise _InterruptedError(f"HTTP {error.code}") from None
+        reason = shorten(str(error.reason))
         raise CrkdError(
-            f"cannot download {url}: HTTP {error.code} {error.reason}; download it by hand"
+            f"cannot download {url}: HTTP {error.code} {reason}; download it by hand"
         ) from None
-    except (URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
-        raise _InterruptedError(str(error)) from None
+    except (URLError, OSError, http.client.HTTPException) as error:
+        raise _InterruptedError(shorten(str(error))) from None
     except ValueError as error:
         raise CrkdError(
-            f"cannot download {url}: {error}; set CRKD_MIRROR to a URL such as https://…"
+            f"cannot download {url}: {shorten(str(error))}; set CRKD_MIRROR to a URL such as "
+            "https://…"
         ) from None
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Follows redirects to the `allowed` schemes only."""
+
+    def __init__(self, allowed: tuple[str, ...]) -> None:
+        self._allowed = allowed
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> Request | None:
+        if urlsplit(newurl).scheme not in self._allowed:
+            fp.close()
+            raise CrkdError(
+                f"cannot download {req.full_url}: it leads to {shorten(newurl)}, which is not "
+                "https; download it by hand"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _check_headers(
+    url: str, part: Path, received: int, response: http.client.HTTPResponse
+) -> tuple[int, int | None]:
+    """Return how many bytes precede those that come, and how long the file is, if it is stated.
+
+    Raises CrkdError for what cannot be the file, and _InterruptedError for other bytes of it.
+    """
+    headers = response.headers
+    encoding = headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise CrkdError(
+            f"{url} is sent compressed ({shorten(encoding, 20)}), which was not asked for; "
+            "download it by hand"
+        )
+    if headers.get_content_type() == "text/html":
+        raise CrkdError(f"{url} is a web page instead of the file; download it by hand")
+    if response.status not in (200, 206):
+        raise CrkdError(f"cannot download {url}: HTTP {response.status}; download it by hand")
+
+    length = headers.get("Content-Length")
+    if length is not None and not re.fullmatch("[0-9]{1,18}", length.strip()):
+        raise CrkdError(
+            f"{url} states a length that is not a number ({shorten(length, 20)}); "
+            "download it by hand"
+        )
+    count = int(length) if length is not None and not response.chunked else None
+    if response.status == 200:  # the server ignores ranges and sends the file from its start
+        return 0, count
+    stated = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", headers.get("Content-Range", ""))
+    total = None if count is None else received + count
+    if stated and stated[2] != "*" and total is None:
+        total = int(stated[2])
+    if not stated or int(stated[1]) != received or stated[2] not in ("*", str(total)):
+        part.unlink(missing_ok=True)
+        raise _InterruptedError("the server sent another part of the file; it was removed")
+    return received, total
 
 
 def _check_complete(error: HTTPError, part: Path, received: int) -> None:
@@ -144,13 +215,16 @@ def _check_complete(error: HTTPError, part: Path, received: int) -> None:
         raise _InterruptedError("the partial download did not match and was removed")
 
 
-def _read(response: http.client.HTTPResponse) -> bytes:
+def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Yield what the connection delivers. Raises _InterruptedError if it breaks."""
     try:
-        return response.read(MB)
+        while chunk := response.read(MB):
+            yield chunk
     except http.client.IncompleteRead as error:
-        return error.partial
-    except (TimeoutError, ConnectionError, http.client.HTTPException):
-        return b""  # the size tells that the file is incomplete
+        yield error.partial
+        raise _InterruptedError("the connection was closed") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _InterruptedError(shorten(str(error))) from None
 
 
 def _announce(url: str, part: Path, received: int, total: int | None, notify: Notify) -> None:
