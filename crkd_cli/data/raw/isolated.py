@@ -15,12 +15,18 @@ import numpy as np
 from crkd_cli.data.raw.limits import available_memory
 from crkd_cli.errors import CrkdError
 
+READY = b"ready\n"  # the first line of the output
+
 
 def serve() -> None:
     """Answer requests until the input ends: a line of JSON, then the bytes of the arrays."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that calls
+    for name in ("SIGINT", "SIGHUP"):  # are for the process that calls; Windows lacks SIGHUP
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is not an answer
+    output.write(READY)
+    output.flush()
     with Path(os.devnull).open("w") as nowhere:
         for line in sys.stdin.buffer:
             request = json.loads(line)

@@ -9,17 +9,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
+from crkd_cli.data.raw.isolated import READY
 from crkd_cli.errors import CrkdError
 
 ROOT = Path(__file__).parents[3]  # contains the package
+# The same package as here, whatever else is installed.
 PROGRAM = (
-    "import sys; sys.path.append(sys.argv[1]); "
+    "import sys; sys.path.insert(0, sys.argv[1]); import crkd_cli; del sys.path[0]; "
     "from crkd_cli.data.raw.isolated import serve; serve()"
 )
 BASE_SECONDS = 15.0
@@ -35,8 +38,8 @@ def call_isolated(function: Callable[..., tuple[Any, ...]], path: Path, *args: A
 
     The function is a public one of its module; further arguments and the items of the tuple that it
     returns are numbers, texts, None, or (items) arrays. Raises CrkdError and MemoryError as the
-    function does, ValueError for other exceptions, and IsolatedProcessError if the process crashes
-    or takes too long.
+    function does, ValueError for other exceptions, IsolatedProcessError if the process crashes or
+    takes too long, and CrkdError if it cannot be started.
     """
     seconds = BASE_SECONDS + path.stat().st_size / BYTES_PER_SECOND
     request = {
@@ -120,16 +123,25 @@ class _Process:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                stream.close()
+                with suppress(OSError):  # a request that was not written
+                    stream.close()
         self._process = None
 
 
 def _start() -> "subprocess.Popen[bytes]":
     # -P: files in the current folder are not imported.
     command = [sys.executable, "-P", "-c", PROGRAM, str(ROOT)]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+    except OSError as error:
+        raise CrkdError(f"cannot start a process that reads files: {error}") from None
+    assert process.stdout is not None
+    if process.stdout.readline() != READY:
+        process.communicate()
+        raise CrkdError(f"cannot start a process that reads files: {sys.executable} fails")
+    return process
 
 
 _PROCESS = _Process()
