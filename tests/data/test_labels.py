@@ -49,6 +49,13 @@ def test_values_of_known_classes():
     assert fixed_numbers({0: 5, 255: 5}, class_count=4) == {0: 0}
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint64])
+def test_values_are_counted(rng, dtype):
+    array = rng.integers(0, 5, (3, 700, 800)).astype(dtype)[:, ::2].T * 50  # more than one part
+    expected = {50 * k: int((array == 50 * k).sum()) for k in range(5)}
+    assert list(count_values(array).items()) == list(expected.items())
+
+
 @pytest.mark.parametrize("values", [[0, 1], [0, 255], [0] * 200 + [3, 250] + [255] * 200])
 def test_the_foreground_is_class_1(values):
     array = np.array(values)[:, None]
