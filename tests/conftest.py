@@ -175,6 +175,7 @@ def make_checkpoint(tmp_path: Path) -> CheckpointMaker:
     import torch
 
     from crkd_cli.config import Config, DataConfig, Frame, ModelConfig, TrainConfig
+    from crkd_cli.data.changes import fingerprints
     from crkd_cli.data.splits import Split
     from crkd_cli.runtime.build import build_method
     from crkd_cli.runtime.checkpoint import Checkpoint, save_checkpoint
@@ -205,12 +206,13 @@ def make_checkpoint(tmp_path: Path) -> CheckpointMaker:
         split = Split(
             dataset=spec.name, name="made-up", train=labeled, labeled=labeled, val=val, test=test
         )
+        store = tmp_path / "data" / "prepared" / spec.name
         checkpoint = Checkpoint(
             step=10,
             config=config,
             spec=spec,
             split=split,
-            data="0" * 64,
+            data=fingerprints(Store(store)) if store.is_dir() else {},
             weights=method.state_dict(),
             training=None,
             best=best,

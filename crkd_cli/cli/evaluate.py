@@ -38,6 +38,14 @@ def evaluate(
             rich_help_panel="Evaluation",
         ),
     ] = "strict",
+    other_data: Annotated[
+        bool,
+        typer.Option(
+            "--other-data",
+            help="Also score on a dataset whose cases are not those that the model was trained on.",
+            rich_help_panel="Evaluation",
+        ),
+    ] = False,
     data_root: DataRoot = None,
     out: Annotated[
         Path | None,
@@ -65,7 +73,9 @@ def evaluate(
     from crkd_cli.paths import resolve_data_root
 
     root = resolve_data_root(data_root)
-    report = run(checkpoint, root, info, progress, part, protocol, out, device)
+    report = run(
+        checkpoint, root, info, progress, part, protocol, out, device, other_data=other_data
+    )
     if world.rank():
         return
     if json:

@@ -88,12 +88,14 @@ def make_splits(
     from crkd_cli.data.make_splits import make_split
     from crkd_cli.data.splits import preview, split_file, write_split
     from crkd_cli.data.store import Store
+    from crkd_cli.locks import only_writer
     from crkd_cli.paths import resolve_data_root
 
     store = Store(resolve_data_root(data_root) / "prepared" / name)
     new = make_split(store, labeled, val, test, seed, present_only)
     file = out or split_file(store, labeled or "all")
-    write_split(new.split, file)
+    with only_writer(store.root):  # a store that is being prepared takes over its splits
+        write_split(new.split, file)
     for note in new.notes:
         info(f"{name}: {note}")
     if new.missing:

@@ -43,7 +43,8 @@ def prepare_data(
         bool,
         typer.Option(
             "--check",
-            help="Only check the raw files and list what becomes of each; write no store.",
+            help="Only check: list what becomes of each raw file, and verify the store if there is "
+            "one. Write no store.",
             rich_help_panel="Preparation",
         ),
     ] = False,
@@ -87,15 +88,19 @@ def prepare_data(
     MHA or h5. Images without a label are unlabeled.
     """
     from crkd_cli.data.description import to_yaml
-    from crkd_cli.data.obtain import choose_source, obtain
+    from crkd_cli.data.obtain import choose_source, has_files, obtain
     from crkd_cli.data.prepare import prepare
     from crkd_cli.paths import resolve_data_root
 
     root = resolve_data_root(data_root)
+    store = root / "prepared" / name
+    if check and source is None and store.is_dir() and not has_files(root / "raw" / name):
+        _check_store(store)
+        info(f"no raw files of {name}: only the store was checked")
+        return
     reader = choose_source(name, source, root, spacing, published_crop, ignore)
     raw = obtain(name, reader, source, root, download, progress, info)
     info(f"raw files: {raw}")
-    store = root / "prepared" / name
     report = prepare(name, reader, raw, store, progress, check)
     if json:
         _print_json(name, raw, None if check or report.failed else store, report)
@@ -121,10 +126,23 @@ def prepare_data(
             }
         )
         crop = " --published-crop" if published_crop else ""
+        if store.is_dir():
+            _check_store(store)
         info(f"no problem found; no store written. Next: crkd prepare-data {name}{options}{crop}")
     else:
         options = _options({"--data-root": data_root})
         info(f"store: {store}. Next: crkd make-splits {name}{options}")
+
+
+def _check_store(root: Path) -> None:
+    """Compare all arrays of a store with their digests. Raises CrkdError if one differs."""
+    from crkd_cli.data.store import Store
+
+    store = Store(root)
+    count = len(store.index.sha256)
+    with progress("verifying", count, "arrays") as advance:
+        store.check(advance)
+    info(f"store verified: the {count} arrays in {root} are as they were written")
 
 
 def _raise_errors(raw: Path, report: "PreparationReport") -> None:

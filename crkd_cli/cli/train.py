@@ -1,6 +1,8 @@
 """`crkd train`."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -225,9 +227,7 @@ def _train(plan: "Plan") -> Path:
             _write_missing_files(plan)
         return plan.folder
     run = start(plan)
-    metrics = _run(run)
-    if is_writer:
-        _finish(plan, metrics)
+    _run(run, partial(_finish, plan))
     if run.signal:
         Agreement().barrier()  # process 0 has written everything before any process ends
         raise StoppedBySignalError(run.signal, plan.stop)
@@ -257,8 +257,8 @@ def _announce_finished(plan: "Plan") -> None:
         info(f"this run is finished ({steps} steps); --set train.steps={2 * steps} would extend it")
 
 
-def _run(run: "Run") -> dict[str, Any]:
-    """Train with a progress bar; return the metrics of the run."""
+def _run(run: "Run", finish: Callable[[dict[str, Any]], None]) -> None:
+    """Train with a progress bar, and call `finish` with the metrics of the run."""
     from crkd_cli.runtime.device import describe
     from crkd_cli.training.loop import train
 
@@ -276,7 +276,7 @@ def _run(run: "Run") -> dict[str, Any]:
             advance(step - done, note)
             done = step
 
-        return train(run, report, warn, info)
+        train(run, report, warn, info, finish)
 
 
 def _finish(plan: "Plan", metrics: dict[str, Any]) -> None:

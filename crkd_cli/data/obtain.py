@@ -66,7 +66,7 @@ def obtain(
         return _from_given(name, source, given, home, progress)
     if source.generated:
         return _generate(source, home, progress)
-    if _has_files(home):
+    if has_files(home):
         return home
     archives = _archives_in(Path(), source)
     if archives:
@@ -99,7 +99,7 @@ def _from_given(name: str, source: Source, given: Path, home: Path, progress: Pr
         )
     else:
         archives = _with_other_parts(given, source)
-    if _has_files(home):
+    if has_files(home):
         raise CrkdError(
             f"{home} already contains raw files; use them (crkd prepare-data {name}), "
             "or remove them first"
@@ -125,7 +125,8 @@ def _with_other_parts(archive: Path, source: Source) -> list[Path]:
     return [part for part in parts if part.is_file()]
 
 
-def _has_files(folder: Path) -> bool:
+def has_files(folder: Path) -> bool:
+    """Return whether there is a folder that is not empty."""
     return folder.is_dir() and any(folder.iterdir())
 
 

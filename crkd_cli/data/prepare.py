@@ -25,6 +25,7 @@ from crkd_cli.data.sources.base import Source
 from crkd_cli.data.splits import official_splits, preview
 from crkd_cli.data.store import RECIPE, DatasetSpec, Index, write_index
 from crkd_cli.errors import CrkdError, UsageError, pluralize
+from crkd_cli.locks import only_writer
 from crkd_cli.paths import replace_folder, temporary_folder
 from crkd_cli.progress import Progress
 from crkd_cli.text import printable
@@ -42,7 +43,9 @@ def prepare(
     """
     run = _Run(name, source, raw)
     try:
-        return run.prepare(store, progress, check_only)
+        # Other raw files are never replaced.
+        with only_writer(raw) if source.generated else nullcontext():
+            return run.prepare(store, progress, check_only)
     except UsageError:
         raise
     except CrkdError as error:

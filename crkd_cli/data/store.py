@@ -32,7 +32,7 @@ from crkd_cli.data.verified import (
     VerifiedFiles,
     digests,
     identify,
-    open_when_there,
+    open_in_store,
 )
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.paths import packaged_folder
@@ -124,8 +124,8 @@ class Index(Strict, frozen=True):
     sha256: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-class StoreChangedError(CrkdError):
-    """Other data was prepared in the place of a store that is in use."""
+class StoreError(CrkdError):
+    """A store that is in use is damaged, or was replaced by other data."""
 
 
 class Store:
@@ -195,16 +195,13 @@ class Store:
             )
 
     def check_unchanged(self) -> None:
-        """Raise StoreChangedError if other data was prepared here since the store was opened."""
+        """Raise StoreError if other data was prepared here since the store was opened."""
         if self._is_changed():
-            raise StoreChangedError(
-                f"{self.root} was prepared from other data while it was in use; rerun the command "
-                "to use the new data"
-            )
+            raise StoreError(f"{self.root} was prepared from other data while this command used it")
 
     def _is_changed(self) -> bool:
         try:
-            with open_when_there(self.root / "index.json") as file:
+            with open_in_store(self.root, "index.json") as file:
                 if identify(file) == self._identity:
                     return False
         except OSError:
@@ -220,11 +217,11 @@ class Store:
             return read(name)
         except DamagedFileError as error:
             self.check_unchanged()
-            raise CrkdError(f"{error}; {self._renew}") from None
+            raise StoreError(f"{error}; {self._renew}") from None
 
     def _read_index(self, file: Path) -> Index:
         try:
-            with open_when_there(file) as stream:
+            with open_in_store(self.root, file.name) as stream:
                 self._identity = identify(stream)
                 tree = json.loads(stream.read())
         except FileNotFoundError:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FOLDERS = ("images", "labels", "native")
-SECONDS_TO_APPEAR = 0.5  # of a file that is missing because its folder is being replaced
+SECONDS_TO_APPEAR = 0.5
 
 
 class DamagedFileError(Exception):
@@ -51,7 +51,7 @@ class VerifiedFiles:
 
     def array(self, name: str) -> NDArray[Any]:
         """Return a memory map of a .npy file. Raises DamagedFileError."""
-        with _open(self._root / name) as file:
+        with self._open(name) as file:
             layout = self._layouts.get(name)
             if layout is None or layout.identity != identify(file):
                 layout = self._verify_array(name, file)
@@ -60,15 +60,24 @@ class VerifiedFiles:
 
     def read(self, name: str) -> bytes:
         """Return the content of a file. Raises DamagedFileError."""
-        with _open(self._root / name) as file:
+        with self._open(name) as file:
             content = file.read()
         self._compare(name, hashlib.sha256(content).hexdigest())
         return content
 
     def check(self, name: str) -> None:
         """Raise DamagedFileError unless the file is as it was written."""
-        with _open(self._root / name) as file:
+        with self._open(name) as file:
             self._compare(name, _digest(file))
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[BufferedReader]:
+        try:
+            with open_in_store(self._root, name) as file:
+                yield file
+        except OSError as error:
+            reason = error.strerror or error
+            raise DamagedFileError(f"{self._root / name} cannot be read ({reason})") from None
 
     def _verify_array(self, name: str, file: BufferedReader) -> _Layout:
         identity = identify(file)
@@ -106,22 +115,16 @@ def _digest(file: BufferedReader) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[BufferedReader]:
-    try:
-        with open_when_there(path) as file:
-            yield file
-    except OSError as error:
-        raise DamagedFileError(f"{path} cannot be read ({error.strerror or error})") from None
-
-
-def open_when_there(path: Path) -> BufferedReader:
-    """Open a file, which may be missing for a moment while its folder is replaced."""
+def open_in_store(root: Path, name: str) -> BufferedReader:
+    """Open a file of the store `root`, which is missing for a moment while it is replaced."""
     deadline = time.monotonic() + SECONDS_TO_APPEAR
+    is_there = False
     while True:
         try:
-            return path.open("rb")
+            return (root / name).open("rb")
         except FileNotFoundError:
-            if time.monotonic() > deadline:
+            if is_there or time.monotonic() > deadline:
                 raise
-            time.sleep(0.02)
+        is_there = root.is_dir()
+        if not is_there:
+            time.sleep(0.01)

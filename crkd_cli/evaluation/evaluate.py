@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from crkd_cli import __version__, world
 from crkd_cli.config import dump
+from crkd_cli.data.changes import describe_changes
 from crkd_cli.data.labels import describe_difference
 from crkd_cli.data.splits import Part
 from crkd_cli.data.store import CaseInfo, Store, digest
-from crkd_cli.errors import CrkdError
+from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.evaluation import paper
 from crkd_cli.evaluation.files import FORMAT, sealed, table_bytes, table_facts, write_files
 from crkd_cli.evaluation.literature import PublishedRow, published_rows
@@ -96,6 +97,8 @@ def evaluate(
     protocol: Protocol = "strict",
     out: Path | None = None,
     device: str | None = None,
+    *,
+    other_data: bool = False,
 ) -> EvaluationReport:
     """Score a checkpoint on cases of its split and write cases.csv and summary.json.
 
@@ -112,15 +115,18 @@ def evaluate(
         out: Folder of the results. Default: beside the checkpoint, see
             `crkd_cli.evaluation.results.evaluation_folder`.
         device: None or auto: the first GPU, else the CPU.
+        other_data: Score also if cases of the dataset differ from those of the training.
 
-    Raises CrkdError if the checkpoint, the dataset or a case is missing, or the dataset is not
-    the one that the model was trained on.
+    Raises CrkdError if the checkpoint, the dataset or a case is missing, or the dataset is of
+    another kind than the one that the model was trained on, and UsageError if its cases differ.
     """
     checkpoint = load_checkpoint(file)
     if protocol == "paper":
         paper.check_published(checkpoint.spec.source)
     store = Store(root / "prepared" / checkpoint.config.data.name)
     _check_same_dataset(checkpoint, store)
+    changes = describe_changes(checkpoint.data, store)
+    _check_same_cases(checkpoint, store, changes, notify, other_data=other_data)
     parts = _choose_parts(checkpoint, part, protocol, notify)
     part_name = "+".join(parts)
     cases = []
@@ -141,10 +147,12 @@ def evaluate(
             scores = _drop_absent_classes(scores)
         precision = str(inferer.precision).removeprefix("torch.")
         facts = _collect_facts(checkpoint, protocol, part_name, cases, precision)
+        facts["other_data"] = bool(changes)
         foreground = checkpoint.spec.classes[1:]
         table = table_bytes(protocol, cases, foreground, scorer.metrics, scores)
         facts["cases_csv"] = table_facts(table, len(cases) * len(foreground))
         report = _summarize(checkpoint, facts, scorer.metrics, scores, cases, folder)
+        store.check_unchanged()
         if world.rank() == 0:
             write_files(folder, report.tree(), table)
         return report
@@ -162,6 +170,18 @@ def _check_same_dataset(checkpoint: Checkpoint, store: Store) -> None:
             raise CrkdError(
                 f"{other}: {name} is {stored} instead of {trained}; give the right --data-root"
             )
+
+
+def _check_same_cases(
+    checkpoint: Checkpoint, store: Store, changes: str, notify: Notify, *, other_data: bool
+) -> None:
+    """Raise UsageError if there are `changes` since the training that the user does not know of."""
+    if not changes:
+        return
+    difference = f"{store.root} is not as {checkpoint.path} was trained on: {changes}"
+    if not other_data:
+        raise UsageError(f"{difference}; add --other-data to score the model on it all the same")
+    notify(difference)
 
 
 def _choose_parts(

@@ -17,11 +17,11 @@ from crkd_cli.data.raw import formats
 from crkd_cli.data.raw.formats import Volume
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.store import DatasetSpec
-from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.errors import CrkdError, UsageError, pluralize
 from crkd_cli.inference.inferer import Inferer, build_inferer, most_probable
 from crkd_cli.inference.masks import MaskValues
 from crkd_cli.inference.overlay import draw_overlay
-from crkd_cli.paths import atomic_write
+from crkd_cli.paths import DiskFullError, atomic_write
 from crkd_cli.pipeline import run_pipeline
 from crkd_cli.progress import Notify, Progress
 from crkd_cli.runtime.checkpoint import load_checkpoint
@@ -64,8 +64,8 @@ def predict(
     """Predict a mask for the image `source`, or for every image in the folder `source`.
 
     Masks go to `out` (default: FOLDER-masks). A file that cannot be read is listed in the result
-    and does not stop the others. Several processes share the images. While an image is predicted,
-    the next one is read and the masks of the previous one are written.
+    and does not stop the others; a full disk does. Several processes share the images. While an
+    image is predicted, the next one is read and the masks of the previous one are written.
 
     Raises CrkdError if there is no image or no checkpoint, or the output is not writable, and
     UsageError if the output would replace the images, or if a format cannot hold the values.
@@ -91,7 +91,13 @@ def _predict(
     with progress("predicting", len(shard), "images") as advance:
         outcomes = run_pipeline(shard, predictor.read, predictor.infer, predictor.write)
         for image, outcome in zip(shard, outcomes, strict=True):
-            results.append(_written_or_error(outcome, image))
+            try:
+                results.append(_written_or_error(outcome, image))
+            except DiskFullError as error:
+                raise DiskFullError(
+                    f"{error}; {results.count(True)} of {pluralize(len(shard), 'image')} written: "
+                    "free some space and rerun the same command"
+                ) from None
             advance(1, image.name)
     results = world.gather_results(results)
     failures = [result for result in results if isinstance(result, str)]
@@ -100,9 +106,14 @@ def _predict(
 
 
 def _written_or_error(outcome: Future[bool], image: Path) -> bool | str:
-    """Return whether the files of `image` were written, or the error if they could not be."""
+    """Return whether the files of `image` were written, or the error if they could not be.
+
+    Raises DiskFullError, because the other images could not be written either.
+    """
     try:
         return outcome.result()
+    except DiskFullError:
+        raise
     except CrkdError as error:
         message = str(error)
         return message if str(image) in message else f"{image}: {message}"

@@ -4,9 +4,11 @@ A checkpoint holds no random generator states: every draw of a run is seeded by 
 (seed, item), see `step_seed` and data/stream.py, so the step alone determines how a run continues.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+from zipfile import ZIP_STORED, ZipFile
 
 import msgspec
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from crkd_cli import __version__
 from crkd_cli.config import Config, Strict, dump
+from crkd_cli.data.changes import Fingerprints
 from crkd_cli.data.splits import Split
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
@@ -33,6 +36,28 @@ class UserMethod(Strict, frozen=True):
     predictor: str
 
 
+class _Best(Strict, frozen=True):
+    """The step and the score of the best validation."""
+
+    step: int
+    dice: float
+
+
+class _Facts(msgspec.Struct, frozen=True):
+    """What a checkpoint file contains besides tensors."""
+
+    step: Annotated[int, msgspec.Meta(ge=0)]
+    config: Config
+    spec: DatasetSpec
+    split: Split
+    data: dict[str, tuple[str, str, str, str]]
+    training: dict[str, Any] | None
+    best: _Best | None
+    precision: Literal["bf16", "fp32"]
+    user_method: UserMethod | None
+    code_version: str
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The state of a run: all that evaluation and prediction need, and what resuming needs."""
@@ -41,7 +66,7 @@ class Checkpoint:
     config: Config
     spec: DatasetSpec
     split: Split
-    data: str  # the store's digest when the run began
+    data: Fingerprints  # of the cases of the store that the run was trained on
     weights: dict[str, Tensor]  # the method's state
     # For resuming: optimizer state, counters, the metrics of a finished run. None in best.pth,
     # unless the method restores it during training.
@@ -66,7 +91,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "config": dump(checkpoint.config),
         "spec": msgspec.to_builtins(checkpoint.spec),
         "split": msgspec.to_builtins(checkpoint.split),
-        "data": checkpoint.data,
+        "data": msgspec.to_builtins(checkpoint.data),
         "weights": checkpoint.weights,
         "training": checkpoint.training,
         "best": checkpoint.best,
@@ -97,13 +122,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
     content = _read(path)
     try:
         return _parse(content, path)
-    except (KeyError, msgspec.ValidationError) as error:
-        raise CrkdError(f"{path} is a damaged checkpoint ({error}); {_ADVICE}") from None
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise CrkdError(f"{path} is a damaged checkpoint ({reason}); {_ADVICE}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
     """Read the content of a checkpoint file of a format that this version knows."""
     try:
+        _verify(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
@@ -123,19 +150,49 @@ def _read(path: Path) -> dict[str, Any]:
     return tree
 
 
+def _verify(path: Path) -> None:
+    """Raise an exception unless every part of the file has its checksum.
+
+    A checkpoint is a ZIP archive, whose CRC-32 are written by torch but not read by it.
+    """
+    with ZipFile(path) as archive:
+        parts = archive.infolist()
+        # Compressed parts could be endless.
+        if any(part.compress_type != ZIP_STORED for part in parts):
+            raise ValueError("a part is compressed")
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged} differs")
+
+
 def _parse(content: dict[str, Any], path: Path) -> Checkpoint:
+    facts: _Facts = msgspec.convert(content, _Facts)
+    _check_tensors(content["weights"], "weights")
+    if content["statistics"] is not None:
+        _check_tensors(content["statistics"], "statistics")
+    if facts.training is not None:
+        # TypeError, ValueError: not what metrics.json can contain
+        json.dumps(facts.training.get("metrics"), allow_nan=False)
     return Checkpoint(
-        step=content["step"],
-        config=msgspec.convert(content["config"], Config),
-        spec=msgspec.convert(content["spec"], DatasetSpec),
-        split=msgspec.convert(content["split"], Split),
-        data=content["data"],
+        step=facts.step,
+        config=facts.config,
+        spec=facts.spec,
+        split=facts.split,
+        data=facts.data,
         weights=content["weights"],
-        training=content["training"],
-        best=content["best"],
+        training=facts.training,
+        best=msgspec.to_builtins(facts.best),
         statistics=content["statistics"],
-        precision=content["precision"],
-        user_method=msgspec.convert(content["user_method"], UserMethod | None),
-        code_version=content["code_version"],
+        precision=facts.precision,
+        user_method=facts.user_method,
+        code_version=facts.code_version,
         path=path,
     )
+
+
+def _check_tensors(values: Any, name: str) -> None:
+    """Raise TypeError unless `values` is a dict of tensors by their names."""
+    if not isinstance(values, dict):
+        raise TypeError(f"{name} is a {type(values).__name__}")
+    for key, value in values.items():
+        if not isinstance(key, str) or not torch.is_tensor(value):
+            raise TypeError(f"{name} contains a {type(value).__name__}, {key}")

@@ -7,8 +7,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.errors import CrkdError, UsageError, pluralize
 from crkd_cli.paths import atomic_write
+from crkd_cli.progress import Notify
 
 # What the loop logs in addition to a method's losses.
 RATES = ("grad_norm", "steps_per_second", "waiting", "skipped", "restored_step")
@@ -18,12 +19,18 @@ class MetricsLog:
     """Writes log.jsonl and, with `tensorboard`, event files.
 
     Lines after `step` are dropped: they are from a run that was killed and is now resumed from
-    there. Raises UsageError if TensorBoard is not installed.
+    there. So are damaged ones, of which `warn` is told. Raises UsageError if TensorBoard is not
+    installed.
     """
 
-    def __init__(self, folder: Path, step: int, *, tensorboard: bool) -> None:
+    def __init__(
+        self, folder: Path, step: int, *, tensorboard: bool, warn: Notify | None = None
+    ) -> None:
         self.file = folder / "log.jsonl"
-        kept = [json.dumps(line) + "\n" for line in read_log(folder) if line["step"] <= step]
+        lines = read_log(folder)
+        if warn is not None and (damaged := _count_damaged(self.file, lines)):
+            warn(f"{self.file}: {pluralize(damaged, 'damaged line')} dropped")
+        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
         with atomic_write(self.file) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
         self._events = _event_writer(folder, step) if tensorboard else None
@@ -51,16 +58,32 @@ class MetricsLog:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Read the lines of a run's log.jsonl, without a last line that a kill cut short."""
+    """Read the lines of a run's log.jsonl, without those that are cut short or damaged."""
     file = folder / "log.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    parsed = []
-    for line in lines:
-        try:
-            parsed.append(json.loads(line))
-        except ValueError:
-            break
-    return parsed
+    content = file.read_bytes() if file.is_file() else b""
+    lines = map(_parse_line, content.split(b"\n"))
+    return [line for line in lines if line is not None]
+
+
+def _count_damaged(file: Path, lines: list[dict[str, Any]]) -> int:
+    """Count the lines of the log that are not in `lines`, except a last one cut short by a kill."""
+    complete = file.read_bytes().count(b"\n") if file.is_file() else 0
+    return max(complete - len(lines), 0)
+
+
+def _parse_line(text: bytes) -> dict[str, Any] | None:
+    """Return the values of a line of the log, or None if it is none."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        return None
+    return line if all(map(_is_loggable, line.values())) else None
+
+
+def _is_loggable(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and math.isfinite(value))
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:

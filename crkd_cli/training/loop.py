@@ -5,14 +5,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from filelock import FileLock
 from torch import Tensor
 
 from crkd_cli import world
-from crkd_cli.data.store import Store
+from crkd_cli.data.store import Store, StoreError
 from crkd_cli.data.stream import Prefetch
 from crkd_cli.errors import CrkdError, pluralize
 from crkd_cli.locks import release
@@ -56,21 +56,32 @@ class Run:
 
 
 def train(
-    run: Run, report: StepCallback, warn: Notify | None = None, notify: Notify | None = None
+    run: Run,
+    report: StepCallback,
+    warn: Notify | None = None,
+    notify: Notify | None = None,
+    finish: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Train from the step of the run's checkpoint to `run.stop`; return the metrics of the run.
 
     `report` is called after every step, `warn` once for each sign that the run goes wrong, and
-    `notify` for everything else. Several processes stop together; process 0 alone validates and
-    writes.
+    `notify` for everything else. `finish` is called with the metrics at the end, while the run
+    folder is still locked. Several processes stop together; process 0 alone validates and writes.
 
     Raises StoppedBySignalError after SIGTERM or another of SIGNALS (one in the last step sets
     `run.signal` instead), ProcessLostError if another process ended, and CrkdError after ten
-    non-finite steps in a row. The last good checkpoint is on disk in each case.
+    non-finite steps in a row, or if the store is damaged or was replaced by other data. The last
+    good checkpoint is on disk in each case.
     """
     trainer = _Trainer(run, report, warn, notify)
     with SignalCatcher() as signals, closing(trainer), explain_errors(run.checkpoint.path):
-        trainer.train(signals)
+        try:
+            trainer.train(signals)
+        except StoreError as error:
+            trainer.save_after(error)
+        if finish is not None and world.rank() == 0:
+            finish(trainer.metrics())
+        run.signal = run.signal or signals.received
     return trainer.metrics()
 
 
@@ -88,7 +99,9 @@ class _Trainer:
 
         self._log: MetricsLog | None = None
         if is_writer:
-            self._log = MetricsLog(folder, checkpoint.step, tensorboard=config.tensorboard)
+            self._log = MetricsLog(
+                folder, checkpoint.step, tensorboard=config.tensorboard, warn=self._warn
+            )
         self._recalibration: BatchNormRecalibration | None = None
         if run.loader.unlabeled and config.recalibrate_batch_norm:
             self._recalibration = BatchNormRecalibration(run.loader, run.precision)
@@ -106,6 +119,7 @@ class _Trainer:
         )
         self._last_means: dict[str, float] = {}  # of the latest log line
         self._val_dice: dict[str, float] = {}  # of the latest validation
+        self._done = self._saved = checkpoint.step  # steps
         self._begin = self._last_save = time.monotonic()
         # At the very end there would be no step left to train from the restored state.
         restore_after = run.method.restore_best_after
@@ -117,6 +131,7 @@ class _Trainer:
         for step, items, waited in self._batches():
             self._train_step(step, items)
             self._stats.end_step(waited)
+            self._done = step + 1
             # Read once: a signal that comes later is handled after the next step.
             stop = agree(signals.received)
             self._after_step(step + 1, stopped=stop > 0)
@@ -124,6 +139,16 @@ class _Trainer:
                 agree.barrier()  # process 0 has saved before any process ends
                 raise StoppedBySignalError(stop, step + 1)
         self._run.signal = max(agree(signals.received), agree.finish())
+
+    def save_after(self, error: StoreError) -> NoReturn:
+        """Save what was trained before the store was damaged or replaced, and raise the error."""
+        last = self._run.checkpoint.path
+        if world.rank() == 0 and self._done > self._saved:
+            self._write_checkpoint(self._done, None)
+        saved = f"; {last} holds what was trained before" if last.is_file() else ""
+        raise StoreError(
+            f"{error}{saved}; to train on other data, give another folder with --out"
+        ) from None
 
     def metrics(self) -> dict[str, Any]:
         """Return the content of metrics.json."""
@@ -246,6 +271,7 @@ class _Trainer:
         # run that does not stop there has no such score.
         due = done % self._config.eval_every == 0 or (finished and done > self._restore_after)
         if due:
+            self._run.store.check_unchanged()
             self._finish_validation()
             training = self._run.optimizer.state_dict() if self._restore_after else None
             validator.start(self._run.method, done, training)
@@ -294,13 +320,17 @@ class _Trainer:
         if world.rank() != 0:
             return
         self._finish_validation()
+        statistics: dict[str, Tensor] | None = None
+        if self._recalibration and recalibrate:
+            statistics = self._recalibration.statistics(self._run.method.predictor)
+        self._write_checkpoint(done, statistics)
+        self._run.store.check_unchanged()
+
+    def _write_checkpoint(self, done: int, statistics: dict[str, Tensor] | None) -> None:
         training = self._run.optimizer.state_dict()
         if done == self._run.stop:
             # For a run that is killed before it writes metrics.json.
             training["metrics"] = self.metrics()
-        statistics: dict[str, Tensor] | None = None
-        if self._recalibration and recalibrate:
-            statistics = self._recalibration.statistics(self._run.method.predictor)
         checkpoint = replace(
             self._run.checkpoint,
             step=done,
@@ -310,6 +340,7 @@ class _Trainer:
             statistics=statistics,
         )
         save_checkpoint(checkpoint, checkpoint.path)
+        self._saved = done
         self._last_save = time.monotonic()
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from crkd_cli.config import TrainConfig
+from crkd_cli.errors import CrkdError
 from crkd_cli.schedules import multistep, poly
 
 # The state that torch's optimizers keep for every parameter: name in a checkpoint → name in torch.
@@ -81,7 +82,20 @@ class GuardedOptimizer:
         return {**state, "skipped": self._skipped, "streak": self._streak}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Copy the values of `state_dict` into this optimizer."""
+        """Copy the values of `state_dict` into this optimizer.
+
+        Raises CrkdError if they are those of another optimizer.
+        """
+        try:
+            self._copy(state)
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            problem = " ".join(f"{type(error).__name__}: {error}".split())
+            raise CrkdError(
+                f"the checkpoint's optimizer state is damaged ({problem}); give another folder "
+                "with --out"
+            ) from None
+
+    def _copy(self, state: dict[str, Any]) -> None:
         for name, slot in self._slots.items():
             for parameter, value in zip(self._parameters, state[name], strict=True):
                 self._inner.state[parameter][slot].copy_(value)

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from crkd_cli.config import Config, build_config, dump, read_yaml
+from crkd_cli.data.changes import describe_changes
 from crkd_cli.data.labels import describe_difference
 from crkd_cli.data.splits import Split, find_split, label_key
 from crkd_cli.data.store import Store
@@ -256,8 +257,8 @@ def _difference(
         return f"method {config.method}, whose file has changed; {kept} is as it was"
     if old.split != split:
         return f"split {old.split.name}, now {split.name} with other cases"
-    if old.data != store.digest:
-        return f"the images, labels, spacings or patients in {store.root} have changed"
+    if changes := describe_changes(old.data, store):
+        return f"{store.root} has changed: {changes}"
     if config.train.steps < old.step:
         return f"{old.step} steps done, now train.steps = {config.train.steps}"
     return None

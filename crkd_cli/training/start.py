@@ -8,6 +8,7 @@ from filelock import FileLock
 
 from crkd_cli import world
 from crkd_cli.config import dump
+from crkd_cli.data.changes import fingerprints
 from crkd_cli.errors import UsageError
 from crkd_cli.locks import release
 from crkd_cli.methods import METHODS
@@ -51,7 +52,7 @@ def start(plan: Plan) -> Run:
         config=config,
         spec=plan.store.spec,
         split=plan.split,
-        data=plan.store.digest,
+        data=fingerprints(plan.store),
         weights={},
         training=None,
         best=resumed.best if resumed else None,

@@ -184,3 +184,25 @@ def test_real_cases(prepare_data, shared_data, tmp_path, name, folder, cases):
     assert code == 0
     assert f"{cases} cases" in err.splitlines()[-2]
     assert len(Store(tmp_path / "data/prepared" / name).cases) == cases
+
+
+def test_check_verifies_the_store(prepare_data, raw_folder, tmp_path):
+    root = tmp_path / "data" / "prepared" / "mine"
+    assert prepare_data("mine", "--source", raw_folder)[0] == 0
+    code, err = prepare_data("mine", "--check")  # without the raw files
+    assert (code, "store verified: the 8 arrays in" in err) == (0, True)
+    assert "no raw files of mine: only the store was checked" in err
+    code, err = prepare_data("mine", "--source", raw_folder, "--check")
+    assert (code, "store verified" in err, "no problem found" in err) == (0, True, True)
+
+    file = root / "labels" / "b.npy"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    for options in ((), ("--source", raw_folder)):
+        code, err = prepare_data("mine", *options, "--check")
+        assert code == 1
+        message = f"error: {root} is damaged: labels/b.npy; run: crkd prepare-data mine --source"
+        assert message in err.splitlines()[-1]
+    assert prepare_data("mine", "--source", raw_folder)[0] == 0
+    assert prepare_data("mine", "--check")[0] == 0

@@ -297,7 +297,7 @@ def test_other_labels_than_the_run_was_started_with(train: Command, prepared: Pa
     first = msgspec.structs.replace(index.cases[0], label_sha256="1" * 64)
     write_index(prepared, msgspec.structs.replace(index, cases=(first, *index.cases[1:])))
     resumed = train("--out", "run", "--set", "train.steps=6")
-    reason = "the images, labels, spacings or patients in data/prepared/toy have changed"
+    reason = "data/prepared/toy has changed: 1 label differs"
     assert_refused(resumed, 2, reason, "give another folder with --out")
 
 

@@ -303,7 +303,7 @@ def test_the_digest_of_the_truth_depends_on_the_labels_of_the_test_cases_only(
         ]
         index = msgspec.structs.replace(store.index, cases=tuple(now))
         write_index(store.root, index)
-        digests.append(run(file, tmp_path)[0].facts["truth"])
+        digests.append(run(file, tmp_path, other_data=True)[0].facts["truth"])
     assert digests[0] == digests[1] != digests[2]
 
 

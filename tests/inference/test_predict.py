@@ -289,17 +289,32 @@ def test_a_mask_that_cannot_be_written_does_not_stop_the_others(scans, make_chec
     assert [file.name for file in sorted(result.folder.iterdir())] == ["a.png", "b.png", "c.png"]
 
 
-def test_a_full_disk_is_an_error_of_every_image(scans, make_checkpoint, rng, monkeypatch):
-    def fill(path: Path, *arguments: object) -> None:
-        path.write_bytes(b"half of a mask")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def test_a_full_disk_ends_the_command(scans, make_checkpoint, rng, monkeypatch):
+    """A disk that holds one mask; which images were read shows that it ends at once."""
+    write, read = pictures.write, SOURCES["folder"].open_image
+    opened = []
 
-    for name in ("a.png", "b.png"):
+    def fill(path: Path, *arguments: object) -> None:
+        if list(path.parent.glob("[!.]*")):
+            path.write_bytes(b"half of a mask")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, *arguments)
+
+    def note(self, path, spec):
+        opened.append(path.name)
+        return read(self, path, spec)
+
+    names = [f"{letter}.png" for letter in "abcdefgh"]
+    for name in names:
         gray8(scans / name, rng)
     monkeypatch.setattr(pictures, "write", fill)
-    result = run(scans, make_checkpoint(flat(), Frame(resize=(32, 32))))
-    assert [line.split(": ")[-1] for line in result.failures] == ["No space left on device"] * 2
-    assert not list(result.folder.iterdir())
+    monkeypatch.setattr(SOURCES["folder"], "open_image", note)
+    out = scans.with_name("scans-masks")
+    message = rf"cannot write {out / 'b.png'}: No space left on device; 1 of 8 images written: free"
+    with pytest.raises(CrkdError, match=message):
+        run(scans, make_checkpoint(flat(), Frame(resize=(32, 32))))
+    assert len(opened) <= 5
+    assert [file.name for file in out.iterdir()] == ["a.png"]
 
 
 @pytest.mark.parametrize("error", [CrkdError, RuntimeError])
