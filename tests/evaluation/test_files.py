@@ -13,6 +13,7 @@ from crkd_cli.config import Frame
 from crkd_cli.data.store import ClassInfo, write_index
 from crkd_cli.errors import CrkdError
 from crkd_cli.evaluation.evaluate import evaluate
+from crkd_cli.evaluation.files import write_files
 from crkd_cli.evaluation.results import read_evaluation
 from crkd_cli.reporting.compare import compare_runs
 from crkd_cli.reporting.tables import write_comparison
@@ -132,6 +133,19 @@ def test_files_of_two_evaluations_are_refused(write_evaluation, rng, file):
         read_evaluation(old)
 
 
+def test_a_failed_write_leaves_both_files(folder):
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_files(folder, {"mean": math.nan}, b"new")
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    (folder / "summary.json").unlink()
+    (folder / "summary.json").mkdir()
+    with pytest.raises(CrkdError, match=r"cannot write .*summary.json"):
+        write_files(folder, {}, b"new")
+    assert (folder / "cases.csv").read_bytes() == before["cases.csv"]
+    assert sorted(file.name for file in folder.iterdir()) == ["cases.csv", "summary.json"]
+
+
 @pytest.mark.parametrize(
     "damage",
     [b"", b"{", b"[]", DEEP, b"\xff", b'{"best": 3, "steps": 1}', b'{"best": {"step": 1e999}}'],
@@ -160,11 +174,12 @@ def evaluated(make_store, make_checkpoint, tmp_path):
 
 
 def test_names_are_read_back_and_are_no_formulas(evaluated, tmp_path):
+    lines = "two\nlines | one"
     cases = ["=1+1", "-2", "'=1", "it's", "@x", 'a, "b"', "心"]
-    folder = evaluated(cases, ["background", "=cmd|' /C calc'!A0", "+plus"])
+    folder = evaluated(cases, ["background", "=cmd|' /C calc'!A0", lines])
     run = read_evaluation(folder)
     assert run.cases == run.groups == cases
-    assert run.classes == {"=cmd|' /C calc'!A0": 1, "+plus": 2}
+    assert run.classes == {"=cmd|' /C calc'!A0": 1, lines: 2}
     write_comparison(compare_runs([run]), tmp_path / "out")
     for file in (folder / "cases.csv", tmp_path / "out" / "scores.csv"):
         with file.open(newline="", encoding="utf-8") as lines:
@@ -172,3 +187,5 @@ def test_names_are_read_back_and_are_no_formulas(evaluated, tmp_path):
         formulas = [cell for cell in cells if cell[:1] in "=+-@\t\r" and cell]
         assert formulas == []
         assert any(math.isclose(float(cell), 1.0) for cell in cells if cell.isdigit())
+    head = (tmp_path / "out" / "comparison.md").read_text().splitlines()[2]
+    assert head.endswith(r"| =cmd\|' /C calc'!A0 | two\nlines \| one |")
