@@ -28,10 +28,10 @@ def why_no_image(root: Path, base: str, files: Sequence[RawFile], layout: Layout
             f"supported formats: {', '.join(formats.SUFFIXES)}"
         )
     inside = [file for file in files if file.name.startswith(base) and not file.skipped]
-    archive = next((x.name for x in inside if x.name.lower().endswith(ARCHIVES)), None)
+    archives = [file.name for file in inside if file.name.lower().endswith(ARCHIVES)]
     images = [file.name for file in inside if formats.suffix(file.path)]
-    if archive is not None and not images:
-        return f"no images/ in {root}; give the archive {printable(archive)} to --source"
+    if archives and not images:
+        return f"no images/ in {root}; give the archive {printable(archives[0])} to --source"
     if inner := _folder_with_images(images):
         return f"no images/ in {root}, but in {inner}; give {root / inner} to --source"
     advice = "put the images there, and label maps with the same names in labels/"
@@ -47,10 +47,10 @@ def why_unlabeled(
 ) -> str:
     """Explain why no image has a label, and what to do. `example` is the id of a case."""
     if description.labels:
-        shown = ", ".join(map(repr, description.label_patterns.values()))
+        pattern_list = ", ".join(map(repr, description.label_patterns.values()))
         return (
-            f"no file in {root} matches the pattern labels: {shown}, with the name of an image in "
-            f"place of {{name}} (such as {printable(example)}); correct it"
+            f"no file in {root} matches the pattern labels: {pattern_list}, with the name of an "
+            f"image in place of {{name}} (such as {printable(example)}); correct it"
         )
     layout = find_layout(files, base, FileRecord())
     if layout is None or layout.labels_folder is None:
@@ -79,8 +79,9 @@ def _how_to_match(layout: Layout) -> str:
     parts = {}
     for key, group in (("images", layout.images), ("labels", layout.labels)):
         flat = [candidate for candidate in group if not candidate.folder]
-        start, end = _common_ends(candidate.stem for candidate in flat)
-        names = {x.stem[len(start) : len(x.stem) - len(end)] for x in flat}
+        stems = [candidate.stem for candidate in flat]
+        start, end = _common_ends(stems)
+        names = {stem[len(start) : len(stem) - len(end)] for stem in stems}
         parts[key] = names, _pattern(flat, start, end)
     (images, image_pattern), (labels, label_pattern) = parts.values()
     if not images & labels:
@@ -99,15 +100,14 @@ def _pattern(candidates: Sequence[Candidate], start: str, end: str) -> str:
     return "/".join(filter(None, (*folders, f"{start}{{name}}{end}{ending}")))
 
 
-def _common_ends(stems: Iterable[str]) -> tuple[str, str]:
+def _common_ends(stems: Sequence[str]) -> tuple[str, str]:
     """Return the words that all names begin and end with, with the separator between."""
-    names = list(stems)
-    if len(set(names)) < 2:
+    if len(set(stems)) < 2:
         return "", ""
-    start, _, end = patterns.common(names).partition("*")
+    start, _, end = patterns.common(stems).partition("*")
     at = max(start.rfind(separator) for separator in _SEPARATORS) + 1
-    found = re.search(f"[{_SEPARATORS}]", end)
-    return start[:at], end[found.start() :] if found else ""
+    separator = re.search(f"[{_SEPARATORS}]", end)
+    return start[:at], "" if separator is None else end[separator.start() :]
 
 
 def _folder_with_images(images: Iterable[str]) -> str | None:

@@ -8,7 +8,7 @@ import os
 import stat
 import textwrap
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,10 +18,12 @@ from crkd_cli.errors import CrkdError, pluralize
 from crkd_cli.text import printable
 
 Status = Literal["used", "unlabeled", "left out", "refused"]
-MAX_LINKED_DEPTH = 2  # links to folders are followed this far below the root
+MAX_LINKED_DEPTH = 2  # links to folders are followed in the root and in its folders
 MAX_NAMES = 20  # of a group, in the text form of the inventory
 WIDTH = 79  # of that text
 MAX_NOTED = 5  # of a group, in a notice
+
+_Identity = tuple[int, int]  # of a folder: device and inode
 
 
 class RawFile(NamedTuple):
@@ -82,9 +84,10 @@ class Inventory(NamedTuple):
                 groups.setdefault(entry.what, []).append(printable(entry.file))
         notices = []
         for reason, names in groups.items():
-            shown = ", ".join(names[:MAX_NOTED])
-            others = f" and {len(names) - MAX_NOTED} more" if len(names) > MAX_NOTED else ""
-            notices.append(f"left out, {reason}: {shown}{others}")
+            text = ", ".join(names[:MAX_NOTED])
+            if len(names) > MAX_NOTED:
+                text += f" and {len(names) - MAX_NOTED} more"
+            notices.append(f"left out, {reason}: {text}")
         return notices
 
     def lines(self) -> list[str]:
@@ -111,7 +114,20 @@ def list_files(root: Path) -> list[RawFile]:
     Raises CrkdError if a folder cannot be read.
     """
     files: list[RawFile] = []
-    _list(root, "", 0, (root.resolve(),), files)
+    folders = [_Folder(root, "", (_identity(root),))]
+    while folders:
+        folder = folders.pop()
+        for path, entry in _entries(folder, files):
+            name = folder.prefix + unicodedata.normalize("NFC", entry.name)
+            if not _is_folder(entry):
+                files.append(_file(entry, path, name))
+            elif entry.name.startswith("."):
+                files.append(RawFile(path, f"{name}/", skipped="a hidden folder"))
+            elif entry.is_symlink() and not folder.may_follow(path):
+                files.append(RawFile(path, f"{name}/", skipped="a link to a folder, not followed"))
+            else:
+                ancestors = (*folder.ancestors, _identity(path))
+                folders.append(_Folder(path, f"{name}/", ancestors))
     return sorted(files, key=lambda file: file.name)
 
 
@@ -140,14 +156,13 @@ def take_inventory(
     for path, reason in record.refused.items():
         role = roles.get(path)
         roles[path] = _Role("refused", reason, role.case if role else None)
-    return Inventory(
-        tuple(
-            FileEntry(file.path, file.name, *(roles.get(file.path) or _Role("left out", unused)))
-            if not file.skipped
-            else FileEntry(file.path, file.name, "left out", file.skipped)
-            for file in files
-        )
-    )
+    entries = []
+    for file in files:
+        role = roles.get(file.path, _Role("left out", unused))
+        if file.skipped:
+            role = _Role("left out", file.skipped)
+        entries.append(FileEntry(file.path, file.name, *role))
+    return Inventory(tuple(entries))
 
 
 class _Role(NamedTuple):
@@ -177,29 +192,43 @@ def _group(title: str, names: list[str]) -> list[str]:
     return [f"{title}: {pluralize(len(names), 'file')}", *wrapped]
 
 
-def _list(
-    folder: Path, prefix: str, depth: int, ancestors: tuple[Path, ...], files: list[RawFile]
-) -> None:
+class _Folder(NamedTuple):
+    """A folder to list."""
+
+    path: Path
+    prefix: str  # of the names in it
+    ancestors: tuple[_Identity, ...]  # the root and all folders down to this one
+
+    def may_follow(self, link: Path) -> bool:
+        """Tell whether a link to a folder is near the root, and does not lead in a circle."""
+        return len(self.ancestors) <= MAX_LINKED_DEPTH and _identity(link) not in self.ancestors
+
+
+def _identity(folder: Path) -> _Identity:
+    """Return what links to a folder have in common with it."""
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        status = folder.stat()
     except OSError as error:
-        raise CrkdError(
-            f"{folder} cannot be read: {error.strerror or error}; allow it, or remove the folder"
-        ) from None
-    if not entries and prefix:
-        files.append(RawFile(folder, prefix, skipped="an empty folder"))
+        raise _unreadable(folder, error) from None
+    return status.st_dev, status.st_ino
+
+
+def _entries(folder: _Folder, files: list[RawFile]) -> Iterator[tuple[Path, os.DirEntry[str]]]:
+    """Yield what is in a folder. If it is empty, add it to `files` itself."""
+    try:
+        with os.scandir(folder.path) as listing:
+            entries = list(listing)
+    except OSError as error:
+        raise _unreadable(folder.path, error) from None
+    if not entries and folder.prefix:
+        files.append(RawFile(folder.path, folder.prefix, skipped="an empty folder"))
     for entry in entries:
-        path, name = folder / entry.name, prefix + unicodedata.normalize("NFC", entry.name)
-        if not _is_folder(entry):
-            files.append(_file(entry, path, name))
-        elif entry.name.startswith("."):
-            files.append(RawFile(path, f"{name}/", skipped="a hidden folder"))
-        elif not entry.is_symlink():
-            _list(path, f"{name}/", depth + 1, (*ancestors, path.resolve()), files)
-        elif depth >= MAX_LINKED_DEPTH or path.resolve() in ancestors:
-            files.append(RawFile(path, f"{name}/", skipped="a link to a folder, not followed"))
-        else:
-            _list(path, f"{name}/", depth + 1, (*ancestors, path.resolve()), files)
+        yield folder.path / entry.name, entry
+
+
+def _unreadable(folder: Path, error: OSError) -> CrkdError:
+    reason = error.strerror or error
+    return CrkdError(f"{folder} cannot be read: {reason}; change its permissions, or remove it")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -48,7 +48,7 @@ class PreparationReport:
     def tree(self) -> dict[str, Any]:
         """Return the report for JSON."""
         files = {entry.path: entry.file for entry in self.inventory.entries}
-        errors = [{"where": x.where, "what": x.what} for x in self.errors]
+        errors = [{"where": error.where, "what": error.what} for error in self.errors]
         if self.failure is not None:
             errors.append({"where": "", "what": str(self.failure)})
         return {
@@ -59,7 +59,7 @@ class PreparationReport:
             },
             "cases": [_case_tree(case, files) for case in self.cases],
             "files": self.inventory.tree(),
-            "notices": [x.what for x in self.findings if x.level == "notice"],
+            "notices": [notice.what for notice in self.findings if notice.level == "notice"],
             "errors": errors,
         }
 

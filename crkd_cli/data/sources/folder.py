@@ -97,11 +97,11 @@ class Folder(Source):
         self.description = read_description(existing[first]).below(first.rpartition("/")[0])
         channels = self.description.channels or ()
         if len(channels) > 1:
-            shown = ", ".join(printable(channel.name) for channel in channels)
+            channel_names = ", ".join(printable(channel.name) for channel in channels)
             raise CrkdError(
-                f"{root / first} describes {len(channels)} channels ({shown}), but this version "
-                "reads one; describe one in dataset.yaml, and choose its files with a line such as "
-                'images: "imagesTr/{name}_0000.nii.gz"'
+                f"{root / first} describes {len(channels)} channels ({channel_names}), but this "
+                "version reads one; describe one in dataset.yaml, and choose its files with a line "
+                'such as images: "imagesTr/{name}_0000.nii.gz"'
             )
 
     def _modality(self, dims: int, is_color: bool) -> ChannelModality:
