@@ -24,8 +24,9 @@ Damage = Callable[[bytes, random.Random], bytes]
 
 
 def _damage(trial: Trial, file: Path, damage: Damage) -> None:
+    draw = random.Random(trial.draw.random())  # so that later draws are those of the intact trial
     if not trial.intact:
-        file.write_bytes(damage(file.read_bytes(), trial.draw))
+        file.write_bytes(damage(file.read_bytes(), draw))
 
 
 def _as_text(damage: Callable[[str, random.Random], bytes]) -> Damage:
