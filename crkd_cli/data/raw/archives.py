@@ -5,6 +5,7 @@ accepts links, repeated names and archive bombs, and Python 3.11.0 to 3.11.3 lac
 """
 
 import lzma
+import os
 import shutil
 import stat
 import struct
@@ -21,10 +22,13 @@ from typing import IO, cast
 from crkd_cli.errors import CrkdError
 from crkd_cli.paths import replace_folder, temporary_folder
 from crkd_cli.progress import Progress
+from crkd_cli.text import shorten
 
 MB = 1 << 20
 ALWAYS_ALLOWED_BYTES = 100 * MB  # unpacked, whatever the compression ratio
 MAX_RATIO = 100  # of unpacked to packed size; images reach 10, and label maps are small
+MAX_FOLDERS = 64  # within each other
+MAX_NAME_BYTES = 255  # what file systems allow
 # What the modules raise for damaged archives, with ValueError for names that are not Unicode.
 DAMAGE = (
     OSError,
@@ -127,9 +131,9 @@ def _open(archive: Path) -> Iterator[Iterable[_Member]]:
 
 def _zip_members(archive: Path, zipped: zipfile.ZipFile) -> Iterator[_Member]:
     for info in zipped.infolist():
-        if not info.filename:
+        if not info.filename or "\0" in info.orig_filename:
             raise ArchiveError(
-                archive, "is damaged (a file has no name); copy or download it again"
+                archive, "is damaged (a file has no valid name); copy or download it again"
             )
         if stat.S_ISLNK(info.external_attr >> 16):
             raise ArchiveError(archive, f"contains a link ({info.filename}); unpack it yourself")
@@ -176,6 +180,10 @@ def _check(archive: Path, members: Iterable[_Member], free: int) -> list[_Member
             raise ArchiveError(
                 archive, f"contains a file outside its folder ({member.name}); do not trust it"
             )
+        if len(parts) > MAX_FOLDERS or len(os.fsencode(max(parts, key=len))) > MAX_NAME_BYTES:
+            raise ArchiveError(
+                archive, f"contains too long a name ({shorten(member.name)}); unpack it yourself"
+            )
         total += member.size
         if total > limit:
             raise ArchiveError(
@@ -194,7 +202,12 @@ def _write(archive: Path, member: _Member, folder: Path) -> None:
     path = folder / member.name
     if path.exists():
         raise ArchiveError(archive, f"contains {member.name} twice; unpack it yourself")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ArchiveError(
+            archive, f"contains a file and a folder of one name ({member.name}); unpack it yourself"
+        ) from None
     with member.open() as source, path.open("wb") as file:
         shutil.copyfileobj(source, file, MB)
     if path.stat().st_size != member.size:

@@ -143,3 +143,80 @@ def test_two_members_with_the_same_name(tmp_path):
         for _ in range(2):
             file.addfile(tarfile.TarInfo("same.txt"))
     assert_refused(tmp_path, tmp_path / "a.tar", "contains same.txt twice")
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    "name",
+    ["p" * 256, "é" * 128, "d/" * 64 + "x.png", "d/" * 1500 + "x.png", "a" * 300 + "/x.png"],
+    ids=range(5),
+)
+def test_names_that_no_file_system_allows(tmp_path, kind, name):
+    archive = make(tmp_path / kind, {"1.txt": b"x", name: b"x"})
+    assert_refused(tmp_path, archive, r"contains too long a name \(.{1,100}\); unpack it yourself")
+
+
+@FORMATS
+def test_a_file_where_a_folder_is_needed(tmp_path, kind):
+    archive = make(tmp_path / kind, {"a": b"x", "a/b.png": b"x"})
+    assert_refused(tmp_path, archive, r"contains a file and a folder of one name \(a/b\.png\)")
+    archive = make(tmp_path / kind, {"a/b.png": b"x", "a": b"x"})
+    assert_refused(tmp_path, archive, "contains a twice")
+
+
+@pytest.mark.parametrize(
+    ("offset", "replacement", "problem"),
+    [
+        (8, b"\1\0", "password required"),  # flags
+        (10, b"\x63\0", "damaged"),  # compression method
+        (6, b"\xff\0", "damaged"),  # version needed
+        (16, b"\0\0\0\0", "damaged"),  # CRC
+        (24, b"\x05\0\0\0", "damaged"),  # size, too small
+        (24, b"\0\x10\0\0", "truncated"),  # size, too large
+        (20, b"\xff" * 8, "archive bomb"),  # sizes that zip64 should state
+        (42, b"\xf0\xff\xff\xff", "damaged"),  # offset of the file
+    ],
+    ids=["encrypted", "method", "version", "crc", "small", "large", "zip64", "offset"],
+)
+def test_zip_directories_that_lie(tmp_path, offset, replacement, problem):
+    archive = make_zip(tmp_path / "a.zip", {"1.png": b"x" * 100}, zipfile.ZIP_STORED)
+    content = bytearray(archive.read_bytes())
+    entry = content.find(b"PK\1\2")
+    if offset == 8:  # zipfile reads the flags in front of the file too
+        content[6:8] = replacement
+    content[entry + offset : entry + offset + len(replacement)] = replacement
+    archive.write_bytes(content)
+    assert_refused(tmp_path, archive, problem)
+
+
+def pax(text):
+    """A tar archive of one file, after a header that states more about it."""
+    extra, file = tarfile.TarInfo("pax"), tarfile.TarInfo("a.png")
+    extra.size, extra.type = len(text), b"x"
+    return extra.tobuf() + text.ljust(512, b"\0") + file.tobuf() + bytes(1024)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"99999999999999999999 size=5\n", "damaged"),
+        (b"30 size=99999999999999999999\n\n", "archive bomb"),
+        (b"11 size=-5\n", "truncated|damaged"),
+        (b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n", "damaged"),
+    ],
+    ids=["record", "huge", "negative", "sparse"],
+)
+def test_tar_headers_that_lie(tmp_path, text, problem):
+    (tmp_path / "a.tar").write_bytes(pax(text))
+    assert_refused(tmp_path, tmp_path / "a.tar", problem)
+
+
+def test_a_sparse_file_in_tar_is_as_large_as_it_becomes(tmp_path):
+    header = bytearray(tarfile.TarInfo("a.png").tobuf(tarfile.GNU_FORMAT))
+    header[156:157], header[124:135] = b"S", b"00000001000"
+    header[386:410] = b"00000000000\x0000000001000\0"
+    header[483:495] = b"77777777777\0"  # 8 GB
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar").write_bytes(bytes(header) + b"x" * 512 + bytes(1024))
+    assert_refused(tmp_path, tmp_path / "a.tar", "archive bomb")
