@@ -106,7 +106,7 @@ def prepare_data(
     if json:
         _print_json(name, raw, None if check or report.failed else store, report)
     elif check:
-        print("\n".join(report.inventory.lines()))
+        print("\n".join(report.inventory.lines()), flush=True)  # before what follows on stderr
     _raise_errors(raw, report)
     for finding in report.findings:
         info(f"note: {finding.what}")

@@ -17,6 +17,7 @@ from crkd_cli.text import printable
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 MAX_SUFFIXES = 3
 _SEPARATORS = " _.-"
+_LABEL_FOLDER = re.compile(r"label|mask|seg|truth|annot|gt", re.IGNORECASE)
 
 
 def why_no_image(root: Path, base: str, files: Sequence[RawFile], layout: Layout | None) -> str:
@@ -34,11 +35,14 @@ def why_no_image(root: Path, base: str, files: Sequence[RawFile], layout: Layout
         return f"no images/ in {root}; give the archive {printable(archives[0])} to --source"
     if inner := _folder_with_images(images):
         return f"no images/ in {root}, but in {inner}; give {root / inner} to --source"
-    advice = "put the images there, and label maps with the same names in labels/"
     if lines := _lines_for_case_folders(images):
-        advice = f"there are several images in a folder; choose one in dataset.yaml: {lines}"
-    elif images:
-        advice += f", or say where they are in dataset.yaml, such as images: {_example(images)}"
+        return (
+            f"no images/ in {root}, but several images in a folder; choose one in dataset.yaml: "
+            f"{lines}"
+        )
+    advice = "put the images there, and label maps with the same names in labels/"
+    if lines := _lines_for_two_folders(inside) or _line_for_images(images):
+        advice += f", or say in dataset.yaml where they are: {lines}"
     return f"no images/ in {root}; {advice}"
 
 
@@ -75,21 +79,33 @@ def why_unlabeled(
 
 
 def _how_to_match(layout: Layout) -> str:
-    """Return the lines of a description by which labels match images, if they are clear."""
-    parts = {}
-    for key, group in (("images", layout.images), ("labels", layout.labels)):
-        flat = [candidate for candidate in group if not candidate.folder]
-        stems = [candidate.stem for candidate in flat]
-        start, end = _common_ends(stems)
-        names = {stem[len(start) : len(stem) - len(end)] for stem in stems}
-        parts[key] = names, _pattern(flat, start, end)
-    (images, image_pattern), (labels, label_pattern) = parts.values()
-    if not images & labels:
-        return 'rename them, or say how they are named: labels: "labels/{name}_x.png"'
+    """Return how labels could match images, with the lines of a description if they are clear."""
+    images, labels = ([x for x in group if not x.folder] for group in layout[:2])
+    if lines := _lines(images, labels):
+        return f"rename them, or write to dataset.yaml the lines {lines}"
+    return 'rename them, or say how they are named: labels: "labels/{name}_x.png"'
+
+
+def _lines(images: Sequence[Candidate], labels: Sequence[Candidate]) -> str | None:
+    """Return the lines by which the names of labels match those of images, if there are some."""
+    image_stems, label_stems = ([x.stem for x in group] for group in (images, labels))
+    image_ends, label_ends = _common_ends(image_stems), _common_ends(label_stems)
+    # What both have in common belongs to the names.
+    pairs = zip(image_ends, label_ends, strict=True)
+    cut = [("", "") if a == b else (a, b) for a, b in pairs]
+    (image_start, label_start), (image_end, label_end) = cut
+    names = _inner(image_stems, image_start, image_end)
+    if names.isdisjoint(_inner(label_stems, label_start, label_end)):
+        return None
     return (
-        "rename them, or write to dataset.yaml the lines "
-        f'images: "{image_pattern}" and labels: "{label_pattern}"'
+        f'images: "{_pattern(images, image_start, image_end)}" and '
+        f'labels: "{_pattern(labels, label_start, label_end)}"'
     )
+
+
+def _inner(stems: Iterable[str], start: str, end: str) -> set[str]:
+    """Return names without their `start` and `end`."""
+    return {stem[len(start) : len(stem) - len(end)] for stem in stems}
 
 
 def _pattern(candidates: Sequence[Candidate], start: str, end: str) -> str:
@@ -97,7 +113,7 @@ def _pattern(candidates: Sequence[Candidate], start: str, end: str) -> str:
     folders = {candidate.file.name.rpartition("/")[0] for candidate in candidates}
     suffixes = [formats.suffix(candidate.file.path) for candidate in candidates]
     ending = patterns.common(suffixes) if suffixes else ""
-    return "/".join(filter(None, (*folders, f"{start}{{name}}{end}{ending}")))
+    return printable("/".join(filter(None, (*folders, f"{start}{{name}}{end}{ending}"))))
 
 
 def _common_ends(stems: Sequence[str]) -> tuple[str, str]:
@@ -139,14 +155,35 @@ def _lines_for_case_folders(images: Sequence[str]) -> str | None:
     return " and ".join(lines)
 
 
-def _example(images: Sequence[str]) -> str:
-    """Return the pattern of the folder with the most images."""
-    folders: dict[str, list[str]] = defaultdict(list)
+def _lines_for_two_folders(files: Iterable[RawFile]) -> str | None:
+    """Return the lines for images in one folder and labels in the other, by their names."""
+    folders: dict[str, list[Candidate]] = defaultdict(list)
+    for file in files:
+        if formats.suffix(file.path):
+            folder, _, name = file.name.rpartition("/")
+            folders[folder].append(Candidate(file, "", formats.stem(Path(name))))
+    if len(folders) != 2:
+        return None
+    images, labels = sorted(folders, key=lambda name: _LABEL_FOLDER.search(name) is not None)
+    if _LABEL_FOLDER.search(images) or not _LABEL_FOLDER.search(labels):
+        return None
+    return _lines(folders[images], folders[labels])
+
+
+def _line_for_images(images: Sequence[str]) -> str | None:
+    """Return the line for the images in most folders, by their name, or in the largest folder."""
+    if not images:
+        return None
+    alike: Counter[str] = Counter()
     for image in images:
-        folders[image.rpartition("/")[0]].append(image)
-    folder = max(folders, key=lambda name: len(folders[name]))
-    ending = formats.suffix(Path(folders[folder][0]))
-    return f'"{printable("/".join(filter(None, (folder, "*"))))}{ending}"'
+        folder, _, name = image.rpartition("/")
+        alike[f"{folder.rpartition('/')[0]}/{{name}}/{name}".lstrip("/")] += 1
+    pattern, count = alike.most_common(1)[0]
+    if count == 1:
+        folder, _ = Counter(image.rpartition("/")[0] for image in images).most_common(1)[0]
+        first = next(image for image in images if image.rpartition("/")[0] == folder)
+        pattern = "/".join(filter(None, (folder, f"*{formats.suffix(Path(first))}")))
+    return f'images: "{printable(pattern)}"'
 
 
 def _other_suffixes(files: Iterable[RawFile], folder: str) -> str:

@@ -115,7 +115,8 @@ def channel_groups(images: Iterable[Candidate], labeled: set[Key]) -> dict[Key, 
 def case_ids(images: Iterable[Key]) -> list[str]:
     """Return the id of the case of every image.
 
-    It is the name of its file, or of its folder if there is no other image in it, else both.
+    It is the name of its file, or of its folder if there is no other image in it, else both. Names
+    that begin with that of their folder are not repeated.
     """
     keys = list(images)
     per_folder = Counter(folder for folder, _ in keys)
@@ -125,6 +126,8 @@ def case_ids(images: Iterable[Key]) -> list[str]:
             ids.append(stem)
         elif per_folder[folder] == 1:
             ids.append(folder)
+        elif re.match(rf"{re.escape(folder)}[ _.-]", stem):
+            ids.append(stem)
         else:
             ids.append(f"{folder}_{stem}")
     return ids

@@ -7,7 +7,7 @@ from crkd_cli.errors import CrkdError
 from tests.data.helpers import make_files
 
 ERRORS = {
-    "no folder of images": (["scans/a.png", "truth/a.png"], r'such as images: "scans/\*\.png"'),
+    "no folder of images": (["scans/a.png", "x/a.jpg"], r'where they are: images: "scans/\*\.png"'),
     "folders in a folder": (["train/images/a.png", "test/images/b.png"], "give .*/train to"),
     "an archive": (["set.zip", "readme.md"], "give the archive set.zip to --source"),
     "no image": (["images/a.xyz", "labels/a.png"], r"images contains no image in .*\(1 \.xyz\)"),
@@ -41,10 +41,19 @@ def test_the_folder_of_images_is_not_the_dataset(tmp_path):
         Folder().find(tmp_path / "images")
 
 
+def test_the_suggested_line_finds_the_images(tmp_path):
+    make_files(tmp_path, *(f"set/{case}/mri.h5" for case in ("a", "b")))
+    with pytest.raises(CrkdError) as error:
+        Folder().find(tmp_path)
+    assert str(error.value).endswith('images: "set/{name}/mri.h5"')
+
+
 @pytest.mark.parametrize(
     "files",
     [
         [f"{part}/{n}_{part}.png" for part in ("images", "labels") for n in (21, 22, 30)],
+        [f"scans/I_{n}.png" for n in "ab"] + [f"Ground truth/I_{n}_segmentation.png" for n in "ab"],
+        [f"scans/{n}.png" for n in "ab"] + [f"GT/{n}.png" for n in "abc"],
         ["images/a.tif", "images/b.png", "labels/heart_a.png", "labels/heart_b.png"],
         [f"p{n}/p{n}_{kind}.nii.gz" for n in (1, 2) for kind in ("flair", "t1", "seg")],
         [f"p{n}/{kind}.nii.gz" for n in (1, 2) for kind in ("flair", "t1", "tumor_seg")],

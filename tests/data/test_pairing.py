@@ -54,7 +54,7 @@ CASES = {
     "folders of classes of images, all with labels": (
         [f"{kind}/{kind} ({n}){end}.png" for kind in "xy" for n in (1, 2) for end in ("", "_mask")],
         {
-            f"{kind}_{kind} ({n})": [f"{kind}/{kind} ({n}).png", f"{kind}/{kind} ({n})_mask.png"]
+            f"{kind} ({n})": [f"{kind}/{kind} ({n}).png", f"{kind}/{kind} ({n})_mask.png"]
             for kind in "xy"
             for n in (1, 2)
         },

@@ -38,9 +38,9 @@ class Folder(Source):
     def find(self, root: Path) -> list[RawCase]:
         files = list_files(root)
         base = base_folder(files)
-        if base:
-            self.notes.append(f"images and labels are in {printable(base)}")
         self._read_description(root, base, files)
+        if base and not self.description.images:
+            self.notes.append(f"images and labels are in {printable(base)}")
         if self.ignore is not None:
             self.description = self.description.ignoring(self.ignore)
         discovery = Discovery(root, base, files, self.description, self.files, self.notes)
