@@ -96,13 +96,11 @@ def sealed(tree: dict[str, Any]) -> dict[str, Any]:
 
 def write_files(folder: Path, summary: dict[str, Any], table: bytes) -> None:
     """Write cases.csv and summary.json; neither is replaced unless both could be written."""
-    with (
-        atomic_write(folder / CASES) as cases_file,
-        atomic_write(folder / SUMMARY) as summary_file,
-    ):
+    text = json.dumps(summary, indent=2, allow_nan=False)
+    with atomic_write(folder / CASES) as cases_file:
         cases_file.write_bytes(table)
-        text = json.dumps(summary, indent=2, allow_nan=False)
-        summary_file.write_text(text + "\n", encoding="utf-8")
+        with atomic_write(folder / SUMMARY) as summary_file:
+            summary_file.write_text(text + "\n", encoding="utf-8")
 
 
 def read_summary(file: Path) -> dict[str, Any]:

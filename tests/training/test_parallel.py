@@ -118,7 +118,7 @@ def test_every_failed_run_is_reported(cli: Cli, line: list[str], tmp_path: Path)
     [
         (["--parallel", "2"], ["--parallel", "--seeds"]),
         (["--parallel", "0", "--seeds", "1,2"], ["--parallel"]),
-        (["--parallel", "2", "--seeds", "1,-2"], ["train.seed", ">= 0"]),
+        (["--parallel", "2", "--seeds", "1,-2"], ["train.seed", "from 0"]),
     ],
 )
 def test_mistakes_are_reported_before_any_run_starts(
