@@ -261,6 +261,6 @@ def _checked_suffix(path: Path) -> tuple[str, bool]:
 
 def _unexpected(path: Path, kind: str, actual: content.Content) -> str:
     """Say what a file is instead of what its suffix says, and what to do."""
-    name = f"with a name that ends in {kind}" if kind else "with another name"
+    name = f" with a name that ends in {kind}" if kind else ""
     advice = actual.advice or f"end its name in {actual.suffixes[0]}"
-    return f"{path} is {actual.name} {name}; {advice}"
+    return f"{path} is {actual.name}{name}; {advice}"

@@ -69,7 +69,7 @@ def _numbers(file: Any, path: Path, name: str) -> Any:
 
     link = file.get(name, getlink=True)
     if link is None:
-        existing = ", ".join(sorted(file)) or "nothing"
+        existing = ", ".join(sorted(file)[:5]) or "nothing"
         raise CrkdError(f"{path} has no array {name!r}, only {existing}")
     if not isinstance(link, h5py.HardLink):
         raise CrkdError(f"{path} has a link in place of {name!r}; copy the array into the file")

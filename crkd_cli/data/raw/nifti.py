@@ -209,7 +209,15 @@ def _geometry(header: Any) -> Geometry:
     spacing = tuple(steps) if all(math.isfinite(step) and step > 0 for step in steps) else None
     if spacing is None and affines:
         spacing = tuple(np.linalg.norm(affines[0][:, :-1], axis=0).tolist())
+    affines += [_with_spacing(affine, spacing) for affine in affines]
     return Geometry(spacing, tuple(affines), header)
+
+
+def _with_spacing(affine: Affine, spacing: tuple[float, ...] | None) -> Affine:
+    """Return an affine as ITK reads it: with the spacing of pixdim, whatever it says itself."""
+    columns = affine.copy()
+    columns[:, :-1] *= np.asarray(spacing) / np.linalg.norm(affine[:, :-1], axis=0)
+    return columns
 
 
 def _stated_affine(form: Any) -> Affine | None:

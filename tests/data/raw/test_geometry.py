@@ -71,6 +71,20 @@ def test_a_file_that_contradicts_itself_agrees_with_both(tmp_path):
     assert contradictory.distance(third, SHAPE) > 10
 
 
+def test_labels_that_itk_wrote_for_acdc(tmp_path):
+    """The sform of ACDC has steps of 1 mm, whatever the voxels are; ITK reads those of pixdim."""
+    image = nib.Nifti1Image(np.zeros(SHAPE, np.uint8), None)
+    image.header["pixdim"][1:4] = 1.5, 1.5, 10
+    image.header["sform_code"], image.header["vox_offset"] = 2, 352
+    for axis, name in enumerate(("srow_x", "srow_y", "srow_z")):
+        image.header[name] = np.eye(4)[axis]
+    (tmp_path / "x.nii").write_bytes(image.header.binaryblock + bytes(4 + np.prod(SHAPE)))
+    sitk.WriteImage(sitk.ReadImage(str(tmp_path / "x.nii")), str(tmp_path / "y.nrrd"))
+    of_image, of_label = (read_image(tmp_path / name).geometry for name in ("x.nii", "y.nrrd"))
+    assert of_image.spacing == (1.5, 1.5, 10)
+    assert of_label.distance(of_image, SHAPE) < 1e-6
+
+
 def test_flat_images(tmp_path):
     for name in ("a.nii", "b.nrrd"):
         image = sitk.GetImageFromArray(np.zeros((3, 4), np.uint8))
