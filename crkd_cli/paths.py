@@ -145,15 +145,16 @@ def replace_folder(folder: Path, target: Path) -> None:
 
 def sync(path: Path) -> None:
     """Wait until a file, or the list of files of a folder, is on disk."""
-    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
     except OSError as error:
-        # Some file systems do not sync folders.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+        # Some file systems do not sync folders, and some folders can be written but not read.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES) or not path.is_dir():
             raise
-    finally:
-        os.close(handle)
 
 
 def sync_tree(folder: Path) -> None:

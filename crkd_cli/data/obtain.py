@@ -10,6 +10,7 @@ from crkd_cli.data.raw.download import fetch
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
 from crkd_cli.errors import CrkdError, UsageError, did_you_mean
+from crkd_cli.locks import only_writer
 from crkd_cli.paths import replace_folder, temporary_folder
 from crkd_cli.progress import Notify, Progress
 
@@ -145,16 +146,17 @@ def _download(source: Source, home: Path, progress: Progress, notify: Notify) ->
     """
     folder = home.parent / ".downloads"
     archives = []
-    for remote in source.remote:
-        local = Path(remote.name)
-        archives.append(local if local.is_file() else fetch(remote, folder, progress, notify))
-    try:
-        extract(archives, home, progress)
-    except ArchiveError as error:
-        _remove_download(error.archive, folder)
-        raise
-    for archive in archives:
-        _remove_download(archive, folder)
+    with only_writer(folder / home.name):
+        for remote in source.remote:
+            local = Path(remote.name)
+            archives.append(local if local.is_file() else fetch(remote, folder, progress, notify))
+        try:
+            extract(archives, home, progress)
+        except ArchiveError as error:
+            _remove_download(error.archive, folder)
+            raise
+        for archive in archives:
+            _remove_download(archive, folder)
     return home
 
 

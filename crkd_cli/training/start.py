@@ -15,7 +15,7 @@ from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method
 from crkd_cli.paths import atomic_write, remove_temporary_files
 from crkd_cli.runtime.build import build_method, describe_user_method, load_method
-from crkd_cli.runtime.checkpoint import Checkpoint
+from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint
 from crkd_cli.runtime.device import (
     configure_backends,
     pick_device,
@@ -85,6 +85,7 @@ def _claim_folder(plan: Plan) -> FileLock:
     """Lock the run folder, remove leftovers of a killed run, and write the configuration."""
     lock = lock_run_folder(plan.folder)
     try:
+        _check_current(plan)
         remove_temporary_files(plan.folder)
         with atomic_write(plan.folder / "config.yaml") as temporary:
             text = yaml.safe_dump(dump(plan.config), sort_keys=False)
@@ -96,6 +97,17 @@ def _claim_folder(plan: Plan) -> FileLock:
         release(lock)
         raise
     return lock
+
+
+def _check_current(plan: Plan) -> None:
+    """Raise UsageError if another process trained in the run folder after the plan was made."""
+    last = plan.folder / "last.pth"
+    now = load_checkpoint(last).step if last.exists() else 0
+    if now != (plan.resumed.step if plan.resumed else 0):
+        raise UsageError(
+            f"another process has just trained in {plan.folder} up to step {now}; rerun this "
+            "command to continue from there"
+        )
 
 
 def _pick_precision(plan: Plan, device: torch.device) -> torch.dtype:
