@@ -1,5 +1,7 @@
 """crkd prepare-data with bad input: one line says what to do, and nothing is written."""
 
+import gzip
+import struct
 import subprocess
 import sys
 import zipfile
@@ -164,6 +166,25 @@ def test_a_truncated_volume(prepare_data, volumes, tmp_path):
         volumes,
         "a: images/a.nii.gz cannot be read",
         "c: labels/c.nii.gz cannot be read",
+    )
+
+
+def test_hostile_volumes(prepare_data, volumes, tmp_path):
+    """One crashes ITK, one expands to 8 GB, one claims 10000³ voxels; each is named."""
+    (volumes / "images/d.mha").write_text("ObjectType = Image\nNDims = -3\nElementDataFile = LOCAL")
+    header = struct.pack("<i36x8h", 348, 3, 32767, 32767, 8, 1, 1, 1, 1)
+    header = (header.ljust(70, b"\0") + struct.pack("<2h", 2, 8)).ljust(344, b"\0") + b"n+1\0"
+    (volumes / "images/e.nii.gz").write_bytes(gzip.compress(header + bytes(1 << 16)))
+    with h5py.File(volumes / "images/f.h5", "w") as file:
+        file.create_dataset("image", (10_000,) * 3, "u1", chunks=(8, 8, 8))[0, 0, 0] = 1
+    assert_rejected(
+        prepare_data,
+        tmp_path,
+        volumes,
+        "d: images/d.mha cannot be read, it may be truncated or damaged (NDims is '-3'",
+        "e: images/e.nii.gz is not a plausible image: it declares 8.6 GB of data, the file has",
+        "f: images/f.h5 is not a plausible image: it declares 1.0 TB of data, the file has",
+        "3 problems",
     )
 
 
