@@ -122,8 +122,7 @@ def _common_ends(stems: Sequence[str]) -> tuple[str, str]:
         return "", ""
     start, _, end = patterns.common(stems).partition("*")
     at = max(start.rfind(separator) for separator in _SEPARATORS) + 1
-    separator = re.search(f"[{_SEPARATORS}]", end)
-    return start[:at], "" if separator is None else end[separator.start() :]
+    return start[:at], end
 
 
 def _folder_with_images(images: Iterable[str]) -> str | None:

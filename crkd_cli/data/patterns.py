@@ -41,14 +41,15 @@ def matches(pattern: str, text: str) -> bool:
 
 
 def common(texts: Iterable[str]) -> str:
-    """Return the pattern of all `texts`: what they begin and end with, and `*` between."""
+    """Return the pattern of all `texts`: what they begin with, `*`, and the words they end with."""
     first, *others = dict.fromkeys(texts)
     if not others:
         return first
     start = _common_length(first, others)
     ends = [text[start:][::-1] for text in (first, *others)]
-    end = _common_length(ends[0], ends[1:])
-    return f"{first[:start]}*{first[len(first) - end :]}"
+    end = first[len(first) - _common_length(ends[0], ends[1:]) :]
+    words = re.search(r"[ _./-].*", end)
+    return f"{first[:start]}*{words[0] if words else ''}"
 
 
 def common_template(entries: Iterable[tuple[str, str]]) -> str | None:

@@ -4,6 +4,7 @@ Images without a label are unlabeled. A description in `dataset.yaml` (or nnU-Ne
 says what cannot be inferred. Without `patients.csv`, every image is a patient.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -98,10 +99,12 @@ class Folder(Source):
         channels = self.description.channels or ()
         if len(channels) > 1:
             channel_names = ", ".join(printable(channel.name) for channel in channels)
+            numbered = (file.name for file in files if "_0000." in file.name)
+            example = re.sub(r"[^/]+_0000", "{name}_0000", next(numbered, "{name}_t1.nii.gz"))
             raise CrkdError(
                 f"{root / first} describes {len(channels)} channels ({channel_names}), but this "
                 "version reads one; describe one in dataset.yaml, and choose its files with a line "
-                'such as images: "imagesTr/{name}_0000.nii.gz"'
+                f'such as images: "{printable(example)}"'
             )
 
     def _modality(self, dims: int, is_color: bool) -> ChannelModality:
