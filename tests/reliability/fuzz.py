@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m tests.reliability.fuzz --inputs 10000 --seed 0
 
-Faults are printed with the command that repeats them; their inputs are kept in the folder --keep.
+Faults are printed with the command that repeats them; their inputs are kept (--keep).
 """
 
 import argparse
@@ -22,6 +22,8 @@ from benchmarks.common import environment, write_json
 from tests.reliability import commands, readers, targets, workspace
 from tests.reliability.trial import Fault, Trial
 from tests.reliability.workspace import Workspace
+
+KEEP = Path(tempfile.gettempdir()) / "crkd-faults"
 
 
 class Target(NamedTuple):
@@ -128,7 +130,7 @@ def main() -> None:
     parser.add_argument("--target", choices=list(TARGETS), help="only this one")
     parser.add_argument("--number", type=int, help="only this trial of the target")
     parser.add_argument("--first", type=int, default=0, help="number of the target's first trial")
-    parser.add_argument("--keep", type=Path, default=Path("faults"), help="folder for the inputs")
+    parser.add_argument("--keep", type=Path, default=KEEP, help="folder for inputs with faults")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
     commands.load()
