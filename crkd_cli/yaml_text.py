@@ -56,6 +56,8 @@ class _Loader(yaml.SafeLoader):
             value = super().construct_object(node, deep)
             if isinstance(value, int) and abs(value) > _LARGEST:
                 raise ValueError
+            if isinstance(value, str):
+                value.encode()  # an escape may be half of a surrogate pair
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
             tag = node.tag.removeprefix(_PREFIX)
             problem = f"{shorten(repr(node.value), 40)} is not a valid {tag}"

@@ -30,6 +30,8 @@ def test_a_date_is_a_name():
         ("0x_", "'0x_' is not a valid int, line 1"),
         ("a: 1\nb: !!int x", "'x' is not a valid int, line 2"),
         ("!!int ''", "'' is not a valid int"),
+        (r'a: "\uD800"', r"'\\ud800' is not a valid str, line 1"),
+        (r'{"\uDFFFx": 1}', r"'\\udfffx' is not a valid str, line 1"),
         ("!!float x", "'x' is not a valid float"),
         ("!!bool x", "'x' is not a valid bool"),
         ("!!timestamp x", "could not determine a constructor"),
@@ -58,7 +60,7 @@ def test_a_date_is_a_name():
         ("%YAML 9.9\n---\na", "incompatible"),
         ("#" * (MAX_BYTES + 1), "longer than 1 MB"),
     ],
-    ids=range(30),
+    ids=range(32),
 )
 def test_everything_else_is_refused_in_one_short_line(text, problem):
     with pytest.raises(ValueError, match=problem) as error:
