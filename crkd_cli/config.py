@@ -23,8 +23,16 @@ Size = Annotated[int, msgspec.Meta(ge=1, le=2**16)]  # of a batch, an axis or a 
 NonNegative = Annotated[float, msgspec.Meta(ge=0.0, le=1e6)]
 AboveZero = Annotated[float, msgspec.Meta(gt=0.0, le=1e6)]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
-# A plain name, not a path.
-FolderName = Annotated[str, msgspec.Meta(pattern=r"^(?!\.{1,2}$)[^/\\\0]{1,255}$")]
+FolderName = Annotated[
+    str,
+    msgspec.Meta(pattern=r"^(?!\.{1,2}$)[^/\\\0]{1,255}$", description="a name, not a path"),
+]
+DeviceName = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^(auto|cpu(:0)?|cuda(:[0-9]{1,3})?)$", description="auto, cpu, cuda or cuda:N"
+    ),
+]
 # Channels of the five levels of a network.
 Widths = Annotated[tuple[Size, ...], msgspec.Meta(min_length=5, max_length=5)]
 
@@ -119,7 +127,7 @@ class TrainConfig(Strict, frozen=True):
     log_every: Positive = 50  # steps between log lines: the only host synchronization
     save_minutes: NonNegative = 10.0  # minutes between checkpoints
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] = 1337
-    device: str = "auto"  # auto, cpu, cuda, cuda:1 …
+    device: DeviceName = "auto"  # auto, cpu, cuda, cuda:1 …
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     # Recompute the predictor's batch norm statistics from unlabeled training images.
     recalibrate_batch_norm: bool = True
@@ -277,7 +285,9 @@ def _explain(message: str, kind: type[Any], section: str) -> tuple[str, str]:
         if bounds := re.match("(Expected `(int|float)`) [<>]", problem):
             problem = f"{bounds[1]} {_range(kind, inner)}"
         if "matching regex" in problem:
-            problem = "expected the name of a folder, not a path"
+            parent, _, leaf = inner.rpartition(".")
+            (pattern,) = _metas(_field_types(kind, parent)[leaf])
+            problem = f"expected {pattern.description}"
         if problem == "Number out of range":  # 1e999, written as text
             problem = "expected a finite number"
         problem = re.sub(r"`([a-z |]+)`", _name_types, problem).replace("Expected", "expected")

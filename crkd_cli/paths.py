@@ -35,8 +35,14 @@ def packaged_folder(name: str) -> Path:
 
 
 def resolve_data_root(option: Path | None = None) -> Path:
-    """Return the folder with raw/ and prepared/: --data-root, else $CRKD_DATA, else ./data."""
-    return option or Path(os.environ.get("CRKD_DATA") or "data")
+    """Return the folder with raw/ and prepared/: --data-root, else $CRKD_DATA, else ./data.
+
+    Raises CrkdError if this is a file.
+    """
+    root = option or Path(os.environ.get("CRKD_DATA") or "data")
+    if root.is_file():
+        raise CrkdError(f"{root} is a file; give a folder to --data-root")
+    return root
 
 
 @contextmanager

@@ -106,9 +106,14 @@ def flat(tree, prefix=""):
         ("train.steps=\t", "the value is not valid YAML"),
         ("data.name=[a]", "data.name: expected text, got a list"),
         ("data.name=2024", "data.name: expected text"),
-        ("data.name=../x", "data.name: expected the name of a folder"),
-        ("data.name=''", "data.name: expected the name of a folder"),
-        ("data.name=..", "data.name: expected the name of a folder"),
+        ("data.name=../x", "data.name: expected a name, not a path"),
+        ("data.name=''", "data.name: expected a name, not a path"),
+        ("train.device=meta", "train.device: expected auto, cpu, cuda or cuda:N"),
+        ("train.device=cuda:-1", "train.device: expected auto, cpu, cuda or cuda:N"),
+        ("train.device=cuda:99999999999999999999", "train.device: expected auto, cpu"),
+        ("train.device=''", "train.device: expected auto, cpu, cuda or cuda:N"),
+        ('train.device="0"', "train.device: expected auto, cpu, cuda or cuda:N"),
+        ("data.name=..", "data.name: expected a name, not a path"),
         ("data.labeled=100000", "data.labeled is now called data.labeled_batch_size"),
         ("train.steps.a=1", "train.steps is 1, not a section"),
         ("methods.crkd=5", "expected a section"),
@@ -117,7 +122,7 @@ def flat(tree, prefix=""):
         ("." + "a." * 5000 + "=1", "unknown key"),
         ("x" * 5000 + "=1", "unknown key"),
     ],
-    ids=range(31),
+    ids=range(36),
 )
 def test_a_value_is_refused_with_key_and_range(override, words):
     with pytest.raises(UsageError, match=re.escape(words)) as error:

@@ -52,6 +52,7 @@ def main() -> None:
     for variable in ("COLUMNS", "TERMINAL_WIDTH"):
         if not re.fullmatch("0*[1-9][0-9]{0,5}", os.environ.get(variable, "")):
             os.environ.pop(variable, None)  # rich and typer fail at other text, or print nothing
+    os.environ["MPLBACKEND"] = "agg"  # figures are only written to files
     try:
         app()
     except SystemExit as end:

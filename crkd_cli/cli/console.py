@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, ParamSpec
 
 import typer
@@ -111,6 +112,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         _quiet = bool(kwargs.get("quiet")) or not first
         verbose = bool(kwargs.get("verbose"))
         try:
+            _check_current_folder()
             if distributed:
                 _run_in_group(function, *args, **kwargs)
             else:
@@ -133,6 +135,13 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             _exit([line], 1, distributed, verbose)
 
     return wrapper
+
+
+def _check_current_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError:
+        raise CrkdError("the current folder no longer exists; change to another one") from None
 
 
 def _run_in_group(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> NoReturn:

@@ -148,3 +148,32 @@ def test_a_strange_environment(variables, tmp_path):
         [*CRKD.split(), "train", "--stop-after", "x"], env=environment, capture_output=True
     )
     assert result.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "mkdir gone; cd gone; rmdir ../gone; crkd predict x",
+            "the current folder no longer exists",
+        ),
+        ("CRKD_DATA=/etc/passwd crkd make-splits toy", "/etc/passwd is a file; give a folder to"),
+    ],
+)
+def test_a_place_that_cannot_be_used(tmp_path, monkeypatch, line, message):
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    monkeypatch.chdir(tmp_path)
+    code, stderr = shell(line)
+    assert code == 1
+    assert stderr.startswith(f"error: {message}")
+    assert stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_broken_environment_of_matplotlib(ready, tmp_path):
+    line, folder = ready
+    broken = {"MPLBACKEND": "nonsense", "MPLCONFIGDIR": "/dev/null", "HOME": "/nonexistent"}
+    assert shell(line, **broken)[0] == 0
+    report = f"crkd compare {folder} --report {tmp_path / 'report'} --data-root {tmp_path / 'data'}"
+    code, stderr = shell(report, **broken)
+    assert code == 0, stderr

@@ -208,7 +208,7 @@ def test_bad_settings(train: Command, toy: Path, setting: str, words: list[str])
         (["--method", "split.yaml"], ["no method is called 'split.yaml'"]),
         (["--stop-after", "5"], ["--stop-after 5 is beyond the run's last step; train.steps = 4"]),
         (["--device", "cuda:99"], ["cuda:99", "does not exist"]),
-        (["--device", "toaster"], ["unknown device 'toaster'"]),
+        (["--device", "toaster"], ["train.device: expected auto, cpu, cuda or cuda:N"]),
         (["--config", "absent.yaml"], ["absent.yaml"]),
         (["--split", "absent.yaml"], ["absent.yaml"]),
     ],
