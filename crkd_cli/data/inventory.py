@@ -108,10 +108,10 @@ class Inventory(NamedTuple):
         return [printable(entry.file) for entry in self.entries if entry.status == status]
 
 
-def list_files(root: Path) -> list[RawFile]:
+def list_files(root: Path, depth: int | None = None) -> list[RawFile]:
     """Return all files below `root`, sorted by name. Hidden folders are not searched.
 
-    Raises CrkdError if a folder cannot be read.
+    With `depth`, only so many levels of folders are. Raises CrkdError if a folder cannot be read.
     """
     files: list[RawFile] = []
     folders = [_Folder(root, "", (_identity(root),))]
@@ -123,6 +123,8 @@ def list_files(root: Path) -> list[RawFile]:
                 files.append(_file(entry, path, name))
             elif entry.name.startswith("."):
                 files.append(RawFile(path, f"{name}/", skipped="a hidden folder"))
+            elif depth is not None and len(folder.ancestors) > depth:
+                files.append(RawFile(path, f"{name}/", skipped="a folder too far down"))
             elif entry.is_symlink() and not folder.may_follow(path):
                 files.append(RawFile(path, f"{name}/", skipped="a link to a folder, not followed"))
             else:

@@ -70,8 +70,10 @@ def images_in(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
     where the predicted masks are. Raises CrkdError if a name cannot be written as text.
     """
     record = FileRecord()
-    masks_folder = out.resolve()
-    files = [file for file in list_files(folder) if masks_folder not in file.path.parents]
+    files = list_files(folder, depth=1)
+    if out.resolve().is_relative_to(folder.resolve()):
+        prefix = f"{out.resolve().relative_to(folder.resolve()).as_posix()}/"
+        files = [file for file in files if not file.name.startswith(prefix)]
     images = candidates(files, "", record)
     for image in images:
         if not is_text(image.file.name):

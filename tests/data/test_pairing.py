@@ -350,7 +350,7 @@ def test_hints_do_not_name_cases_that_have_a_label(tmp_path):
     assert source.notes == ["labels without an image: scna2: did you mean scan2?"]
 
 
-def test_images_to_predict(tmp_path):
+def test_images_to_predict(tmp_path, monkeypatch):
     out = tmp_path / "scans/masks"
     make_files(tmp_path / "scans", "a.png", "a_mask.png", "b_gt.png", "about.txt", "masks/a.png")
     images, notes = images_in(tmp_path / "scans", out)
@@ -361,3 +361,6 @@ def test_images_to_predict(tmp_path):
     )
     images, _ = images_in(tmp_path / "cases", tmp_path / "cases/out")
     assert names(tmp_path / "cases", images) == ["c1/t1.nii.gz", "c2/t1.nii.gz"]
+    monkeypatch.chdir(tmp_path / "cases")
+    assert len(images_in(Path(), Path("out"))[0]) == 2
+    assert len(images_in(Path("c1"), Path())[0]) == 1  # the masks go to the folder above
