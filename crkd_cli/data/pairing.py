@@ -8,7 +8,7 @@ from typing import NamedTuple
 from crkd_cli.data import patterns
 from crkd_cli.data.cases import LabelFile, RawCase
 from crkd_cli.data.inventory import FileRecord, RawFile, is_text, list_files, take_inventory
-from crkd_cli.data.layout import SIDECARS, UNSUPPORTED, candidates
+from crkd_cli.data.layout import LABELS, SIDECARS, UNSUPPORTED, candidates
 from crkd_cli.data.naming import (
     Candidate,
     Form,
@@ -28,6 +28,7 @@ NO_IMAGE = "no image has the name of this label"
 BACKGROUND = "background"
 MAX_ID_BYTES = 240  # of file names, which have at most 255
 MAX_HINTS = 5
+LABEL_FOLDERS = [name.lower() for name in (*LABELS, "labelsTs")]
 
 
 class Image(NamedTuple):
@@ -78,11 +79,16 @@ def images_in(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
     for image in images:
         if not is_text(image.file.name):
             raise CrkdError(f"{printable(folder)}: {record.refused[image.file.path]}")
-    if any(not image.folder for image in images):
-        nested = [image.file.path for image in images if image.folder]
-        record.left_out |= dict.fromkeys(nested, "in a subfolder beside images")
-        images = [image for image in images if not image.folder]
-    images, masks = split_masks(images, set())
+    are_direct = any(not image.folder for image in images)
+    accepted = []
+    for image in images:
+        if are_direct and image.folder:
+            record.left_out[image.file.path] = "in a subfolder beside images"
+        elif image.folder.lower() in LABEL_FOLDERS:
+            record.left_out[image.file.path] = "in a folder of labels"
+        else:
+            accepted.append(image)
+    images, masks = split_masks(accepted, set())
     record.left_out |= {mask.file.path: "a mask by its name" for mask in masks}
     inventory = take_inventory(files, (), record, "")
     return [image.file.path for image in images], inventory.notices()

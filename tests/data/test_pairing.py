@@ -364,3 +364,10 @@ def test_images_to_predict(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "cases")
     assert len(images_in(Path(), Path("out"))[0]) == 2
     assert len(images_in(Path("c1"), Path())[0]) == 1  # the masks go to the folder above
+
+
+def test_labels_of_a_dataset_are_not_predicted(tmp_path):
+    make_files(tmp_path, "imagesTr/a.png", "imagesTs/b.png", "labelsTr/a.png", "labelsTs/b.png")
+    images, notes = images_in(tmp_path, tmp_path / "out")
+    assert names(tmp_path, images) == ["imagesTr/a.png", "imagesTs/b.png"]
+    assert notes == ["left out, in a folder of labels: labelsTr/a.png, labelsTs/b.png"]
