@@ -81,6 +81,7 @@ def test_a_crash_ends_one_call(call):
     assert call("number")[0] != before
 
 
+@pytest.mark.slow
 def test_reading_that_does_not_end(call, monkeypatch):
     monkeypatch.setattr(isolation, "BASE_SECONDS", 0.3)
     with pytest.raises(IsolatedProcessError, match="reading it takes too long"):
@@ -111,14 +112,8 @@ def test_threads_take_turns(call):
     assert results == [15.0] * 8
 
 
-@pytest.mark.parametrize(
-    "end",
-    [
-        "pass",
-        pytest.param("os._exit(0)", marks=pytest.mark.slow),
-        pytest.param("os.kill(os.getpid(), signal.SIGKILL)", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["pass", "os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_no_process_is_left_behind(tmp_path, end):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["image"] = np.ones((2, 3, 4))
@@ -235,6 +230,7 @@ def test_h5_label_behind_a_link(tmp_path):
         read_label(tmp_path / "x.h5")
 
 
+@pytest.mark.slow
 def test_a_fax_of_many_pages(tmp_path):
     """A TIFF of 2 kB per page expands to gigabytes."""
     page = Image.new("1", (12_000, 12_000))

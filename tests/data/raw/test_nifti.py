@@ -101,7 +101,7 @@ def itk_geometry(path):
     return read.GetSize(), read.GetSpacing(), read.GetOrigin(), read.GetDirection()
 
 
-@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("ending", [".nii", pytest.param(".nii.gz", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", HEADERS)
 def test_masks_lie_on_their_images(tmp_path, name, ending):
     path = tmp_path / f"x{'.hdr' if name == 'pair' else ending}"
