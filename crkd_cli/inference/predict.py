@@ -34,8 +34,10 @@ SUBFOLDERS = ("overlays", "probabilities")  # of the output folder
 class PredictOptions:
     """What to write for every image."""
 
-    overlays: bool = False  # OUT/overlays/STEM.png
-    probabilities: bool = False  # OUT/probabilities/STEM.npy: [K, *S] float32, axes as in the mask
+    # OUT/overlays/STEM.png, with the subfolder of the image before STEM
+    overlays: bool = False
+    # OUT/probabilities/STEM.npy: [K, *S] float32, axes as in the mask
+    probabilities: bool = False
     largest_component: bool = False  # keep only the largest connected component of every class
     overwrite: bool = False  # replace existing files instead of skipping the image
     class_numbers: bool = False  # masks contain 0 to K − 1 instead of the values of the label files
@@ -63,7 +65,8 @@ def predict(
 ) -> PredictResult:
     """Predict a mask for the image `source`, or for every image in the folder `source`.
 
-    Masks go to `out` (default: FOLDER-masks). A file that cannot be read is listed in the result
+    Masks go to `out` (default: FOLDER-masks), those of images in a subfolder to the same subfolder
+    there. A file that cannot be read is listed in the result
     and does not stop the others; a full disk does. Several processes share the images. While an
     image is predicted, the next one is read and the masks of the previous one are written.
 
@@ -76,9 +79,13 @@ def predict(
     loaded = load_checkpoint(checkpoint)
     if loaded.path != checkpoint:  # a run folder was given
         notify(f"checkpoint: {loaded.path}")
-    with joint_output_folder(out, "--out", *SUBFOLDERS):
+    folder = source if source.is_dir() else source.parent
+    places = {image.parent.relative_to(folder) for image in images}
+    subfolders = [str(Path(part, place)) for part in ("", *SUBFOLDERS) for place in places]
+    with joint_output_folder(out, "--out", *subfolders):
         notify(f"masks: {out}")
-        predictor = _FilePredictor(build_inferer(loaded, device, notify), loaded.spec, out, options)
+        inferer = build_inferer(loaded, device, notify)
+        predictor = _FilePredictor(inferer, loaded.spec, folder, out, options)
         predictor.check_targets(images)
         return _predict(images, predictor, out, progress)
 
@@ -139,9 +146,15 @@ class _FilePredictor:
     """Predicts an image file in three steps, which pass on None if the image is skipped."""
 
     def __init__(
-        self, inferer: Inferer, spec: DatasetSpec, out: Path, options: PredictOptions
+        self,
+        inferer: Inferer,
+        spec: DatasetSpec,
+        folder: Path,
+        out: Path,
+        options: PredictOptions,
     ) -> None:
-        self._inferer, self._spec, self._out, self._options = inferer, spec, out, options
+        self._inferer, self._spec, self._options = inferer, spec, options
+        self._folder, self._out = folder, out  # of the images, and of the masks
         self._source = SOURCES[spec.source]()
         self.mask_values = MaskValues(spec, class_numbers=options.class_numbers)
 
@@ -200,13 +213,14 @@ class _FilePredictor:
 
     def _targets(self, image: Path) -> dict[str, Path]:
         """Return the files to write for `image`. The mask is last, so it marks the others done."""
+        place = image.parent.relative_to(self._folder)
         stem = formats.stem(image)
         targets = {}
         if self._options.overlays:
-            targets["overlay"] = self._out / "overlays" / f"{stem}.png"
+            targets["overlay"] = self._out / "overlays" / place / f"{stem}.png"
         if self._options.probabilities:
-            targets["probabilities"] = self._out / "probabilities" / f"{stem}.npy"
-        targets["mask"] = self._out / formats.label_name(image)
+            targets["probabilities"] = self._out / "probabilities" / place / f"{stem}.npy"
+        targets["mask"] = self._out / place / formats.label_name(image)
         return targets
 
 

@@ -202,6 +202,24 @@ def test_overlays_and_probabilities(scans, make_checkpoint, rng):
         assert picture.mode == "RGB"
 
 
+def test_masks_of_case_folders_are_in_the_same_folders(scans, make_checkpoint, rng):
+    for name in ("ann", "ben"):
+        (scans / name).mkdir()
+        gray8(scans / name / "t1.png", rng)
+    checkpoint = make_checkpoint(flat(), Frame(resize=(32, 32)))
+    out = scans / "out"
+    (out / "ben").mkdir(parents=True)
+    leftover = out / "ben" / ".tmp-abcdefgh-t1.png"
+    leftover.touch()
+    result = run(scans, checkpoint, out=out, options=PredictOptions(overlays=True))
+    assert (result.written, result.failures) == (2, [])
+    for name in ("ann", "ben"):
+        with Image.open(out / name / "t1.png") as mask:
+            assert mask.size == (53, 37)
+    assert sorted(path.parent.name for path in (out / "overlays").rglob("*.png")) == ["ann", "ben"]
+    assert not leftover.exists()
+
+
 def test_the_file_is_read_once_for_mask_and_overlay(scans, make_checkpoint, rng, monkeypatch):
     gray8(scans / "a.png", rng)
     source = SOURCES["folder"]
