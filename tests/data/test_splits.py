@@ -92,6 +92,40 @@ def test_errors_in_split_files_are_one_line(tmp_path, parts, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not a split"),
+        (b"[[[[", "is not valid YAML"),
+        (b"train: [[[a]]]\nlabeled: {a: 1}", "expected"),
+        (b"train: &a [x]\nlabeled: *a", "aliases are not read, line 2"),
+        (b"train: [a]\nlabeled: [a]\ntrain: [b]", "train occurs twice, line 3"),
+        (b"train: [caf\xe9]\nlabeled: []", "not text in UTF-8, at byte 11"),
+        (b"train: [a\0]", "is not valid YAML"),
+        (b"#" * 2_000_000, "longer than 1 MB"),
+    ],
+    ids=range(8),
+)
+def test_hostile_split_files_are_one_line(tmp_path, content, message):
+    file = tmp_path / "wrong.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=message) as caught:
+        read_split(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1e9", "9" * 5000, "1e9%", "101%", "9" * 400 + "%", "-1", "nan", "inf%", "٣", "0x5", ""],
+)
+def test_counts_are_plain_numbers(text):
+    for read in (label_key, lambda text: parse_count(text, 10, "--val")):
+        with pytest.raises(UsageError) as caught:
+            read(text)
+        assert len(str(caught.value)) < 250
+
+
 def test_ids_that_look_like_numbers_are_read_back(tmp_path):
     split = Split(
         dataset="toy", name="x", train=("001", "1e3", "no"), labeled=("no",), test=("2020-01-01",)
