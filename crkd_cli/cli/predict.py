@@ -82,7 +82,7 @@ def predict(
     Masks contain the values of the label files that the model was trained on. Masks of JPG images
     are PNG files.
 
-    Formats: PNG, JPG, TIFF, NIfTI, NRRD, MHA, and HDF5 with a dataset `image`.
+    Formats: PNG, JPG, TIFF, BMP, GIF, NIfTI, NRRD, MetaImage, and HDF5 with an array `image`.
 
     Example: crkd predict scans/ --checkpoint runs/la-crkd-4/last.pth --overlay
     """

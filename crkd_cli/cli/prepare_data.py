@@ -84,9 +84,9 @@ def prepare_data(
 
     Your own data: crkd prepare-data myset --source FOLDER
 
-    FOLDER contains images/ and labels/, 2D or 3D: PNG, JPG, TIFF, NIfTI, NRRD,
-    MHA or h5. Images without a label are unlabeled. How the files are understood
-    is printed, and corrected in FOLDER/dataset.yaml.
+    FOLDER contains images/ and labels/, 2D or 3D: PNG, JPG, TIFF, BMP, GIF, NIfTI,
+    NRRD, MetaImage or h5. Images without a label are unlabeled. How the files are
+    understood is printed, and corrected in FOLDER/dataset.yaml.
     """
     from crkd_cli.data.description import to_yaml
     from crkd_cli.data.obtain import choose_source, has_files, obtain
