@@ -293,16 +293,18 @@ def _finish(plan: "Plan", metrics: dict[str, Any]) -> None:
 
 
 def _write_missing_files(plan: "Plan") -> None:
-    """Write what a finished run lacks if it was killed at its very end."""
+    """Write what a finished run lacks if it was killed at its very end, and remove what it left."""
+    from crkd_cli.paths import output_folder
     from crkd_cli.reporting.curves import draw_curves
     from crkd_cli.runtime.metrics_log import write_metrics
 
     training = plan.resumed.training if plan.resumed else None
     metrics = training.get("metrics") if training else None
-    if metrics and not (plan.folder / "metrics.json").is_file():
-        write_metrics(plan.folder, metrics)
-    if not (plan.folder / "curves.png").is_file():
-        draw_curves(plan.folder)
+    with output_folder(plan.folder, "--out"):
+        if metrics and not (plan.folder / "metrics.json").is_file():
+            write_metrics(plan.folder, metrics)
+        if not (plan.folder / "curves.png").is_file():
+            draw_curves(plan.folder)
 
 
 def _progress_note(values: dict[str, float]) -> str:

@@ -23,7 +23,7 @@ from crkd_cli.data.store import CaseInfo, ClassInfo
 from crkd_cli.errors import CrkdError
 from crkd_cli.evaluation.scorer import CaseScores
 from crkd_cli.metrics.names import higher_is_better
-from crkd_cli.paths import atomic_write
+from crkd_cli.paths import atomic_write, sync
 from crkd_cli.text import csv_cell, csv_text
 
 # Changes when scores or files of earlier versions must not be compared with those of this one.
@@ -95,12 +95,18 @@ def sealed(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_files(folder: Path, summary: dict[str, Any], table: bytes) -> None:
-    """Write cases.csv and summary.json; neither is replaced unless both could be written."""
+    """Write cases.csv and summary.json; neither is replaced unless both could be written.
+
+    An evaluation exists if it has a summary: a kill between the two leaves none, never a half one.
+    """
     text = json.dumps(summary, indent=2, allow_nan=False)
-    with atomic_write(folder / CASES) as cases_file:
-        cases_file.write_bytes(table)
-        with atomic_write(folder / SUMMARY) as summary_file:
-            summary_file.write_text(text + "\n", encoding="utf-8")
+    with atomic_write(folder / SUMMARY) as summary_file:
+        summary_file.write_text(text + "\n", encoding="utf-8")
+        sync(summary_file)
+        with atomic_write(folder / CASES) as cases_file:
+            cases_file.write_bytes(table)
+            sync(cases_file)
+            (folder / SUMMARY).unlink(missing_ok=True)
 
 
 def read_summary(file: Path) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def test_a_run_that_stops_early_says_so_and_can_be_continued(train: Command, toy
 
 
 def test_missing_files_of_a_finished_run_are_written(train: Command, toy: Path) -> None:
-    """As after a kill at its very end. All steps of one log line were skipped."""
+    """As after a kill at its very end, which leaves a file. One log line has skipped steps only."""
     from PIL import Image
 
     assert train("--out", "run").exit_code == 0
@@ -125,7 +125,10 @@ def test_missing_files_of_a_finished_run_are_written(train: Command, toy: Path) 
         (run / name).unlink()
     with (run / "log.jsonl").open("a") as log:
         log.write('{"step": 4, "total": null, "kept": null}\n')
+    for leftover in (".lock", ".tmp-abcdefgh-curves.png"):
+        (run / leftover).touch()
     assert train("--out", "run").exit_code == 0
+    assert not list(run.glob(".*"))
     rewritten = json.loads((run / "metrics.json").read_text())
     for name in TIMES:
         del metrics[name], rewritten[name]

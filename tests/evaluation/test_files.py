@@ -4,6 +4,7 @@ import csv
 import hashlib
 import math
 import re
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -126,11 +127,26 @@ def test_evaluations_of_other_versions_are_refused(folder, version):
 
 @pytest.mark.parametrize("file", ["summary.json", "cases.csv"])
 def test_files_of_two_evaluations_are_refused(write_evaluation, rng, file):
-    """What a kill between replacing the two files leaves, in either order."""
+    """What copying one of them leaves, in either order."""
     old, new = (write_evaluation(name, rng.random((3, 2, 2)), CASES) for name in ("old", "new"))
     (new / file).replace(old / file)
     with pytest.raises(CrkdError, match=r"cases.csv cannot be used .* run crkd evaluate again"):
         read_evaluation(old)
+
+
+def test_a_kill_between_the_files_leaves_no_evaluation(folder, monkeypatch):
+    """Stopped where cases.csv is replaced and summary.json is not yet."""
+    replace = Path.replace
+
+    def stop_before_the_summary(path, target):
+        if target.name == "summary.json":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", stop_before_the_summary)
+    with pytest.raises(KeyboardInterrupt):
+        write_files(folder, {}, b"new")
+    assert [file.name for file in folder.iterdir()] == ["cases.csv"]
 
 
 def test_a_failed_write_leaves_both_files(folder):
@@ -140,7 +156,7 @@ def test_a_failed_write_leaves_both_files(folder):
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     (folder / "summary.json").unlink()
     (folder / "summary.json").mkdir()
-    with pytest.raises(CrkdError, match=r"cannot write .*summary.json"):
+    with pytest.raises(CrkdError, match=r"cannot write .*: Is a directory"):
         write_files(folder, {}, b"new")
     assert (folder / "cases.csv").read_bytes() == before["cases.csv"]
     assert sorted(file.name for file in folder.iterdir()) == ["cases.csv", "summary.json"]

@@ -62,6 +62,12 @@ def _run_folder(folder: Path) -> dict[str, str]:
     return results
 
 
+def _evaluation(folder: Path) -> dict[str, str]:
+    """Return the files of an evaluation, which exists if it has a summary."""
+    has_summary = (folder / "evaluation" / "summary.json").is_file()
+    return _files(folder / "evaluation") if has_summary else {}
+
+
 def _training(work: Workspace) -> list[object]:
     settings = (f"train.steps={STEPS}", "train.save_minutes=0")
     options = [word for setting in settings for word in ("--set", setting)]
@@ -76,7 +82,7 @@ RACES: dict[str, Race] = {
     "train": Race(_training, _run_folder),
     "evaluate": Race(
         lambda work: evaluate(Path("run/last.pth"), work.data, "--out", "evaluation"),
-        lambda folder: _files(folder / "evaluation"),
+        _evaluation,
         inputs=lambda work, folder: shutil.copytree(work.run("a"), folder / "run"),
     ),
     "predict": Race(

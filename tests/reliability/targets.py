@@ -312,7 +312,7 @@ def names(trial: Trial) -> None:
 
 
 NAMES = (
-    "[/]",
+    "[bold",
     "[red]x",
     "\x1b[31mred",
     "=cmd|' /C calc'!A0",
