@@ -78,3 +78,15 @@ def test_normalized_files_that_overflow_are_refused_by_name():
     spec = La().spec("la", [])
     with pytest.raises(CrkdError, match=r"scan\.h5 has values that are too large"):
         La().finish(volume, Path("scan.h5"), spec)
+
+
+class Greedy(Folder):
+    """Needs more memory than any machine has."""
+
+    def normalize(self, array, path, spec):
+        return np.empty((2**50, *array.shape), np.float32)
+
+
+def test_an_image_that_does_not_fit_into_memory_is_named():
+    with pytest.raises(CrkdError, match=r"^scan\.nii does not fit into memory"):
+        finish(STEPS, "zscore", Greedy())

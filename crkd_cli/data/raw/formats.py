@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from crkd_cli.data.raw import content, hdf5, medical, pictures
 from crkd_cli.data.raw.geometry import Geometry
 from crkd_cli.data.raw.isolation import IsolatedProcessError
-from crkd_cli.data.raw.limits import check_regular
+from crkd_cli.data.raw.limits import check_regular, enough_memory
 from crkd_cli.errors import CrkdError
 from crkd_cli.paths import atomic_write
 
@@ -216,11 +216,10 @@ def _readable(path: Path) -> Iterator[str]:
     """Yield the suffix of `path`, and turn whatever a reader raises into a one-line CrkdError."""
     kind, is_recognized = _checked_suffix(path)
     try:
-        yield kind
+        with enough_memory(path):
+            yield kind
     except CrkdError:
         raise
-    except MemoryError:
-        raise CrkdError(f"{path} does not fit into memory; cut it into smaller parts") from None
     except IsolatedProcessError as error:
         raise CrkdError(
             f"{path} cannot be read, it may be damaged or malicious: {error}; copy it again"

@@ -2,7 +2,8 @@
 
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from crkd_cli.errors import CrkdError
@@ -33,6 +34,15 @@ def check_regular(path: Path) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
         raise CrkdError(f"{path} is {kind}, not an image file; remove it")
+
+
+@contextmanager
+def enough_memory(path: Path) -> Iterator[None]:
+    """Turn a MemoryError in the block into a CrkdError that names `path`."""
+    try:
+        yield
+    except MemoryError:
+        raise CrkdError(f"{path} does not fit into memory; cut it into smaller parts") from None
 
 
 def check_declared_size(path: Path, declared: int, *, compressed: bool) -> None:

@@ -16,6 +16,7 @@ from crkd_cli.data.labels import ClassAssignment, LabelValues, fixed_numbers
 from crkd_cli.data.raw import formats, pictures
 from crkd_cli.data.raw.download import Remote
 from crkd_cli.data.raw.formats import Volume
+from crkd_cli.data.raw.limits import enough_memory
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
 from crkd_cli.progress import Advance
@@ -102,16 +103,17 @@ class Source(ABC):
     def finish(self, volume: Volume, path: Path, spec: DatasetSpec) -> Volume:
         """Normalize an opened image and resize it, as the store contains it.
 
-        Raises CrkdError if its values cannot be normalized.
+        Raises CrkdError if its values cannot be normalized, or if memory runs out.
         """
-        # What overflows or underflows here is refused below, by name.
-        with np.errstate(all="ignore"):
-            array = self.normalize(volume.array, path, spec)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise CrkdError(f"{path} has values that are too large; rescale or remove it")
-        if spec.stored_size is not None:
-            array = pictures.resize(array, spec.stored_size, "bilinear")
-        return replace(volume, array=array)
+        with enough_memory(path):
+            # What overflows or underflows here is refused below, by name.
+            with np.errstate(all="ignore"):
+                array = self.normalize(volume.array, path, spec)
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise CrkdError(f"{path} has values that are too large; rescale or remove it")
+            if spec.stored_size is not None:
+                array = pictures.resize(array, spec.stored_size, "bilinear")
+            return replace(volume, array=array)
 
     def normalize(self, array: NDArray[Any], path: Path, spec: DatasetSpec) -> NDArray[Any]:
         """Normalize an image [C, *S] as `spec.intensity` says, by statistics of the whole image.
