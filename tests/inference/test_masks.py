@@ -12,7 +12,7 @@ from PIL import Image
 from crkd_cli.config import Frame
 from crkd_cli.data.store import ClassInfo, DatasetSpec
 from crkd_cli.errors import UsageError
-from crkd_cli.inference.predict import PredictOptions
+from crkd_cli.inference.predict import PredictOptions, largest_components
 from tests.inference.test_predict import expected, flat, gray8, run
 
 
@@ -90,3 +90,13 @@ def test_values_that_a_format_cannot_hold_are_refused_first(
     result = run(h5, checkpoint, options=PredictOptions(overwrite=True))
     with h5py.File(result.folder / h5.name) as file:
         assert set(np.unique(file["label"][()]).tolist()) == set(values)
+
+
+def test_largest_component_by_hand():
+    labels = np.array([[1, 1, 0, 2], [1, 0, 2, 0], [0, 0, 2, 1]], np.uint8)
+    kept = np.array([[1, 1, 0, 0], [1, 0, 2, 0], [0, 0, 2, 0]], np.uint8)
+    assert np.array_equal(largest_components(labels), kept)
+    assert np.array_equal(largest_components(np.stack([labels, labels])), np.stack([kept, kept]))
+    assert not largest_components(np.zeros((4, 4), np.uint8)).any()
+    many = labels.astype(np.int16) * 299
+    assert np.array_equal(largest_components(many), kept.astype(np.int16) * 299)

@@ -21,7 +21,7 @@ from crkd_cli.data.store import DatasetSpec, numbered_classes
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.inference.inferer import Inferer
 from crkd_cli.inference.overlay import draw_overlay
-from crkd_cli.inference.predict import PredictOptions, largest_components, predict
+from crkd_cli.inference.predict import PredictOptions, predict
 from crkd_cli.runtime.build import load_predictor
 from crkd_cli.runtime.checkpoint import load_checkpoint
 
@@ -398,13 +398,3 @@ def test_the_spacing_of_the_dataset_is_used_for_files_without_one(scans, make_ch
     drawn = draw_overlay(image, labels, SOLID, (5.0, 1.0, 1.0), "a.h5")
     assert np.array_equal(overlays[1], np.asarray(drawn))
     assert overlays[0].shape != overlays[1].shape
-
-
-def test_largest_component_by_hand():
-    labels = np.array([[1, 1, 0, 2], [1, 0, 2, 0], [0, 0, 2, 1]], np.uint8)
-    kept = np.array([[1, 1, 0, 0], [1, 0, 2, 0], [0, 0, 2, 0]], np.uint8)
-    assert np.array_equal(largest_components(labels), kept)
-    assert np.array_equal(largest_components(np.stack([labels, labels])), np.stack([kept, kept]))
-    assert not largest_components(np.zeros((4, 4), np.uint8)).any()
-    many = labels.astype(np.int16) * 299
-    assert np.array_equal(largest_components(many), kept.astype(np.int16) * 299)
