@@ -37,7 +37,7 @@ def shell(line, **variables):
     [
         ("crkd --version > /dev/full", 1, f"error: cannot write to stdout: {SPACE}\n"),
         ("crkd --version >&- <&-", 1, f"error: cannot write to stdout: {CLOSED}\n"),
-        ("crkd compare nowhere >&- 2>&-", 1, ""),  # that of the missing folder
+        ("crkd make-splits nowhere >&- 2>&-", 2, ""),  # that of the missing store
         ("crkd train --stop-after x > /dev/full 2> /dev/full", 2, ""),
     ],
 )
