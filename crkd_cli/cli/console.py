@@ -55,7 +55,7 @@ def plain_text(text: object) -> "Text":
 
 
 def narrow(columns: int = WIDE_TERMINAL) -> bool:
-    """Return whether stdout is a terminal too narrow for a table of so many columns of text."""
+    """Return whether stdout is a terminal with fewer than `columns` columns."""
     return sys.stdout.isatty() and shutil.get_terminal_size().columns < columns
 
 
@@ -122,7 +122,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             _exit(lines, error.exit_code, distributed, verbose)
         except KeyboardInterrupt:
             _exit(["interrupted"], 130, distributed)
-        except OSError as error:  # of the system, as a current folder that was deleted
+        except OSError as error:  # such as a current folder that was deleted
             where = f"{error.filename}: " if error.filename is not None else ""
             _exit([f"error: {where}{error.strerror or error}"], 1, distributed, verbose)
         except (MemoryError, RuntimeError) as error:

@@ -42,7 +42,7 @@ def evaluate(
         bool,
         typer.Option(
             "--other-data",
-            help="Also score on a dataset whose cases are not those that the model was trained on.",
+            help="Score even if the dataset has changed since the model was trained.",
             rich_help_panel="Evaluation",
         ),
     ] = False,
@@ -89,7 +89,10 @@ def evaluate(
 
 
 def _tables(report: "EvaluationReport") -> list["Table"]:
-    """Return the scores, and the published ones; Dice and a distance only if all are too wide."""
+    """Return the tables of scores and of published scores.
+
+    In a narrow terminal, the first shows only Dice and one distance.
+    """
     from crkd_cli.reporting.tables import published_table
 
     metrics = range(len(report.metrics))
@@ -135,7 +138,7 @@ def _table(report: "EvaluationReport", metrics: Sequence[int]) -> "Table":
 
 
 def _describe_mean(report: "EvaluationReport") -> str:
-    """Say what the numbers of the table are."""
+    """Describe the numbers in the table."""
     text = f"mean [{report.facts['interval']}]"
     if all(isnan(summary.low) for summary in report.mean):
         text = "mean"

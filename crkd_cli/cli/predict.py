@@ -61,7 +61,8 @@ def predict(
         bool,
         typer.Option(
             "--class-numbers",
-            help="Write 0, 1, 2, ... into masks. Default: the values of the label files.",
+            help="Write class numbers 0, 1, 2, ... into masks. Default: the values of the label "
+            "files.",
             rich_help_panel="Output",
         ),
     ] = False,
@@ -79,8 +80,8 @@ def predict(
 ) -> None:
     """Predict a mask for every image, with the same name, format, size and geometry.
 
-    Masks contain the values of the label files that the model was trained on. Masks of JPG images
-    are PNG files.
+    Masks contain the label values that the model was trained on. Masks of
+    JPG images are PNG files.
 
     Formats: PNG, JPG, TIFF, BMP, GIF, NIfTI, NRRD, MetaImage, and HDF5 with an array `image`.
 
@@ -111,7 +112,7 @@ def predict(
 
 
 def describe_values(classes: tuple[tuple[int, str], ...]) -> Iterator[str]:
-    """Say what the values in masks mean: in one line, or in a table if there are many classes."""
+    """Yield lines that name the class of every value in the masks."""
     texts = [f"{value} {name}" for value, name in classes]
     if len(texts) <= CLASSES_PER_LINE:
         yield f"values: {', '.join(texts)}"

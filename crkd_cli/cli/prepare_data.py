@@ -43,8 +43,8 @@ def prepare_data(
         bool,
         typer.Option(
             "--check",
-            help="Only check: list what becomes of each raw file, and verify the store if there is "
-            "one. Write no store.",
+            help="Check only: list how each raw file is used, and verify an existing store, "
+            "but write nothing.",
             rich_help_panel="Preparation",
         ),
     ] = False,
@@ -60,7 +60,7 @@ def prepare_data(
     ignore: Annotated[
         int | None,
         typer.Option(
-            help="Value in your label files of pixels that count in no loss and no score: 255.",
+            help="Label value to ignore, such as 255: its pixels count in no loss or score.",
             metavar="VALUE",
             rich_help_panel="Preparation",
         ),
@@ -84,9 +84,9 @@ def prepare_data(
 
     Your own data: crkd prepare-data myset --source FOLDER
 
-    FOLDER contains images/ and labels/, 2D or 3D: PNG, JPG, TIFF, BMP, GIF, NIfTI,
-    NRRD, MetaImage or h5. Images without a label are unlabeled. How the files are
-    understood is printed, and corrected in FOLDER/dataset.yaml.
+    FOLDER contains images/ and labels/, 2D or 3D: PNG, JPG, TIFF, BMP, GIF,
+    NIfTI, NRRD, MetaImage or h5. Images without a label are unlabeled. The
+    command prints how it reads the files; correct that in FOLDER/dataset.yaml.
     """
     from crkd_cli.data.description import to_yaml
     from crkd_cli.data.obtain import choose_source, has_files, obtain
@@ -111,7 +111,7 @@ def prepare_data(
     for finding in report.findings:
         info(f"note: {finding.what}")
     if reader.reads_description:
-        info(f"description (to change it, write it to {raw / 'dataset.yaml'} and change a line):")
+        info(f"description (to change it, save it as {raw / 'dataset.yaml'} and edit it):")
         for line in to_yaml(report.description).splitlines():
             info(f"  {line}")
     for line in report.classes:
@@ -143,11 +143,11 @@ def _check_store(root: Path) -> None:
     count = len(store.index.sha256)
     with progress("verifying", count, "arrays") as advance:
         store.check(advance)
-    info(f"store verified: the {count} arrays in {root} are as they were written")
+    info(f"store verified: all {count} arrays in {root} match their digests")
 
 
 def _raise_errors(raw: Path, report: "PreparationReport") -> None:
-    """Show what is wrong, if something is, and raise CrkdError."""
+    """Show all findings and raise CrkdError if there is an error."""
     from crkd_cli.errors import CrkdError, pluralize
 
     if report.errors:
@@ -156,7 +156,9 @@ def _raise_errors(raw: Path, report: "PreparationReport") -> None:
         raise report.failure
     if report.errors:
         problems = pluralize(len(report.errors), "problem")
-        raise CrkdError(f"{problems} in {raw} (see above), nothing was written; fix them and rerun")
+        raise CrkdError(
+            f"{problems} in {raw} (see above), nothing was written; correct the files and rerun"
+        )
 
 
 def _print_json(name: str, raw: Path, store: Path | None, report: "PreparationReport") -> None:
@@ -184,7 +186,8 @@ def _show(findings: tuple["Finding", ...]) -> None:
 
     if not sys.stderr.isatty():
         for finding in findings:
-            warn(f"{finding.level}: {finding.where}: {finding.what}")
+            where = "" if finding.what.startswith(f"{finding.where} ") else f"{finding.where}: "
+            warn(f"{finding.level}: {where}{finding.what}")
         return
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""Output that never ends a command: a full disk, a closed terminal and a reader that has left."""
+"""Standard streams whose failure does not end a command: full disk, closed terminal or pipe."""
 
 import io
 import os
@@ -45,9 +45,9 @@ class _Output(io.RawIOBase):
 
 
 def protect_streams() -> None:
-    """Make stdout and stderr accept everything, whether or not it can be written.
+    """Make stdout and stderr accept all output, even if it cannot be written.
 
-    Characters that their encoding lacks become escapes. Standard streams that are closed are
+    Characters that their encoding lacks are escaped. Standard streams that are closed are
     opened as the null device: otherwise, the next file to be opened would take their number, and
     messages of libraries would be written into it.
     """
@@ -63,7 +63,7 @@ def final_exit_code(code: int) -> int:
     error = raw.error if isinstance(raw, _Output) else None
     if error is None or code:
         return code
-    if not isinstance(error, BrokenPipeError):  # a reader that has seen enough, such as `head`
+    if not isinstance(error, BrokenPipeError):  # the reader stops early, as `head` does
         reason = error.strerror or error
         print(f"error: cannot write to stdout: {reason}", file=sys.stderr, flush=True)
     return 1

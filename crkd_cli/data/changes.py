@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from crkd_cli.data.store import Store, digest
 from crkd_cli.errors import pluralize
 
-# What is compared of every case, as words for the user.
+# What is compared for every case, as named in messages.
 FACTS = ("image", "label", "spacing", "patient")
-DIGITS = 8  # of the digest of a fact
+DIGITS = 8  # hexadecimal, kept of each digest
 Fingerprints = Mapping[str, tuple[str, ...]]
 
 

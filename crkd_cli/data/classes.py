@@ -1,4 +1,4 @@
-"""Decide, once for a dataset, which classes its label files contain."""
+"""Decide which classes the label files of a dataset contain."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ from crkd_cli.errors import CrkdError, pluralize
 
 MAX_INFERRED = 64  # classes; more must be stated
 MAX_CLASSES = 2**15 - 1  # class numbers are int16 at most
-# With so few values, {0, 1, 2, 255} are classes and not a blurred mask.
+# Label files with no more different values, such as {0, 1, 2, 255}, are not blurred masks.
 MAX_VALUES_NOT_BLURRED = 16
 BACKGROUND = ClassInfo(name="background", values=(0,))
 
@@ -36,14 +36,15 @@ def decide_classes(
 
     - If classes are `stated`, every value must belong to one of them.
     - If every file is a mask of one class, the classes are numbered in the order of their names.
-    - If no file holds more than one value, and not all hold the same, there is one class.
-    - Otherwise, every value is a class. Values that never occur in one file (0 and 1 in some, 0 and
-      255 in others, 0, 1 and 2 in one) may mean the same, so they are an error unless they are
-      1, 2, … without a gap.
+    - If no file has more than one value besides 0, there is one class, even if that value differs
+      between files.
+    - Otherwise, every value is a class. Values that never occur in the same file may have the same
+      meaning (0 and 1 in some files, 0 and 255 in others), so they are an error unless the values
+      are 1, 2, … without a gap.
 
-    Pixels with the value `ignore` are ignored. Blurred masks count as masks of 0 and 255.
+    Pixels with the value `ignore` are ignored. Blurred masks are read as masks of 0 and 255.
     `unreadable` are the errors of the labels that could not be read. Raises CrkdError if the files
-    contradict each other, or if nothing can be learned from them.
+    contradict each other, or if they contain no object.
     """
     are_masks = any(label.class_name is not None for label in labels)
     binary = are_masks or stated is None or len(stated) == 1
@@ -85,7 +86,7 @@ def stated_classes(stated: Stated) -> tuple[ClassInfo, ...]:
 
 @dataclass(frozen=True)
 class _File:
-    """A label file: its values without ignored ones, as those of a mask that is not blurred."""
+    """A label file: its values without ignored ones, with the blur of masks undone."""
 
     label: LabelValues
     meant: Mapping[int, int]  # value in the file → value meant
@@ -121,7 +122,7 @@ def _read_values(
         files.append(_File(label, meant))
     if not dark:
         return files, []
-    return files, [f"label files without a value above 32, read as empty masks: {_names(dark)}"]
+    return files, [f"label files read as empty masks (no value above 32): {_names(dark)}"]
 
 
 def _check_compression(files: Sequence[_File]) -> None:
@@ -130,8 +131,8 @@ def _check_compression(files: Sequence[_File]) -> None:
         if _is_jpeg(file.label) and len(file.foreground) > 1:
             raise CrkdError(
                 f"{file.label.path} has {len(file.foreground)} values besides 0, but compression "
-                "has changed them: of JPG files, only masks of 0 and 255 can be read; save the "
-                "label maps as PNG (or are images and labels swapped?)"
+                "changes values: only masks of 0 and 255 may be JPG files; save the label maps as "
+                "PNG (or are images and labels swapped?)"
             )
 
 
@@ -179,7 +180,7 @@ def _class_of(values: Sequence[int]) -> ClassInfo:
 
 
 def _occur_together(files: Sequence[_File]) -> bool:
-    """Tell whether all values are linked: by files with two of them, directly or over others."""
+    """Tell whether files with two or more values link all values, directly or through others."""
     linked: list[set[int]] = []
     for file in files:
         if not file.foreground:
@@ -254,7 +255,7 @@ def _with_ignored(file: _File, table: Numbers, ignore: int | None, class_count: 
 def _check_foreground(
     files: Sequence[_File], tables: Sequence[Numbers], unreadable: Sequence[CrkdError]
 ) -> None:
-    """Raise CrkdError if no label shows a shape: all background, or nothing but one class."""
+    """Raise CrkdError if no object is labeled: all is background, or every file is constant."""
     present = set().union(*(table.values() for table in tables))
     if present <= {0}:
         raise CrkdError(_why_only_background(unreadable))
@@ -262,9 +263,9 @@ def _check_foreground(
     if constant or len(present) == 1:
         values = sorted(set().union(*(file.meant.values() for file in files)))
         raise CrkdError(
-            f"no label shows a shape: every label file is a single area "
+            f"no label file contains an object: each has a single value "
             f"({_list_values(files, values)}); give label maps with 0 for the background "
-            "(or is the shape in an alpha channel?)"
+            "(or is the object in an alpha channel?)"
         )
 
 
@@ -272,9 +273,9 @@ def _note_inferred(files: Sequence[_File], classes: Sequence[ClassInfo]) -> list
     foreground = classes[1:]
     if len(foreground[0].values) > 1:
         return [
-            "no label file has more than one value, but they differ: "
-            f"{_list_values(files, foreground[0].values)}; they are read as one class; if they "
-            "are several, list them in dataset.yaml under classes"
+            "the foreground value differs between label files: "
+            f"{_list_values(files, foreground[0].values)}; all are read as one class; if they are "
+            "several classes, list them in dataset.yaml under classes"
         ]
     return [*_note_rare_values(files, foreground), *_note_unclear(foreground)]
 
@@ -292,7 +293,7 @@ def _note_unclear(classes: Sequence[ClassInfo]) -> Iterable[str]:
 
 
 def _note_rare_values(files: Sequence[_File], classes: Iterable[ClassInfo]) -> Iterable[str]:
-    """Note the classes that occur in one label of several: they may be mistakes."""
+    """Note the classes that occur in a single label file of several: they may be mistakes."""
     for info in classes:
         holders = [file.label for file in files if info.value in file.foreground]
         if len(holders) == 1 and len(files) > 2:
@@ -330,13 +331,13 @@ def _note_no_background(files: Sequence[_File], tables: Sequence[Numbers]) -> It
         if 0 not in table.values()
     ]
     if len(without) == len(files):
-        yield "no label has background (0): every pixel belongs to another class"
+        yield "no label has background (0)"
     elif without:
         yield f"labels without background (0): {_names(without)}"
 
 
 def _list_values(files: Sequence[_File], values: Sequence[int]) -> str:
-    """Return in which label files the values are: "1 in 2 files (a.png, b.png); 255 in …"."""
+    """List the label files of each value: "1 in 2 files (a.png, b.png); 255 in …"."""
     parts = []
     for value in values[:5]:
         names = [file.label.path.name for file in files if value in file.meant.values()]

@@ -1,8 +1,8 @@
-"""The description of a dataset: what its files mean, decided once for all of them.
+"""The description of a dataset: how its files are read.
 
-Everything in it can be inferred from the files. What a user states in `dataset.yaml` (or nnU-Net's
-`dataset.json`) is used instead. The description of a prepared dataset is complete: the inferred
-parts are filled in. It is part of the store and of every checkpoint.
+Everything in it can be inferred from the files; what a user states in `dataset.yaml` (or nnU-Net's
+`dataset.json`) takes precedence. In a prepared dataset, the inferred parts are filled in. The
+description is part of the store and of every checkpoint.
 """
 
 import json
@@ -31,17 +31,17 @@ class Channel(Strict, frozen=True):
 
 
 class Description(Strict, frozen=True):
-    """What the files of a dataset mean. None: infer it.
+    """How the files of a dataset are read. None: infer it.
 
     Patterns are relative to the folder of the raw files, with `*` for any text and `{name}` for the
     name of a case.
     """
 
     channels: tuple[Channel, ...] | None = None
-    # Classes by name, each with its value in the label files or with several. The background needs
-    # no line: it is 0, and other values if it has some here.
+    # Classes by name, with one or several values in the label files. The background need not be
+    # listed unless it has values besides 0.
     classes: dict[str, int | tuple[int, ...]] | None = None
-    ignore: int | None = None  # the label value of pixels that count in no loss and no score
+    ignore: int | None = None  # a label value; its pixels count in no loss or score
     images: str | None = None  # "images/*.png"
     # "labels/{name}_mask*.png", or a pattern per class if each class has its own files.
     labels: str | dict[str, str] | None = None
@@ -54,7 +54,7 @@ class Description(Strict, frozen=True):
         if self.images is not None:
             patterns.check("images", self.images, allowed=("name",))
         if "background" in self.label_patterns:
-            raise ValueError("labels: the background is what no class covers; drop its pattern")
+            raise ValueError("labels: the background needs no files; drop its pattern")
         for pattern in self.label_patterns.values():
             patterns.check("labels", pattern, allowed=("name",), needed="name")
         if self.patients is not None:
@@ -74,7 +74,7 @@ class Description(Strict, frozen=True):
 
     @property
     def label_patterns(self) -> dict[str | None, str]:
-        """The patterns of the label files by class; None: the values in the files say the class."""
+        """The patterns of the label files by class; None: the class depends on the value."""
         if self.labels is None:
             return {}
         if isinstance(self.labels, str):
@@ -84,7 +84,7 @@ class Description(Strict, frozen=True):
         return by_class
 
     def below(self, folder: str) -> "Description":
-        """Return the description with its patterns below `folder`, for those above it."""
+        """Return the description with `folder` prepended to its patterns."""
         if not folder:
             return self
         labels = self.labels
@@ -102,7 +102,7 @@ class Description(Strict, frozen=True):
 def read_description(file: Path) -> Description:
     """Read `dataset.yaml`, or nnU-Net's `dataset.json`.
 
-    Raises UsageError, which names the key, if it cannot be read or does not make sense.
+    Raises UsageError, which names the key, if it cannot be read or is invalid.
     """
     try:
         if file.suffix == ".json":
@@ -139,12 +139,12 @@ def to_yaml(description: Description) -> str:
             text = yaml.safe_dump(
                 {key: value}, default_flow_style=True, allow_unicode=True, sort_keys=False, width=76
             )
-            lines.append(f"{text.strip()[1:-1]}\n")  # without the braces around the line
+            lines.append(f"{text.strip()[1:-1]}\n")  # without the braces
     return "".join(lines)
 
 
 def _drop_background(tree: dict[str, Any]) -> None:
-    """Remove the background from the classes: it is always there, and always 0."""
+    """Remove the background from the classes if its only value is 0, as it always is."""
     classes = tree.get("classes")
     if isinstance(classes, dict) and classes.get("background") in (0, [0]):
         tree["classes"] = {name: value for name, value in classes.items() if name != "background"}

@@ -1,6 +1,6 @@
-"""Find the cases of a user's dataset, by the folders and names or by the patterns of a description.
+"""Find the cases of a user's dataset, by folders and names or by the patterns of a description.
 
-The patterns that describe what was found are inferred, so that a user can correct them.
+Patterns that find the same cases are inferred, so that a user can correct them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,10 +33,12 @@ class Discovery:
     """The cases in `files`, those of the folder `root`.
 
     Args:
-        base: Where to look below the root, if the description does not say it.
+        root: Folder of the raw files.
+        base: Folder below the root with the images, unless the description has patterns.
+        files: All files below the root.
         description: Its patterns are relative to `root`.
-        record: What becomes of the other files is added to it.
-        notes: What the user should know is added to them.
+        record: Receives why files are not used.
+        notes: Receives what the user should know.
     """
 
     root: Path

@@ -1,4 +1,4 @@
-"""Explain why a folder is not understood, with the lines of a description that would help."""
+"""Explain why a folder cannot be read as a dataset, and which lines of a description would help."""
 
 import re
 from collections import Counter, defaultdict
@@ -79,7 +79,7 @@ def why_unlabeled(
 
 
 def _how_to_match(layout: Layout) -> str:
-    """Return how labels could match images, with the lines of a description if they are clear."""
+    """Advise how to match labels with images, with lines of a description if they are clear."""
     images, labels = ([x for x in group if not x.folder] for group in layout[:2])
     if lines := _lines(images, labels):
         return f"rename them, or write to dataset.yaml the lines {lines}"
@@ -87,7 +87,7 @@ def _how_to_match(layout: Layout) -> str:
 
 
 def _lines(images: Sequence[Candidate], labels: Sequence[Candidate]) -> str | None:
-    """Return the lines by which the names of labels match those of images, if there are some."""
+    """Return lines that match the names of labels with those of images, or None."""
     image_stems, label_stems = ([x.stem for x in group] for group in (images, labels))
     image_ends, label_ends = _common_ends(image_stems), _common_ends(label_stems)
     # What both have in common belongs to the names.
@@ -117,7 +117,7 @@ def _pattern(candidates: Sequence[Candidate], start: str, end: str) -> str:
 
 
 def _common_ends(stems: Sequence[str]) -> tuple[str, str]:
-    """Return the words that all names begin and end with, with the separator between."""
+    """Return the words that all names begin and end with, including separators."""
     if len(set(stems)) < 2:
         return "", ""
     start, _, end = patterns.common(stems).partition("*")
@@ -126,7 +126,7 @@ def _common_ends(stems: Sequence[str]) -> tuple[str, str]:
 
 
 def _folder_with_images(images: Iterable[str]) -> str | None:
-    """Return a folder that contains a folder of images, one of training images if there is one."""
+    """Return a folder that contains a folder of images, preferably of training images."""
     names = [name.lower() for name in IMAGES]
     folders = {image.rpartition("/")[0] for image in images}
     above = {
@@ -173,11 +173,11 @@ def _line_for_images(images: Sequence[str]) -> str | None:
     """Return the line for the images in most folders, by their name, or in the largest folder."""
     if not images:
         return None
-    alike: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for image in images:
         folder, _, name = image.rpartition("/")
-        alike[f"{folder.rpartition('/')[0]}/{{name}}/{name}".lstrip("/")] += 1
-    pattern, count = alike.most_common(1)[0]
+        counts[f"{folder.rpartition('/')[0]}/{{name}}/{name}".lstrip("/")] += 1
+    pattern, count = counts.most_common(1)[0]
     if count == 1:
         folder, _ = Counter(image.rpartition("/")[0] for image in images).most_common(1)[0]
         first = next(image for image in images if image.rpartition("/")[0] == folder)
@@ -186,10 +186,10 @@ def _line_for_images(images: Sequence[str]) -> str | None:
 
 
 def _other_suffixes(files: Iterable[RawFile], folder: str) -> str:
-    """Say which files that are not images are in `folder`, if there are some."""
+    """Count the files in `folder` that are not images, by suffix; empty if there are none."""
     prefix = f"{folder}/" if folder else ""
     counts = Counter(
-        file.path.suffix.lower() or "without suffix"
+        file.path.suffix.lower() or "without a suffix"
         for file in files
         if file.name.startswith(prefix) and not file.skipped
     )

@@ -1,7 +1,7 @@
-"""The inventory of a raw folder: every file, and what becomes of it.
+"""The inventory of a raw folder: every file, and how it is used.
 
-Sources pair files that `list_files` returned, and record in a `FileRecord` what they leave out or
-refuse. `take_inventory` combines both with the cases, so that no file is lost without a word.
+Sources pair the files from `list_files`, and record in a `FileRecord` which ones they leave out or
+refuse. `take_inventory` combines both with the cases, so that every file is accounted for.
 """
 
 import os
@@ -31,17 +31,17 @@ class RawFile(NamedTuple):
 
     path: Path
     name: str  # relative to the root, with /, in Unicode's composed form (NFC)
-    problem: str = ""  # why it cannot be read, the end of a sentence that starts with its name
-    skipped: str = ""  # why it is not looked at: it is hidden, or a folder
+    problem: str = ""  # why it cannot be read: the rest of a sentence that starts with its name
+    skipped: str = ""  # why it is ignored: it is hidden, or a folder
 
 
 @dataclass
 class FileRecord:
-    """What a source says about files that are not the image or the label of a case."""
+    """Files that are not the image or a label of a case, with the reasons."""
 
     used: dict[Path, str] = field(default_factory=dict)  # what for
     left_out: dict[Path, str] = field(default_factory=dict)  # why; the user should know
-    unused: dict[Path, str] = field(default_factory=dict)  # why; of little interest
+    unused: dict[Path, str] = field(default_factory=dict)  # why; not worth a notice
     refused: dict[Path, str] = field(default_factory=dict)  # why: a sentence
 
     def __contains__(self, path: Path) -> bool:
@@ -77,7 +77,7 @@ class Inventory(NamedTuple):
         ]
 
     def notices(self) -> list[str]:
-        """Return, in sentences, which files are left out although they look like a part of it."""
+        """Return notices about files that are left out although they look relevant."""
         groups: dict[str, list[str]] = {}
         for entry in self.entries:
             if entry.notable:
@@ -87,7 +87,7 @@ class Inventory(NamedTuple):
             text = ", ".join(names[:MAX_NOTED])
             if len(names) > MAX_NOTED:
                 text += f" and {len(names) - MAX_NOTED} more"
-            notices.append(f"left out, {reason}: {text}")
+            notices.append(f"left out ({reason}): {text}")
         return notices
 
     def lines(self) -> list[str]:
@@ -101,7 +101,7 @@ class Inventory(NamedTuple):
         lines += _group("unlabeled", self._names("unlabeled"))
         for (status, what), names in groups.items():
             if status == "left out":
-                lines += _group(f"left out, {what}", names)
+                lines += _group(f"left out ({what})", names)
         return lines + _group("refused (see the problems)", self._names("refused"))
 
     def _names(self, status: Status) -> list[str]:
@@ -111,7 +111,7 @@ class Inventory(NamedTuple):
 def list_files(root: Path, depth: int | None = None) -> list[RawFile]:
     """Return all files below `root`, sorted by name. Hidden folders are not searched.
 
-    With `depth`, only so many levels of folders are. Raises CrkdError if a folder cannot be read.
+    `depth` limits the levels of subfolders. Raises CrkdError if a folder cannot be read.
     """
     files: list[RawFile] = []
     folders = [_Folder(root, "", (_identity(root),))]
@@ -124,7 +124,7 @@ def list_files(root: Path, depth: int | None = None) -> list[RawFile]:
             elif entry.name.startswith("."):
                 files.append(RawFile(path, f"{name}/", skipped="a hidden folder"))
             elif depth is not None and len(folder.ancestors) > depth:
-                files.append(RawFile(path, f"{name}/", skipped="a folder too far down"))
+                files.append(RawFile(path, f"{name}/", skipped="a folder nested too deeply"))
             elif entry.is_symlink() and not folder.may_follow(path):
                 files.append(RawFile(path, f"{name}/", skipped="a link to a folder, not followed"))
             else:
@@ -145,7 +145,7 @@ def is_text(name: str) -> bool:
 def take_inventory(
     files: Iterable[RawFile], cases: Iterable[RawCase], record: FileRecord, unused: str
 ) -> Inventory:
-    """Return what becomes of every file; `unused` says why the other ones are left out."""
+    """Return how every file is used; `unused` is the reason for files that nothing mentions."""
     roles = {path: _Role("left out", reason) for path, reason in record.unused.items()}
     for path, reason in record.left_out.items():
         roles[path] = _Role("left out", reason, notable=True)
@@ -168,7 +168,7 @@ def take_inventory(
 
 
 class _Role(NamedTuple):
-    """What becomes of a file."""
+    """How a file is used."""
 
     status: Status
     what: str
@@ -202,12 +202,12 @@ class _Folder(NamedTuple):
     ancestors: tuple[_Identity, ...]  # the root and all folders down to this one
 
     def may_follow(self, link: Path) -> bool:
-        """Tell whether a link to a folder is near the root, and does not lead in a circle."""
+        """Tell whether a link to a folder is near the root and does not lead in a circle."""
         return len(self.ancestors) <= MAX_LINKED_DEPTH and _identity(link) not in self.ancestors
 
 
 def _identity(folder: Path) -> _Identity:
-    """Return what links to a folder have in common with it."""
+    """Return the identity of a folder, which links to it share."""
     try:
         status = folder.stat()
     except OSError as error:
@@ -216,7 +216,7 @@ def _identity(folder: Path) -> _Identity:
 
 
 def _entries(folder: _Folder, files: list[RawFile]) -> Iterator[tuple[Path, os.DirEntry[str]]]:
-    """Yield what is in a folder. If it is empty, add it to `files` itself."""
+    """Yield the entries of a folder. An empty folder is added to `files` itself."""
     try:
         with os.scandir(folder.path) as listing:
             entries = list(listing)
@@ -236,7 +236,7 @@ def _unreadable(folder: Path, error: OSError) -> CrkdError:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads nowhere in another way, such as to itself
+    except OSError:  # a link to itself
         return False
 
 

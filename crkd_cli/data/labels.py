@@ -15,10 +15,10 @@ from crkd_cli.errors import CrkdError, pluralize
 Counts = Mapping[int, int]  # label value → number of pixels or voxels, values ascending
 # Label value → class number, or the number of classes where the pixels are ignored.
 Numbers = Mapping[int, int]
-# So many combinations of the values in the files of one case are merged; masks have a few.
+# Of the values in the label files of one case; masks have a few.
 MAX_COMBINATIONS = 2**24
-MAX_LINES = 20  # of classes that are shown
-COUNTED_AT_ONCE = 1 << 19
+MAX_LINES = 20  # classes shown
+COUNTED_AT_ONCE = 1 << 19  # pixels or voxels
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class ClassAssignment:
 
     classes: tuple[ClassInfo, ...]  # by class number
     numbers: Mapping[Path, Numbers]  # by label file; values that are not a class are missing
-    notes: tuple[str, ...] = ()  # what the user should know about it
+    notes: tuple[str, ...] = ()  # for the user
 
 
 @dataclass(frozen=True)
 class CodedLabel:
     """The label files of one case in a single array.
 
-    The code of a pixel is the number of the combination of values that the files have there.
+    The code of a pixel is the index of the combination of values that the files have there.
     """
 
     codes: NDArray[Any]  # [*S] unsigned
@@ -72,7 +72,7 @@ def count_values(array: NDArray[Any]) -> Counts:
 def encode(array: NDArray[Any], counts: Counts) -> CodedLabel:
     """Return the label map of one file as codes; `counts` are its values.
 
-    The values may be any integers: no table is as large as the largest value.
+    The values may be any integers, so no lookup table covers their range.
     """
     values = np.array(list(counts), dtype=array.dtype)
     codes = np.empty(array.shape, dtype=np.min_scalar_type(len(values) - 1))
@@ -165,9 +165,8 @@ def number_combinations(
 ) -> NDArray[Any]:
     """Return the class number of every combination of values in the label files of a case.
 
-    A pixel has the class that one of the files gives it. Otherwise it is ignored if it is in one of
-    them, else background. Raises CrkdError with the number of pixels that two files give different
-    classes.
+    A pixel has the class that one of the files assigns to it. Otherwise it is ignored if one of
+    them ignores it, else background. Raises CrkdError if two files assign different classes to it.
     """
     ignored = len(assignment.classes)
     numbers = [assignment.numbers[file.path] for file in files]
@@ -201,29 +200,32 @@ def describe_classes(classes: Sequence[ClassInfo]) -> str:
 
 
 def describe_difference(before: Sequence[ClassInfo], now: Sequence[ClassInfo]) -> str:
-    """Return the first difference between the classes of two datasets, in words."""
+    """Describe the first difference between the classes of two datasets."""
     for number, (old, new) in enumerate(zip(before, now, strict=False)):
         if old != new:
             return f"class number {number} was {_describe(old)}, now {_describe(new)}"
     if len(before) > len(now):
-        return f"{describe_classes(before[len(now) :])} was a class, but is not any more"
+        return f"{describe_classes(before[len(now) :])} is no longer a class"
     return f"{describe_classes(now[len(before) :])} is a new class"
 
 
-def class_lines(classes: Sequence[ClassInfo], sizes: Sequence[Sequence[int]]) -> list[str]:
-    """Return a line per class: name, values, in how many labels it is, and its share of the pixels.
+def class_lines(
+    classes: Sequence[ClassInfo], sizes: Sequence[Sequence[int]], dims: int
+) -> list[str]:
+    """Return a line per class: name, values, number of labels with it, and share of the pixels.
 
-    `sizes` are the pixels or voxels of every class in each label. Only the first classes of many
+    `sizes` are the pixels or voxels of every class in each label. Only the first MAX_LINES classes
     have a line.
     """
+    unit = "pixels" if dims == 2 else "voxels"
     totals = [sum(column) for column in zip(*sizes, strict=True)]
-    all_pixels = max(sum(totals), 1)
+    total = max(sum(totals), 1)
     lines = []
     for number, info in enumerate(classes[:MAX_LINES]):
         holders = sum(of_label[number] > 0 for of_label in sizes)
-        share = 100 * totals[number] / all_pixels if totals else 0.0
+        share = 100 * totals[number] / total if totals else 0.0
         labels = f"in {holders} of {pluralize(len(sizes), 'label')}"
-        lines.append(f"{_describe(info)}: {labels}, {share:.3g} % of the pixels")
+        lines.append(f"{_describe(info)}: {labels}, {share:.3g} % of the {unit}")
     others = len(classes) - MAX_LINES
     if others > 0:
         lines.append(f"… and {others} more")
@@ -247,8 +249,8 @@ def _describe_conflict(
 ) -> str:
     (first, second), count = max(conflicts.items(), key=lambda conflict: conflict[1])
     masks = f"{files[first].path} and {files[second].path}"
-    overlap = f"{masks} give {count} pixels or voxels different classes"
+    overlap = f"{masks} assign different classes to {count} pixels or voxels"
     others = len(conflicts) - 1
     if others:
-        overlap += f", and {pluralize(others, 'other pair')} of its masks likewise"
-    return f"{overlap}; a pixel has one class: correct the masks"
+        overlap += f", and so do {pluralize(others, 'other pair')} of masks"
+    return f"{overlap}; correct the masks, so that every pixel has one class"

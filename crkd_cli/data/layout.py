@@ -1,4 +1,4 @@
-"""Where the images and labels of a user's dataset lie in its folder."""
+"""Find the folders with the images and labels of a user's dataset."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,10 +19,10 @@ TEST_PARTS = {
     "imagests": "the test images of nnU-Net; predict their masks with crkd predict",
     "labelsts": "the labels of nnU-Net's test images, which are not part of the dataset",
 }
-# Files that often lie beside images, and that no user expects to be read as images.
+# Files that often lie beside images, and that nobody expects to be read as images.
 SIDECARS = (".txt", ".json", ".csv", ".tsv", ".xml", ".md", ".html", ".pdf", ".yaml", ".yml")
 HEADER_SUFFIXES = (".mhd", ".nhdr", ".hdr")  # their voxels may be in another file
-UNSUPPORTED = "no supported image format"
+UNSUPPORTED = "not in a supported image format"
 
 
 class Layout(NamedTuple):
@@ -37,7 +37,7 @@ class Layout(NamedTuple):
 def base_folder(files: Sequence[RawFile]) -> str:
     """Return the folder in which all images lie, with / at its end, or "" for the root.
 
-    Folders whose names say that they contain images or labels are not it.
+    It is never a folder named like one of images or labels.
     """
     base = ""
     while True:
@@ -52,7 +52,7 @@ def base_folder(files: Sequence[RawFile]) -> str:
 
 
 def find_layout(files: Sequence[RawFile], base: str, record: FileRecord) -> Layout | None:
-    """Return where images and labels lie below the folder `base`; None if this is not clear.
+    """Return where images and labels lie below the folder `base`, or None if that is unclear.
 
     Files with the format of an image that lie elsewhere are recorded as left out, and files that
     cannot be read as refused.
@@ -105,7 +105,7 @@ def candidates(files: Iterable[RawFile], prefix: str, record: FileRecord) -> lis
             reasons = record.unused if name.lower().endswith(SIDECARS) else record.left_out
             reasons[file.path] = UNSUPPORTED
         elif "/" in folder:
-            record.left_out[file.path] = "more than one folder down, which is not searched"
+            record.left_out[file.path] = "nested more than one folder deep, which is not searched"
         else:
             if file.problem:
                 record.refused[file.path] = f"{printable(file.name)} {file.problem}"
@@ -135,7 +135,7 @@ def _rank(folder: str, names: Sequence[str]) -> int | None:
 def _case_folders(inside: Sequence[RawFile], base: str, record: FileRecord) -> Layout | None:
     """Return the layout in which folders contain images with their labels beside them.
 
-    Every folder has one image, or a label for each image. Other folders are not understood.
+    Every folder has one image, or a label for each image. Returns None for other layouts.
     """
     images, masks = split_masks(candidates(inside, base, FileRecord()), set())
     counts = Counter(image.folder for image in images)
@@ -159,7 +159,7 @@ def _leave_out_others(
         elif slash:
             record.left_out[file.path] = f"in {folder}/, which is not searched"
         else:
-            record.left_out[file.path] = "beside the folder of the images, which alone is searched"
+            record.left_out[file.path] = "outside the folders of images and labels"
 
 
 def _below(files: Iterable[RawFile], prefix: str) -> list[RawFile]:

@@ -1,4 +1,4 @@
-"""Make splits: official ones of public datasets, and seeded ones by patient of own data."""
+"""Make splits: official ones for public datasets, seeded ones by patient for your own data."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from crkd_cli.data.spreading import draw
 from crkd_cli.data.store import Store
 from crkd_cli.errors import CrkdError, UsageError
 
-# Shares of the labeled groups, for own data.
+# Shares of the labeled groups, for users' datasets.
 DEFAULT_TEST = "20%"
 DEFAULT_VAL = "10%"
 
@@ -49,15 +49,15 @@ def make_split(
     """Make the split of a dataset for a label count.
 
     Public datasets keep their official parts. A label count that is not official draws its groups
-    from the official train part, and `val` takes some of the labeled groups. Own data is divided
-    into test, val and train, over which its classes are spread (see `spreading.draw`); groups
-    without a label always train. Raises UsageError or CrkdError.
+    from the official train part, and `val` takes some of the labeled groups. Other
+    datasets are divided into test, val and train, with their classes spread over the parts (see
+    `spreading.draw`); groups without a label always train. Raises UsageError or CrkdError.
 
     Args:
         store: The prepared dataset.
-        labeled: `4`, `5%` (of the train groups) or `all`. None means all, for own data only.
+        labeled: `4`, `5%` (of the train groups) or `all`; None means all. Public datasets need it.
         val: Size of the validation part, as a number or a share of the labeled groups.
-        test: Size of the test part, likewise; for own data only.
+        test: Size of the test part, likewise; not for public datasets.
         seed: Determines which groups are drawn.
         present_only: Drop the official groups that the store lacks, instead of raising CrkdError.
     """
@@ -80,7 +80,7 @@ def _split_own_data(store: Store, labeled: str | None, val: str, test: str, seed
     total = len(order)
     if not order:
         raise CrkdError(
-            f"{store.root}: no case has a label, so there is nothing to learn from; "
+            f"{store.root}: no case has a label, so nothing can be learned; "
             "add labels and prepare the dataset again"
         )
     n_test = parse_count(test, total, "--test")
@@ -119,7 +119,7 @@ def _note_missing_classes(split: Split, store: Store) -> Iterator[str]:
     """Warn about classes that a part lacks. Raises CrkdError if a case of it has no label."""
     consequences: dict[Part, str] = {
         "labeled": "not learned",
-        "val": "not considered when checkpoints are chosen",
+        "val": "not used to choose best.pth",
         "test": "not scored",
     }
     held = set().union(*(held_classes(store, group) for group in store.groups))
@@ -134,7 +134,7 @@ def _note_missing_classes(split: Split, store: Store) -> Iterator[str]:
 
 
 def _check_parts(dataset: str, official: OfficialSplits, val: str | None, test: str | None) -> None:
-    """Raise UsageError if the size of a part is given that the official split determines."""
+    """Raise UsageError if a size is given for a part that the official split determines."""
     if test is not None:
         raise UsageError(f"{dataset} has {len(official.test)} official test cases; drop --test")
     if val is not None and official.val:

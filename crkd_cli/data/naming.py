@@ -1,4 +1,4 @@
-"""What the names of image files say: which are masks, which are channels, and the ids of cases."""
+"""Interpret the names of image files: masks, channels, and the ids of cases."""
 
 import re
 from collections import Counter, defaultdict
@@ -16,7 +16,7 @@ _CLASS_MASK = re.compile(
 )
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
-Key = tuple[str, str]  # folder, and name without suffix or without a part of it
+Key = tuple[str, str]  # folder, and name without suffix, channel or mask word
 
 
 class Candidate(NamedTuple):
@@ -67,7 +67,7 @@ def split_masks(
 ) -> tuple[list[Candidate], list[Candidate]]:
     """Return the images, and the masks among them by their names.
 
-    A file whose own name is in `labeled` is an image whatever it is called.
+    A file that has a label, because its key is in `labeled`, is always an image.
     """
     keys = {image.key for image in images}
     kept: list[Candidate] = []
@@ -115,8 +115,8 @@ def channel_groups(images: Iterable[Candidate], labeled: set[Key]) -> dict[Key, 
 def case_ids(images: Iterable[Key]) -> list[str]:
     """Return the id of the case of every image.
 
-    It is the name of its file, or of its folder if there is no other image in it, else both. Names
-    that begin with that of their folder are not repeated.
+    It is the name of the file, or of the folder if that contains no other image, else both. The
+    folder is omitted if the name of the file begins with it.
     """
     keys = list(images)
     per_folder = Counter(folder for folder, _ in keys)
@@ -134,7 +134,7 @@ def case_ids(images: Iterable[Key]) -> list[str]:
 
 
 def similar_name(name: str, names: Iterable[str]) -> str | None:
-    """Return the one of `names` that is probably meant. The numbers in both must be the same."""
+    """Return the most similar of `names` that contain the same numbers, or None."""
     numbers = _numbers(name)
     close = {other.lower(): other for other in names if _numbers(other) == numbers}
     near = get_close_matches(name.lower(), close, n=1, cutoff=0.8)

@@ -1,4 +1,4 @@
-"""Read nnU-Net's `dataset.json`, of its present and its earlier format."""
+"""Read nnU-Net's `dataset.json`, in its current and its earlier format."""
 
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ COLORS = (["r", "g", "b"], ["red", "green", "blue"])
 def description_tree(tree: dict[str, Any], file: Path) -> dict[str, Any]:
     """Return the keys of a description that `tree`, the content of `file`, states.
 
-    Other keys say nothing about the files and are ignored. Raises UsageError if `tree` was not
+    Other keys are ignored. Raises UsageError if `tree` was not
     written for nnU-Net.
     """
     labels = tree.get("labels")
     channels = tree.get("channel_names", tree.get("modality"))
     if not isinstance(labels, dict) or not isinstance(channels, dict):
         raise UsageError(
-            f"{file} is not nnU-Net's: it lacks the sections channel_names and labels; "
+            f"{file} is not in nnU-Net's format: it lacks the sections channel_names and labels; "
             "rename it, or describe the dataset in dataset.yaml"
         )
     classes = _classes(labels, file)
@@ -48,7 +48,7 @@ def _channels(channels: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _classes(labels: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Return the classes by name. Earlier files have the names by value."""
+    """Return the classes by name. The earlier format has names by value."""
     if not all(name.isdecimal() for name in labels):
         return dict(labels)
     classes: dict[str, Any] = {}

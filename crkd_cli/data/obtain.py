@@ -23,7 +23,7 @@ def choose_source(
     published_crop: bool,
     ignore: int | None = None,
 ) -> Source:
-    """Return the source that reads the dataset `name`: a built-in one, or `folder` for own data.
+    """Return the source that reads the dataset `name`: a built-in one, else `folder`.
 
     Raises UsageError if `name` cannot be a folder's name or has no raw files, or if an option does
     not apply to it.

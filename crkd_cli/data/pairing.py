@@ -51,8 +51,8 @@ def pair_folders(
 ) -> list[RawCase]:
     """Return a case for every image in the folder `images` of `root`, sorted by id.
 
-    Its labels are files in `labels`, or beside it, that have its name. What is left out or refused
-    is recorded; what the user should know is added to `notes`.
+    Its labels are the files in `labels` or beside it that have its name. `record` receives what is
+    left out or refused, `notes` what the user should know.
     """
     files = list_files(root)
     parts = []
@@ -67,8 +67,8 @@ def pair_folders(
 def images_in(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
     """Return the images to predict in `folder`, and notes on files that look like images.
 
-    The images lie in the folder itself or, if there is none, one folder down, but not in `out`,
-    where the predicted masks are. Raises CrkdError if a name cannot be written as text.
+    The images lie in the folder itself or, if there are none, in its subfolders, except `out` with
+    the predicted masks. Raises CrkdError if a name is not valid UTF-8.
     """
     record = FileRecord()
     files = list_files(folder, depth=1)
@@ -109,8 +109,8 @@ def name_images(
             names = " and ".join(printable(image.file.name) for image in group[:2])
             pattern = group[0].file.name.replace(group[0].stem, "{name}_0000")
             raise CrkdError(
-                f"there are several files per case, one per channel ({names}), but this version "
-                f'reads one channel; choose it in dataset.yaml with the line images: "{pattern}"'
+                f"there are several files per case, one per channel ({names}), but only one "
+                f'channel is supported; choose it in dataset.yaml with the line images: "{pattern}"'
             )
     without_channel = {image.key: key for key, group in channels.items() for image in group}
     keys = [without_channel.get(image.key, image.key) for image in kept]
@@ -133,7 +133,7 @@ def label_by_name(
             continue
         case, form = match
         if form.class_name is not None and form.class_name.lower() == BACKGROUND:
-            record.unused[label.file.path] = "the background is what no class covers"
+            record.unused[label.file.path] = "the background needs no files"
         else:
             matches[case].append(_Match(label.file, form))
 
@@ -154,7 +154,7 @@ def label_by_pattern(
 ) -> list[RawCase]:
     """Return the cases of `images` with those of `files` that match a pattern of their names.
 
-    `label_patterns` are by class; with None as the class, the values in the files say it.
+    `label_patterns` are by class; None stands for label maps, whose values are the classes.
     """
     ids = {image.id for image in images}
     label_files: dict[str, list[LabelFile]] = defaultdict(list)
@@ -191,7 +191,7 @@ def images_by_pattern(
     label_patterns: Mapping[str | None, str],
     record: FileRecord,
 ) -> list[Image]:
-    """Return the files that match `pattern`, except the labels of other files that match it."""
+    """Return the files that match `pattern`, except those that are labels of others."""
     images = []
     for file in files:
         if file.skipped or not patterns.matches(pattern, file.name):
@@ -214,7 +214,7 @@ def images_by_pattern(
 def read_by_pattern(
     file: RawFile, label_patterns: Mapping[str | None, str]
 ) -> Iterator[tuple[str, str | None]]:
-    """Yield the image's name and the class that a file name states, for every way to read it."""
+    """Yield (image name, class) for every way to read a file name by the patterns."""
     if file.skipped:
         return
     for class_name, pattern in label_patterns.items():
@@ -260,7 +260,7 @@ def _resolve(
 ) -> tuple[LabelFile, ...]:
     """Return the label files of a case; refuse those that contradict each other.
 
-    There is one, or several with numbers in their names; with `by_class`, of every class.
+    There may be one, or several that are numbered; with `by_class`, this holds for every class.
     """
     groups: dict[str | None, list[_Match]] = defaultdict(list)
     for match in sorted(matches, key=lambda match: _natural(match.file.name)):
@@ -272,12 +272,12 @@ def _resolve(
                 "cases have a file per class; name its class, or remove it"
             )
     for class_name, group in groups.items():
-        whole = [match for match in group if not match.form.numbered]
-        if len(whole) > 1:
+        unnumbered = [match for match in group if not match.form.numbered]
+        if len(unnumbered) > 1:
             of_class = f" of the class {printable(class_name)}" if class_name else ""
-            names = " and ".join(printable(match.file.name) for match in whole)
-            reason = f"the image {printable(case)} has {len(whole)} labels{of_class}: {names}"
-            record.refused |= {match.file.path: f"{reason}; keep one" for match in whole}
+            names = " and ".join(printable(match.file.name) for match in unnumbered)
+            reason = f"the image {printable(case)} has several labels{of_class}: {names}"
+            record.refused |= {match.file.path: f"{reason}; keep one" for match in unnumbered}
     label_files = []
     for class_name, group in sorted(groups.items(), key=str):
         label_files += [LabelFile(match.file.path, class_name) for match in group]
@@ -298,7 +298,7 @@ def _build(
         labels = label_files.get(image.id, ())
         problem = image.file.problem
         if len(image.id.encode(errors="replace")) > MAX_ID_BYTES:
-            problem = f"gives its case a name of over {MAX_ID_BYTES} bytes; shorten the name"
+            problem = f"has a name of more than {MAX_ID_BYTES} bytes; shorten it"
         if problem:
             record.refused[image.file.path] = f"{printable(image.file.name)} {problem}"
             for label in labels:
@@ -310,7 +310,7 @@ def _build(
 
 
 def _describe_classes(label_files: Iterable[Sequence[LabelFile]]) -> str:
-    """Say which classes the names of the label files state."""
+    """Describe the classes in the names of the label files."""
     counts: Counter[str] = Counter()
     total = 0
     for labels in label_files:
@@ -321,7 +321,7 @@ def _describe_classes(label_files: Iterable[Sequence[LabelFile]]) -> str:
 
 
 def _hint(unmatched: Sequence[Candidate], cases: Iterable[RawCase], notes: list[str]) -> None:
-    """Add to `notes` which images the labels without an image may belong to."""
+    """Suggest in `notes` which images the labels without an image may belong to."""
     unlabeled = [case.id for case in cases if not case.labels]
     near = {label.stem: similar_name(label.stem, unlabeled) for label in unmatched[:MAX_HINTS]}
     hints = [

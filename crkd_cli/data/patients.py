@@ -1,4 +1,4 @@
-"""Which images belong to the same patient: a table, or a part of their names."""
+"""Group images by patient: by a table, or by a part of their names."""
 
 import csv
 import unicodedata
@@ -21,8 +21,8 @@ def group_by_table(
 ) -> list[RawCase]:
     """Set the groups of `cases`, whose images are below `root`, to the patients in `table`.
 
-    Images are named with or without their suffix, or with their path. Raises CrkdError if one is
-    missing or has two patients.
+    The table names images by file name, with or without suffix, or by path. Raises CrkdError if
+    an image is missing or has two patients.
     """
     rows = _read(table)
     names = _Names(cases, root)
@@ -54,7 +54,7 @@ def group_by_table(
 def group_by_pattern(cases: Sequence[RawCase], root: Path, pattern: str) -> list[RawCase]:
     """Set the groups of `cases` to what `{patient}` is in `pattern`.
 
-    A pattern with / is for the path of the image below `root`, another one for the case's name.
+    A pattern with / applies to the path of the image below `root`, others to the id of the case.
     Raises CrkdError if it does not match every case.
     """
     grouped, failed = [], []
@@ -92,7 +92,7 @@ class _Names:
 
 
 def _read(table: Path) -> list[tuple[str, str]]:
-    """Return the images and patients in `table`. Raises CrkdError if one is missing in a line."""
+    """Return (image, patient) of each line of `table`. Raises CrkdError if one is missing."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines)

@@ -25,7 +25,7 @@ def check(key: str, pattern: str, allowed: tuple[str, ...], needed: str = "") ->
 
 
 def match(pattern: str, text: str, field: str) -> Iterator[str]:
-    """Yield what `{field}` can be if `pattern` matches `text`: the shortest text, the longest."""
+    """Yield the shortest and the longest `{field}` for which `pattern` matches `text`."""
     previous = None
     for lazy in (True, False):
         matched = _regex(pattern, lazy).fullmatch(text)
@@ -41,7 +41,7 @@ def matches(pattern: str, text: str) -> bool:
 
 
 def common(texts: Iterable[str]) -> str:
-    """Return the pattern of all `texts`: what they begin with, `*`, and the words they end with."""
+    """Return a pattern for all `texts`: their common start, `*`, and their common last words."""
     first, *others = dict.fromkeys(texts)
     if not others:
         return first
@@ -53,9 +53,9 @@ def common(texts: Iterable[str]) -> str:
 
 
 def common_template(entries: Iterable[tuple[str, str]]) -> str | None:
-    """Return the pattern of file names that contain the name of their case, if there is one.
+    """Return a pattern with {name} for all `entries`, or None if there is none.
 
-    `entries` are file names and names of cases.
+    `entries` are pairs of a file name and the name of its case, which is part of it.
     """
     templates = [_template(file, name) for file, name in entries]
     stated = [template for template in templates if template is not None]
@@ -66,7 +66,7 @@ def common_template(entries: Iterable[tuple[str, str]]) -> str | None:
 
 
 def folder(pattern: str) -> str:
-    """Return the folder that all files of a pattern are below, with / at its end, or ""."""
+    """Return the folder that contains all files of a pattern, with / at its end, or ""."""
     literal = _PART.split(pattern)[0]
     parent, slash, _ = literal.rpartition("/")
     return parent + slash

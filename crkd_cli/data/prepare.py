@@ -1,4 +1,4 @@
-"""Convert raw files to a prepared store. The store appears when it is complete, or not at all."""
+"""Convert raw files to a prepared store. The store is written completely or not at all."""
 
 import shutil
 from collections import Counter
@@ -43,7 +43,7 @@ def prepare(
     """
     run = _Run(name, source, raw)
     try:
-        # Other raw files are never replaced.
+        # Only generated raw files are ever replaced.
         with only_writer(raw) if source.generated else nullcontext():
             return run.prepare(store, progress, check_only)
     except UsageError:
@@ -183,7 +183,7 @@ class _Preparation:
         ]
 
     def refused(self) -> dict[Path, str]:
-        """Return the files because of which cases have an error, and these errors."""
+        """Return the files that cause the errors of cases, with these errors."""
         return {
             _wrong_file(result): str(result.error)
             for result in self._results
@@ -195,7 +195,7 @@ class _Preparation:
         return complete_description(self._spec, self._classes.classes)
 
     def notices(self) -> list[str]:
-        """Return what was chosen, mapped, ignored or not found, in sentences."""
+        """Return notes on what was chosen, ignored or not found."""
         notices = [
             *_note_unlabeled(self._results),
             *_note_missing_groups(self._spec.name, self._results),
@@ -222,7 +222,7 @@ class _Preparation:
         )
 
     def summary(self) -> str:
-        """Return the number of cases, their sizes and the classes in one line."""
+        """Return one line with the number of cases, their sizes and the classes."""
         count = len(self._results)
         labeled = sum(result.labeled for result in self._results)
         patients = len({result.raw.group for result in self._results})
@@ -239,9 +239,9 @@ class _Preparation:
         )
 
     def class_lines(self) -> tuple[str, ...]:
-        """Return what the labels contain, a line per class."""
+        """Return a line per class about what the labels contain."""
         sizes = [result.class_sizes for result in self._results if result.labeled]
-        return tuple(class_lines(self._classes.classes, sizes))
+        return tuple(class_lines(self._classes.classes, sizes, self._spec.dims))
 
     def _assign_classes(self, results: Sequence[CaseResult]) -> None:
         labels = [file for result in results for file in result.files]
@@ -265,7 +265,7 @@ class _Preparation:
 
 
 def _wrong_file(result: CaseResult) -> Path:
-    """Return the file of a case that its error names, or else the image."""
+    """Return the file of a case that its error names, else the image."""
     files = [result.raw.image, *(label.path for label in result.raw.labels)]
     named = [path for path in files if str(path) in str(result.error)]
     return max(named, key=lambda path: len(str(path)), default=result.raw.image)

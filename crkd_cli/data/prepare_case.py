@@ -42,9 +42,9 @@ class ImageFacts:
 
 @dataclass
 class CaseResult:
-    """What is known about a case after its files were read.
+    """The state of a case after its files have been read.
 
-    The label is checked even if the image is unusable: its values count for the whole dataset.
+    The label is read even if the image is unusable, because its values help to decide the classes.
     """
 
     raw: RawCase
@@ -125,7 +125,7 @@ def store_class_numbers(result: CaseResult, spec: DatasetSpec, folder: Path) -> 
     is_resized = result.image is not None and result.image.native_shape is not None
     if is_resized and spec.stored_size is not None:
         _write_png(folder / "native" / f"{result.raw.id}.png", label)
-        # Pillow resizes no int16.
+        # Pillow cannot resize int16.
         wide = label if label.dtype == np.uint8 else label.astype(np.int32)
         label = pictures.resize(wide, spec.stored_size, "nearest").astype(label.dtype, copy=False)
     _write_array(file, label)
@@ -151,8 +151,8 @@ def case_info(result: CaseResult, root: Path) -> CaseInfo:
 def _read_labels(result: CaseResult, volume: Volume | None, spec: DatasetSpec) -> CodedLabel | None:
     """Read all label files of a case, compare them with its image, and merge them.
 
-    The values of every file are noted even if the image or another file is unusable: they count for
-    the whole dataset.
+    The values of every file are noted even if the image or another file is unusable, because they
+    help to decide the classes.
     """
     merged: CodedLabel | None = None
     for file in result.raw.labels:

@@ -32,12 +32,12 @@ class PreparationReport:
     description: Description
     cases: tuple[RawCase, ...] = ()
     summary: str = ""
-    classes: tuple[str, ...] = ()  # a line per class: its values, labels and share of the pixels
+    classes: tuple[str, ...] = ()  # a line per class: values, labels and share of pixels
     failure: CrkdError | None = None  # why the dataset as a whole cannot be prepared
 
     @property
     def errors(self) -> list[Finding]:
-        """The findings because of which nothing was written."""
+        """The findings that prevent the store from being written."""
         return [finding for finding in self.findings if finding.level == "error"]
 
     @property

@@ -15,11 +15,11 @@ def draw(
     A class lags behind if none of the drawn groups holds it, or fewer than its share of all groups,
     rounded down. The group that holds the most classes that lag behind is drawn next. Of several,
     one with a case without foreground is drawn if these lag behind, and then the first in `order`.
-    So every beginning of the result has its share of each class; and if all groups hold the same,
-    the result is the beginning of `order`.
+    So every prefix of the result has its share of each class, and if all groups hold the same
+    classes, the result is a prefix of `order`.
 
-    The last holders of a class are left to the `later_parts` of the split: one for each of them,
-    but fewer if this part would get none, and at least one. They are drawn only if there is no
+    The last groups that hold a class are reserved for the `later_parts` of the split: one for each
+    part, or fewer if this part would get none, but at least one. They are drawn only if there is no
     other group.
     """
     holders = Counter(kind for group in order for kind in kinds[group])

@@ -1,4 +1,4 @@
-"""The arrays of a store, which are compared with their digests before they are used."""
+"""The arrays of a store, compared with their digests before they are used."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FOLDERS = ("images", "labels", "native")
-SECONDS_TO_APPEAR = 0.5
+SECONDS_TO_APPEAR = 0.5  # of a store that is being replaced
 
 
 class DamagedFileError(Exception):
@@ -66,7 +66,7 @@ class VerifiedFiles:
         return content
 
     def check(self, name: str) -> None:
-        """Raise DamagedFileError unless the file is as it was written."""
+        """Raise DamagedFileError unless the file matches its digest."""
         with self._open(name) as file:
             self._compare(name, _digest(file))
 
@@ -106,7 +106,7 @@ def digests(root: Path) -> dict[str, str]:
 
 
 def identify(file: BufferedReader) -> Identity:
-    """Return what changes if the open file is written to, and differs from that of another file."""
+    """Return the identity of an open file."""
     status = os.fstat(file.fileno())
     return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
@@ -116,15 +116,15 @@ def _digest(file: BufferedReader) -> str:
 
 
 def open_in_store(root: Path, name: str) -> BufferedReader:
-    """Open a file of the store `root`, which is missing for a moment while it is replaced."""
+    """Open a file of the store `root`; wait briefly if the store is just being replaced."""
     deadline = time.monotonic() + SECONDS_TO_APPEAR
-    is_there = False
+    store_exists = False
     while True:
         try:
             return (root / name).open("rb")
         except FileNotFoundError:
-            if is_there or time.monotonic() > deadline:
+            if store_exists or time.monotonic() > deadline:
                 raise
-        is_there = root.is_dir()
-        if not is_there:
+        store_exists = root.is_dir()
+        if not store_exists:
             time.sleep(0.01)

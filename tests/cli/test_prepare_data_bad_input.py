@@ -25,7 +25,7 @@ def assert_rejected(prepare_data, tmp_path, raw_folder, *messages):
     assert code == 1
     for message in messages:
         assert message in err, err
-    assert "nothing was written; fix them and rerun" in err
+    assert "nothing was written; correct the files and rerun" in err
     assert prepared_files(tmp_path) == before
 
 

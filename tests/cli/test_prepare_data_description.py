@@ -21,7 +21,7 @@ def store(tmp_path):
 
 
 def printed_description(err: str) -> str:
-    _, _, rest = err.partition("and change a line):\n")
+    _, _, rest = err.partition("and edit it):\n")
     lines = [line[2:] for line in rest.splitlines() if line.startswith("  ")]
     return "\n".join(lines)
 
@@ -57,7 +57,7 @@ def test_one_line_is_changed(prepare_data, raw_folder, store):
     (raw_folder / "dataset.json").write_text("{}")
     code, err = prepare_data("mine", "--source", raw_folder)
     assert code == 0, err
-    assert "note: left out, dataset.yaml is read instead: dataset.json" in err
+    assert "note: left out (dataset.yaml is read instead): dataset.json" in err
     assert store().cases["a"].spacing_mm == (2.0, 0.5)
     assert store().cases["a"].group == "a"
     code, err = prepare_data("mine", "--source", raw_folder, "--spacing", "3")
@@ -96,11 +96,11 @@ def test_mistakes_in_a_description(prepare_data, raw_folder):
     mistakes = {
         "clases: {liver: 1}": (2, "dataset.yaml: unknown key clases; did you mean 'classes'?"),
         "spacing: [1, 1, 1]": (2, "the described spacing has 3 numbers, but mine is 2D: give 2"),
-        "channels: [{modality: RGB}]": (1, "RGB is described, but most images have no colors"),
-        "channels: [{name: T1}, {name: T2}]": (1, "describes 2 channels (T1, T2), but this"),
+        "channels: [{modality: RGB}]": (1, "says RGB, but most images have no colors"),
+        "channels: [{name: T1}, {name: T2}]": (1, "describes 2 channels (T1, T2), but only one"),
         'images: "img/*.png"': (1, "matches the pattern images: 'img/*.png'; correct it"),
         'labels: "labels/{name}_x.png"': (1, "matches the pattern labels: 'labels/{name}_x.png'"),
-        "patients: who.csv": (1, "who.csv does not exist; correct the line patients"),
+        "patients: who.csv": (1, "who.csv does not exist; correct patients in the"),
         'patients: "{patient}_*"': (1, "does not match 4 images"),
     }
     for text, (expected, message) in mistakes.items():
@@ -118,7 +118,7 @@ def test_public_datasets_have_a_fixed_description(prepare_data, rng, tmp_path):
     (tmp_path / "dataset.yaml").write_text("classes: {LV: 3}")
     code, err = prepare_data("acdc", "--source", tmp_path)
     assert code == 0
-    assert "note: left out, the description of acdc is fixed: dataset.yaml" in err
+    assert "note: left out (the description of acdc is fixed): dataset.yaml" in err
     assert "channels:" not in err
     description = read_description(tmp_path / "data/prepared/acdc/dataset.yaml")
     assert description.classes["left ventricle"] == 3
@@ -167,7 +167,7 @@ def test_check_lists_the_files(cli, raw_folder, tmp_path):
     assert result.exit_code == 1
     assert result.stdout.splitlines() == [
         "used: 4 images, 3 labels",
-        "left out, no image has the name of this label: 1 file",
+        "left out (no image has the name of this label): 1 file",
         "  labels/x.png",
         "refused (see the problems): 1 file",
         "  labels/d.png",

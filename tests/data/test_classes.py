@@ -39,7 +39,7 @@ def test_masks_that_differ_in_their_value_are_one_class():
     values, numbers, notes = decided(labels({0, 1}, {0, 255}, {0, 1}, {0}))
     assert values == [(0,), (1, 255)]
     assert numbers == [{0: 0, 1: 1}, {0: 0, 255: 1}, {0: 0, 1: 1}, {0: 0}]
-    assert "1 in 2 files (0.png, 2.png); 255 in 1 file (1.png); they are read as one" in notes
+    assert "1 in 2 files (0.png, 2.png); 255 in 1 file (1.png); all are read as one class" in notes
 
 
 @pytest.mark.parametrize(
@@ -103,9 +103,9 @@ def test_names_contain_the_value():
     ("files", "message"),
     [
         ([{0}, {0}], "no label contains more than background"),
-        ([{255}, {255}], r"every label file is a single area \(255 in 2 files"),
-        ([{1}, {2}], r"single area \(1 in 1 file \(0.png\); 2 in 1 file"),
-        ([{0}, {255}], "single area"),
+        ([{255}, {255}], r"each has a single value \(255 in 2 files"),
+        ([{1}, {2}], r"single value \(1 in 1 file \(0.png\); 2 in 1 file"),
+        ([{0}, {255}], "single value"),
         ([range(66)], "65 different values besides 0"),
     ],
 )
@@ -185,13 +185,13 @@ def test_blurred_masks_are_masks_of_255():
     # Compression leaves traces in an empty mask.
     values, numbers, notes = decided(labels(BLURRED, {0: 90, 2: 10}, suffix=".jpg"))
     assert (values, numbers[1]) == ([(0,), (255,)], {0: 0, 2: 0})
-    assert "without a value above 32, read as empty masks: 1 (1.jpg)" in notes
+    assert "read as empty masks (no value above 32): 1 (1.jpg)" in notes
 
 
 @pytest.mark.parametrize("stated", [None, {"a": 1, "b": 2, "c": 3}])
 def test_compressed_label_maps_are_refused(stated):
     files = labels({0, 1}, {0: 500, 1: 9, 2: 80, 3: 7}, suffix=".jpg")
-    with pytest.raises(CrkdError, match=r"1\.jpg has 3 values besides 0, but compression has"):
+    with pytest.raises(CrkdError, match=r"1\.jpg has 3 values besides 0, but compression changes"):
         decided(files, stated)
 
 

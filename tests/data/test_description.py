@@ -65,7 +65,7 @@ def test_what_is_printed_can_be_read(read, text):
         ("classes: {a: 255}\nignore: 255", "classes.a is 255, the value of ignore"),
         ("classes: {a: []}", "classes.a has no value"),
         ("labels: masks/*.png", "labels: 'masks/*.png' lacks {name}"),
-        ("labels: {background: '{name}.png'}", "the background is what no class covers"),
+        ("labels: {background: '{name}.png'}", "the background needs no files"),
         ("labels: '{nam}.png'", "labels: {nam} is unknown; did you mean 'name'?"),
         ("images: '/data/{name}.png'", "must be relative to the folder"),
         ("images: '../{name}.png'", "must be relative to the folder"),
@@ -120,7 +120,7 @@ def test_nnunet_colors_are_one_channel(read):
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"images": [], "annotations": []}, "dataset.json is not nnU-Net's"),
+        ({"images": [], "annotations": []}, "dataset.json is not in nnU-Net's format"),
         (
             {"modality": {"0": "MR"}, "labels": {"0": "background", "1": "a", "2": "a"}},
             "two labels are called 'a'",

@@ -34,7 +34,7 @@ def test_every_file_has_one_status(tmp_path):
         "extra/": ("left out", "an empty folder", None),
         "images/a.png": ("used", "image", "a"),
         "images/b.png": ("unlabeled", "image", "b"),
-        "images/notes.txt": ("left out", "no supported image format", None),
+        "images/notes.txt": ("left out", "not in a supported image format", None),
         "labels/a.png": ("used", "label", "a"),
         "labels/b.png": ("refused", link, None),
         "labels/c.png": ("left out", "no image has the name of this label", None),
@@ -69,7 +69,7 @@ def test_public_datasets_have_an_inventory_too(tmp_path):
         "used: 1 Info.cfg file",
         "unlabeled: 1 file",
         f"  {patient}/{patient}_frame12.nii.gz",
-        "left out, not part of it: 2 files",
+        "left out (not part of it): 2 files",
         f"  {patient}/{patient}_4d.nii.gz, {patient}/{patient}_frame1.nii.gz",
     ]
     assert inventory.notices() == []
@@ -83,7 +83,7 @@ def test_many_files_are_listed_in_short(tmp_path):
     assert time.process_time() - start < 1
     lines = inventory.lines()
     assert lines[0] == "used: 200 images, 200 labels"
-    assert lines[1] == "left out, no supported image format: 300 files"
+    assert lines[1] == "left out (not in a supported image format): 300 files"
     assert lines[-1].endswith("and 280 more (--json lists all)")
     assert len(lines) < 12
     assert all(len(line) < 80 for line in lines)

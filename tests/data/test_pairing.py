@@ -262,7 +262,7 @@ def test_long_names_of_cases_are_refused(tmp_path):
     make_files(tmp_path, "labels/a.png")
     cases, source = find(tmp_path)
     assert list(cases) == ["a", f"{folder}_b"]
-    assert "gives its case a name of over 240 bytes" in str(source.files.refused)
+    assert "has a name of more than 240 bytes" in str(source.files.refused)
 
 
 def test_linked_folders_are_searched_but_not_in_circles(tmp_path):
@@ -279,12 +279,12 @@ def test_linked_folders_are_searched_but_not_in_circles(tmp_path):
 LEFT_OUT = {
     "labels/b_mask.png": "no image has the name of this label",
     "images/x_mask.png": "no image has the name of this label",
-    "images/film.avi": "no supported image format",
-    "images/a/b/c.png": "more than one folder down, which is not searched",
+    "images/film.avi": "not in a supported image format",
+    "images/a/b/c.png": "nested more than one folder deep, which is not searched",
     "imagesTs/t.png": "the test images of nnU-Net; predict their masks with crkd predict",
     "other/a.png": "in other/, which is not searched",
     "masks/a.png": "in masks/, which is not searched",
-    "b.png": "beside the folder of the images, which alone is searched",
+    "b.png": "outside the folders of images and labels",
 }
 
 
@@ -355,7 +355,7 @@ def test_images_to_predict(tmp_path, monkeypatch):
     make_files(tmp_path / "scans", "a.png", "a_mask.png", "b_gt.png", "about.txt", "masks/a.png")
     images, notes = images_in(tmp_path / "scans", out)
     assert names(tmp_path / "scans", images) == ["a.png"]
-    assert notes == ["left out, a mask by its name: a_mask.png, b_gt.png"]
+    assert notes == ["left out (a mask by its name): a_mask.png, b_gt.png"]
     make_files(
         tmp_path / "cases", "c1/t1.nii.gz", "c1/t1_seg.nii.gz", "c2/t1.nii.gz", "out/t1.nii.gz"
     )
@@ -370,4 +370,4 @@ def test_labels_of_a_dataset_are_not_predicted(tmp_path):
     make_files(tmp_path, "imagesTr/a.png", "imagesTs/b.png", "labelsTr/a.png", "labelsTs/b.png")
     images, notes = images_in(tmp_path, tmp_path / "out")
     assert names(tmp_path, images) == ["imagesTr/a.png", "imagesTs/b.png"]
-    assert notes == ["left out, in a folder of labels: labelsTr/a.png, labelsTs/b.png"]
+    assert notes == ["left out (in a folder of labels): labelsTr/a.png, labelsTs/b.png"]

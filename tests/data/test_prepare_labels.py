@@ -80,7 +80,10 @@ def test_masks_of_different_classes_must_not_overlap(save):
     root = save("a", a_mask_liver=box(1, 0, 4), a_mask_heart=box(1, 3, 6), a_mask_lung=box(1, 9, 9))
     report, store = run(Folder(), root)
     (error,) = report.errors
-    assert "a_mask_heart.png and labels/a_mask_liver.png give 30 pixels" in error.what
+    assert (
+        "a_mask_heart.png and labels/a_mask_liver.png assign different classes to 30 pixels"
+        in error.what
+    )
     assert not store.exists()
 
 

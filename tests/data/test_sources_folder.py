@@ -223,9 +223,9 @@ def test_left_out_files_are_noted(make_raw, prepared):
     (root / "images/film.avi").write_bytes(b"x")
     (root / "images/.DS_Store").write_bytes(b"x")
     notes = " ".join(prepared("mine", root).index.notes)
-    assert "no image has the name of this label: labels/other.png, labels/pta01.png" in notes
+    assert "no image has the name of this label): labels/other.png, labels/pta01.png" in notes
     assert "pta01: did you mean Pat01?" in notes
-    assert "left out, no supported image format: images/film.avi" in notes
+    assert "left out (not in a supported image format): images/film.avi" in notes
 
 
 def write_table(root, *lines):

@@ -352,8 +352,7 @@ def test_parts_of_public_datasets_that_lack_a_class_are_noted(make_store):
     assert new.split == official.split("acdc", "3")
     assert new.notes == (
         "warning: classes that no labeled case contains, so not learned: a (1)",
-        "warning: classes that no val case contains, so not considered when checkpoints are "
-        "chosen: a (1)",
+        "warning: classes that no val case contains, so not used to choose best.pth: a (1)",
         "warning: classes that no test case contains, so not scored: a (1)",
         "warning: classes that no case contains: b (2)",
     )

@@ -9,7 +9,7 @@ from crkd_cli.data.raw.voxels import CHUNK_BYTES
 from crkd_cli.errors import CrkdError
 
 PNG_SIGNATURE_BYTES = 8
-# Every scan of a progressive JPG visits all pixels; usual are at most a dozen.
+# Every scan of a progressive JPG visits all pixels; most files have at most a dozen.
 MAX_SCANNED_PIXELS = 4e9
 START_OF_SCAN = b"\xff\xda"
 # Tags of a TIFF.
@@ -19,7 +19,7 @@ CHUNKS = ((273, 279), (324, 325))  # offsets and sizes of strips, and of tiles
 
 
 def check_png(path: Path) -> None:
-    """Raise ValueError or EOFError unless the checksums of all chunks are right."""
+    """Raise ValueError or EOFError unless the checksums of all chunks are correct."""
     content = memoryview(path.read_bytes())
     start, name = PNG_SIGNATURE_BYTES, b""
     while name != b"IEND":
@@ -35,14 +35,14 @@ def check_png(path: Path) -> None:
 
 
 def check_jpeg(path: Path, pixels: int) -> None:
-    """Raise CrkdError if a JPG makes the decoder visit its pixels over and over."""
+    """Raise CrkdError if a JPG makes the decoder visit its pixels too often."""
     scans = path.read_bytes().count(START_OF_SCAN)
     if scans * pixels > MAX_SCANNED_PIXELS:
         raise CrkdError(f"{path} stores its pixels in {scans} scans; save it as PNG")
 
 
 def check_tiff_page(path: Path, tags: Any) -> None:
-    """Raise ValueError or EOFError unless the checksums of a page with these `tags` are right."""
+    """Raise ValueError or EOFError unless the checksums of a page with these `tags` are correct."""
     if tags.get(COMPRESSION) not in DEFLATE:
         return
     with path.open("rb") as file:

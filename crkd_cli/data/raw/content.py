@@ -1,4 +1,4 @@
-"""Tell what a file contains by its first bytes, whatever its name says."""
+"""Identify the format of a file by its first bytes, regardless of its name."""
 
 from typing import NamedTuple
 
@@ -56,7 +56,7 @@ MAGIC = (
     (b"MATLAB 5.0", Content("a MATLAB file", (), "save it as NIfTI, PNG or h5")),
     (
         b"version https://git-lfs",
-        Content("a link of Git LFS", (), "get the file with git lfs pull"),
+        Content("a Git LFS pointer", (), "get the file with git lfs pull"),
     ),
 )
 

@@ -21,7 +21,7 @@ from crkd_cli.text import shorten
 MB = 1 << 20
 MAX_FRUITLESS_TRIES = 5  # in a row, without receiving a byte
 TIMEOUT_S = 60
-RESERVED_BYTES = 100 * MB  # of the disk, that a file of unknown size must leave free
+RESERVED_BYTES = 100 * MB  # of free space, left by a download of unknown size
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Remote:
 def fetch(remote: Remote, folder: Path, progress: Progress, notify: Notify) -> Path:
     """Download `remote` into `folder`, or resume an earlier download.
 
-    If $CRKD_MIRROR is set, it replaces the URL up to the file name. Files come by https, or by http
-    from a mirror that has such a URL. Raises CrkdError, which says what to do.
+    If $CRKD_MIRROR is set, it replaces the URL up to the file name; only a mirror may use http
+    instead of https. Raises CrkdError, which says what to do.
     """
     url = remote.url
     if mirror := os.environ.get("CRKD_MIRROR"):
@@ -71,7 +71,7 @@ class _InterruptedError(Exception):
 
 
 def _download(url: str, part: Path, progress: Progress, notify: Notify) -> None:
-    """Connect again and again until `part` is complete."""
+    """Reconnect until `part` is complete, or nothing is received several times in a row."""
     fruitless = 0
     while fruitless < MAX_FRUITLESS_TRIES:
         size_before = _size(part)
@@ -173,9 +173,9 @@ class _Redirects(HTTPRedirectHandler):
 def _check_headers(
     url: str, part: Path, received: int, response: http.client.HTTPResponse
 ) -> tuple[int, int | None]:
-    """Return how many bytes precede those that come, and how long the file is, if it is stated.
+    """Return the offset of the response in the file, and the length of the file if it is stated.
 
-    Raises CrkdError for what cannot be the file, and _InterruptedError for other bytes of it.
+    Raises CrkdError if this cannot be the file, and _InterruptedError if it is another part of it.
     """
     headers = response.headers
     encoding = headers.get("Content-Encoding", "identity").strip().lower()
@@ -228,7 +228,7 @@ def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
 
 
 def _announce(url: str, part: Path, received: int, total: int | None, notify: Notify) -> None:
-    """Tell the size of the download. Raises CrkdError if there is not enough space for it."""
+    """Announce the size of the download. Raises CrkdError if there is not enough space for it."""
     if total is None:
         notify(f"downloading {url} to {part.parent} (the server does not state its size)")
         return

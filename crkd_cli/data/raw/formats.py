@@ -26,7 +26,7 @@ from crkd_cli.paths import atomic_write
 SUFFIXES = (*pictures.SUFFIXES, *medical.SUFFIXES, *hdf5.SUFFIXES)
 DATA_SUFFIXES = (".img", ".raw", ".zraw")  # of the files that belong to a header
 MAX_CHANNEL_SPREAD = 32  # JPEG compression separates equal channels by no more than this
-# A mask is one file without loss, so it has another suffix than these images.
+# Masks are lossless single files, so those of images with these suffixes have another one.
 MASK_SUFFIXES = {
     ".jpg": ".png",
     ".jpeg": ".png",
@@ -40,7 +40,7 @@ MASK_SUFFIXES = {
 
 @dataclass(frozen=True)
 class Volume:
-    """An image, and what `write_label` needs to write a mask that lies on it."""
+    """An image, and what `write_label` needs to write a mask with the same geometry."""
 
     array: NDArray[Any]  # [C, *S]
     spacing_mm: tuple[float, ...] | None  # per axis of *S; None if the file does not state it
@@ -213,7 +213,7 @@ def _smallest(array: NDArray[Any]) -> NDArray[Any]:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[str]:
-    """Yield the suffix of `path`, and turn whatever a reader raises into a one-line CrkdError."""
+    """Yield the suffix of `path`, and turn all exceptions of readers into a one-line CrkdError."""
     kind, is_recognized = _checked_suffix(path)
     try:
         with enough_memory(path):
@@ -224,7 +224,7 @@ def _readable(path: Path) -> Iterator[str]:
         raise CrkdError(
             f"{path} cannot be read, it may be damaged or malicious: {error}; copy it again"
         ) from None
-    except Exception as error:  # damaged files fail in many ways, which all mean the same
+    except Exception as error:  # damaged files fail in many ways
         reason = " ".join(str(error).split())[-160:] or type(error).__name__
         alternative = "damaged" if is_recognized else "in another format"
         raise CrkdError(
@@ -235,7 +235,7 @@ def _readable(path: Path) -> Iterator[str]:
 def _checked_suffix(path: Path) -> tuple[str, bool]:
     """Return the suffix of `path`, and whether its content is recognized.
 
-    Raises CrkdError if the content is of another kind than the suffix says.
+    Raises CrkdError if the content does not match the suffix.
     """
     check_regular(path)
     try:
@@ -259,7 +259,7 @@ def _checked_suffix(path: Path) -> tuple[str, bool]:
 
 
 def _unexpected(path: Path, kind: str, actual: content.Content) -> str:
-    """Say what a file is instead of what its suffix says, and what to do."""
+    """Describe a file whose content does not match its suffix, and say what to do."""
     name = f" with a name that ends in {kind}" if kind else ""
     advice = actual.advice or f"end its name in {actual.suffixes[0]}"
     return f"{path} is {actual.name}{name}; {advice}"

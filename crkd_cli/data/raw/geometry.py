@@ -1,4 +1,4 @@
-"""Where the voxels of a medical file lie in space, and whether two files agree about it."""
+"""The positions of voxels in space, and the distance between those of two files."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -24,10 +24,10 @@ class Geometry:
     header: Any = None  # what the writer of the format copies to a mask
 
     def distance(self, other: "Geometry", size: tuple[int, ...]) -> float:
-        """Return how far in mm a voxel of this file lies from the same voxel of `other` at most.
+        """Return the largest distance in mm between a voxel of this file and that of `other`.
 
-        `size` is the number of voxels per axis, x first. Where a file contradicts itself, its best
-        statement counts. If a file does not state its orientation, the spacings are compared.
+        `size` is the number of voxels per axis, x first. If a header contradicts itself, the
+        closest affine counts. If a file does not state its orientation, the spacings are compared.
         """
         pairs = [pair for pair in product(self.affines, other.affines) if _comparable(*pair)]
         if not pairs:
@@ -37,7 +37,7 @@ class Geometry:
         # The distance is a convex function of the index, so it is largest in a corner.
         last = [(0, count - 1) for count in size]
         corners = np.array([(*corner, 1) for corner in product(*last)], dtype=np.float64).T
-        distances = (np.linalg.norm((one - two) @ corners, axis=0).max() for one, two in pairs)
+        distances = (np.linalg.norm((a - b) @ corners, axis=0).max() for a, b in pairs)
         return float(min(distances))
 
     def __str__(self) -> str:
@@ -73,8 +73,8 @@ def decompose(affine: Affine) -> tuple[tuple[float, ...], tuple[float, ...], NDA
     return tuple(spacing.tolist()), tuple(lps[:, -1].tolist()), axes / spacing
 
 
-def _comparable(one: Affine, two: Affine) -> bool:
-    return one.shape == two.shape
+def _comparable(a: Affine, b: Affine) -> bool:
+    return a.shape == b.shape
 
 
 def _scaling(spacing: tuple[float, ...]) -> Affine:

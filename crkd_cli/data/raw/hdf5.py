@@ -61,9 +61,9 @@ def write(path: Path, label: NDArray[Any]) -> None:
 
 
 def _numbers(file: Any, path: Path, name: str) -> Any:
-    """Return the array `name` of an open file, which contains its numbers itself.
+    """Return the array `name` of an open file.
 
-    Raises CrkdError if there is no such array.
+    Raises CrkdError if there is none, or if its numbers are in another file.
     """
     import h5py
 

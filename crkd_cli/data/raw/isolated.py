@@ -1,4 +1,4 @@
-"""The process that `isolation` calls functions in."""
+"""The process in which `isolation` calls functions."""
 
 import faulthandler
 import json
@@ -20,11 +20,11 @@ READY = b"ready\n"  # the first line of the output
 
 def serve() -> None:
     """Answer requests until the input ends: a line of JSON, then the bytes of the arrays."""
-    for name in ("SIGINT", "SIGHUP"):  # are for the process that calls; Windows lacks SIGHUP
+    for name in ("SIGINT", "SIGHUP"):  # the calling process handles them; Windows lacks SIGHUP
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     output = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is not an answer
+    os.dup2(2, 1)  # output of libraries is not an answer
     output.write(READY)
     output.flush()
     with Path(os.devnull).open("w") as nowhere:
@@ -61,7 +61,7 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
 
 
 def _write(output: IO[bytes], answer: dict[str, Any], arrays: list[Any]) -> bool:
-    """Write an answer; return False if nobody reads it any more."""
+    """Write an answer; return False if the calling process has ended."""
     try:
         output.write(json.dumps(answer).encode("ascii") + b"\n")
         for array in arrays:
@@ -73,7 +73,7 @@ def _write(output: IO[bytes], answer: dict[str, Any], arrays: list[Any]) -> bool
 
 
 def _limit_memory() -> None:
-    """Let this process use what is free now; beyond that, it gets a MemoryError (Linux only)."""
+    """Limit this process to the memory that is free now; more is a MemoryError (Linux only)."""
     free = available_memory()
     statistics = Path("/proc/self/statm")
     if free is None or not statistics.exists():

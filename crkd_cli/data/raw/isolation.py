@@ -1,7 +1,7 @@
 """Call functions in a separate process, where a library may crash, hang or run out of memory.
 
-There is one such process. It is started at the first call, and it ends with this one, however this
-one ends. It is a new interpreter that imports what it calls, and works alike on all platforms.
+The process is a new interpreter, started at the first call. It reads requests from a pipe, so it
+ends when this process ends, even if this one is killed.
 """
 
 import atexit
@@ -26,7 +26,7 @@ PROGRAM = (
     "from crkd_cli.data.raw.isolated import serve; serve()"
 )
 BASE_SECONDS = 15.0
-BYTES_PER_SECOND = 1e6  # of the slowest disk and the best compression that are waited for
+BYTES_PER_SECOND = 1e6  # the slowest reading that is waited for
 
 
 class IsolatedProcessError(Exception):
@@ -52,7 +52,7 @@ def call_isolated(function: Callable[..., tuple[Any, ...]], path: Path, *args: A
 
 
 class _Process:
-    """The other process, started when it is needed and again after it has crashed."""
+    """The other process, started when needed and restarted after a crash."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -62,7 +62,7 @@ class _Process:
         with self._lock:
             try:
                 answer = self._exchange(request)
-            except BaseException:  # Ctrl-C too: what it still answers belongs to this request
+            except BaseException:  # Ctrl-C too: else the next request gets a late answer
                 self._stop()
                 raise
         if "error" in answer:
@@ -123,7 +123,7 @@ class _Process:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                with suppress(OSError):  # a request that was not written
+                with suppress(OSError):  # an unwritten request
                     stream.close()
         self._process = None
 

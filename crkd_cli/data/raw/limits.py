@@ -1,4 +1,4 @@
-"""Check a foreign file before its content is read: what it is, and how much it declares."""
+"""Check a foreign file before its content is read: its type, and the size that it declares."""
 
 import os
 import stat
@@ -22,9 +22,9 @@ CGROUP_FILES = (
 
 
 def check_regular(path: Path) -> None:
-    """Raise CrkdError unless `path` is a regular file, which is not opened for that.
+    """Raise CrkdError unless `path` is a regular file.
 
-    Opening a pipe could wait forever.
+    It is not opened, because opening a pipe could block.
     """
     try:
         mode = path.stat().st_mode

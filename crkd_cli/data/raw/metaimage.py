@@ -57,7 +57,7 @@ class _Header:
         return next((self._fields[name] for name in lower if name in self._fields), default)
 
     def is_true(self, *names: str) -> bool:
-        """Return whether a field is True; by default it is not."""
+        """Return whether a field is True; a missing field is not."""
         text = self.get(*names, default="false").lower()
         if text not in ("true", "false", "1", "0"):
             raise ValueError(f"{names[0]} is {text!r}")

@@ -125,7 +125,7 @@ def _voxels(path: Path, header: Any) -> _Voxels:
     is_pair = bytes(header["magic"]).startswith(b"ni")
     if is_pair != path.name.lower().endswith(".hdr"):
         name = ".hdr, beside its .img" if is_pair else ".nii"
-        raise CrkdError(f"{path} is a NIfTI file of the other kind; end its name in {name}")
+        raise CrkdError(f"{path} has the wrong suffix for its NIfTI header; end its name in {name}")
     if is_pair:
         image = data_file(path)
         if image is None:
@@ -187,7 +187,7 @@ def _scale(array: NDArray[Any], header: Any) -> NDArray[Any]:
     is_stated = math.isfinite(slope) and slope != 0
     if not is_stated or (slope, intercept) == (1, 0) or int(header["datatype"]) in (RGB, RGBA):
         return array
-    # float32 represents the values of 16 bits; the result is as exact as the header's numbers.
+    # float32 holds 16-bit values; the result is as exact as the numbers in the header.
     dtype = np.float32 if array.dtype.itemsize <= 2 else np.float64
     scaled: NDArray[Any] = array.astype(np.result_type(array, dtype))
     scaled *= slope
@@ -214,7 +214,7 @@ def _geometry(header: Any) -> Geometry:
 
 
 def _with_spacing(affine: Affine, spacing: tuple[float, ...] | None) -> Affine:
-    """Return an affine as ITK reads it: with the spacing of pixdim, whatever it says itself."""
+    """Return an affine as ITK reads it: scaled to the spacing of pixdim."""
     columns = affine.copy()
     columns[:, :-1] *= np.asarray(spacing) / np.linalg.norm(affine[:, :-1], axis=0)
     return columns

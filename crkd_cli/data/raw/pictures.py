@@ -1,8 +1,8 @@
 """Read, write and resize PNG, JPG, TIFF, BMP and GIF files with Pillow.
 
-The content determines the format, among these five. Pictures are turned as their EXIF orientation
-says, as viewers show them. TIFF files, which a native library decodes, are read in a separate
-process.
+The format is that of the content, not of the suffix. Pictures are rotated by their EXIF
+orientation, as viewers show them. TIFF files, which a native library decodes, are read in a
+separate process.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
 PLUGINS = ("PNG", "JPEG", "TIFF", "BMP", "GIF")
 GRAY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 COLOR_MODES = ("P", "PA", "RGB", "RGBA")
-# What Pillow multiplies gray values of 2 and 4 bits with.
+# The factors by which Pillow multiplies gray values of 2 and 4 bits.
 STRETCH = {"L;2": 85, "L;4": 17}
 ORIENTATION = 274  # EXIF; from 5 on, the axes are swapped
 # Tags of a TIFF.
@@ -162,7 +162,7 @@ def _open(path: Path) -> Iterator[Any]:
 
 
 def _unidentified(path: Path) -> Exception:
-    """Return the reason for which Pillow does not open a picture."""
+    """Return why Pillow does not open a picture."""
     from PIL import TiffImagePlugin
 
     if _kind(path) == content.TIFF:
@@ -244,7 +244,7 @@ def _checked_mode(picture: Any, path: Path) -> str:
 
 
 def _raw_mode(picture: Any) -> str:
-    """Return how the values of a page are stored, in Pillow's words, or ""."""
+    """Return Pillow's raw mode, which says how the values of a page are stored, or ""."""
     if not picture.tile:
         return ""
     arguments = picture.tile[0][3]

@@ -1,4 +1,4 @@
-"""Read the voxels of a file, as many as its header declares, and check their checksums."""
+"""Read exactly the voxels that a header declares, and verify their checksums."""
 
 import zlib
 from collections.abc import Iterator

@@ -21,9 +21,9 @@ from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
 from crkd_cli.progress import Advance
 
-# Up to so many times their spread from 0, values are exact to 1e-6 of it.
+# Values at most this many times their spread away from 0 are exact to 1e-6 of the spread.
 MAX_OFFSET_FLOAT32, MAX_OFFSET = 2.0**4, 2.0**33
-SMALLEST, LARGEST = 1e-140, 1e140  # the squares of values in between are exact, and their sums
+SMALLEST, LARGEST = 1e-140, 1e140  # squares of values in between do not overflow
 
 
 class Source(ABC):
@@ -36,8 +36,8 @@ class Source(ABC):
     Args:
         spacing_mm: Used where files do not state it; one number, or one per axis of *S.
         published_crop: Crop images around the label. For sources that override `crop`.
-        ignore: Label value of pixels that count in no loss and no score, whatever a description
-            says. For sources that decide which classes there are.
+        ignore: Label value to ignore, which overrides that of a description. For sources that
+            override `assign_classes`.
     """
 
     archives: ClassVar[tuple[str, ...]] = ()  # patterns of the names that users' archives have
@@ -106,7 +106,7 @@ class Source(ABC):
         Raises CrkdError if its values cannot be normalized, or if memory runs out.
         """
         with enough_memory(path):
-            # What overflows or underflows here is refused below, by name.
+            # Overflow is refused below, with the file's name.
             with np.errstate(all="ignore"):
                 array = self.normalize(volume.array, path, spec)
             if array.dtype.kind == "f" and not np.isfinite(array).all():

@@ -1,7 +1,7 @@
 """A user's own dataset: `images/` and `labels/` (or `masks/`), 2D or 3D.
 
 Images without a label are unlabeled. A description in `dataset.yaml` (or nnU-Net's `dataset.json`)
-says what cannot be inferred. Without `patients.csv`, every image is a patient.
+states what cannot be inferred. Without `patients.csv`, every image is a patient.
 """
 
 import re
@@ -31,7 +31,7 @@ from crkd_cli.text import printable
 
 @SOURCES.register
 class Folder(Source):
-    """Decides from the files what the dataset is: 2D or 3D, color or gray, which classes."""
+    """Infers from the files whether the dataset is 2D or 3D, color or gray, and its classes."""
 
     where = "give a folder with images/ and labels/"
     reads_description = True
@@ -55,7 +55,7 @@ class Folder(Source):
     def spec(self, name: str, cases: list[RawCase]) -> DatasetSpec:
         dims, is_color = _most_common_layout(cases)
         modality = self._modality(dims, is_color)
-        kinds: dict[ChannelModality, tuple[Modality, Intensity]] = {
+        stored_as: dict[ChannelModality, tuple[Modality, Intensity]] = {
             "RGB": ("rgb", "uint8"),
             "gray": ("gray", "minmax"),
             "MR": ("mr", "zscore"),
@@ -71,9 +71,9 @@ class Folder(Source):
             source="folder",
             classes=(),
             channels=3 if modality == "RGB" else 1,
-            modality=kinds[modality][0],
+            modality=stored_as[modality][0],
             dims=2 if dims == 2 else 3,
-            intensity=kinds[modality][1],
+            intensity=stored_as[modality][1],
             ignore=self.description.ignore,
             description=self.description,
         )
@@ -85,7 +85,7 @@ class Folder(Source):
         return decide_classes(labels, spec.description.classes, spec.ignore, unreadable)
 
     def _read_description(self, root: Path, base: str, files: Sequence[RawFile]) -> None:
-        """Read the description, if there is one; one in the root wins, and YAML."""
+        """Read the description, if there is one: YAML before JSON, in the root before `base`."""
         names = [f"{folder}{name}" for name in FILES for folder in dict.fromkeys(("", base))]
         existing = {file.name: file.path for file in files if file.name in names}
         described = [name for name in names if name in existing]
@@ -102,8 +102,8 @@ class Folder(Source):
             numbered = (file.name for file in files if "_0000." in file.name)
             example = re.sub(r"[^/]+_0000", "{name}_0000", next(numbered, "{name}_t1.nii.gz"))
             raise CrkdError(
-                f"{root / first} describes {len(channels)} channels ({channel_names}), but this "
-                "version reads one; describe one in dataset.yaml, and choose its files with a line "
+                f"{root / first} describes {len(channels)} channels ({channel_names}), but only "
+                "one is supported; describe one in dataset.yaml, and choose its files with a line "
                 f'such as images: "{printable(example)}"'
             )
 
@@ -116,22 +116,22 @@ class Folder(Source):
         modality = channel.modality or inferred
         if modality == "RGB" and not is_color:
             raise CrkdError(
-                "the modality RGB is described, but most images have no colors; describe another "
-                "one (gray, MR or CT), or drop the line"
+                "the description says RGB, but most images have no colors; give another modality "
+                "(gray, MR or CT), or drop the line"
             )
         channels = (Channel(name=channel.name, modality=modality),)
         self.description = msgspec.structs.replace(self.description, channels=channels)
         return modality
 
     def _group_by_patient(self, cases: list[RawCase], root: Path, base: str) -> list[RawCase]:
-        """Set the groups of `cases` to the patients, if something says which they are."""
+        """Set the groups of `cases` to their patients, if these are known."""
         given = self.description.patients
         if given is not None and not given.lower().endswith(".csv"):
             return group_by_pattern(cases, root, given)
         table = root / (given or f"{base}{TABLE}")
         if not table.exists():
             if given is not None:
-                raise CrkdError(f"{table} does not exist; correct the line patients")
+                raise CrkdError(f"{table} does not exist; correct patients in the description")
             return cases
         self.files.used[table] = "table of patients"
         name = table.relative_to(root).as_posix()

@@ -229,7 +229,7 @@ def test_the_content_counts_not_the_suffix(tmp_path, kind):
         (b"NRRD0004\n", r"is an NRRD file .*; end its name in \.nrrd"),
         (b"\x89HDF\r\n\x1a\n", r"is an HDF5 file .*; end its name in \.h5"),
         (bytes(344) + b"n+1\0", r"is a NIfTI file .*; end its name in \.nii"),
-        (b"version https://git-lfs.github.com", "is a link of Git LFS .*; get the file with git"),
+        (b"version https://git-lfs.github.com", "is a Git LFS pointer .*; get the file with git"),
     ],
 )
 def test_intact_files_of_another_kind_are_named(tmp_path, content, message):
