@@ -20,26 +20,34 @@ def main() -> None:
 def page(text: str, folder: Path) -> str:
     """Return `text` with the tables between their marks."""
     for name, make in (("inputs", inputs_table), ("races", races_table)):
-        made = make(read_json(folder / f"reliability-{name}.json"))
-        source = f"reliability-{name}.json"
+        files = sorted(folder.glob(f"reliability-{name}*.json"))
+        records = [{**read_json(file), "file": file.name} for file in files]
+        made = "\n".join([make(records), *map(circumstances, records)]) + "\n"
         marks = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
-        made = f"{made}\n{circumstances(read_json(folder / source))} {link(source)}.\n"
         text = re.sub(marks, lambda _, made=made: made, text, flags=re.DOTALL)
     return text
 
 
-def inputs_table(record: Record) -> str:
-    """Return the number of inputs and of faults by what was damaged."""
-    rows = [[row["what"], f"{row['inputs']:,}", str(row["faults"])] for row in record["rows"]]
-    inputs, faults = (sum(row[key] for row in record["rows"]) for key in ("inputs", "faults"))
-    rows.append(["all", f"{inputs:,}", str(faults)])
+def inputs_table(records: list[Record]) -> str:
+    """Return the number of inputs and of faults by what was damaged, in all records."""
+    counts: dict[str, list[int]] = {}
+    for row in (row for record in records for row in record["rows"]):
+        for name in (row["what"], "all"):
+            inputs, faults = counts.get(name, [0, 0])
+            counts[name] = [inputs + row["inputs"], faults + row["faults"]]
+    counts["all"] = counts.pop("all")  # the last row
+    rows = [[name, f"{inputs:,}", str(faults)] for name, (inputs, faults) in counts.items()]
     return table(["damaged", "inputs", "faults"], rows)
 
 
-def races_table(record: Record) -> str:
+def races_table(records: list[Record]) -> str:
     """Return the number of trials and of faults by command."""
     keys = ("trials", "started", "stopped", "faults")
-    rows = [[f"`{row['command']}`", *(str(row[key]) for key in keys)] for row in record["rows"]]
+    rows = [
+        [f"`{row['command']}`", *(str(row[key]) for key in keys)]
+        for record in records
+        for row in record["rows"]
+    ]
     return table(["command", "trials", "started", "stopped by a signal", "faults"], rows)
 
 
@@ -47,7 +55,7 @@ def circumstances(record: Record) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return (
         f"`{record['command']}`, commit {record['commit']}, {record['date']}, "
-        f"{record['machine']}, {versions};"
+        f"{record['machine']}, {versions}; {link(record['file'])}.\n"
     )
 
 

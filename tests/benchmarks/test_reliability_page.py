@@ -26,13 +26,14 @@ def test_tables_have_the_figures_of_the_records(tmp_path: Path) -> None:
         {"what": "pictures", "inputs": 1200, "faults": 1},
         {"what": "splits", "inputs": 34, "faults": 2},
     ]
-    write_json({**FACTS, "rows": rows}, tmp_path / "reliability-inputs.json")
+    write_json({**FACTS, "rows": rows}, tmp_path / "reliability-inputs-1.json")
+    write_json({**FACTS, "rows": rows[:1]}, tmp_path / "reliability-inputs-2.json")
     race = {"command": "train", "trials": 20, "started": 47, "stopped": 30, "faults": 0}
     write_json({**FACTS, "rows": [race]}, tmp_path / "reliability-races.json")
     page = reliability_page.page(MARKS, tmp_path)
-    assert "| pictures | 1,200 | 1 |" in page
-    assert "| all | 1,234 | 3 |" in page
+    assert "| pictures | 2,400 | 2 |" in page
+    assert "| all | 2,434 | 4 |" in page
     assert "| `train` | 20 | 47 | 30 | 0 |" in page
     assert page.startswith("a\n<!-- inputs -->\n| damaged |")
     assert "old" not in page
-    assert page.count("commit abc1234, 2026-01-02, AMD EPYC, 2 cores, torch 2.13.0;") == 2
+    assert page.count("commit abc1234, 2026-01-02, AMD EPYC, 2 cores, torch 2.13.0;") == 3
