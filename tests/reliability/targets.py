@@ -315,7 +315,7 @@ NAMES = (
     "[bold",
     "[red]x",
     "\x1b[31mred",
-    "=cmd|' /C calc'!A0",
+    "=cmd|'C calc'!A0",
     "+1",
     "-x",
     "@x",
