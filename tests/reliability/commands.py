@@ -104,6 +104,8 @@ def start(arguments: Sequence[object], folder: Path, output: Path | None = None)
     """
     output = output or folder
     stdout, stderr = Path(f"{output}.out"), Path(f"{output}.err")
+    for path in (stdout, stderr):  # a signal may come before the child creates them
+        path.write_bytes(b"")
     sys.stdout.flush()
     sys.stderr.flush()
     started = time.monotonic()
