@@ -174,7 +174,7 @@ WRITING = pytest.mark.parametrize(
             "--out {disk}/run",
             "config.yaml",
         ),
-        ("evaluate {flat} --data-root {root} --out {disk}/scores", "cases.csv"),
+        ("evaluate {flat} --data-root {root} --out {disk}/scores", "summary.json"),
         ("compare {scored} --out {disk}/table", "comparison.json"),
         ("predict {here}/a.png --checkpoint {flat} --out {disk}/masks", "a.png"),
         ("predict {here}/a.png --checkpoint {flat} --out {disk}/masks --overlay", "overlays/a.png"),

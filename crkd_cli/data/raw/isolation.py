@@ -8,6 +8,7 @@ import atexit
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -48,7 +49,7 @@ def call_isolated(function: Callable[..., tuple[Any, ...]], path: Path, *args: A
         "args": args,
         "seconds": seconds,
     }
-    return _PROCESS.call(json.dumps(request).encode("ascii"))
+    return _PROCESS.call(json.dumps(request).encode("ascii"), seconds)
 
 
 class _Process:
@@ -57,11 +58,12 @@ class _Process:
     def __init__(self) -> None:
         self._lock = Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._deadline = 0.0  # when the process ends itself
 
-    def call(self, request: bytes) -> tuple[Any, ...]:
+    def call(self, request: bytes, seconds: float) -> tuple[Any, ...]:
         with self._lock:
             try:
-                answer = self._exchange(request)
+                answer = self._exchange(request, seconds)
             except BaseException:  # Ctrl-C too: else the next request gets a late answer
                 self._stop()
                 raise
@@ -76,13 +78,14 @@ class _Process:
             self._process.stdin.close()
             self._stop()
 
-    def _exchange(self, request: bytes) -> dict[str, Any]:
+    def _exchange(self, request: bytes, seconds: float) -> dict[str, Any]:
         """Send a request and return the answer, with its arrays."""
         if self._process is None or self._process.poll() is not None:
             self._stop()
             self._process = _start()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._deadline = time.monotonic() + seconds
         try:
             self._process.stdin.write(request + b"\n")
             self._process.stdin.flush()
@@ -113,8 +116,8 @@ class _Process:
     def _reason(self) -> str:
         assert self._process is not None
         code = self._process.wait()
-        # The timer ends the process with 1, a crash with a signal.
-        return "reading it takes too long" if code == 1 else f"reading it crashes ({code})"
+        is_late = time.monotonic() >= self._deadline
+        return "reading it takes too long" if is_late else f"reading it crashes ({code})"
 
     def _stop(self) -> None:
         if self._process is None:
