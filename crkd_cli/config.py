@@ -19,7 +19,8 @@ from crkd_cli.yaml_text import load_yaml, parse_yaml
 
 # No run needs more: beyond these limits, numbers can only be mistakes.
 Positive = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
-Size = Annotated[int, msgspec.Meta(ge=1, le=2**16)]  # of a batch, an axis or a layer
+BatchSize = Annotated[int, msgspec.Meta(ge=1, le=2**12)]
+Size = Annotated[int, msgspec.Meta(ge=1, le=2**16)]  # of an axis or a layer
 NonNegative = Annotated[float, msgspec.Meta(ge=0.0, le=1e6)]
 AboveZero = Annotated[float, msgspec.Meta(gt=0.0, le=1e6)]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
@@ -98,8 +99,8 @@ class DataConfig(Strict, frozen=True):
 
     name: FolderName  # dataset: a folder under prepared/
     frame: Frame
-    labeled_batch_size: Size
-    unlabeled_batch_size: Size
+    labeled_batch_size: BatchSize
+    unlabeled_batch_size: BatchSize
 
 
 class ModelConfig(Strict, frozen=True):

@@ -11,7 +11,7 @@ import yaml
 
 from crkd_cli.text import shorten
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 22  # a split of 100,000 patients
 _LARGEST = 2**63
 _TAGS = ("null", "bool", "int", "float", "str", "seq", "map")
 _PREFIX = "tag:yaml.org,2002:"

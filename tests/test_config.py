@@ -160,7 +160,7 @@ def test_numbers_without_limits_are_finite(tree, key):
         ("2024-13-45", "is not a configuration"),
         ("a: 1\na: 2", "is not valid YAML: a occurs twice, line 2"),
         ("a: &a [1]\nb: *a", "aliases are not read"),
-        ("#" * 11_000_000, "longer than 1 MB"),
+        ("#" * 11_000_000, "longer than 4 MB"),
     ],
     ids=range(6),
 )
