@@ -261,6 +261,7 @@ def write_evaluation(tmp_path: Path) -> EvaluationWriter:
             "checkpoint": f"runs/{run}/best.pth",
             "step": 10,
             "truth": "0" * 64,
+            "images": "0" * 64,
         }
         tree = {
             "train": {"seed": facts.get("seed", 1), "steps": 10},

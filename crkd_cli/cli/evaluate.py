@@ -9,7 +9,7 @@ import typer
 
 from crkd_cli.cli.console import command, info, narrow, progress, show
 from crkd_cli.cli.options import DataRoot, Device, Json, Quiet, Verbose
-from crkd_cli.metrics.names import format_values, higher_is_better, metric_heading
+from crkd_cli.metrics.names import class_heading, format_values, higher_is_better, metric_heading
 
 if TYPE_CHECKING:
     from crkd_cli.evaluation.evaluate import EvaluationReport
@@ -132,8 +132,8 @@ def _table(report: "EvaluationReport", metrics: Sequence[int]) -> "Table":
 
     classes = []
     for k, (name, scored) in enumerate(report.classes.items(), start=1):
-        label = name if scored.value == k else f"{name} ({scored.value})"
-        classes.append(row(label, scored.presence, scored.scores))
+        heading = class_heading(name, scored.value, k)
+        classes.append(row(heading, scored.presence, scored.scores))
     return Table(title, headings, 1, [classes, [row("mean", total, report.mean)]], notes)
 
 

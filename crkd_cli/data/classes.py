@@ -259,6 +259,11 @@ def _check_foreground(
     present = set().union(*(table.values() for table in tables))
     if present <= {0}:
         raise CrkdError(_why_only_background(unreadable))
+    if len(present) == 1 and any(0 in file.label.counts.keys() - file.meant for file in files):
+        raise CrkdError(
+            "without the ignored value 0, label files have one class and no background; ignore "
+            "another value, or state the background in dataset.yaml: classes: {background: 1, …}"
+        )
     constant = all(len(file.label.counts) == 1 for file in files)
     if constant or len(present) == 1:
         values = sorted(set().union(*(file.meant.values() for file in files)))
@@ -331,7 +336,11 @@ def _note_no_background(files: Sequence[_File], tables: Sequence[Numbers]) -> It
         if 0 not in table.values()
     ]
     if len(without) == len(files):
-        yield "no label has background (0)"
+        value = min(value for file in files for value in file.meant.values())
+        yield (
+            "no label has background (0); if one of the values is the background, state it in "
+            f"dataset.yaml, such as classes: {{background: {value}, …}}"
+        )
     elif without:
         yield f"labels without background (0): {_names(without)}"
 

@@ -22,7 +22,7 @@ from crkd_cli.data.splits import (
 )
 from crkd_cli.data.spreading import draw
 from crkd_cli.data.store import Store
-from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.errors import CrkdError, UsageError, pluralize
 
 # Shares of the labeled groups, for users' datasets.
 DEFAULT_TEST = "20%"
@@ -111,7 +111,9 @@ def _split_own_data(store: Store, labeled: str | None, val: str, test: str, seed
     notes = [f"{total} labeled patients: test {n_test} (--test {test}), val {n_val} (--val {val})"]
     unlabeled = len(store.groups) - total
     if unlabeled:
-        notes.append(f"{unlabeled} patients without a label train as unlabeled")
+        notes.append(
+            f"without a label, and so used as unlabeled: {pluralize(unlabeled, 'patient')}"
+        )
     return NewSplit(split, tuple(notes), missing=())
 
 

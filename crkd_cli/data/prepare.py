@@ -226,7 +226,7 @@ class _Preparation:
         count = len(self._results)
         labeled = sum(result.labeled for result in self._results)
         patients = len({result.raw.group for result in self._results})
-        of_patients = "" if patients == count else f" of {patients} patients"
+        of_patients = "" if patients == count else f" of {pluralize(patients, 'patient')}"
         shapes = [result.image.shape for result in self._results if result.image is not None]
         axes = list(zip(*shapes, strict=True))
         smallest = " × ".join(str(min(sides)) for sides in axes)

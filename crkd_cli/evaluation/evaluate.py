@@ -272,6 +272,7 @@ def _collect_facts(
         "checkpoint": unicode_path(checkpoint.path),
         "step": checkpoint.step,
         "truth": digest((case.id, case.label_sha256) for case in cases),
+        "images": digest((case.id, case.sha256) for case in cases),
         "interval": interval,
         "precision": precision,
         "trained_with": checkpoint.code_version,

@@ -20,6 +20,7 @@ from crkd_cli.evaluation.files import (
     read_summary,
     read_table,
 )
+from crkd_cli.metrics.names import class_heading
 from crkd_cli.metrics.presence import Presence, count_absent
 from crkd_cli.runtime.run_folder import result_checkpoint
 
@@ -46,10 +47,12 @@ class Facts(msgspec.Struct, frozen=True):
     checkpoint: str
     step: int
     truth: str  # digest of the labels scored against
+    images: str  # digest of the images
     config: dict[str, Any]  # resolved, as in the run's config.yaml
     classes: dict[str, ClassFacts]  # without the background
     mean: dict[str, Any]  # by metric
     cases_csv: TableFacts
+    other_data: bool = False  # the dataset had changed since the training
     method_sha256: str | None = None  # of the user's own method file, if the method is in one
 
     def settings(self) -> str:
@@ -85,6 +88,14 @@ class Evaluation:
     metrics: list[str]
     scores: NDArray[np.float64]  # [cases, classes, metrics], NaN if undefined
     presence: list[Presence]  # of every class
+
+    @property
+    def class_headings(self) -> dict[str, str]:
+        """The classes as in tables: "tumor (7)", or the name alone if the value is the number."""
+        return {
+            name: class_heading(name, value, number)
+            for number, (name, value) in enumerate(self.classes.items(), start=1)
+        }
 
     @property
     def checkpoint(self) -> Path:

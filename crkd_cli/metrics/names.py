@@ -1,4 +1,4 @@
-"""How a metric's column name (dice, hd95_mm, nsd_2mm) reads in a table, and which way is better."""
+"""How metrics (dice, hd95_mm, nsd_2mm) and classes read in a table, and which way is better."""
 
 import math
 
@@ -11,6 +11,11 @@ def metric_heading(metric: str) -> str:
     if name == "nsd":
         return f"NSD % at {unit}"
     return f"{name.upper()} {unit}" if unit else f"{name.capitalize()} %"
+
+
+def class_heading(name: str, value: int, number: int) -> str:
+    """Return the heading of a class: with its value in label files, unless that is its number."""
+    return name if value == number else f"{name} ({value})"
 
 
 def format_values(metric: str, *values: float) -> list[str]:

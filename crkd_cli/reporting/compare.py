@@ -95,6 +95,11 @@ class Comparison:
             "p (Holm): adjusted over all pairs of methods for the same score.",
         ]
 
+    def other_data(self) -> list[str]:
+        """List in sentences the runs that were scored on other data than they were trained on."""
+        runs = [run for entry in self.entries for run in entry.runs if run.facts.other_data]
+        return [f"{run.folder}: the dataset had changed since the training." for run in runs]
+
     def differing_settings(self) -> list[str]:
         """List in sentences the settings, other than a method's own, in which methods differ."""
         values: dict[str, dict[str, list[str]]] = {}  # setting → value → methods
@@ -130,6 +135,7 @@ class Comparison:
             "patients": len(set(self.common.groups)),
             "explanation": self.explanation(),
             "unequal": self.differing_settings(),
+            "other_data": self.other_data(),
             "methods": [self._method_tree(entry) for entry in self.entries],
             "tests": tests,
             "published": published,
@@ -209,6 +215,8 @@ def _check_comparable(first: Evaluation, other: Evaluation) -> None:
         differences.append("the patients of the cases")
     elif first.facts.truth != other.facts.truth:
         differences.append("the labels of the test cases")
+    elif first.facts.images != other.facts.images:
+        differences.append("the images of the test cases")
 
     if differences:
         raise UsageError(

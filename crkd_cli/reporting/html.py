@@ -174,10 +174,11 @@ def _embed(picture: Image.Image, case: str) -> Figure:
 def _score_texts(run: Evaluation, case: str) -> list[tuple[str, str]]:
     """Return Dice and HD95 of every class of `case` as text."""
     texts = []
-    for name, scores in zip(run.classes, run.scores[run.cases.index(case)], strict=True):
+    headings = run.class_headings.values()
+    for heading, scores in zip(headings, run.scores[run.cases.index(case)], strict=True):
         parts = []
         for metric, score in zip(run.metrics, scores, strict=True):
             if metric == "dice" or metric.startswith("hd95"):
                 parts += [f"{metric_heading(metric)} {format_values(metric, float(score))[0]}"]
-        texts.append((name, ", ".join(parts)))
+        texts.append((heading, ", ".join(parts)))
     return texts

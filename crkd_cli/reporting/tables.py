@@ -74,7 +74,8 @@ def _score_table(comparison: Comparison, max_classes: int | None) -> Table:
         f"{facts.labeled} labeled"
     )
 
-    notes = [*comparison.differing_settings(), *comparison.explanation()[:2]]
+    notes = [*comparison.other_data(), *comparison.differing_settings()]
+    notes += comparison.explanation()[:2]
     undefined = sum(score.undefined for entry in comparison.entries for score in entry.mean)
     if undefined:
         notes.append(f"{undefined} scores are undefined and left out.")
@@ -83,7 +84,8 @@ def _score_table(comparison: Comparison, max_classes: int | None) -> Table:
         notes.append(f"The scores of the {len(classes)} classes are in the files: --out.")
         classes = []
 
-    headings = ["score", "method", "runs", "mean ± SD", "95 % CI", *classes]
+    class_headings = [common.class_headings[name] for name in classes]
+    headings = ["score", "method", "runs", "mean ± SD", "95 % CI", *class_headings]
     sections = []
     for m, metric in enumerate(common.metrics):
         sections.append(_score_rows(comparison.entries, m, metric, classes))

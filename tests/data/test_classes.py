@@ -116,7 +116,20 @@ def test_labels_that_show_nothing(files, message):
 
 def test_labels_without_background_are_noted():
     assert "labels without background (0): 1 (1.png)" in decided(labels({0, 1}, {1}))[2]
-    assert "no label has background (0)" in decided(labels({1, 2}, {1}))[2]
+    notes = decided(labels({1, 2}, {2}))[2]
+    assert "no label has background (0); if one of the values is the background, state it" in notes
+    assert "classes: {background: 1, …}" in notes
+    stated = {"background": 1, "organ": 2}
+    values, numbers, notes = decided(labels({1, 2}, {1}), stated)
+    assert (values, numbers, notes) == ([(0, 1), (2,)], [{1: 0, 2: 1}, {1: 0}], "")
+
+
+def test_the_background_cannot_be_ignored_if_it_is_all_that_surrounds_a_class():
+    with pytest.raises(CrkdError, match=r"without the ignored value 0, .* one class and no backg"):
+        decided(labels({0, 1}, {0, 1}), ignore=0)
+    stated = {"background": 1, "organ": 2}
+    values, numbers, _ = decided(labels({0, 1, 2}, {1}), stated, ignore=0)
+    assert (values, numbers) == ([(0, 1), (2,)], [{0: 2, 1: 0, 2: 1}, {1: 0}])
 
 
 def test_ignored_values():

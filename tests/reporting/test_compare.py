@@ -241,6 +241,7 @@ def test_settings_separate_methods_which_folders_name(write_evaluation, rng):
         ),
         ({"cases": {**CASES, "a2": "h"}}, "the patients of the cases"),
         ({"truth": "1" * 64}, "the labels of the test cases"),
+        ({"images": "1" * 64}, "the images of the test cases"),
         (
             {"dataset": "la", "labeled": 4, "split": "official-4"},
             r"dataset \(acdc and la\); labeled cases \(3 and 4\); split",
