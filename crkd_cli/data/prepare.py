@@ -129,10 +129,10 @@ class _Run:
 
     def _errors(self) -> list[Finding]:
         """Return what is wrong with files and cases, with paths relative to the raw folder."""
-        errors = [
-            Finding("error", printable(path.relative_to(self._raw).as_posix()), reason)
-            for path, reason in self._source.files.refused.items()
-        ]
+        errors = []
+        for path, reason in self._source.files.refused.items():
+            name = printable(path.relative_to(self._raw).as_posix())
+            errors.append(Finding("error", name, reason.removeprefix(f"{name} ")))
         for name, paths in self._duplicates.items():
             files = ", ".join(path.relative_to(self._raw).as_posix() for path in paths)
             reason = f"{len(paths)} images have this id: {files}; keep one"

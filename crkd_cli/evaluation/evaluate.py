@@ -163,7 +163,10 @@ def _check_same_dataset(checkpoint: Checkpoint, store: Store) -> None:
     other = f"{store.root} is not the dataset that {checkpoint.path} was trained on"
     if checkpoint.spec.classes != store.spec.classes:
         difference = describe_difference(checkpoint.spec.classes, store.spec.classes)
-        raise CrkdError(f"{other}: {difference}; give the right --data-root")
+        raise CrkdError(
+            f"{other}: {difference}; give the right --data-root, prepare the dataset with the same "
+            "classes, or train again"
+        )
     for name in ("source", "channels", "dims", "intensity", "stored_size", "z_last"):
         trained, stored = getattr(checkpoint.spec, name), getattr(store.spec, name)
         if trained != stored:

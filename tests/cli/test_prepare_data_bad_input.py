@@ -85,6 +85,13 @@ def test_bad_files(prepare_data, raw_folder, tmp_path, folder, content, message)
     assert_rejected(prepare_data, tmp_path, raw_folder, f"error: b: {folder}/b.png", message)
 
 
+def test_refused_files_are_named_once(prepare_data, raw_folder, tmp_path):
+    (raw_folder / "labels/a.png").unlink()
+    (raw_folder / "labels/a.png").symlink_to("nowhere.png")
+    error = "error: labels/a.png: is a link to a file that does not exist; get the file, or remove"
+    assert_rejected(prepare_data, tmp_path, raw_folder, error)
+
+
 def test_all_problems_are_listed_and_the_previous_store_is_kept(prepare_data, raw_folder, tmp_path):
     assert prepare_data("mine", "--source", raw_folder)[0] == 0
     index = (tmp_path / "data/prepared/mine/index.json").read_bytes()

@@ -289,21 +289,20 @@ def test_best_and_last_have_their_own_folders(make_store, make_checkpoint, tmp_p
     assert run(alone, tmp_path)[0].folder.name == "evaluation-strict-test"
 
 
-def test_the_digest_of_the_truth_depends_on_the_labels_of_the_test_cases_only(
-    make_store, make_checkpoint, tmp_path
-):
+@pytest.mark.parametrize(("fact", "field"), [("truth", "label_sha256"), ("images", "sha256")])
+def test_digests_depend_on_the_test_cases_only(make_store, make_checkpoint, tmp_path, fact, field):
     store = make_store(groups=3)
     file = make_checkpoint(store.spec, FRAMES[2], labeled=("p00",), test=("p01", "p02"))
     cases = store.index.cases
     digests = []
     for changed in (None, 0, 2):
         now = [
-            msgspec.structs.replace(case, label_sha256="0") if n == changed else case
+            msgspec.structs.replace(case, **{field: "0"}) if n == changed else case
             for n, case in enumerate(cases)
         ]
         index = msgspec.structs.replace(store.index, cases=tuple(now))
         write_index(store.root, index)
-        digests.append(run(file, tmp_path, other_data=True)[0].facts["truth"])
+        digests.append(run(file, tmp_path, other_data=True)[0].facts[fact])
     assert digests[0] == digests[1] != digests[2]
 
 

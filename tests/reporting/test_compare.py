@@ -323,6 +323,17 @@ def test_the_table_of_scores(evaluated):
     assert "2 classes are in the files" in hidden.notes[-1]
 
 
+def test_values_of_classes_and_changed_data_are_in_the_table(evaluated):
+    comparison = compare_runs(
+        [evaluated(values=(1, 7), other_data=True), evaluated(seed=2, values=(1, 7))]
+    )
+    table = tables(comparison)[0]
+    assert table.headings[-2:] == ["rv", "myo (7)"]
+    folder = comparison.common.folder
+    assert table.notes[0] == f"{folder}: the dataset had changed since the training."
+    assert comparison.tree()["other_data"] == table.notes[:1]
+
+
 def test_json_has_no_nan(evaluated):
     scores = np.full((7, 2, 2), [0.5, NAN])
     tree = compare_runs([evaluated(scores=scores), evaluated("supervised", scores=scores)]).tree()
