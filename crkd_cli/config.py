@@ -17,7 +17,7 @@ from crkd_cli.errors import UsageError, did_you_mean
 from crkd_cli.text import shorten
 from crkd_cli.yaml_text import load_yaml, parse_yaml
 
-# No run needs more: beyond these limits, numbers can only be mistakes.
+# Numbers beyond these limits can only be mistakes.
 Positive = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
 BatchSize = Annotated[int, msgspec.Meta(ge=1, le=2**12)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**16)]  # of an axis or a layer

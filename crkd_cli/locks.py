@@ -1,4 +1,4 @@
-"""One writer per folder: locks that end with their process, however it ends."""
+"""Locks that allow one writer per folder; they end with their process, even if it is killed."""
 
 import errno
 import hashlib
@@ -14,11 +14,11 @@ from crkd_cli.errors import CrkdError, UsageError
 LONGEST_NAME_BYTES = 200
 
 
-def lock_output(folder: Path, option: str, activity: str = "writes to") -> FileLock:
+def lock_output(folder: Path, option: str, activity: str = "is writing to") -> FileLock:
     """Create `folder` and keep other processes from writing to it until `release` or the end.
 
     The lock is a hidden file in the folder. Raises UsageError if another process holds it, and
-    CrkdError if the folder cannot be written; both name the `option` to give another folder with.
+    CrkdError if the folder cannot be written; both name the `option` that takes another folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,8 +46,8 @@ def only_writer(folder: Path) -> Iterator[None]:
     """Keep other processes from replacing `folder`, which need not exist, during the block.
 
     The lock is a hidden file beside the folder, because the folder itself is renamed. Where no file
-    can be created, nobody can replace the folder, and none is needed. Raises UsageError if another
-    process holds the lock, and CrkdError if the disk is full.
+    can be created, nobody can replace the folder, so no lock is needed. Raises UsageError if
+    another process holds the lock, and CrkdError if the disk is full.
     """
     lock: FileLock | None = None
     try:
@@ -55,7 +55,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         lock = _acquire(folder.with_name(f".{short_name(folder)}.lock"))
     except Timeout:
         raise UsageError(
-            f"another process writes {folder}; wait until it ends, then rerun this command"
+            f"another process is writing to {folder}; wait until it ends, then rerun this command"
         ) from None
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):

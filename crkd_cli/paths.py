@@ -21,7 +21,7 @@ _RANDOM = "[a-z0-9_]" * 8  # in the names of mkstemp and mkdtemp
 
 
 class DiskFullError(CrkdError):
-    """Nothing more can be written, so a command ends instead of going on with the next file."""
+    """The disk is full, so a command ends instead of continuing with the next file."""
 
 
 def packaged_folder(name: str) -> Path:
@@ -80,11 +80,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def output_folder(folder: Path, option: str, *subfolders: str) -> Iterator[None]:
-    """Create `folder` before the work starts, and be its only writer during the block.
+    """Create `folder`, and keep other processes from writing to it during the block.
 
-    What killed processes left in it and in these subfolders is removed. Raises UsageError if
-    another process writes there, and CrkdError if nobody can; both name the `option` to give
-    another folder with.
+    Temporary files of killed processes in it and in `subfolders` are removed. Raises UsageError if
+    another process writes there, and CrkdError if nobody can; both name the `option` that
+    takes another folder.
     """
     lock = lock_output(folder, option)
     try:
@@ -96,7 +96,10 @@ def output_folder(folder: Path, option: str, *subfolders: str) -> Iterator[None]
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Remove what killed processes left of `atomic_write` in `folder`, whose lock must be held."""
+    """Remove temporary files of `atomic_write` that killed processes left in `folder`.
+
+    Its lock must be held.
+    """
     for leftover in folder.glob(f".tmp-{_RANDOM}-*"):
         with suppress(OSError):
             leftover.unlink()
@@ -150,7 +153,7 @@ def replace_folder(folder: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the list of files of a folder, is on disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     try:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -164,7 +167,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Wait until all files and folders in `folder` are on disk."""
+    """Flush all files and folders in `folder` to disk."""
     for parent, _, names in os.walk(folder):
         for name in names:
             sync(Path(parent, name))
@@ -191,7 +194,7 @@ def _temporary_name(target: Path, ending: str) -> str:
 
 
 def _is_disk_full(error: OSError, folder: Path) -> bool:
-    """Return whether a write failed for want of space; some writers do not say why they failed."""
+    """Return whether a write failed for lack of space; some writers do not report the reason."""
     if error.errno is not None:
         return error.errno in DISK_FULL
     return shutil.disk_usage(folder).free < FULL_BELOW_BYTES

@@ -1,7 +1,8 @@
-"""Names from users' files as text: safe on a screen, and as a cell of a CSV file.
+"""Make names from users' files safe to print and to write to CSV files.
 
-A file name may hold anything: escape sequences that repaint a terminal, line breaks that look like
-another message, characters that reverse the reading direction, formulas that a spreadsheet runs.
+A file name may contain anything: escape sequences that repaint a terminal, line breaks that look
+like another message, characters that reverse the reading direction, formulas that a spreadsheet
+runs.
 """
 
 import re

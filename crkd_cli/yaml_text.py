@@ -1,7 +1,7 @@
-"""Read YAML that anybody may have written: every problem is a ValueError of one line.
+"""Read YAML from any source: every problem is a ValueError of one line.
 
-Only text, numbers, true and false, null, lists and sections are read. Dates stay text. Aliases are
-refused, because a few lines of them expand to any size.
+The content is text, numbers, booleans, null, lists and mappings; dates stay text. Aliases are
+refused, because a few lines of them can expand to any size.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def load_yaml(file: Path) -> Any:
-    """Return the content of `file`. Raises OSError, or ValueError if it is not such YAML."""
+    """Return the content of `file`. Raises OSError, or ValueError if it is invalid."""
     with file.open("rb") as stream:
         content = stream.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -48,7 +48,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             mark = self.get_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="aliases are not read", problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem="aliases are not supported", problem_mark=mark)
         return super().compose_node(parent, index)
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:

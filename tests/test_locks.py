@@ -47,7 +47,7 @@ def test_an_output_folder_has_one_writer(tmp_path):
     process = hold("output", out)
     temporary = [file for file in (out / "below").iterdir() if file.name.startswith(".tmp-")]
     assert len(temporary) == 1
-    message = rf"another process writes to {out}; wait .* or give another folder with --out"
+    message = rf"another process is writing to {out}; wait .* or give another folder with --out"
     with pytest.raises(UsageError, match=message), output_folder(out, "--out", "below"):
         pass
     assert temporary[0].exists()  # it belongs to a live process
@@ -65,7 +65,7 @@ def test_an_output_folder_has_one_writer(tmp_path):
 def test_a_store_has_one_writer(tmp_path):
     target = tmp_path / "prepared" / "mine"
     process = hold("folder", target)
-    message = rf"another process writes {target}; wait until it ends, then rerun"
+    message = rf"another process is writing to {target}; wait until it ends, then rerun"
     with pytest.raises(UsageError, match=message), temporary_folder(target):
         pass
     assert list(target.parent.glob(".tmp-mine-*/half"))

@@ -246,7 +246,7 @@ def has_label(store: Store, group: str) -> bool:
 
 
 def held_classes(store: Store, group: str) -> frozenset[int]:
-    """Return the classes that the labeled cases of the group hold, and 0 if one holds none."""
+    """Return the foreground classes in the labeled cases of a group, and 0 if a case has none."""
     held: set[int] = set()
     for case in store.groups[group]:
         if case.labeled:

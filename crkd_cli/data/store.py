@@ -1,7 +1,7 @@
 """The prepared store: what training, evaluation and prediction read, whatever the raw layout was.
 
 prepared/NAME/index.json      facts about the dataset, an entry per case, a digest of every array
-prepared/NAME/dataset.yaml    the description of the dataset, for people; index.json has it, too
+prepared/NAME/dataset.yaml    the description of the dataset, for people; also in index.json
 prepared/NAME/images/ID.npy   [C, *S] uint8 (RGB, 0-255) or float32 (scans, normalized)
 prepared/NAME/labels/ID.npy   [*S] class numbers, of the same *S; absent for unlabeled cases
 prepared/NAME/native/ID.png   [H, W]: the label at its native size, for images stored smaller;
@@ -120,7 +120,7 @@ class Index(Strict, frozen=True):
     spec: DatasetSpec
     cases: tuple[CaseInfo, ...]
     notes: tuple[str, ...] = ()  # what preparation chose, mapped or ignored, in sentences
-    # Of every array, by its path in the store.
+    # Digest of every array, by its path in the store.
     sha256: dict[str, str] = msgspec.field(default_factory=dict)
 
 
@@ -180,7 +180,7 @@ class Store:
             return np.asarray(image).astype(label_dtype(len(self.spec.classes)))
 
     def check(self, advance: Advance) -> None:
-        """Compare all files with their digests. Raises CrkdError if some are damaged."""
+        """Compare all arrays with their digests. Raises CrkdError if some differ."""
         damaged = []
         for name in self.index.sha256:
             try:

@@ -115,7 +115,7 @@ def evaluate(
         out: Folder of the results. Default: beside the checkpoint, see
             `crkd_cli.evaluation.results.evaluation_folder`.
         device: None or auto: the first GPU, else the CPU.
-        other_data: Score also if cases of the dataset differ from those of the training.
+        other_data: Score even if the dataset has changed since training.
 
     Raises CrkdError if the checkpoint, the dataset or a case is missing, or the dataset is of
     another kind than the one that the model was trained on, and UsageError if its cases differ.
@@ -178,12 +178,12 @@ def _check_same_dataset(checkpoint: Checkpoint, store: Store) -> None:
 def _check_same_cases(
     checkpoint: Checkpoint, store: Store, changes: str, notify: Notify, *, other_data: bool
 ) -> None:
-    """Raise UsageError if there are `changes` since the training that the user does not know of."""
+    """Raise UsageError if the dataset has `changes` since training, unless `other_data`."""
     if not changes:
         return
-    difference = f"{store.root} is not as {checkpoint.path} was trained on: {changes}"
+    difference = f"{store.root} has changed since {checkpoint.path} was trained on it: {changes}"
     if not other_data:
-        raise UsageError(f"{difference}; add --other-data to score the model on it all the same")
+        raise UsageError(f"{difference}; add --other-data to score the model on it anyway")
     notify(difference)
 
 
@@ -224,7 +224,7 @@ def _score_cases(
 
 
 def _drop_absent_classes(cases: list[CaseScores]) -> list[CaseScores]:
-    """Leave out the scores of the classes that no case contains."""
+    """Set the scores of classes that no case contains to NaN."""
     scores, truth, _ = map(np.stack, zip(*cases, strict=True))
     kept = drop_absent_classes(scores, truth)
     return [case._replace(scores=scores) for case, scores in zip(cases, kept, strict=True)]

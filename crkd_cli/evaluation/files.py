@@ -1,7 +1,7 @@
 """The files of an evaluation: cases.csv, with a row per case and class, and summary.json.
 
-summary.json holds the digests of cases.csv and of its own content, so that the files of two
-evaluations are never mixed, and neither can change alone.
+summary.json holds the digests of cases.csv and of its own content, which reveal files that were
+edited or belong to different evaluations.
 Legend: N cases, K − 1 foreground classes, M metrics.
 """
 
@@ -26,7 +26,7 @@ from crkd_cli.metrics.names import higher_is_better
 from crkd_cli.paths import atomic_write, sync
 from crkd_cli.text import csv_cell, csv_text
 
-# Changes when scores or files of earlier versions must not be compared with those of this one.
+# Raised when the results of earlier versions are not comparable.
 FORMAT = "crkd evaluation 2"
 SUMMARY, CASES = "summary.json", "cases.csv"
 RENEW = "run crkd evaluate again"
@@ -130,7 +130,7 @@ def read_table(
 ) -> CaseTable:
     """Read cases.csv, which has the foreground `classes` with these values.
 
-    Raises CrkdError if it is damaged, or is not the table that `facts` of summary.json describe.
+    Raises CrkdError if it is damaged, or if `facts` from summary.json describe another table.
     """
     try:
         if not file.is_file():

@@ -169,8 +169,8 @@ def _missing_evaluation(run: Path, protocol: str, part: str | None) -> str:
 def read_evaluation(folder: Path) -> Evaluation:
     """Read the evaluation in `folder`.
 
-    Raises CrkdError if a file is missing or damaged, they are of two evaluations or of another
-    version, or the checkpoint has been trained further.
+    Raises CrkdError if a file is missing or damaged, if they belong to different evaluations or
+    another version wrote them, or if the checkpoint has been trained further.
     """
     facts = _read_facts(folder / SUMMARY)
     classes = {name: info.value for name, info in facts.classes.items()}

@@ -36,7 +36,7 @@ from crkd_cli.transfer import to_device, to_unit_range
 from crkd_cli.windows import Slices, padding, windows
 
 Protocol = Literal["strict", "paper"]
-MANY_CLASSES = 32  # about as many numbers a voxel as the features take
+MANY_CLASSES = 32  # from here on, probabilities take more memory than features
 _LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
@@ -85,7 +85,6 @@ class Inferer:
         # Enough to fill a GPU (16 windows of LA), or what fits in a CPU's cache (one window of LA,
         # 8 slices of ACDC).
         voxels = 2**24 if device.type == "cuda" else 2**19
-        # Where there are more classes than features, the probabilities fill the memory.
         voxels = voxels * MANY_CLASSES // max(MANY_CLASSES, len(spec.classes))
         self.model = model
         self.frame = frame
@@ -155,8 +154,8 @@ class Inferer:
         elif self.device.type == "cpu":
             size = "×".join(map(str, shape))
             raise CrkdError(
-                f"there is not enough memory for the probabilities of {len(self.spec.classes)} "
-                f"classes in an image of {size}; cut it into smaller ones"
+                f"not enough memory for the probabilities of {len(self.spec.classes)} classes in "
+                f"an image of {size}; cut it into smaller ones"
             )
         else:
             size = "×".join(map(str, self.frame.size))

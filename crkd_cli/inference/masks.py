@@ -1,4 +1,4 @@
-"""What predicted masks contain: the values of the label files, or class numbers."""
+"""The values in predicted masks: those of the label files, or class numbers."""
 
 from pathlib import Path
 from typing import Any

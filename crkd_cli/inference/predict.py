@@ -65,10 +65,10 @@ def predict(
 ) -> PredictResult:
     """Predict a mask for the image `source`, or for every image in the folder `source`.
 
-    Masks go to `out` (default: FOLDER-masks), those of images in a subfolder to the same subfolder
-    there. A file that cannot be read is listed in the result
-    and does not stop the others; a full disk does. Several processes share the images. While an
-    image is predicted, the next one is read and the masks of the previous one are written.
+    Masks are written to `out` (default: FOLDER-masks), in the same subfolders as the images. A file
+    that cannot be read is listed in the result and does not stop the others; a full disk does.
+    Several processes share the images. While an image is predicted, the next one is read and the
+    masks of the previous one are written.
 
     Raises CrkdError if there is no image or no checkpoint, or the output is not writable, and
     UsageError if the output would replace the images, or if a format cannot hold the values.
@@ -227,7 +227,7 @@ class _FilePredictor:
 def largest_components(labels: NDArray[Any]) -> NDArray[Any]:
     """Keep only the largest face-connected component of every class in `labels` [*S]."""
     kept = np.zeros_like(labels)
-    # Many classes are small parts of an image: each is looked at in its own box.
+    # For speed with many classes, each is searched in its bounding box.
     for k, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is None:
             continue

@@ -23,7 +23,7 @@ class Difference:
     high: float
     n: int  # patients with a score of both methods
     pairs: int  # scores, of a case and class, that are defined for both methods
-    left_out: int  # the other scores
+    left_out: int  # scores that are undefined for one of them
     p: float  # two-sided Wilcoxon signed-rank test: are the differences symmetric about 0?
 
 

@@ -1,4 +1,4 @@
-"""Which cases contain a class, and in which of the others a model predicts it.
+"""Count the cases without a class, and those of them in which a model predicts it.
 
 Legend: N cases, K − 1 foreground classes. Sizes are in pixels or voxels, without the ignored ones.
 """
@@ -42,7 +42,7 @@ def count_absent(truth: Sizes, predicted: Sizes) -> list[Presence]:
 def drop_absent_classes(scores: Scores, truth: Sizes) -> Scores:
     """Return `scores` [N, K − 1, …] with NaN for the classes that no case contains.
 
-    Such a class could only score 0 or nothing: its false positives tell more than its overlap.
+    Such a class could only score 0 or be undefined; its false positives are counted instead.
 
     Args:
         scores: Scores of every case and class.

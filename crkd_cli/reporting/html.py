@@ -105,7 +105,7 @@ def _write_page(
 
 
 def _visible(value: object) -> object:
-    """Escape what a browser would not show; the output of macros is done already."""
+    """Escape invisible characters; the output of macros already is."""
     return printable(value) if type(value) is str else value
 
 

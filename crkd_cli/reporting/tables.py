@@ -17,7 +17,7 @@ from crkd_cli.paths import atomic_write
 from crkd_cli.reporting.compare import Comparison, MethodResult, PairedTest, ScoreSummary
 from crkd_cli.text import csv_cell, printable
 
-# Heading, and what it means: "2/9" if a class is predicted in 2 of the 9 cases without it.
+# "2/9": a class is predicted in 2 of the 9 cases without it.
 FALSE_POSITIVES = "FP/absent"
 ABOUT_FALSE_POSITIVES = f"{FALSE_POSITIVES}: cases without the class that have it predicted"
 
@@ -44,7 +44,7 @@ class Table:
 
     @property
     def width(self) -> int:
-        """The columns of text that the table needs."""
+        """The width of the table in characters."""
         rows = [self.headings, *([cell.text for cell in row] for row in chain(*self.sections))]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return sum(widths) + 3 * (len(widths) - 1)
@@ -121,7 +121,7 @@ def _score_rows(entries: list[MethodResult], m: int, metric: str, classes: list[
 
 
 def _false_positive_rows(entries: list[MethodResult], classes: list[str]) -> list[Row]:
-    """Return one row per method with its false positives, of all classes and of `classes`."""
+    """Return one row per method: its false positives over all classes and for each of `classes`."""
     rows = []
     for entry in entries:
         texts = [FALSE_POSITIVES, entry.name, str(len(entry.runs)), str(entry.all_presence), ""]
@@ -274,5 +274,5 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    """Escape what would end a cell, or be a link, code or a tag of HTML in a name."""
+    """Escape cell separators and what would be a link, code or an HTML tag in a name."""
     return re.sub(r"[|`]|\](?=\()|<(?=[A-Za-z/!?])", r"\\\g<0>", printable(text))

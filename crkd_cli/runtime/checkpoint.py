@@ -153,11 +153,11 @@ def _read(path: Path) -> dict[str, Any]:
 def _verify(path: Path) -> None:
     """Raise an exception unless every part of the file has its checksum.
 
-    A checkpoint is a ZIP archive, whose CRC-32 are written by torch but not read by it.
+    A checkpoint is a ZIP archive; torch writes CRC-32 checksums but does not verify them.
     """
     with ZipFile(path) as archive:
         parts = archive.infolist()
-        # Compressed parts could be endless.
+        # A compressed part could expand to any size.
         if any(part.compress_type != ZIP_STORED for part in parts):
             raise ValueError("a part is compressed")
         if damaged := archive.testzip():

@@ -19,7 +19,7 @@ class MetricsLog:
     """Writes log.jsonl and, with `tensorboard`, event files.
 
     Lines after `step` are dropped: they are from a run that was killed and is now resumed from
-    there. So are damaged ones, of which `warn` is told. Raises UsageError if TensorBoard is not
+    there. Damaged lines are dropped with a warning. Raises UsageError if TensorBoard is not
     installed.
     """
 
@@ -72,7 +72,7 @@ def _count_damaged(file: Path, lines: list[dict[str, Any]]) -> int:
 
 
 def _parse_line(text: bytes) -> dict[str, Any] | None:
-    """Return the values of a line of the log, or None if it is none."""
+    """Return the values of a line of the log, or None if it is invalid."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):

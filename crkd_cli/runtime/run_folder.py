@@ -30,4 +30,4 @@ def lock_run_folder(folder: Path) -> FileLock:
 
     Raises UsageError if another process trains there, CrkdError if the folder cannot be written.
     """
-    return lock_output(folder, "--out", "trains in")
+    return lock_output(folder, "--out", "is training in")

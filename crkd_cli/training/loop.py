@@ -141,11 +141,11 @@ class _Trainer:
         self._run.signal = max(agree(signals.received), agree.finish())
 
     def save_after(self, error: StoreError) -> NoReturn:
-        """Save what was trained before the store was damaged or replaced, and raise the error."""
+        """Save the steps before the store was damaged or replaced, and raise the error."""
         last = self._run.checkpoint.path
         if world.rank() == 0 and self._done > self._saved:
             self._write_checkpoint(self._done, None)
-        saved = f"; {last} holds what was trained before" if last.is_file() else ""
+        saved = f"; {last} contains the training until then" if last.is_file() else ""
         raise StoreError(
             f"{error}{saved}; to train on other data, give another folder with --out"
         ) from None

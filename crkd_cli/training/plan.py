@@ -165,8 +165,7 @@ def _resolve_config(
     request: Request, store: Store, source: Path, tree: dict[str, Any]
 ) -> tuple[Config, list[str]]:
     """Apply the authors' settings and the command line: (configuration, authors' settings)."""
-    # The store's folder, whatever the file calls it: evaluate looks for that. In quotes, because
-    # the name may look like a number.
+    # The store's folder, which `crkd evaluate` looks for; in quotes, as it may look like a number.
     named = f"data.name={json.dumps(store.root.name, ensure_ascii=False)}"
     overrides = request.overrides()
     config = build_config(tree, source, [named, *overrides])

@@ -98,7 +98,7 @@ def test_errors_in_split_files_are_one_line(tmp_path, parts, message):
         (b"", "is not a split"),
         (b"[[[[", "is not valid YAML"),
         (b"train: [[[a]]]\nlabeled: {a: 1}", "expected"),
-        (b"train: &a [x]\nlabeled: *a", "aliases are not read, line 2"),
+        (b"train: &a [x]\nlabeled: *a", "aliases are not supported, line 2"),
         (b"train: [a]\nlabeled: [a]\ntrain: [b]", "train occurs twice, line 3"),
         (b"train: [caf\xe9]\nlabeled: []", "not text in UTF-8, at byte 11"),
         (b"train: [a\0]", "is not valid YAML"),

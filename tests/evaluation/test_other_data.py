@@ -59,7 +59,8 @@ def test_other_data_must_be_accepted(
     edit(store, {})  # written again, with the same cases
     assert run() == (False, [])
     edit(store, {"p00": {"label_sha256": "1" * 64}, "p02": {"group": "p01"}})
-    difference = f"{store.root} is not as {file} was trained on: 1 label differs, 1 patient differs"
+    changed = f"{store.root} has changed since {file} was trained on it"
+    difference = f"{changed}: 1 label differs, 1 patient differs"
     with pytest.raises(UsageError, match=rf"{difference}; add --other-data"):
         run()
     assert run(other_data=True) == (True, [difference])

@@ -186,7 +186,7 @@ def test_the_folder_does_not_depend_on_how_the_label_count_is_typed(
 @pytest.mark.parametrize("dims", [2], indirect=True)
 def test_a_run_folder_is_locked_by_one_process(tiny: Planner) -> None:
     first = start(tiny("train.steps=1", "method=supervised"))
-    with pytest.raises(UsageError, match="another process trains in"):
+    with pytest.raises(UsageError, match="another process is training in"):
         start(tiny("train.steps=1", "method=supervised"))
     start(tiny("train.steps=1", "method=supervised", out="other"))
     train(first, quiet)

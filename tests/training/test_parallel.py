@@ -106,7 +106,7 @@ def test_every_failed_run_is_reported(cli: Cli, line: list[str], tmp_path: Path)
         assert loading == "loading PyTorch"
         assert data.startswith("data: data/prepared/toy, split tiny: ")
         assert run == f"run: run-seed{seed}, method supervised, configuration config.yaml"
-        assert problem.startswith(f"error: another process trains in run-seed{seed}; ")
+        assert problem.startswith(f"error: another process is training in run-seed{seed}; ")
     first, last = [text for text in result.stderr.splitlines() if not text.startswith("seed ")]
     assert first == "loading PyTorch"
     assert re.match(r"error: 2 of 2 runs failed \(seed [78], seed [78]\); rerun ", last)
@@ -190,7 +190,7 @@ def test_a_failed_run_does_not_end_the_others(
     with lock_run_folder(Path("run-seed8")):
         result = cli(*command)
     assert result.exit_code == 2
-    problem = "error: another process trains in run-seed8; "
+    problem = "error: another process is training in run-seed8; "
     assert [text.startswith(problem) for text in lines_of(result.stderr, 8)].count(True) == 1
     *_, last = result.stderr.splitlines()
     assert last.startswith("error: 1 of 3 runs failed (seed 8); rerun the same command")

@@ -49,7 +49,7 @@ def test_other_data_ends_a_run(tiny: Planner, changed: tuple[str, ...]) -> None:
     """Whether it trains on the changed cases, validates on them, or does neither."""
     planned = tiny(*SETTINGS)
     last = planned.folder / "last.pth"
-    message = rf"was prepared from other data while .*; {last} holds what was trained before"
+    message = rf"was prepared from other data while .*; {last} contains the training until then"
     with pytest.raises(StoreError, match=message):
         train_plan(planned, replace_store_after(planned.store, 3, changed))
     done = load_checkpoint(last)
