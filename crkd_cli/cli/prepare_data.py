@@ -186,8 +186,7 @@ def _show(findings: tuple["Finding", ...]) -> None:
 
     if not sys.stderr.isatty():
         for finding in findings:
-            where = "" if finding.what.startswith(f"{finding.where} ") else f"{finding.where}: "
-            warn(f"{finding.level}: {where}{finding.what}")
+            warn(f"{finding.level}: {finding.where}: {finding.what}")
         return
     from rich.console import Console
     from rich.table import Table
