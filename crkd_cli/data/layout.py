@@ -22,6 +22,9 @@ TEST_PARTS = {
 # Files that often lie beside images, and that nobody expects to be read as images.
 SIDECARS = (".txt", ".json", ".csv", ".tsv", ".xml", ".md", ".html", ".pdf", ".yaml", ".yml")
 HEADER_SUFFIXES = (".mhd", ".nhdr", ".hdr")  # their voxels may be in another file
+PREDICTED_MASKS = (
+    "-masks"  # at the end of the folder that `crkd predict FOLDER` writes beside FOLDER
+)
 UNSUPPORTED = "not in a supported image format"
 
 
@@ -94,6 +97,8 @@ def candidates(files: Iterable[RawFile], prefix: str, record: FileRecord) -> lis
     """
     files = _below(files, prefix)
     data_files = _data_files(files)
+    folders = {file.name[len(prefix) :].rpartition("/")[0] for file in files}
+    predicted = {f"{folder}{PREDICTED_MASKS}" for folder in folders if folder}
     accepted = []
     for file in files:
         folder, _, name = file.name[len(prefix) :].rpartition("/")
@@ -106,6 +111,9 @@ def candidates(files: Iterable[RawFile], prefix: str, record: FileRecord) -> lis
             reasons[file.path] = UNSUPPORTED
         elif "/" in folder:
             record.left_out[file.path] = "nested more than one folder deep, which is not searched"
+        elif folder in predicted:
+            images = printable(folder.removesuffix(PREDICTED_MASKS))
+            record.left_out[file.path] = f"predicted masks of the images in {images}/"
         else:
             if file.problem:
                 record.refused[file.path] = f"{printable(file.name)} {file.problem}"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from crkd_cli import world
+from crkd_cli.data.layout import PREDICTED_MASKS
 from crkd_cli.data.pairing import images_in
 from crkd_cli.data.raw import formats
 from crkd_cli.data.raw.formats import Volume
@@ -242,7 +243,7 @@ def _output_folder(source: Path, out: Path | None) -> Path:
     folder = (source if source.is_dir() else source.parent).resolve()
     if out is None and not folder.name:
         raise UsageError(f"there is no default for masks of images in {folder}; give --out")
-    out = out or folder.with_name(f"{folder.name}-masks")
+    out = out or folder.with_name(folder.name + PREDICTED_MASKS)
     if out.resolve() == folder:
         raise UsageError(
             f"--out {out} is the images' own folder, where masks would replace them; "

@@ -297,6 +297,22 @@ def test_what_is_left_out_has_a_reason(tmp_path):
     } == LEFT_OUT
 
 
+@pytest.mark.parametrize("base", ["", "images/"])
+def test_predicted_masks_beside_their_images_are_not_images(base, tmp_path):
+    cases = [
+        f"{base}{case}/{name}" for case in ("p1", "p2-masks") for name in ("t1.nii", "t1_gt.nii")
+    ]
+    masks = [f"{base}p1-masks/t1.nii", f"{base}p1-masks/t1_gt.nii"]
+    make_files(tmp_path, *cases, *masks)
+    found, source = find(tmp_path)
+    assert found == {"p1": cases[:2], "p2-masks": cases[2:]}
+    reasons = dict.fromkeys(masks, "predicted masks of the images in p1/")
+    left_out = source.files.left_out
+    assert {path.relative_to(tmp_path).as_posix(): why for path, why in left_out.items()} == reasons
+    images, _ = images_in(tmp_path / base, tmp_path / "out")
+    assert names(tmp_path, images) == [cases[0], cases[2]]
+
+
 @pytest.mark.parametrize(
     ("labels", "refused"),
     [
