@@ -63,8 +63,8 @@ def compare(
 ) -> None:
     """Compare evaluated runs: means over seeds, intervals, tests, and published scores.
 
-    Runs of a method that differ only in their seed form one row. All runs must have been evaluated
-    on the same cases in the same way.
+    Runs of a method that differ only in their seed form one row. All runs must
+    have been evaluated on the same cases in the same way.
 
     Example: crkd compare runs/acdc-supervised-3 runs/acdc-crkd-3
     """

@@ -66,10 +66,8 @@ def show(table: "Table") -> None:
     from rich.text import Text
 
     rich_table = RichTable(
-        title=plain_text(table.title),
         caption=Text("\n").join(map(plain_text, table.notes)),
         show_edge=False,
-        title_justify="left",
         caption_justify="left",
     )
     for index, name in enumerate(table.headings):
@@ -88,7 +86,9 @@ def show(table: "Table") -> None:
         if separate:
             rich_table.add_section()
     width = None if sys.stdout.isatty() else max(PIPED_COLUMNS, table.width)
-    Console(width=width).print(rich_table, "")
+    title = plain_text(table.title)  # a title of the rich table would wrap at its width
+    title.stylize("italic")
+    Console(width=width).print(title, rich_table, "", sep="\n")
 
 
 def _rich_cell(cell: "Cell") -> "Text":

@@ -94,7 +94,7 @@ def make_splits(
     store = Store(resolve_data_root(data_root) / "prepared" / name)
     new = make_split(store, labeled, val, test, seed, present_only)
     file = out or split_file(store, labeled or "all")
-    with only_writer(store.root):  # a store that is being prepared takes over its splits
+    with only_writer(store.root):  # preparing a store copies its splits
         write_split(new.split, file)
     for note in new.notes:
         info(f"{name}: {note}")

@@ -19,7 +19,7 @@ TEST_PARTS = {
     "imagests": "the test images of nnU-Net; predict their masks with crkd predict",
     "labelsts": "the labels of nnU-Net's test images, which are not part of the dataset",
 }
-# Files that often lie beside images, and that nobody expects to be read as images.
+# Files that often lie beside images, and are left out without a notice.
 SIDECARS = (".txt", ".json", ".csv", ".tsv", ".xml", ".md", ".html", ".pdf", ".yaml", ".yml")
 HEADER_SUFFIXES = (".mhd", ".nhdr", ".hdr")  # their voxels may be in another file
 PREDICTED_MASKS = (

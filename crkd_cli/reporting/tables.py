@@ -81,7 +81,7 @@ def _score_table(comparison: Comparison, max_classes: int | None) -> Table:
         notes.append(f"{undefined} scores are undefined and left out.")
     classes = list(common.classes)
     if max_classes is not None and len(classes) > max_classes:
-        notes.append(f"The scores of the {len(classes)} classes are in the files: --out.")
+        notes.append("--out writes the scores of every class.")
         classes = []
 
     class_headings = [common.class_headings[name] for name in classes]

@@ -222,7 +222,7 @@ def test_a_narrow_terminal_shows_all_digits(write_evaluation, rng, columns):
     assert "…" not in text
     intervals = re.findall(r"\[-?\d+\.\d+, -?\d+\.\d+\]", text)
     assert len(intervals) == 2 * 2 + 2  # of the scores and of the differences
-    assert ("The scores of the 3 classes are in the files" in text) == (columns < 100)
+    assert ("--out writes the scores of every class" in text) == (columns < 100)
 
 
 def test_wrong_usage(cli, runs, write_evaluation, tmp_path, rng):

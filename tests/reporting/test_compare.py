@@ -320,7 +320,7 @@ def test_the_table_of_scores(evaluated):
     assert not any(cell.best for section in same.sections for row in section for cell in row)
     hidden = tables(compare_runs([evaluated()]), max_classes=1)[0]
     assert hidden.headings == ["score", "method", "runs", "mean ± SD", "95 % CI"]
-    assert "2 classes are in the files" in hidden.notes[-1]
+    assert "the scores of every class" in hidden.notes[-1]
 
 
 def test_values_of_classes_and_changed_data_are_in_the_table(evaluated):

@@ -25,7 +25,7 @@ from crkd_cli.progress import Progress
 from crkd_cli.text import shorten
 
 MB = 1 << 20
-ALWAYS_ALLOWED_BYTES = 100 * MB  # unpacked, whatever the compression ratio
+ALWAYS_ALLOWED_BYTES = 100 * MB  # unpacked, at any compression ratio
 MAX_RATIO = 100  # of unpacked to packed size; images reach 10, and label maps are small
 MAX_FOLDERS = 64  # within each other
 MAX_NAME_BYTES = 255  # what file systems allow

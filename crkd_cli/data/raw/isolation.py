@@ -21,7 +21,7 @@ from crkd_cli.data.raw.isolated import READY
 from crkd_cli.errors import CrkdError
 
 ROOT = Path(__file__).parents[3]  # contains the package
-# The same package as here, whatever else is installed.
+# Imports the same package as this process, even if another one is installed.
 PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); import crkd_cli; del sys.path[0]; "
     "from crkd_cli.data.raw.isolated import serve; serve()"

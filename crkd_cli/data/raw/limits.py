@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -64,6 +64,14 @@ def check_declared_size(path: Path, declared: int, *, compressed: bool) -> None:
             f"{path} does not fit into memory: {sizes}, {size_text(available)} of memory are free; "
             "cut it into smaller parts"
         )
+
+
+def too_many_axes(path: Path, sizes: Sequence[int]) -> CrkdError:
+    """Return the error for a file with more than three spatial axes of these `sizes`."""
+    return CrkdError(
+        f"{path} has {len(sizes)} axes ({' × '.join(map(str, sizes))}); an image has two or three: "
+        "write each time point or channel to a file (extract one frame)"
+    )
 
 
 def available_memory() -> int | None:

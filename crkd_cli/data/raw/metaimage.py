@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli.data.raw.geometry import Geometry, affine_from
-from crkd_cli.data.raw.limits import check_declared_size
+from crkd_cli.data.raw.limits import check_declared_size, too_many_axes
 from crkd_cli.data.raw.neighbor import neighbor
 from crkd_cli.data.raw.voxels import read_exactly
 from crkd_cli.errors import CrkdError
@@ -88,10 +88,7 @@ class _Header:
         while len(size) > 3 and size[-1] == 1:
             size.pop()
         if len(size) > 3:
-            raise CrkdError(
-                f"{self.path} has {len(size)} axes ({' × '.join(map(str, size))}); an image has "
-                "two or three: write each time point to a file (extract one frame)"
-            )
+            raise too_many_axes(self.path, size)
         return tuple(size)
 
     @property

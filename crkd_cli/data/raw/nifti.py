@@ -1,6 +1,6 @@
 """Read and write NIfTI files with nibabel: .nii, .nii.gz and pairs of .hdr and .img.
 
-The named file is read, compressed or not, whatever its suffix says. A mask gets the header of its
+Compression is detected from the content, not from the suffix. A mask gets the header of its
 image, without what may identify a patient (descriptions and extensions) and without what concerns
 the image's values (scale, display range, intent, slice timing).
 """
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli.data.raw.geometry import Affine, Geometry
-from crkd_cli.data.raw.limits import check_declared_size
+from crkd_cli.data.raw.limits import check_declared_size, too_many_axes
 from crkd_cli.data.raw.voxels import read_exactly
 from crkd_cli.errors import CrkdError
 
@@ -149,10 +149,7 @@ def _shape(path: Path, header: Any) -> tuple[int, ...]:
     while len(size) > 3 and size[-1] == 1:
         size.pop()
     if len(size) > 3:
-        raise CrkdError(
-            f"{path} has {len(size)} axes ({' × '.join(map(str, size))}); an image has two or "
-            "three: write each time point or channel to a file (extract one frame)"
-        )
+        raise too_many_axes(path, size)
     return (channels, *size[::-1])
 
 

@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli.data.raw.geometry import Affine, Geometry, affine_from
-from crkd_cli.data.raw.limits import check_declared_size
+from crkd_cli.data.raw.limits import check_declared_size, too_many_axes
 from crkd_cli.data.raw.neighbor import neighbor
 from crkd_cli.data.raw.voxels import read_exactly
-from crkd_cli.errors import CrkdError
 
 SUFFIXES = (".nrrd", ".nhdr")
 MAX_HEADER_BYTES = 1 << 22  # segmentations of some programs list thousands of names
@@ -168,10 +167,7 @@ def _layout(path: Path, header: _Header) -> _Layout:
     while len(axes) > 3 and sizes[axes[-1]] == 1:
         axes.pop()
     if len(channel_axes) > 1 or len(axes) not in (2, 3):
-        raise CrkdError(
-            f"{path} has {len(sizes)} axes ({' × '.join(map(str, sizes))}); an image has two or "
-            "three: write each time point or channel to a file (extract one frame)"
-        )
+        raise too_many_axes(path, sizes)
     channel_axis = channel_axes[0] if channel_axes else None
     channels = 1 if channel_axis is None else sizes[channel_axis]
     return _Layout(tuple(sizes[axis] for axis in axes), channels, channel_axis, tuple(axes))

@@ -237,7 +237,7 @@ def _checked_mode(picture: Any, path: Path) -> str:
             )
     if is_deep and (mode == "LA" or mode in COLOR_MODES):
         raise CrkdError(
-            f"{path} has colors (or transparency) of 16 bits, of which 8 would be lost; save it "
+            f"{path} has colors (or transparency) of 16 bits, and 8 of them would be lost; save it "
             "as RGB with 8 bits, or as gray with 16 bits"
         )
     return mode

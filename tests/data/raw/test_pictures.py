@@ -114,10 +114,10 @@ EXACT = {
     "float32.tif": (tiff(GRAY[..., None] / np.float32(3), 1, 3), GRAY[None] / np.float32(3)),
 }
 REFUSED = {
-    "rgb16.tif": (tiff(COLORS.astype("u2"), 2), "has colors .* of 16 bits, of which 8 would be"),
-    "planar16.tif": (tiff(COLORS.astype("u2"), 2, planar=2), "of 16 bits, of which 8 would be"),
-    "rgb16.png": (png(1, 1, 16, 2, bytes(7)), "has colors .* of 16 bits, of which 8 would be"),
-    "la16.png": (png(1, 1, 16, 4, bytes(5)), "transparency.* of 16 bits, of which 8 would be"),
+    "rgb16.tif": (tiff(COLORS.astype("u2"), 2), "has colors .* of 16 bits, and 8 of them would be"),
+    "planar16.tif": (tiff(COLORS.astype("u2"), 2, planar=2), "of 16 bits, and 8 of them would be"),
+    "rgb16.png": (png(1, 1, 16, 2, bytes(7)), "has colors .* of 16 bits, and 8 of them would be"),
+    "la16.png": (png(1, 1, 16, 4, bytes(5)), "transparency.* of 16 bits, and 8 of them would be"),
     "minisblack.tif": (tiff(COLORS, 1), "unusual combination of samples, bits and colors; save"),
     "float64.tif": (tiff(GRAY[..., None].astype("f8"), 1, 3), "unusual combination of samples"),
     "two.tif": (tiff(COLORS[..., :2], 1, extra=(0,)), "has 2 channels, which are not gray or RGB"),
