@@ -90,12 +90,12 @@ def _split_own_data(store: Store, labeled: str | None, val: str, test: str, seed
             f"{dataset} has {total} labeled patients: test {n_test} and val {n_val} leave none to "
             "train on; give smaller --test and --val (0 is allowed)"
         )
-    kinds = {group: held_classes(store, group) for group in order}
-    test_groups = draw(order, kinds, n_test, later_parts=2 if n_val else 1)
+    class_sets = {group: held_classes(store, group) for group in order}
+    test_groups = draw(order, class_sets, n_test, later_parts=2 if n_val else 1)
     order = [group for group in order if group not in set(test_groups)]
-    val_groups = draw(order, kinds, n_val, later_parts=1)
+    val_groups = draw(order, class_sets, n_val, later_parts=1)
     order = [group for group in order if group not in set(val_groups)]
-    candidates = draw(order, kinds, len(order))
+    candidates = draw(order, class_sets, len(order))
     held_out = {*test_groups, *val_groups}
     train = tuple(group for group in store.groups if group not in held_out)
     key = label_key(labeled or "all")

@@ -3,12 +3,12 @@
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 
-Kinds = frozenset[int]  # the classes that a group holds, and EMPTY
+ClassSet = frozenset[int]  # the classes that a group holds, and EMPTY
 EMPTY = 0  # a case of the group has no foreground
 
 
 def draw(
-    order: Sequence[str], kinds: Mapping[str, Kinds], count: int, later_parts: int = 0
+    order: Sequence[str], class_sets: Mapping[str, ClassSet], count: int, later_parts: int = 0
 ) -> list[str]:
     """Draw `count` of the groups in `order` so that all classes are among them, if possible.
 
@@ -22,27 +22,23 @@ def draw(
     part, or fewer if this part would get none, but at least one. They are drawn only if there is no
     other group.
     """
-    holders = Counter(kind for group in order for kind in kinds[group])
+    holders = Counter(k for group in order for k in class_sets[group])
     reserved = {
-        kind: max(1, min(later_parts, number - 1)) if later_parts else 0
-        for kind, number in holders.items()
-        if kind != EMPTY
+        k: max(1, min(later_parts, number - 1)) if later_parts else 0
+        for k, number in holders.items()
+        if k != EMPTY
     }
-    queues: dict[Kinds, deque[tuple[int, str]]] = {}  # groups with their positions, by kinds
+    queues: dict[ClassSet, deque[tuple[int, str]]] = {}  # groups with their positions
     for position, group in enumerate(order):
-        queues.setdefault(kinds[group], deque()).append((position, group))
+        queues.setdefault(class_sets[group], deque()).append((position, group))
 
     drawn: list[str] = []
     held: Counter[int] = Counter()
     for size in range(1, count + 1):
         lagging = {
-            kind
-            for kind, number in holders.items()
-            if held[kind] < max(1, number * size // len(order))
+            k for k, number in holders.items() if held[k] < max(1, number * size // len(order))
         }
-        needed_later = {
-            kind for kind, number in reserved.items() if holders[kind] - held[kind] <= number
-        }
+        needed_later = {k for k, number in reserved.items() if holders[k] - held[k] <= number}
         free = [candidate for candidate in queues if candidate.isdisjoint(needed_later)]
         chosen = _most_lagging(free or queues, lagging, queues)
         drawn.append(queues[chosen].popleft()[1])
@@ -53,15 +49,15 @@ def draw(
 
 
 def _most_lagging(
-    candidates: Iterable[Kinds],
+    candidates: Iterable[ClassSet],
     lagging: set[int],
-    queues: Mapping[Kinds, deque[tuple[int, str]]],
-) -> Kinds:
+    queues: Mapping[ClassSet, deque[tuple[int, str]]],
+) -> ClassSet:
     """Return the candidate with the most classes that lag behind, as `draw` says."""
     classes = lagging - {EMPTY}
     empty = lagging & {EMPTY}
 
-    def rank(candidate: Kinds) -> tuple[int, int, tuple[int, str]]:
+    def rank(candidate: ClassSet) -> tuple[int, int, tuple[int, str]]:
         return -len(classes & candidate), -len(empty & candidate), queues[candidate][0]
 
     return min(candidates, key=rank)
