@@ -111,7 +111,7 @@ def test_a_record_has_the_scores_of_every_case(tmp_path):
     dice = {"dice": {"mean": 0.7, "low": 0.6, "high": 0.8}}
     tree = {"protocol": "strict", "dataset": "acdc", "part": "test", "cases": 2, "labeled": 3}
     tree |= {"method": "supervised", "split": "s", "seed": 5, "checkpoint": "last.pth", "step": 9}
-    tree |= {"truth": "0", "interval": "95 %", "config": config, "mean": dice}
+    tree |= {"truth": "0", "images": "0", "interval": "95 %", "config": config, "mean": dice}
     cases = "case,group,class,value,truth_size,predicted_size,dice\n"
     cases += "a,p,organ,1,5,6,0.612345\nb,p,organ,1,0,0,\n"
     tree |= {"format": "crkd evaluation 2", "classes": {"organ": {"value": 1, "scores": dice}}}
