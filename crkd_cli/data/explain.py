@@ -37,12 +37,12 @@ def why_no_image(root: Path, base: str, files: Sequence[RawFile], layout: Layout
         return f"no images/ in {root}, but in {inner}; give {root / inner} to --source"
     if lines := _lines_for_case_folders(images):
         return (
-            f"no images/ in {root}, but several images in a folder; choose one in dataset.yaml: "
+            f"no images/ in {root}, but folders with several images; choose one in dataset.yaml: "
             f"{lines}"
         )
     advice = "put the images there, and label maps with the same names in labels/"
     if lines := _lines_for_two_folders(inside) or _line_for_images(images):
-        advice += f", or say in dataset.yaml where they are: {lines}"
+        advice += f", or add to dataset.yaml: {lines}"
     return f"no images/ in {root}; {advice}"
 
 
@@ -82,7 +82,7 @@ def _how_to_match(layout: Layout) -> str:
     """Advise how to match labels with images, with lines of a description if they are clear."""
     images, labels = ([x for x in group if not x.folder] for group in layout[:2])
     if lines := _lines(images, labels):
-        return f"rename them, or write to dataset.yaml the lines {lines}"
+        return f"rename them, or add these lines to dataset.yaml: {lines}"
     return 'rename them, or say how they are named: labels: "labels/{name}_x.png"'
 
 

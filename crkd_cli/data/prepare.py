@@ -313,7 +313,7 @@ def _duplicate_ids(cases: Sequence[RawCase]) -> dict[str, list[Path]]:
 def _note_unlabeled(results: Sequence[CaseResult]) -> Iterable[str]:
     unlabeled = sum(not result.labeled for result in results)
     if unlabeled:
-        yield f"{unlabeled} of {len(results)} cases have no label: they are unlabeled"
+        yield f"cases without a label, used as unlabeled: {unlabeled} of {len(results)}"
 
 
 def _note_missing_groups(name: str, results: Sequence[CaseResult]) -> Iterable[str]:

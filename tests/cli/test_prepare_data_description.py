@@ -147,7 +147,7 @@ def test_json(cli, raw_folder, tmp_path):
         "image": "images/a.png",
         "labels": [{"file": "labels/a.png", "class": None}],
     }
-    assert tree["notices"] == ["1 of 4 cases have no label: they are unlabeled"]
+    assert tree["notices"] == ["cases without a label, used as unlabeled: 1 of 4"]
     assert tree["store"] == str(tmp_path / "data/prepared/mine")
 
 

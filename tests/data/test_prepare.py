@@ -51,7 +51,7 @@ def test_the_index_describes_the_raw_files(raw_folder, prepared):
     assert a.intensity == pytest.approx(expected)
     assert not c.labeled
     assert not (store.root / "labels/c.npy").exists()
-    assert "1 of 3 cases have no label: they are unlabeled" in store.index.notes
+    assert "cases without a label, used as unlabeled: 1 of 3" in store.index.notes
 
 
 def test_the_same_files_give_the_same_bytes_and_splits_are_kept(raw_folder, prepared):
