@@ -28,6 +28,8 @@ from crkd_cli.data.sources.base import Source
 from crkd_cli.data.store import CaseInfo, DatasetSpec
 from crkd_cli.errors import CrkdError
 
+PLAUSIBLE_SPACING = (1e-8, 1e5)  # mm: from atoms to satellite pictures
+
 
 @dataclass(frozen=True)
 class ImageFacts:
@@ -82,7 +84,7 @@ def read_case(source: Source, raw: RawCase, spec: DatasetSpec, folder: Path | No
     result = CaseResult(raw)
     volume: Volume | None = None
     try:
-        volume = source.open_image(raw.image, spec)
+        volume = _open_image(source, raw, spec)
         result.states_spacing = volume.geometry is not None and volume.geometry.spacing is not None
     except CrkdError as error:
         result.image_error = error
@@ -94,6 +96,16 @@ def read_case(source: Source, raw: RawCase, spec: DatasetSpec, folder: Path | No
     except CrkdError as error:
         result.pair_error = error
     return result
+
+
+def _open_image(source: Source, raw: RawCase, spec: DatasetSpec) -> Volume:
+    """Read the image of a case. Raises CrkdError if its spacing is not that of any scanner."""
+    volume = source.open_image(raw.image, spec)
+    smallest, largest = PLAUSIBLE_SPACING
+    if not all(smallest <= step <= largest for step in volume.spacing_mm or ()):
+        steps = ", ".join(f"{step:.3g}" for step in volume.spacing_mm or ())
+        raise CrkdError(f"{raw.image} states a spacing of ({steps}) mm; correct its header")
+    return volume
 
 
 def number_label(result: CaseResult, assignment: ClassAssignment) -> None:

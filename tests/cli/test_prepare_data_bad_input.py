@@ -153,6 +153,13 @@ def test_nan(prepare_data, volumes, tmp_path):
     )
 
 
+@pytest.mark.parametrize("step", [1e30, 1e6, 1e-9])
+def test_a_spacing_that_no_scan_has(prepare_data, volumes, tmp_path, step):
+    volume(volumes / "images/b.nii.gz", np.eye(9, dtype=np.float32)[None, :8], (1.0, 1.0, step))
+    error = f"error: b: images/b.nii.gz states a spacing of ({step:.3g}, 1, 1) mm; correct its head"
+    assert_rejected(prepare_data, tmp_path, volumes, error)
+
+
 def test_a_2d_file_in_a_3d_dataset(prepare_data, volumes, tmp_path, rng):
     Image.fromarray(rng.integers(0, 200, (8, 9), dtype=np.uint8)).save(volumes / "images/d.png")
     assert_rejected(
