@@ -82,6 +82,11 @@ def obtain(
     )
 
 
+def has_files(folder: Path) -> bool:
+    """Return whether `folder` exists and is not empty."""
+    return folder.is_dir() and any(folder.iterdir())
+
+
 def _from_given(name: str, source: Source, given: Path, home: Path, progress: Progress) -> Path:
     if not given.exists():
         raise CrkdError(
@@ -124,11 +129,6 @@ def _with_other_parts(archive: Path, source: Source) -> list[Path]:
     if archive not in parts:
         return [archive]
     return [part for part in parts if part.is_file()]
-
-
-def has_files(folder: Path) -> bool:
-    """Return whether there is a folder that is not empty."""
-    return folder.is_dir() and any(folder.iterdir())
 
 
 def _has_cases(source: Source, folder: Path) -> bool:

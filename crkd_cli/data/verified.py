@@ -111,10 +111,6 @@ def identify(file: BufferedReader) -> Identity:
     return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def _digest(file: BufferedReader) -> str:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def open_in_store(root: Path, name: str) -> BufferedReader:
     """Open a file of the store `root`; wait briefly if the store is just being replaced."""
     deadline = time.monotonic() + SECONDS_TO_APPEAR
@@ -128,3 +124,7 @@ def open_in_store(root: Path, name: str) -> BufferedReader:
         store_exists = root.is_dir()
         if not store_exists:
             time.sleep(0.01)
+
+
+def _digest(file: BufferedReader) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()

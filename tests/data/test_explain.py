@@ -7,7 +7,10 @@ from crkd_cli.errors import CrkdError
 from tests.data.helpers import make_files
 
 ERRORS = {
-    "no folder of images": (["scans/a.png", "x/a.jpg"], r'or add to dataset.yaml: images: "scans/\*\.png"'),
+    "no folder of images": (
+        ["scans/a.png", "x/a.jpg"],
+        r'dataset.yaml: images: "scans/\*\.png"',
+    ),
     "folders in a folder": (["train/images/a.png", "test/images/b.png"], "give .*/train to"),
     "an archive": (["set.zip", "readme.md"], "give the archive set.zip to --source"),
     "no image": (["images/a.xyz", "labels/a.png"], r"images contains no image in .*\(1 \.xyz\)"),
