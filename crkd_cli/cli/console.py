@@ -68,6 +68,7 @@ def show(table: "Table") -> None:
     rich_table = RichTable(
         caption=Text("\n").join(map(plain_text, table.notes)),
         show_edge=False,
+        pad_edge=False,  # as `table.width` counts
         caption_justify="left",
     )
     for index, name in enumerate(table.headings):
