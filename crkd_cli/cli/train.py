@@ -293,7 +293,7 @@ def _finish(plan: "Plan", metrics: dict[str, Any]) -> None:
 
 
 def _write_missing_files(plan: "Plan") -> None:
-    """Write what a finished run lacks if it was killed at its very end, and remove what it left."""
+    """Write missing results of a finished run that was killed at its end; remove leftovers."""
     from crkd_cli.paths import output_folder
     from crkd_cli.reporting.curves import draw_curves
     from crkd_cli.runtime.metrics_log import write_metrics

@@ -111,9 +111,7 @@ def _split_own_data(store: Store, labeled: str | None, val: str, test: str, seed
     notes = [f"{total} labeled patients: test {n_test} (--test {test}), val {n_val} (--val {val})"]
     unlabeled = len(store.groups) - total
     if unlabeled:
-        notes.append(
-            f"without a label, and so used as unlabeled: {pluralize(unlabeled, 'patient')}"
-        )
+        notes.append(f"without a label, used as unlabeled: {pluralize(unlabeled, 'patient')}")
     return NewSplit(split, tuple(notes), missing=())
 
 

@@ -99,7 +99,7 @@ def read_case(source: Source, raw: RawCase, spec: DatasetSpec, folder: Path | No
 
 
 def _open_image(source: Source, raw: RawCase, spec: DatasetSpec) -> Volume:
-    """Read the image of a case. Raises CrkdError if its spacing is not that of any scanner."""
+    """Read the image of a case. Raises CrkdError if its spacing is implausible."""
     volume = source.open_image(raw.image, spec)
     smallest, largest = PLAUSIBLE_SPACING
     if not all(smallest <= step <= largest for step in volume.spacing_mm or ()):

@@ -52,7 +52,7 @@ class Facts(msgspec.Struct, frozen=True):
     classes: dict[str, ClassFacts]  # without the background
     mean: dict[str, Any]  # by metric
     cases_csv: TableFacts
-    other_data: bool = False  # the dataset had changed since the training
+    other_data: bool = False  # the dataset had changed since training
     method_sha256: str | None = None  # of the user's own method file, if the method is in one
 
     def settings(self) -> str:

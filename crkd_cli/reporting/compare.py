@@ -96,9 +96,9 @@ class Comparison:
         ]
 
     def other_data(self) -> list[str]:
-        """List in sentences the runs that were scored on other data than they were trained on."""
+        """List the runs whose dataset changed between training and evaluation."""
         runs = [run for entry in self.entries for run in entry.runs if run.facts.other_data]
-        return [f"{run.folder}: the dataset had changed since the training." for run in runs]
+        return [f"{run.folder}: the dataset has changed since training." for run in runs]
 
     def differing_settings(self) -> list[str]:
         """List in sentences the settings, other than a method's own, in which methods differ."""

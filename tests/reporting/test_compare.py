@@ -330,7 +330,7 @@ def test_values_of_classes_and_changed_data_are_in_the_table(evaluated):
     table = tables(comparison)[0]
     assert table.headings[-2:] == ["rv", "myo (7)"]
     folder = comparison.common.folder
-    assert table.notes[0] == f"{folder}: the dataset had changed since the training."
+    assert table.notes[0] == f"{folder}: the dataset has changed since training."
     assert comparison.tree()["other_data"] == table.notes[:1]
 
 
