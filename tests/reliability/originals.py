@@ -63,20 +63,21 @@ class Original:
             return Mutant(self, self.data, {**self.parts, suffix: damaged}, False)
         if self.special is not None and draw.random() < 0.5:  # with valid checksums
             return Mutant(self, self.special(self.data, draw), self.parts, False)
-        data = self._mutate_main(draw)
+        choice = draw.random()
+        if self.inner and choice < 0.4:  # compressed again, so with a valid checksum
+            return Mutant(self, self._mutate_content(draw), self.parts, False)
+        if self.fields and not self.inner and choice < 0.4:
+            data = write_number(bytearray(self.data), *draw.choice(self.fields), draw)
+        else:
+            data = mutate_bytes(self.data, draw, self.protected)
         return Mutant(self, data, self.parts, self._is_protected(data))
 
-    def _mutate_main(self, draw: random.Random) -> bytes:
-        choice = draw.random()
-        if self.inner and choice < 0.4:
-            content = gzip.decompress(self.data)
-            if draw.random() < 0.5:
-                return gzip.compress(mutate_bytes(content, draw), mtime=0)
-            damaged = write_number(bytearray(content), *draw.choice(self.fields), draw)
-            return gzip.compress(damaged, mtime=0)
-        if self.fields and not self.inner and choice < 0.4:
-            return write_number(bytearray(self.data), *draw.choice(self.fields), draw)
-        return mutate_bytes(self.data, draw, self.protected)
+    def _mutate_content(self, draw: random.Random) -> bytes:
+        content = gzip.decompress(self.data)
+        if draw.random() < 0.5:
+            return gzip.compress(mutate_bytes(content, draw), mtime=0)
+        damaged = write_number(bytearray(content), *draw.choice(self.fields), draw)
+        return gzip.compress(damaged, mtime=0)
 
     def _is_protected(self, data: bytes) -> bool:
         """Tell whether reading `data` must fail or return what the original contains.
