@@ -1,6 +1,6 @@
 """Process items in three steps that run at the same time, each on another item."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ def run_pipeline(
     read: Callable[[S], T],
     compute: Callable[[T], U],
     finish: Callable[[U], V],
-) -> Iterator[Future[V]]:
+) -> Generator[Future[V]]:
     """Yield the outcome of `finish(compute(read(item)))` for every item, in order.
 
     `compute` runs in the calling thread. Meanwhile one thread reads the next item and another
@@ -23,7 +23,8 @@ def run_pipeline(
     its item: `result()` raises it, and the other items are processed all the same.
 
     If `compute` is interrupted, the steps that are running are completed before the exception is
-    raised, so that no file is left half-written.
+    raised, so that no file is left half-written. Whoever stops early closes the generator, which
+    waits for them too.
     """
     with (
         ThreadPoolExecutor(1, thread_name_prefix="read") as reader,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,8 +97,9 @@ def _predict(
 ) -> PredictResult:
     shard = world.strided_shard(images)
     results: list[bool | str] = []  # per image: written (True), skipped (False), or an error
-    with progress("predicting", len(shard), "images") as advance:
-        outcomes = run_pipeline(shard, predictor.read, predictor.infer, predictor.write)
+    pipeline = run_pipeline(shard, predictor.read, predictor.infer, predictor.write)
+    # Closing waits for the image that is being written, before the folder is given up.
+    with progress("predicting", len(shard), "images") as advance, closing(pipeline) as outcomes:
         for image, outcome in zip(shard, outcomes, strict=True):
             try:
                 results.append(_written_or_error(outcome, image))
