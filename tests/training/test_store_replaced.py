@@ -8,6 +8,7 @@ import pytest
 
 from crkd_cli.data.store import Store, StoreError, write_index
 from crkd_cli.errors import UsageError
+from crkd_cli.paths import replace_folder
 from crkd_cli.runtime.checkpoint import load_checkpoint
 from crkd_cli.training.loop import StepCallback
 from tests.training.helpers import Planner, assert_equal, train_plan, weights
@@ -30,8 +31,7 @@ def replace_store_after(store: Store, step: int, changed: tuple[str, ...]) -> St
             np.save(file, 1 - np.load(file))
             cases[case] = msgspec.structs.replace(cases[case], sha256="1" * 64)
         write_index(copy, msgspec.structs.replace(store.index, cases=tuple(cases.values())))
-        shutil.rmtree(store.root)
-        copy.rename(store.root)
+        replace_folder(copy, store.root)
 
     return report
 
