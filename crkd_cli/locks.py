@@ -6,15 +6,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING
 
 from crkd_cli.errors import CrkdError, UsageError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 LONGEST_NAME_BYTES = 200
 
 
-def lock_output(folder: Path, option: str, activity: str = "is writing to") -> FileLock:
+def lock_output(folder: Path, option: str, activity: str = "is writing to") -> "FileLock":
     """Create `folder` and keep other processes from writing to it until `release` or the end.
 
     The lock is a hidden file in the folder. Raises UsageError if another process holds it, and
@@ -23,7 +25,7 @@ def lock_output(folder: Path, option: str, activity: str = "is writing to") -> F
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return _acquire(folder / ".lock")
-    except Timeout:
+    except TimeoutError:
         raise UsageError(
             f"another process {activity} {folder}; wait until it ends, or give another folder "
             f"with {option}"
@@ -33,7 +35,7 @@ def lock_output(folder: Path, option: str, activity: str = "is writing to") -> F
         raise CrkdError(f"cannot write to {folder}: {reason}; give another with {option}") from None
 
 
-def release(lock: FileLock) -> None:
+def release(lock: "FileLock") -> None:
     """Remove the file of the lock and let other processes write."""
     # While the lock is held: a process that opened the file before sees that it is gone.
     with suppress(OSError):
@@ -53,7 +55,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = _acquire(folder.with_name(f".{short_name(folder)}.lock"))
-    except Timeout:
+    except TimeoutError:
         raise UsageError(
             f"another process is writing to {folder}; wait until it ends, then rerun this command"
         ) from None
@@ -79,7 +81,9 @@ def short_name(path: Path) -> str:
     return path.name if len(name) <= LONGEST_NAME_BYTES else hashlib.sha256(name).hexdigest()
 
 
-def _acquire(file: Path) -> FileLock:
+def _acquire(file: Path) -> "FileLock":
+    from filelock import FileLock  # slow to import
+
     lock = FileLock(file, mode=0o666)
     lock.acquire(blocking=False)
     return lock

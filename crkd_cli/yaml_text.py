@@ -33,15 +33,19 @@ def parse_yaml(text: str) -> Any:
 
 def load_yaml(file: Path) -> Any:
     """Return the content of `file`. Raises OSError, or ValueError if it is invalid."""
+    return parse_yaml(read_text(file))
+
+
+def read_text(file: Path) -> str:
+    """Return the text of `file`. Raises OSError, or ValueError if it is too long or not UTF-8."""
     with file.open("rb") as stream:
         content = stream.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ValueError(f"it is longer than {MAX_BYTES >> 20} MB")
     try:
-        text = content.decode()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not text in UTF-8, at byte {error.start}") from None
-    return parse_yaml(text)
 
 
 class _Loader(yaml.SafeLoader):

@@ -23,6 +23,15 @@ from crkd_cli.data.store import (
 )
 
 CHECKOUT = Path(__file__).parents[1]
+FLAT = DatasetSpec(
+    name="flat",
+    source="folder",
+    classes=numbered_classes(("background", "disc")),
+    channels=1,
+    dims=2,
+    modality="gray",
+    intensity="minmax",
+)
 SHARED = CHECKOUT.parent / "shared"
 
 

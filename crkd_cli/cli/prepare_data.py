@@ -96,15 +96,15 @@ def prepare_data(
     root = resolve_data_root(data_root)
     store = root / "prepared" / name
     if check and source is None and store.is_dir() and not has_files(root / "raw" / name):
-        _check_store(store)
-        info(f"no raw files of {name}: only the store was checked")
+        _check_store_alone(name, store, json)
         return
     reader = choose_source(name, source, root, spacing, published_crop, ignore)
     raw = obtain(name, reader, source, root, download, progress, info)
     info(f"raw files: {raw}")
     report = prepare(name, reader, raw, store, progress, check)
     if json:
-        _print_json(name, raw, None if check or report.failed else store, report)
+        written = None if check or report.failed else str(store)
+        _print_json({"name": name, "raw": str(raw), "store": written, **report.tree()})
     elif check:
         print("\n".join(report.inventory.lines()), flush=True)  # before what follows on stderr
     _raise_errors(raw, report)
@@ -135,8 +135,19 @@ def prepare_data(
         info(f"store: {store}. Next: crkd make-splits {name}{options}")
 
 
-def _check_store(root: Path) -> None:
-    """Compare all arrays of a store with their digests. Raises CrkdError if one differs."""
+def _check_store_alone(name: str, store: Path, json: bool) -> None:
+    """Check a store whose raw files are gone."""
+    count = _check_store(store)
+    info(f"no raw files of {name}: only the store was checked")
+    if json:
+        _print_json({"name": name, "raw": None, "store": str(store), "arrays": count})
+
+
+def _check_store(root: Path) -> int:
+    """Compare all arrays of a store with their digests, and return how many there are.
+
+    Raises CrkdError if one differs.
+    """
     from crkd_cli.data.store import Store
 
     store = Store(root)
@@ -144,6 +155,7 @@ def _check_store(root: Path) -> None:
     with progress("verifying", count, "arrays") as advance:
         store.check(advance)
     info(f"store verified: all {count} arrays in {root} match their digests")
+    return count
 
 
 def _raise_errors(raw: Path, report: "PreparationReport") -> None:
@@ -161,11 +173,9 @@ def _raise_errors(raw: Path, report: "PreparationReport") -> None:
         )
 
 
-def _print_json(name: str, raw: Path, store: Path | None, report: "PreparationReport") -> None:
-    """Print the report, and which store was written."""
+def _print_json(tree: dict[str, object]) -> None:
     import json
 
-    tree = {"name": name, "raw": str(raw), "store": store and str(store), **report.tree()}
     print(json.dumps(tree, indent=2))  # in ASCII, whatever the names contain
 
 

@@ -15,11 +15,13 @@ import yaml
 
 from crkd_cli.config import Strict, parse
 from crkd_cli.data import nnunet, patterns
+from crkd_cli.data.raw.limits import check_regular
 from crkd_cli.errors import UsageError
-from crkd_cli.yaml_text import load_yaml
+from crkd_cli.yaml_text import parse_yaml, read_text
 
 ChannelModality = Literal["MR", "CT", "RGB", "gray"]
-Millimeters = Annotated[float, msgspec.Meta(gt=0.0, lt=1e4)]
+MIN_SPACING_MM, MAX_SPACING_MM = 1e-6, 1e4
+Millimeters = Annotated[float, msgspec.Meta(ge=MIN_SPACING_MM, le=MAX_SPACING_MM)]
 FILES = ("dataset.yaml", "dataset.yml", "dataset.json")  # the first that exists is read
 
 
@@ -102,13 +104,13 @@ class Description(Strict, frozen=True):
 def read_description(file: Path) -> Description:
     """Read `dataset.yaml`, or nnU-Net's `dataset.json`.
 
-    Raises UsageError, which names the key, if it cannot be read or is invalid.
+    Raises UsageError, which names the key, if it cannot be read or is invalid, and CrkdError if it
+    is not a regular file.
     """
+    check_regular(file)
     try:
-        if file.suffix == ".json":
-            tree = json.loads(file.read_text(encoding="utf-8-sig"))
-        else:
-            tree = load_yaml(file)
+        text = read_text(file)
+        tree = json.loads(text) if file.suffix == ".json" else parse_yaml(text)
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:

@@ -22,9 +22,8 @@ TEST_PARTS = {
 # Files that often lie beside images, and are left out without a notice.
 SIDECARS = (".txt", ".json", ".csv", ".tsv", ".xml", ".md", ".html", ".pdf", ".yaml", ".yml")
 HEADER_SUFFIXES = (".mhd", ".nhdr", ".hdr")  # their voxels may be in another file
-PREDICTED_MASKS = (
-    "-masks"  # at the end of the folder that `crkd predict FOLDER` writes beside FOLDER
-)
+# The end of the name of the folder that `crkd predict FOLDER` writes beside FOLDER.
+PREDICTED_MASKS = "-masks"
 UNSUPPORTED = "not in a supported image format"
 
 

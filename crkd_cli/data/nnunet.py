@@ -20,8 +20,7 @@ COLORS = (["r", "g", "b"], ["red", "green", "blue"])
 def description_tree(tree: dict[str, Any], file: Path) -> dict[str, Any]:
     """Return the keys of a description that `tree`, the content of `file`, states.
 
-    Other keys are ignored. Raises UsageError if `tree` was not
-    written for nnU-Net.
+    Other keys are ignored. Raises UsageError if `tree` was not written for nnU-Net.
     """
     labels = tree.get("labels")
     channels = tree.get("channel_names", tree.get("modality"))

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from crkd_cli.data.description import FILES
+from crkd_cli.data.description import FILES, MAX_SPACING_MM, MIN_SPACING_MM
 from crkd_cli.data.raw import formats
 from crkd_cli.data.raw.archives import ArchiveError, extract
 from crkd_cli.data.raw.download import fetch
@@ -35,8 +35,8 @@ def choose_source(
     builtin = [source for source in SOURCES.names() if source != "folder"]
     if name not in builtin and given is None and not (root / "raw" / name).is_dir():
         raise UsageError(
-            f"no dataset is called {name!r}; {did_you_mean(name, builtin)} "
-            f"For your own data: crkd prepare-data {name} --source FOLDER"
+            f"no dataset is called {name!r}; {did_you_mean(name, builtin)}; "
+            f"for your own data: crkd prepare-data {name} --source FOLDER"
         )
     if published_crop and name != "la":
         raise UsageError(
@@ -180,9 +180,11 @@ def _parse_spacing(text: str | None) -> tuple[float, ...] | None:
         spacing = tuple(float(part) for part in re.split(r"[,x ]+", text.strip()))
     except ValueError:
         spacing = ()
-    if len(spacing) not in (1, 2, 3) or not all(0 < value < 1e4 for value in spacing):
+    if len(spacing) not in (1, 2, 3) or not all(
+        MIN_SPACING_MM <= value <= MAX_SPACING_MM for value in spacing
+    ):
         raise UsageError(
-            f"--spacing {text!r}: expected mm above 0, one number or one per axis, "
-            "such as 10,1.5,1.5"
+            f"--spacing {text!r}: expected mm from {MIN_SPACING_MM:g} to {MAX_SPACING_MM:g}, "
+            "one number or one per axis, such as 10,1.5,1.5"
         )
     return spacing

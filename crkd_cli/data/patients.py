@@ -9,6 +9,7 @@ from pathlib import Path
 from crkd_cli.data import patterns
 from crkd_cli.data.cases import RawCase
 from crkd_cli.data.raw import formats
+from crkd_cli.data.raw.limits import check_regular
 from crkd_cli.data.splits import preview
 from crkd_cli.errors import CrkdError, pluralize
 from crkd_cli.text import printable
@@ -93,6 +94,7 @@ class _Names:
 
 def _read(table: Path) -> list[tuple[str, str]]:
     """Return (image, patient) of each line of `table`. Raises CrkdError if one is missing."""
+    check_regular(table)
     try:
         with table.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines)

@@ -1,5 +1,6 @@
 """Predict masks for image files, with the same names, formats, sizes and geometry."""
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import closing
@@ -72,8 +73,9 @@ def predict(
     Several processes share the images. While an image is predicted, the next one is read and the
     masks of the previous one are written.
 
-    Raises CrkdError if there is no image or no checkpoint, or the output is not writable, and
-    UsageError if the output would replace the images, or if a format cannot hold the values.
+    Raises CrkdError if there is no image or no checkpoint, if a case has several images, or if the
+    output is not writable, and UsageError if the output would replace the images, or if a format
+    cannot hold the values.
     """
     options = options or PredictOptions()
     out = _output_folder(source, out)
@@ -81,6 +83,7 @@ def predict(
     loaded = load_checkpoint(checkpoint)
     if loaded.path != checkpoint:  # a run folder was given
         notify(f"checkpoint: {loaded.path}")
+    _check_channels(images, loaded.spec)
     folder = source if source.is_dir() else source.parent
     places = {image.parent.relative_to(folder) for image in images}
     subfolders = [str(Path(part, place)) for part in ("", *SUBFOLDERS) for place in places]
@@ -238,6 +241,23 @@ def largest_components(labels: NDArray[Any]) -> NDArray[Any]:
         sizes = np.bincount(components.ravel())[1:]
         kept[box][components == 1 + sizes.argmax()] = k
     return kept
+
+
+def _check_channels(images: Sequence[Path], spec: DatasetSpec) -> None:
+    """Raise CrkdError if a case has several images, one per channel, as nnU-Net numbers them.
+
+    The numbers are channels if the model was trained on images that end in _0000.
+    """
+    if "{name}_0000" not in (spec.description.images or ""):
+        return
+    paths = {(image.parent, formats.stem(image)): image for image in images}
+    for (folder, stem), image in paths.items():
+        first = paths.get((folder, f"{stem[:-4]}0000"))
+        if first not in (None, image) and re.fullmatch(r".*_\d{4}", stem):
+            raise CrkdError(
+                f"{first} and {image} are channels of one case, but the model was trained on one "
+                "channel; put the images of that channel into a folder of their own"
+            )
 
 
 def _output_folder(source: Path, out: Path | None) -> Path:

@@ -1,11 +1,13 @@
 """The run folder: which checkpoint is its result, and the lock that keeps it to one process."""
 
 from pathlib import Path
-
-from filelock import FileLock
+from typing import TYPE_CHECKING
 
 from crkd_cli.errors import CrkdError
 from crkd_cli.locks import lock_output
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 
 def result_checkpoint(run: Path) -> Path:
@@ -25,7 +27,7 @@ def newest_checkpoint(runs: Path) -> Path:
     return result_checkpoint(newest.parent)
 
 
-def lock_run_folder(folder: Path) -> FileLock:
+def lock_run_folder(folder: Path) -> "FileLock":
     """Keep other processes from training in `folder` until `locks.release` or the end of this one.
 
     Raises UsageError if another process trains there, CrkdError if the folder cannot be written.

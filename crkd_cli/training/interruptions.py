@@ -42,10 +42,10 @@ class ProcessLostError(CrkdError):
 class SignalCatcher:
     """Notes the first of SIGNALS in `received`, to be acted on at the end of the step.
 
-    In a single process a second signal acts as usual, except SIGHUP, which
-    a closing terminal and its shell both send. With several processes all are noted, because
-    torchrun and --parallel forward a signal that every process may already have received from the
-    terminal or the batch system. A SIGHUP that is ignored, as nohup does, stays ignored.
+    In a single process a second signal acts as usual, except SIGHUP, which a closing terminal and
+    its shell both send. With several processes all are noted, because torchrun and --parallel
+    forward a signal that every process may already have received from the terminal or the batch
+    system. A SIGHUP that is ignored, as nohup does, stays ignored.
 
     Args:
         on_signal: Called when a signal was noted.

@@ -7,22 +7,13 @@ from PIL import Image
 
 from crkd_cli.cli.predict import describe_values
 from crkd_cli.config import Frame
-from crkd_cli.data.store import ClassInfo, DatasetSpec, numbered_classes
-
-SPEC = DatasetSpec(
-    name="flat",
-    source="folder",
-    classes=numbered_classes(("background", "disc")),
-    channels=1,
-    dims=2,
-    modality="gray",
-    intensity="minmax",
-)
+from crkd_cli.data.store import ClassInfo
+from tests.conftest import FLAT
 
 
 @pytest.fixture
 def checkpoint(make_checkpoint):
-    return make_checkpoint(SPEC, Frame(resize=(32, 32)), path="runs/flat-supervised-1/last.pth")
+    return make_checkpoint(FLAT, Frame(resize=(32, 32)), path="runs/flat-supervised-1/last.pth")
 
 
 @pytest.fixture
@@ -88,7 +79,7 @@ def test_one_file(cli, checkpoint, scans, tmp_path):
 
 def test_the_meaning_of_the_values_is_printed(cli, make_checkpoint, scans):
     classes = (ClassInfo(name="background", values=(0,)), ClassInfo(name="disc", values=(255, 7)))
-    spec = msgspec.structs.replace(SPEC, classes=classes)
+    spec = msgspec.structs.replace(FLAT, classes=classes)
     checkpoint = make_checkpoint(spec, Frame(resize=(32, 32)))
     result = cli("predict", scans, "--checkpoint", checkpoint)
     assert result.stderr.splitlines()[-1] == "values: 0 background, 255 disc"
@@ -112,7 +103,7 @@ def test_the_meaning_of_many_values_is_a_table():
 @pytest.mark.slow
 def test_values_that_do_not_fit_the_format_are_a_usage_error(cli, make_checkpoint, scans):
     classes = (ClassInfo(name="background", values=(0,)), ClassInfo(name="disc", values=(2**32,)))
-    spec = msgspec.structs.replace(SPEC, classes=classes)
+    spec = msgspec.structs.replace(FLAT, classes=classes)
     checkpoint = make_checkpoint(spec, Frame(resize=(32, 32)))
     result = cli("predict", scans, "--checkpoint", checkpoint)
     assert result.exit_code == 2

@@ -242,7 +242,7 @@ def test_colors_in_a_gray_dataset(prepare_data, raw_folder, tmp_path, rng):
 def test_options_that_do_not_apply(prepare_data, raw_folder):
     mistakes = {
         ("--spacing", "1,2,3"): "--spacing has 3 numbers, but mine is 2D",
-        ("--spacing", "-1"): "expected mm above 0",
+        ("--spacing", "-1"): "expected mm from 1e-06 to 10000",
         ("--published-crop",): "--published-crop is for la only",
     }
     for args, message in mistakes.items():

@@ -150,6 +150,11 @@ def test_json(cli, raw_folder, tmp_path):
     assert tree["notices"] == ["cases without a label, used as unlabeled: 1 of 4"]
     assert tree["store"] == str(tmp_path / "data/prepared/mine")
 
+    names = ["prepare-data", "mine", "--data-root", str(tmp_path / "data")]
+    tree = json.loads(cli(*names, "--json", "--check").stdout)  # without the raw files
+    assert (tree["raw"], tree["store"]) == (None, str(tmp_path / "data/prepared/mine"))
+    assert tree["arrays"] == 7  # of four images and three labels
+
 
 def test_json_if_the_dataset_as_a_whole_is_refused(cli, raw_folder, tmp_path):
     (raw_folder / "images").rename(raw_folder / "pictures")

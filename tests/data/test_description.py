@@ -1,6 +1,7 @@
 """Descriptions: read strictly, nnU-Net's alike, and printed so that they can be read again."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,14 @@ def test_nnunet_colors_are_one_channel(read):
 def test_mistakes_in_nnunet_files(read, tree, message):
     with pytest.raises(CrkdError, match=message):
         read(json.dumps(tree), "dataset.json")
+
+
+@pytest.mark.parametrize("name", ["dataset.yaml", "dataset.json"])
+def test_files_that_cannot_be_read_to_their_end(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CrkdError, match=f"{name} is a pipe or device, not a regular file"):
+        read_description(tmp_path / name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_text(" " * 5_000_000)
+    with pytest.raises(UsageError, match="longer than 4 MB"):
+        read_description(tmp_path / name)

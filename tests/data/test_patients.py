@@ -1,5 +1,6 @@
 """Patients by a part of the names, and by a table that names images in several ways."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,9 @@ def test_a_name_of_two_images_is_not_enough(tmp_path):
     table.write_text("image,patient\n1.png,anna\na/1.png,ben\n")
     with pytest.raises(CrkdError, match="lacks 1 image: b_1; add a line"):
         group_by_table(cases("a/1.png", "b/1.png"), ROOT, table, [])
+
+
+def test_a_table_must_be_a_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "patients.csv")  # opening it would wait for ever
+    with pytest.raises(CrkdError, match=r"patients\.csv is a pipe or device"):
+        group_by_table(cases("a.png"), ROOT, tmp_path / "patients.csv", [])

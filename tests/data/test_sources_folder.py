@@ -126,8 +126,8 @@ def test_spacing(make_raw, prepared, tmp_path):
     assert prepared("mine", root, spacing="2").cases["a"].spacing_mm == (2.0, 2.0, 2.0)
     with pytest.raises(UsageError, match="--spacing has 2 numbers, but mine is 3D: give 1 or 3"):
         prepared("mine", root, spacing="1,1")
-    for wrong in ("0,1,1", "a", "1,2,3,4", "nan"):
-        with pytest.raises(UsageError, match="expected mm above 0"):
+    for wrong in ("0,1,1", "a", "1,2,3,4", "nan", "1e-320"):
+        with pytest.raises(UsageError, match="expected mm from 1e-06 to 10000"):
             choose_source("mine", root, tmp_path, wrong, False)
 
 

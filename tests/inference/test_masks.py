@@ -10,8 +10,9 @@ import SimpleITK as sitk
 from PIL import Image
 
 from crkd_cli.config import Frame
+from crkd_cli.data.description import Description
 from crkd_cli.data.store import ClassInfo, DatasetSpec
-from crkd_cli.errors import UsageError
+from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.inference.predict import PredictOptions, largest_components
 from tests.inference.test_predict import expected, flat, gray8, run
 
@@ -100,3 +101,24 @@ def test_largest_component_by_hand():
     assert not largest_components(np.zeros((4, 4), np.uint8)).any()
     many = labels.astype(np.int16) * 299
     assert np.array_equal(largest_components(many), kept.astype(np.int16) * 299)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_refused"),
+    [("imagesTr/{name}_0000.png", True), ("images/{name}.png", False), (None, False)],
+)
+def test_further_channels_of_a_case_are_refused(
+    scans, make_checkpoint, rng, pattern: str | None, is_refused: bool
+) -> None:
+    """Numbers are channels only if the model was trained on files that end in _0000."""
+    for name in ("a_0000.png", "a_0001.png", "b_0000.png"):
+        gray8(scans / name, rng)
+    spec = msgspec.structs.replace(flat(), description=Description(images=pattern))
+    checkpoint = make_checkpoint(spec, Frame(resize=(32, 32)))
+    if not is_refused:
+        assert run(scans, checkpoint).written == 3
+        return
+    with pytest.raises(CrkdError, match=r"a_0000\.png and .*a_0001\.png are channels of one case"):
+        run(scans, checkpoint)
+    (scans / "a_0001.png").unlink()
+    assert run(scans, checkpoint).written == 2

@@ -10,24 +10,14 @@ import pytest
 import torch
 
 from crkd_cli.config import Frame
-from crkd_cli.data.store import DatasetSpec, numbered_classes
 from crkd_cli.errors import CrkdError
 from crkd_cli.runtime.checkpoint import load_checkpoint
-
-SPEC = DatasetSpec(
-    name="flat",
-    source="folder",
-    classes=numbered_classes(("background", "disc")),
-    channels=1,
-    dims=2,
-    modality="gray",
-    intensity="minmax",
-)
+from tests.conftest import FLAT
 
 
 @pytest.fixture
 def checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
-    return make_checkpoint(SPEC, Frame(resize=(32, 32)), best={"step": 3, "dice": 0.5})
+    return make_checkpoint(FLAT, Frame(resize=(32, 32)), best={"step": 3, "dice": 0.5})
 
 
 def refusal(file: Path) -> str:

@@ -63,9 +63,9 @@ class _Header(tarfile.TarInfo):
         """Parse a header. Raises ReadError unless it is intact or marks the end."""
         try:
             return super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise
         except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):  # the end
+                raise
             raise tarfile.ReadError(str(error)) from None
 
 

@@ -11,9 +11,10 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -104,10 +105,11 @@ class _Process:
         array = np.empty(item["shape"], item["dtype"])
         assert self._process is not None
         assert self._process.stdout is not None
+        output = cast("BufferedReader", self._process.stdout)
         view = array.reshape(-1).view(np.uint8).data
         received = 0
         while received < len(view):
-            count = self._process.stdout.readinto(view[received:])  # type: ignore[attr-defined]
+            count = output.readinto(view[received:])
             if not count:
                 raise IsolatedProcessError(self._reason())
             received += count

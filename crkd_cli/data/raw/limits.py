@@ -33,7 +33,7 @@ def check_regular(path: Path) -> None:
         raise CrkdError(f"{path} cannot be read: {reason}") from None
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
-        raise CrkdError(f"{path} is {kind}, not an image file; remove it")
+        raise CrkdError(f"{path} is {kind}, not a regular file; remove it")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ separate process.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -143,9 +144,9 @@ def _call(function: Any, path: Path, *args: Any) -> Any:
 def _open(path: Path) -> Iterator[Any]:
     import warnings
 
-    # TiffImagePlugin: else Pillow imports all plug-ins to find it.
-    from PIL import Image, TiffImagePlugin, UnidentifiedImageError  # noqa: F401
+    from PIL import Image, UnidentifiedImageError
 
+    import_module("PIL.TiffImagePlugin")  # else Pillow imports all plug-ins to find it
     try:
         # Not by name: Pillow would map the file into memory, and turn some TIFF files wrongly.
         with path.open("rb") as file, warnings.catch_warnings():

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crkd_cli.data.cases import RawCase, labeled_case
+from crkd_cli.data.raw.limits import check_regular
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
 from crkd_cli.data.store import DatasetSpec, numbered_classes
@@ -79,6 +80,7 @@ def _h5_cases(root: Path) -> list[RawCase]:
 
 def _frames(info: Path) -> tuple[int, int]:
     """Return the frame numbers of end-diastole and end-systole."""
+    check_regular(info)
     text = info.read_text(encoding="utf-8", errors="replace")
     frames = dict(re.findall(r"^(ED|ES):\s*(\d+)", text, flags=re.MULTILINE))
     if len(frames) != 2:

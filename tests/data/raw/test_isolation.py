@@ -157,11 +157,11 @@ def test_files_of_the_current_folder_are_not_imported(tmp_path):
 @pytest.mark.parametrize("name", ["x.png", "x.nii", "x.nii.gz", "x.nrrd", "x.mha", "x.h5", "x.tif"])
 def test_pipes_and_folders_are_not_opened(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(CrkdError, match=f"{name} is a pipe or device, not an image file"):
+    with pytest.raises(CrkdError, match=f"{name} is a pipe or device, not a regular file"):
         read_image(tmp_path / name)
     (tmp_path / name).unlink()
     (tmp_path / name).mkdir()
-    with pytest.raises(CrkdError, match=f"{name} is a folder, not an image file"):
+    with pytest.raises(CrkdError, match=f"{name} is a folder, not a regular file"):
         probe(tmp_path / name)
 
 

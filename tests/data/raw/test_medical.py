@@ -162,7 +162,7 @@ def test_neighbors_that_are_no_plain_files(tmp_path):
     (folder / "link.raw").symlink_to(outside)
     problems = {
         "missing.raw": "needs missing.raw beside it; copy both",
-        "pipe.raw": "pipe.raw is a pipe or device, not an image file",
+        "pipe.raw": "pipe.raw is a pipe or device, not a regular file",
         "link.raw": "link.raw is a link to another folder",
         "x.mhd": "x.mhd names itself as the file of its voxels",
         "LIST": "has its voxels in several files; save it as one file",
