@@ -19,7 +19,7 @@ from crkd_cli.text import csv_cell, printable
 
 # "2/9": a class is predicted in 2 of the 9 cases without it.
 FALSE_POSITIVES = "FP/absent"
-ABOUT_FALSE_POSITIVES = f"{FALSE_POSITIVES}: cases without the class that have it predicted"
+ABOUT_FALSE_POSITIVES = f"{FALSE_POSITIVES}: cases without the class in which it is predicted"
 
 
 class Cell(NamedTuple):
@@ -158,7 +158,7 @@ def _test_table(comparison: Comparison) -> Table:
     for metric in comparison.common.metrics:
         tests = [test for test in comparison.tests if test.metric == metric]
         sections.append([_test_row(test, some_left_out) for test in tests])
-    headings = ["score", "methods", "difference", "95 % CI", comparison.unit]
+    headings = ["score", "methods", "mean", "95 % CI", comparison.unit]
     notes = comparison.explanation()[2:]
     if some_left_out:
         headings.append("pairs")

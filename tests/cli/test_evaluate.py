@@ -88,7 +88,7 @@ def test_absent_classes_have_columns_of_their_own(cli, with_absent_classes):
     assert tumor[1:3] == ["4", "2/2"]
     assert cyst == ["cyst", "0", "4/4", *["–"] * 6]
     assert mean[1:4] == ["4", "6/6", tumor[3]]
-    assert "n: cases with a score; FP/absent: cases without the class that have it predicted" in (
+    assert "n: cases with a score; FP/absent: cases without the class in which it is predicted" in (
         " ".join(result.stdout.split())
     )
     assert "nan" not in result.stdout
