@@ -30,6 +30,8 @@ from crkd_cli.paths import replace_folder, temporary_folder
 from crkd_cli.progress import Progress
 from crkd_cli.text import printable
 
+MAX_SPACING_RATIO = 1.1  # beyond it, the user is told that spacings differ
+
 
 def prepare(
     name: str, source: Source, raw: Path, store: Path, progress: Progress, check_only: bool = False
@@ -200,6 +202,7 @@ class _Preparation:
             *_note_unlabeled(self._results),
             *_note_missing_groups(self._spec.name, self._results),
             *_note_unknown_spacing(self._results),
+            *(_note_mixed_geometry(self._results) if self._source.reads_description else ()),
             *self._source.notes,
             *self._classes.notes,
         ]
@@ -336,6 +339,28 @@ def _note_unknown_spacing(results: Sequence[CaseResult]) -> Iterable[str]:
         yield (
             "the files do not state their spacing: distances will be in voxels; "
             "set it with --spacing"
+        )
+
+
+def _note_mixed_geometry(results: Sequence[CaseResult]) -> Iterable[str]:
+    """Note that volumes differ in their spacing or orientation: they are stored as they are."""
+    images = [result.image for result in results if result.image is not None]
+    spacings = [image.spacing_mm for image in images if image.spacing_mm is not None]
+    ranges = [(min(axis), max(axis)) for axis in zip(*spacings, strict=True)]
+    if any(high > MAX_SPACING_RATIO * low for low, high in ranges):
+        smallest = " × ".join(f"{low:.3g}" for low, _ in ranges)
+        largest = " × ".join(f"{high:.3g}" for _, high in ranges)
+        axes = ", ".join("zyx"[-len(ranges) :])
+        yield (
+            f"the spacings ({axes}) differ, from {smallest} to {largest} mm; images are not "
+            "resampled: if they differ much, resample them first"
+        )
+    orientations = Counter(result.orientation for result in results if result.orientation)
+    if len(orientations) > 1:
+        counts = [f"{code} in {count}" for code, count in orientations.most_common()]
+        yield (
+            f"the orientations differ ({preview(counts)} of {pluralize(len(results), 'image')}); "
+            "images are not reoriented: reorient them first"
         )
 
 

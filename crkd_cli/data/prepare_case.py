@@ -52,6 +52,7 @@ class CaseResult:
     raw: RawCase
     image: ImageFacts | None = None  # None if there is an error
     states_spacing: bool = False  # in the image file
+    orientation: str | None = None  # of the axes x, y, z, such as RAS; None: not stated
     files: list[LabelValues] = field(default_factory=list)  # the label files that could be read
     # The combinations of values in the label files of the case, and their pixels or voxels.
     combinations: tuple[tuple[int, ...], ...] = ()
@@ -85,7 +86,9 @@ def read_case(source: Source, raw: RawCase, spec: DatasetSpec, folder: Path | No
     volume: Volume | None = None
     try:
         volume = _open_image(source, raw, spec)
-        result.states_spacing = volume.geometry is not None and volume.geometry.spacing is not None
+        if volume.geometry is not None:
+            result.states_spacing = volume.geometry.spacing is not None
+            result.orientation = volume.geometry.orientation
     except CrkdError as error:
         result.image_error = error
     label = _read_labels(result, volume, spec)

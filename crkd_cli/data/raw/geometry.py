@@ -40,6 +40,13 @@ class Geometry:
         distances = (np.linalg.norm((a - b) @ corners, axis=0).max() for a, b in pairs)
         return float(min(distances))
 
+    @property
+    def orientation(self) -> str | None:
+        """Where the axes x, y and z point to, such as RAS; None if it is not stated, or in 2D."""
+        if not self.affines or len(self.affines[0]) != 3:
+            return None
+        return _axis_codes(self.affines[0])
+
     def __str__(self) -> str:
         """Describe the geometry for a message: spacing (z first), origin and axes."""
         spacing = "unknown"
@@ -50,7 +57,7 @@ class Geometry:
             return f"spacing {spacing}, orientation unknown"
         affine = self.affines[0]
         text = f"spacing {spacing}, origin {_rounded(affine[:, -1])}"
-        return f"{text}, axes {_axis_codes(affine)}" if len(affine) == 3 else text
+        return f"{text}, axes {self.orientation}" if self.orientation else text
 
 
 def affine_from(
