@@ -202,10 +202,11 @@ class _Preparation:
             *_note_unlabeled(self._results),
             *_note_missing_groups(self._spec.name, self._results),
             *_note_unknown_spacing(self._results),
-            *(_note_mixed_geometry(self._results) if self._source.reads_description else ()),
             *self._source.notes,
             *self._classes.notes,
         ]
+        if self._source.reads_description:
+            notices += _note_mixed_geometry(self._results)
         if self._spec.description.spacing and any(x.states_spacing for x in self._results):
             option = "--spacing" if self._source.spacing_mm else "the described spacing"
             notices.append(
