@@ -16,6 +16,7 @@ from crkd_cli.data.splits import Split, split_file, write_split
 from crkd_cli.data.store import (
     RECIPE,
     CaseInfo,
+    ChannelInfo,
     DatasetSpec,
     Index,
     Store,
@@ -79,9 +80,9 @@ def synthetic(scratch: Path, sizes: Sizes = Sizes()) -> Inputs:
     """Write both stores under `scratch`."""
     prepared = scratch / "data" / "prepared"
     organs = numbered_classes(("background", "right ventricle", "myocardium", "left ventricle"))
-    acdc = DatasetSpec("acdc", "acdc", organs, 1, "mr", 3, "minmax")
+    acdc = DatasetSpec("acdc", "acdc", organs, (ChannelInfo("MR", "minmax"),), 3)
     atria = numbered_classes(("background", "atrium"))
-    la = DatasetSpec("la", "la", atria, 1, "mr", 3, "zscore", z_last=True)
+    la = DatasetSpec("la", "la", atria, (ChannelInfo("MR", "zscore"),), 3, z_last=True)
     _write_store(prepared / "acdc", acdc, sizes.acdc, short_axis)
     _write_store(prepared / "la", la, sizes.la, atrium)
     return Inputs(scratch, sizes)
@@ -96,7 +97,7 @@ def _write_store(root: Path, spec: DatasetSpec, shape: Sequence[int], make: Any)
         image, label = make(number)
         factors = [new / old for new, old in zip(shape, label.shape, strict=True)]
         image = zoom(image.astype(np.float32), factors, order=1)
-        if spec.intensity == "zscore":
+        if spec.channels[0].intensity == "zscore":
             image = (image - image.mean()) / image.std()
         else:
             image = (image - image.min()) / (image.max() - image.min())

@@ -15,6 +15,7 @@ from crkd_cli.data.splits import Split, write_split
 from crkd_cli.data.store import (
     RECIPE,
     CaseInfo,
+    ChannelInfo,
     DatasetSpec,
     Index,
     Store,
@@ -27,10 +28,8 @@ FLAT = DatasetSpec(
     name="flat",
     source="folder",
     classes=numbered_classes(("background", "disc")),
-    channels=1,
+    channels=(ChannelInfo(modality="gray", intensity="minmax"),),
     dims=2,
-    modality="gray",
-    intensity="minmax",
 )
 SHARED = CHECKOUT.parent / "shared"
 
@@ -130,10 +129,8 @@ def make_store(tmp_path: Path) -> StoreMaker:
             name=name,
             source="folder",
             classes=numbered_classes(("background", "disc")),
-            channels=1,
+            channels=(ChannelInfo(modality="gray" if dims == 2 else "MR", intensity="minmax"),),
             dims=2 if dims == 2 else 3,
-            modality="gray" if dims == 2 else "mr",
-            intensity="minmax",
         )
         write_index(root, Index(recipe=RECIPE, spec=spec, cases=tuple(cases)))
         return Store(root)
@@ -210,7 +207,7 @@ def make_checkpoint(tmp_path: Path) -> CheckpointMaker:
         method = build_method(config, spec).eval()
         layers = [layer for layer in method.predictor.modules() if hasattr(layer, "bias")]
         with torch.no_grad():
-            logits = method.predictor(torch.rand(4, spec.channels, *frame.size))
+            logits = method.predictor(torch.rand(4, spec.channel_count, *frame.size))
             layers[-1].bias -= logits.transpose(0, 1).flatten(1).median(1).values
         split = Split(
             dataset=spec.name, name="made-up", train=labeled, labeled=labeled, val=val, test=test

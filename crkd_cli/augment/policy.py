@@ -53,7 +53,7 @@ class Policy:
     is augmented as it would be in a single process.
     """
 
-    modality: str  # rgb, gray or mr
+    modality: str  # RGB, gray, MR or CT
     bounded: bool  # values lie in [0, 1]; otherwise the range of every sample is kept
     dims: int  # spatial axes of the network
     plane: tuple[int, int]  # the spatial axes in which images are turned
@@ -123,7 +123,7 @@ class Policy:
     def _jitter(self, image: Tensor, chosen: Tensor, generator: Generator) -> Tensor:
         """Change brightness and contrast, and the color of RGB images."""
         count, device = len(image), image.device
-        strength = 0.4 if self.modality == "rgb" else 0.5
+        strength = 0.4 if self.modality == "RGB" else 0.5
         drawn = [_uniform(count, 1.0 - strength, 1.0 + strength, generator) for _ in range(3)]
         factors = torch.where(chosen, torch.stack(drawn), 1.0)
         hue = torch.where(chosen, _uniform(count, -MAX_HUE, MAX_HUE, generator), 0.0)
@@ -136,7 +136,7 @@ class Policy:
         else:
             low, high = value_range(image)
         image = jitter(image, brightness, contrast, low, high)
-        if self.modality == "rgb":
+        if self.modality == "RGB":
             image = recolor(image, saturation, to_device(hue, device))
         return image
 

@@ -18,7 +18,7 @@ def resize_image(x: Tensor, size: Sequence[int], modality: str) -> Tensor:
     """
     if tuple(x.shape[2:]) == tuple(size):
         return x
-    if modality == "mr":
+    if modality == "MR":
         return F.interpolate(x, tuple(size), mode="nearest-exact")
     if x.ndim == 4:
         return F.interpolate(x, tuple(size), mode="bilinear", antialias=True)

@@ -12,20 +12,37 @@ class LabelFile(NamedTuple):
     class_name: str | None = None  # the file is a mask of this class; None: its values say
 
 
+class ImageFile(NamedTuple):
+    """A file with an image or a channel of it, or a DICOM series."""
+
+    path: Path  # of a DICOM series: its first file
+    slices: tuple[Path, ...] = ()  # all files of a DICOM series
+
+
 @dataclass(frozen=True)
 class RawCase:
     """The raw files of one case."""
 
     id: str
     group: str  # the patient
-    image: Path
+    images: tuple[ImageFile, ...]  # one with all channels, or one per channel
     # Empty: unlabeled. An h5 file that contains image and label is both.
     labels: tuple[LabelFile, ...] = ()
+
+    @property
+    def image(self) -> Path:
+        """The first image file, which stands for all of them in messages and in the index."""
+        return self.images[0].path
+
+    @property
+    def image_files(self) -> tuple[Path, ...]:
+        """All files of the image."""
+        return tuple(path for image in self.images for path in image.slices or (image.path,))
 
 
 def labeled_case(case: str, group: str, image: Path, label: Path | None) -> RawCase:
     """Return a case with one label file, or without."""
-    return RawCase(case, group, image, () if label is None else (LabelFile(label),))
+    return RawCase(case, group, (ImageFile(image),), () if label is None else (LabelFile(label),))
 
 
 def find_folder(root: Path, *names: str) -> Path | None:

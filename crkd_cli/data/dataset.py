@@ -91,7 +91,8 @@ class Dataset:
         if image.shape[1:] == self.frame.size:
             return image
         batch = image.unsqueeze(0).float()
-        resized = resize_image(batch, self.frame.size, self.store.spec.modality).squeeze(0)
+        modality = self.store.spec.channels[0].modality
+        resized = resize_image(batch, self.frame.size, modality).squeeze(0)
         return resized.round().to(torch.uint8) if image.dtype == torch.uint8 else resized
 
     def _frame_label(self, label: Tensor) -> Tensor:

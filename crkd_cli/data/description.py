@@ -8,20 +8,19 @@ description is part of the store and of every checkpoint.
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import msgspec
 import yaml
 
 from crkd_cli.config import Strict, parse
 from crkd_cli.data import nnunet, patterns
+from crkd_cli.data.plan import Millimeters, Plan
 from crkd_cli.data.raw.limits import check_regular
 from crkd_cli.errors import UsageError
 from crkd_cli.yaml_text import parse_yaml, read_text
 
 ChannelModality = Literal["MR", "CT", "RGB", "gray"]
-MIN_SPACING_MM, MAX_SPACING_MM = 1e-6, 1e4
-Millimeters = Annotated[float, msgspec.Meta(ge=MIN_SPACING_MM, le=MAX_SPACING_MM)]
 FILES = ("dataset.yaml", "dataset.yml", "dataset.json")  # the first that exists is read
 
 
@@ -44,17 +43,23 @@ class Description(Strict, frozen=True):
     # listed unless it has values besides 0.
     classes: dict[str, int | tuple[int, ...]] | None = None
     ignore: int | None = None  # a label value; its pixels count in no loss or score
-    images: str | None = None  # "images/*.png"
+    # "images/*.png", or a pattern per channel if each channel has its own files.
+    images: str | dict[str, str] | None = None
+    # Of DICOM: the descriptions or UIDs of the series to read, with `*` for any text, or those of
+    # each channel.
+    series: str | dict[str, str] | None = None
     # "labels/{name}_mask*.png", or a pattern per class if each class has its own files.
     labels: str | dict[str, str] | None = None
     patients: str | None = None  # a CSV file, or a pattern with {patient}: "{patient}_*"
     # In mm per axis of the stored images, for files that do not state it.
     spacing: tuple[Millimeters, ...] | None = None
+    plan: Plan | None = None  # overrides what is inferred from the images
 
     def __post_init__(self) -> None:
         _check_classes(self)
-        if self.images is not None:
-            patterns.check("images", self.images, allowed=("name",))
+        for pattern in self.image_patterns.values():
+            needed = "" if isinstance(self.images, str) else "name"
+            patterns.check("images", pattern, allowed=("name",), needed=needed)
         if "background" in self.label_patterns:
             raise ValueError("labels: the background needs no files; drop its pattern")
         for pattern in self.label_patterns.values():
@@ -75,29 +80,23 @@ class Description(Strict, frozen=True):
             raise UsageError(f"--ignore {value}: {error}") from None
 
     @property
+    def image_patterns(self) -> dict[str | None, str]:
+        """The patterns of the image files by channel; None: a file has all channels."""
+        return _by_name(self.images)
+
+    @property
     def label_patterns(self) -> dict[str | None, str]:
         """The patterns of the label files by class; None: the class depends on the value."""
-        if self.labels is None:
-            return {}
-        if isinstance(self.labels, str):
-            return {None: self.labels}
-        by_class: dict[str | None, str] = {}
-        by_class.update(self.labels)
-        return by_class
+        return _by_name(self.labels)
 
     def below(self, folder: str) -> "Description":
         """Return the description with `folder` prepended to its patterns."""
         if not folder:
             return self
-        labels = self.labels
-        if isinstance(labels, str):
-            labels = f"{folder}/{labels}"
-        elif labels is not None:
-            labels = {name: f"{folder}/{pattern}" for name, pattern in labels.items()}
         patients = self.patients
         if patients is not None and ("/" in patients or patients.lower().endswith(".csv")):
             patients = f"{folder}/{patients}"
-        images = None if self.images is None else f"{folder}/{self.images}"
+        images, labels = _below(self.images, folder), _below(self.labels, folder)
         return msgspec.structs.replace(self, images=images, labels=labels, patients=patients)
 
 
@@ -143,6 +142,24 @@ def to_yaml(description: Description) -> str:
             )
             lines.append(f"{text.strip()[1:-1]}\n")  # without the braces
     return "".join(lines)
+
+
+def _by_name(given: str | dict[str, str] | None) -> dict[str | None, str]:
+    """Return patterns by the names they are given for; None stands for a pattern without a name."""
+    if given is None:
+        return {}
+    if isinstance(given, str):
+        return {None: given}
+    by_name: dict[str | None, str] = {}
+    by_name.update(given)
+    return by_name
+
+
+def _below(given: str | dict[str, str] | None, folder: str) -> str | dict[str, str] | None:
+    """Prepend `folder` to patterns."""
+    if given is None or isinstance(given, str):
+        return given and f"{folder}/{given}"
+    return {name: f"{folder}/{pattern}" for name, pattern in given.items()}
 
 
 def _drop_background(tree: dict[str, Any]) -> None:

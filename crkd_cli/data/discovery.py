@@ -91,7 +91,7 @@ class Discovery:
 
     def _given_images(self) -> tuple[list[Image], list[Candidate]]:
         """Return the images that match the pattern, and the files that may be labels."""
-        pattern = self.description.images or ""
+        pattern = self.description.image_patterns.get(None, "")
         label_patterns = self.description.label_patterns
         images = images_by_pattern(self.files, pattern, label_patterns, self.record)
         if not images:
@@ -121,7 +121,7 @@ class Discovery:
     def _leave_out_unmatched(self, cases: Iterable[RawCase]) -> None:
         used = set()
         for case in cases:
-            used |= {case.image, *(label.path for label in case.labels)}
+            used |= {*case.image_files, *(label.path for label in case.labels)}
         for file in self.files:
             known = file.path in used or file.path in self.record
             if not known and not file.skipped and formats.suffix(file.path):

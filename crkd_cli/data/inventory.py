@@ -154,7 +154,8 @@ def take_inventory(
         labels = [label.path for label in case.labels]
         roles |= {path: _Role("used", "label", case.id) for path in labels}
         what = "labeled image" if case.image in labels else "image"
-        roles[case.image] = _Role("used" if labels else "unlabeled", what, case.id)
+        for path in case.image_files:
+            roles[path] = _Role("used" if labels else "unlabeled", what, case.id)
     for path, reason in record.refused.items():
         role = roles.get(path)
         roles[path] = _Role("refused", reason, role.case if role else None)

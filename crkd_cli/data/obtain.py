@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from crkd_cli.data.description import FILES, MAX_SPACING_MM, MIN_SPACING_MM
+from crkd_cli.data.description import FILES
+from crkd_cli.data.plan import MAX_SPACING_MM, MIN_SPACING_MM
 from crkd_cli.data.raw import formats
 from crkd_cli.data.raw.archives import ArchiveError, extract
 from crkd_cli.data.raw.download import fetch

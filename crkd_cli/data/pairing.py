@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from crkd_cli.data import patterns
-from crkd_cli.data.cases import LabelFile, RawCase
+from crkd_cli.data.cases import ImageFile, LabelFile, RawCase
 from crkd_cli.data.inventory import FileRecord, RawFile, is_text, list_files, take_inventory
 from crkd_cli.data.layout import LABELS, SIDECARS, UNSUPPORTED, candidates
 from crkd_cli.data.naming import (
@@ -305,7 +305,7 @@ def _build(
                 record.left_out[label.path] = "its image is refused"
             continue
         labels = tuple(label for label in labels if label.path not in record.refused)
-        cases.append(RawCase(image.id, image.id, image.file.path, labels))
+        cases.append(RawCase(image.id, image.id, (ImageFile(image.file.path),), labels))
     return sorted(cases, key=lambda case: (case.id, case.image))
 
 

@@ -270,7 +270,7 @@ class _Preparation:
 
 def _wrong_file(result: CaseResult) -> Path:
     """Return the file of a case that its error names, else the image."""
-    files = [result.raw.image, *(label.path for label in result.raw.labels)]
+    files = [*result.raw.image_files, *(label.path for label in result.raw.labels)]
     named = [path for path in files if str(path) in str(result.error)]
     return max(named, key=lambda path: len(str(path)), default=result.raw.image)
 

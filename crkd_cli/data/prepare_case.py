@@ -1,6 +1,7 @@
 """Prepare one case: read its image and its label once, check them, and store their arrays."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -39,7 +40,7 @@ class ImageFacts:
     native_shape: tuple[int, ...] | None  # [H, W] of the file, if it is stored smaller
     spacing_mm: tuple[float, ...] | None  # per stored axis
     intensity: dict[str, float]  # min, max, mean, std of the raw image
-    sha256: str  # of the file
+    sha256: str  # of the image files
 
 
 @dataclass
@@ -103,7 +104,7 @@ def read_case(source: Source, raw: RawCase, spec: DatasetSpec, folder: Path | No
 
 def _open_image(source: Source, raw: RawCase, spec: DatasetSpec) -> Volume:
     """Read the image of a case. Raises CrkdError if its spacing is implausible."""
-    volume = source.open_image(raw.image, spec)
+    volume = source.open_image(raw.images, spec)
     smallest, largest = PLAUSIBLE_SPACING
     if not all(smallest <= step <= largest for step in volume.spacing_mm or ()):
         steps = ", ".join(f"{step:.3g}" for step in volume.spacing_mm or ())
@@ -218,7 +219,7 @@ def _store(
         native_shape=volume.size if is_resized else None,
         spacing_mm=None if is_resized else volume.spacing_mm,
         intensity=_statistics(volume.array),
-        sha256=_sha256(raw.image),
+        sha256=_sha256(raw.image_files),
     )
 
 
@@ -275,6 +276,12 @@ def _write_bytes(file: Path, content: BytesIO) -> None:
     file.write_bytes(content.getbuffer())
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _sha256(files: Sequence[Path]) -> str:
+    """Return the digest of a file, or that of the digests of several."""
+    digests = []
+    for file in files:
+        with file.open("rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import msgspec
 
 from crkd_cli.data.cases import RawCase
-from crkd_cli.data.description import Channel, ChannelModality, Description
+from crkd_cli.data.description import Channel, Description
 from crkd_cli.data.inventory import Inventory
-from crkd_cli.data.store import ClassInfo, DatasetSpec, Modality
+from crkd_cli.data.store import ClassInfo, DatasetSpec
 from crkd_cli.errors import CrkdError
 
 
@@ -67,8 +67,7 @@ class PreparationReport:
 def complete_description(spec: DatasetSpec, classes: Sequence[ClassInfo]) -> Description:
     """Return the description in `spec` with the channels and classes that were inferred."""
     given = spec.description
-    modalities: dict[Modality, ChannelModality] = {"rgb": "RGB", "gray": "gray", "mr": "MR"}
-    channels = given.channels or (Channel(modality=modalities[spec.modality]),)
+    channels = tuple(Channel(name=info.name, modality=info.modality) for info in spec.channels)
     values: dict[str, int | tuple[int, ...]] = {
         info.name: info.values if len(info.values) > 1 else info.value
         for info in classes

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli.config import Strict
-from crkd_cli.data.description import Description
+from crkd_cli.data.description import ChannelModality, Description
+from crkd_cli.data.plan import Plan
 from crkd_cli.data.verified import (
     DamagedFileError,
     Identity,
@@ -40,10 +41,29 @@ from crkd_cli.progress import Advance
 
 T = TypeVar("T")
 
-RECIPE = 3  # incremented when the same raw files would give a different store
+RECIPE = 4  # incremented when the same raw files would give a different store
 
-Modality = Literal["rgb", "gray", "mr"]
-Intensity = Literal["uint8", "minmax", "zscore"]
+# How values are stored. uint8: as 0-255, divided by 255 later. minmax: from 0 to 1. zscore: with
+# mean 0 and standard deviation 1 in each image. window: clipped and scaled alike in all images.
+Intensity = Literal["uint8", "minmax", "zscore", "window"]
+
+
+class Window(Strict, frozen=True):
+    """The values of a channel in the labeled foreground of all cases, such as Hounsfield units."""
+
+    low: float  # percentile 0.5
+    high: float  # percentile 99.5
+    mean: float
+    std: float
+
+
+class ChannelInfo(Strict, frozen=True):
+    """A channel of the images; the three colors of a photograph are one channel, RGB."""
+
+    modality: ChannelModality  # determines the augmentations
+    intensity: Intensity
+    name: str = "image"
+    window: Window | None = None  # of intensity window
 
 
 class ClassInfo(Strict, frozen=True):
@@ -67,14 +87,23 @@ class DatasetSpec(Strict, frozen=True):
     name: str
     source: str  # plug-in in data/sources
     classes: tuple[ClassInfo, ...]  # by class number; classes[0] is the background
-    channels: int  # C
-    modality: Modality  # determines the augmentations
+    channels: tuple[ChannelInfo, ...]
     dims: Literal[2, 3]  # spatial axes of a case
-    intensity: Intensity  # uint8: stored as 0-255, divided by 255 later; else normalized per case
     stored_size: tuple[int, ...] | None = None  # 2D images are resized to it (see native/)
     z_last: bool = False  # medical files are stored as [x, y, z] instead of [z, y, x]
     ignore: int | None = None  # the value of pixels that count in no loss and no score
     description: Description = Description()  # complete, as inferred or given
+    plan: Plan | None = None  # complete; None: stored and trained as published
+
+    @property
+    def channel_count(self) -> int:
+        """C: three for RGB, else one for every channel."""
+        return 3 if self.is_color else len(self.channels)
+
+    @property
+    def is_color(self) -> bool:
+        """Whether the images are RGB, which no other channel can be combined with."""
+        return self.channels[0].modality == "RGB"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -99,13 +128,15 @@ class CaseInfo(Strict, frozen=True):
     group: str  # the patient; splits never divide a group
     shape: tuple[int, ...]  # [*S] as stored
     spacing_mm: tuple[float, ...] | None  # per stored axis; None if the files do not state it
-    source: str  # raw image file, relative to the folder of raw files
-    sha256: str  # of that file
+    source: str  # first raw image file, relative to the folder of raw files
+    sha256: str  # of the image files
     label_sha256: str | None  # of the class numbers that evaluation uses; None: unlabeled
     intensity: dict[str, float]  # min, max, mean, std of the raw image
     # Pixels or voxels of every class in the native label; empty: unlabeled.
     class_sizes: tuple[int, ...] = ()
-    native_shape: tuple[int, ...] | None = None  # [H, W] of the file, if it is stored smaller
+    # Of the file, in the order of the stored axes, if the image was resized or resampled.
+    native_shape: tuple[int, ...] | None = None
+    native_spacing_mm: tuple[float, ...] | None = None
 
     @property
     def labeled(self) -> bool:

@@ -167,7 +167,7 @@ def _check_same_dataset(checkpoint: Checkpoint, store: Store) -> None:
             f"{other}: {difference}; give the right --data-root, prepare the dataset with the same "
             "classes, or train again"
         )
-    for name in ("source", "channels", "dims", "intensity", "stored_size", "z_last"):
+    for name in ("source", "channels", "dims", "stored_size", "z_last", "plan"):
         trained, stored = getattr(checkpoint.spec, name), getattr(store.spec, name)
         if trained != stored:
             raise CrkdError(

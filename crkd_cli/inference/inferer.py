@@ -128,10 +128,11 @@ class Inferer:
     def _infer_blocks(self, image: NDArray[Any], size: Sequence[int] | None) -> Iterator[Tensor]:
         """Yield probabilities [N, K, *S]: of a few slices at a time, or of the whole case."""
         axes = image.ndim - 1
-        if image.shape[0] != self.spec.channels or axes - self.frame.dims not in (0, 1):
+        if image.shape[0] != self.spec.channel_count or axes - self.frame.dims not in (0, 1):
             raise CrkdError(
                 f"the image has {image.shape[0]} channel(s) and {axes} axes; the model needs "
-                f"{self.spec.channels} channel(s) and {self.frame.dims} axes, or a stack of such"
+                f"{self.spec.channel_count} channel(s) and {self.frame.dims} axes, or a stack of "
+                "such"
             )
         slices = np.moveaxis(image, 1, 0) if self._has_slices(image) else image[None]
         target_size = tuple(size or image.shape[1:])[-self.frame.dims :]
@@ -183,7 +184,7 @@ class Inferer:
         if self.protocol == "paper":
             x = nearest(x, self.frame.size)
         else:
-            x = resize_image(x, self.frame.size, self.spec.modality)
+            x = resize_image(x, self.frame.size, self.spec.channels[0].modality)
         return self._resize_back(self._softmax(x), size)
 
     def _resize_back(self, probabilities: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from crkd_cli import world
+from crkd_cli.data.cases import ImageFile
 from crkd_cli.data.layout import PREDICTED_MASKS
 from crkd_cli.data.pairing import images_in
 from crkd_cli.data.raw import formats
@@ -185,7 +186,7 @@ class _FilePredictor:
         targets = self._targets(image).values()
         if not self._options.overwrite and all(file.is_file() for file in targets):
             return None
-        volume = self._source.open_image(image, self._spec)
+        volume = self._source.open_image((ImageFile(image),), self._spec)
         return _Scan(image, volume, self._source.finish(volume, image, self._spec).array)
 
     def infer(self, scan: _Scan | None) -> _Prediction | None:
@@ -248,7 +249,7 @@ def _check_channels(images: Sequence[Path], spec: DatasetSpec) -> None:
 
     The numbers are channels if the model was trained on images that end in _0000.
     """
-    if "{name}_0000" not in (spec.description.images or ""):
+    if "{name}_0000" not in spec.description.image_patterns.get(None, ""):
         return
     paths = {(image.parent, formats.stem(image)): image for image in images}
     for (folder, stem), image in paths.items():

@@ -92,7 +92,7 @@ def _task(config: Config, spec: DatasetSpec) -> Task:
     return Task(
         model=config.model,
         dims=config.data.frame.dims,
-        channels=spec.channels,
+        channels=spec.channel_count,
         classes=len(spec.classes),
         steps=config.train.steps,
         has_ignored=spec.ignore is not None,

@@ -23,8 +23,8 @@ from crkd_cli.errors import CrkdError
 from crkd_cli.paths import atomic_write
 from crkd_cli.runtime.run_folder import result_checkpoint
 
-FORMAT = "crkd checkpoint 6"
-EARLIER_FORMATS = tuple(f"crkd checkpoint {number}" for number in range(1, 6))
+FORMAT = "crkd checkpoint 7"
+EARLIER_FORMATS = tuple(f"crkd checkpoint {number}" for number in range(1, 7))
 _ADVICE = "give a best.pth or last.pth that crkd train wrote"
 
 
@@ -142,8 +142,8 @@ def _read(path: Path) -> dict[str, Any]:
     found = tree.get("format")
     if found in EARLIER_FORMATS:
         raise CrkdError(
-            f"{path} is from an earlier version of crkd, before classes kept the values of the "
-            "label files; prepare the dataset and train again"
+            f"{path} is from an earlier version of crkd, before stores had a plan; "
+            "prepare the dataset and train again"
         )
     if found != FORMAT:
         raise CrkdError(f"{path} is not a checkpoint of this version of crkd; {_ADVICE}")

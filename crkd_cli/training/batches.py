@@ -101,8 +101,8 @@ def build_loader(
         )
     dims = data.frame.dims
     policy = Policy(
-        modality=store.spec.modality,
-        bounded=store.spec.intensity != "zscore",
+        modality=store.spec.channels[0].modality,
+        bounded=store.spec.channels[0].intensity != "zscore",
         dims=dims,
         plane=(1, 2) if dims == 3 and not store.spec.z_last else (0, 1),
     )

@@ -12,7 +12,7 @@ from crkd_cli.augment.policy import Policy
 from tests.augment.reference import bias_field, strong_volume
 
 
-def policy(dims: int, modality: str = "mr", *, bounded: bool = True) -> Policy:
+def policy(dims: int, modality: str = "MR", *, bounded: bool = True) -> Policy:
     return Policy(modality, bounded, dims, (0, 1))
 
 
@@ -41,7 +41,7 @@ def test_weak_leaves_about_a_quarter_of_2d_images_alone() -> None:
 
 @pytest.mark.parametrize(
     ("dims", "modality", "channels", "bounded"),
-    [(2, "rgb", 3, True), (2, "gray", 1, True), (2, "mr", 1, False), (3, "mr", 1, False)],
+    [(2, "RGB", 3, True), (2, "gray", 1, True), (2, "MR", 1, False), (3, "MR", 1, False)],
 )
 def test_strong_changes_intensity_within_bounds(
     dims: int, modality: str, channels: int, bounded: bool

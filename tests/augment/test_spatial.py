@@ -70,7 +70,7 @@ def test_resizing_commutes_with_flips_and_keeps_labels() -> None:
     assert torch.equal(resize_label(label.flip(1), (16, 16)), resize_label(label, (16, 16)).flip(1))
     assert set(resize_label(label, (64, 48)).unique().tolist()) == {0, 1, 2, 3}
     image = torch.rand(1, 1, 13, 10)
-    resized = resize_image(image, (32, 32), "mr")
+    resized = resize_image(image, (32, 32), "MR")
     assert set(resized.unique().tolist()) <= set(image.unique().tolist())
 
 

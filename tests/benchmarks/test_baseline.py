@@ -10,7 +10,7 @@ from benchmarks import baseline
 from benchmarks.baseline import LAMBDAS, Published
 from crkd_cli.config import Frame, ModelConfig
 from crkd_cli.data.batch import Batch, Labeled, Unlabeled
-from crkd_cli.data.store import DatasetSpec
+from crkd_cli.data.store import ChannelInfo, DatasetSpec
 from crkd_cli.evaluation import paper
 from crkd_cli.inference.inferer import Inferer
 from crkd_cli.methods.base import Task
@@ -123,7 +123,7 @@ def test_same_window_probabilities() -> None:
     torch.manual_seed(3)
     task = Task(ModelConfig(name="vnet", widths=(4, 4, 8, 8, 8)), 3, 1, 2, 10)
     network = task.network().eval()
-    spec = DatasetSpec("x", "la", ("a", "b"), 1, "mr", 3, "zscore")
+    spec = DatasetSpec("x", "la", ("a", "b"), (ChannelInfo("MR", "zscore"),), 3)
     image = torch.randn(40, 37, 14).numpy()  # thinner than the patch on one axis
     patch, stride = (32, 32, 16), (6, 4, 4)
     frame = Frame(patch=patch, stride=stride)

@@ -15,7 +15,7 @@ from benchmarks import gpu, gpu_speed, gpu_transfer, performance_page
 from benchmarks.common import ROOT, read_json, write_json
 from benchmarks.inputs import Inputs, Sizes, synthetic
 from crkd_cli.config import Frame
-from crkd_cli.data.store import DatasetSpec, Store, numbered_classes
+from crkd_cli.data.store import ChannelInfo, DatasetSpec, Store, numbered_classes
 from crkd_cli.errors import CrkdError
 from crkd_cli.runtime.build import load_predictor
 from crkd_cli.runtime.checkpoint import load_checkpoint
@@ -58,7 +58,11 @@ def test_a_part_over_the_limit_is_refused(inputs, tmp_path, monkeypatch):
 def run(make_checkpoint) -> Path:
     """The folder of a run with a last.pth of about 70 kB."""
     spec = DatasetSpec(
-        "toy", "folder", numbered_classes(("background", "disc")), 1, "gray", 2, "minmax"
+        "toy",
+        "folder",
+        numbered_classes(("background", "disc")),
+        (ChannelInfo("gray", "minmax"),),
+        2,
     )
     folder = make_checkpoint(spec, Frame(resize=(32, 32))).parent
     (folder / "log.jsonl").write_text('{"step": 5}\n', encoding="utf-8")

@@ -153,7 +153,7 @@ def test_bad_checkpoints(cli, ready, tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(marker),)
 
-    torch.save({"format": "crkd checkpoint 6", "weights": Bomb()}, tmp_path / "bomb.pth")
+    torch.save({"format": "crkd checkpoint 7", "weights": Bomb()}, tmp_path / "bomb.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Bomb()))
     (tmp_path / "cut.pth").write_bytes(file.read_bytes()[:3000])
     (tmp_path / "empty.pth").touch()

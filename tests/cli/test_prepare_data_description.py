@@ -88,7 +88,7 @@ def test_nnunet_folders(prepare_data, tmp_path, store, rng):
     assert "the test images of nnU-Net; predict their masks with crkd predict" in err
     spec = store().spec
     assert spec.description.channels == (Channel(name="CT", modality="CT"),)
-    assert (spec.modality, spec.intensity, list(store().cases)) == ("mr", "zscore", ["a", "b"])
+    assert (spec.channels[0].modality, list(store().cases)) == ("CT", ["a", "b"])
     assert spec.description.images == "imagesTr/{name}_0000.nii.gz"
 
 

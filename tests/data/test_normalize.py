@@ -8,7 +8,7 @@ import pytest
 from crkd_cli.data.raw.formats import Volume
 from crkd_cli.data.sources.folder import Folder
 from crkd_cli.data.sources.la import La
-from crkd_cli.data.store import DatasetSpec
+from crkd_cli.data.store import ChannelInfo, DatasetSpec
 from crkd_cli.errors import CrkdError
 
 STEPS = np.random.default_rng(0).integers(0, 50, (1, 4, 5, 6))
@@ -19,10 +19,8 @@ def finish(array, intensity, source=None):
         name="mine",
         source="folder",
         classes=(),
-        channels=1,
-        modality="mr",
+        channels=(ChannelInfo(modality="MR", intensity=intensity),),
         dims=3,
-        intensity=intensity,
     )
     volume = Volume(array, None, array.shape[1:])
     return (source or Folder()).finish(volume, Path("scan.nii"), spec).array

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from crkd_cli.data.cases import RawCase
+from crkd_cli.data.cases import ImageFile, RawCase
 from crkd_cli.data.patients import group_by_pattern, group_by_table
 from crkd_cli.errors import CrkdError
 
@@ -14,7 +14,9 @@ ROOT = Path("set")
 
 def cases(*images: str) -> list[RawCase]:
     ids = [image.removesuffix(".png").replace("/", "_") for image in images]
-    return [RawCase(id, id, ROOT / image) for id, image in zip(ids, images, strict=True)]
+    return [
+        RawCase(id, id, (ImageFile(ROOT / image),)) for id, image in zip(ids, images, strict=True)
+    ]
 
 
 def groups(grouped: list[RawCase]) -> list[str]:

@@ -63,7 +63,7 @@ def test_the_source_reads_the_files_that_it_writes(name, tmp_path, monkeypatch):
     spec = source.spec(name, cases)
     assert spec.source == name
     image, label = source.draw(1)
-    opened = source.open_image(cases[1].image, spec)
+    opened = source.open_image(cases[1].images, spec)
     volume = source.finish(opened, cases[1].image, spec)
     assert volume.spacing_mm == source.spacing
     low, width = (image.min(), np.ptp(image)) if name == "phantom" else (image.mean(), image.std())

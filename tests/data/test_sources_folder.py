@@ -51,14 +51,14 @@ def make_raw(tmp_path, rng):
     ("kind", "shape", "modality", "intensity", "channels"),
     [
         (".png", (20, 25), "gray", "minmax", 1),
-        (".png", (20, 25, 3), "rgb", "uint8", 3),
+        (".png", (20, 25, 3), "RGB", "uint8", 3),
         (".tif", (20, 25), "gray", "minmax", 1),
-        (".tif", (4, 20, 25), "mr", "zscore", 1),
-        (".nii.gz", (4, 20, 25), "mr", "zscore", 1),
-        (".nrrd", (4, 20, 25), "mr", "zscore", 1),
-        (".mha", (4, 20, 25), "mr", "zscore", 1),
+        (".tif", (4, 20, 25), "MR", "zscore", 1),
+        (".nii.gz", (4, 20, 25), "MR", "zscore", 1),
+        (".nrrd", (4, 20, 25), "MR", "zscore", 1),
+        (".mha", (4, 20, 25), "MR", "zscore", 1),
         (".mha", (20, 25), "gray", "minmax", 1),
-        (".h5", (4, 20, 25), "mr", "zscore", 1),
+        (".h5", (4, 20, 25), "MR", "zscore", 1),
         (".h5", (20, 25), "gray", "minmax", 1),
     ],
 )
@@ -66,8 +66,9 @@ def test_every_format(make_raw, prepared, kind, shape, modality, intensity, chan
     root, label = make_raw(kind, shape)
     store = prepared("mine", root)
     spec = store.spec
-    assert (spec.modality, spec.intensity) == (modality, intensity)
-    assert (spec.channels, spec.dims) == (channels, label.ndim)
+    (channel,) = spec.channels
+    assert (channel.modality, channel.intensity) == (modality, intensity)
+    assert (spec.channel_count, spec.dims) == (channels, label.ndim)
     assert spec.class_names == ("background", "class 1", "class 2")
     assert [case.labeled for case in store.index.cases] == [True, False]
     np.testing.assert_array_equal(store.label("a"), label)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from crkd_cli.data.cases import ImageFile
 from crkd_cli.data.obtain import choose_source
 from crkd_cli.data.store import Store
 from crkd_cli.errors import CrkdError
@@ -86,7 +87,7 @@ def test_prediction_reads_images_like_preparation(atrium, tmp_path, prepared):
     store: Store = prepared("la", tmp_path / "raw")
     source = choose_source("la", tmp_path, tmp_path, None, False)
     path = tmp_path / "raw" / ID / "lgemri.nrrd"
-    volume = source.finish(source.open_image(path, store.spec), path, store.spec)
+    volume = source.finish(source.open_image((ImageFile(path),), store.spec), path, store.spec)
     np.testing.assert_array_equal(volume.array, store.image(ID))
 
 

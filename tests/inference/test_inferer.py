@@ -7,7 +7,7 @@ from scipy.ndimage import zoom
 from torch import Tensor, nn
 
 from crkd_cli.config import Frame
-from crkd_cli.data.store import DatasetSpec
+from crkd_cli.data.store import ChannelInfo, DatasetSpec
 from crkd_cli.errors import CrkdError
 from crkd_cli.inference.inferer import Inferer, most_probable, nearest
 
@@ -15,16 +15,14 @@ CPU = torch.device("cpu")
 SHAPES = [(16, 16), (17, 31), (5, 40), (33, 9), (1, 1), (16, 16, 16), (19, 7, 33), (40, 16, 5)]
 
 
-def spec(dims: int, classes: int = 2, modality: str = "mr") -> DatasetSpec:
+def spec(dims: int, classes: int = 2, modality: str = "MR") -> DatasetSpec:
     names = tuple(f"class {k}" for k in range(classes))
     return DatasetSpec(
         name="x",
         source="folder",
         classes=names,
-        channels=1,
-        modality=modality,
+        channels=(ChannelInfo(modality=modality, intensity="zscore"),),
         dims=dims,
-        intensity="zscore",
     )
 
 
@@ -94,7 +92,7 @@ def test_a_volume_is_split_along_its_first_axis(frame):
         np.testing.assert_allclose(volume, np.stack(slices, axis=volume.ndim - 3), atol=1e-6)
 
 
-@pytest.mark.parametrize("modality", ["rgb", "mr"])
+@pytest.mark.parametrize("modality", ["gray", "MR"])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_resizing_a_constant_image_keeps_it(dims, modality):
     x = np.full((1, *(11, 23, 9)[:dims]), 0.25, np.float32)

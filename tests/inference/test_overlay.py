@@ -6,7 +6,7 @@ import pytest
 from matplotlib.backends.backend_agg import RendererAgg
 from scipy import ndimage
 
-from crkd_cli.data.store import DatasetSpec, numbered_classes
+from crkd_cli.data.store import ChannelInfo, DatasetSpec, numbered_classes
 from crkd_cli.inference.overlay import draw_overlay
 
 ORANGE, SKY, WHITE = (230, 159, 0), (86, 180, 233), (255, 255, 255)
@@ -17,10 +17,8 @@ def spec(dims: int, z_last: bool = False, channels: int = 1) -> DatasetSpec:
         name="x",
         source="folder",
         classes=numbered_classes(("background", "one", "two")),
-        channels=channels,
-        modality="mr",
+        channels=(ChannelInfo(modality="MR", intensity="zscore"),) * channels,
         dims=dims,
-        intensity="zscore",
         z_last=z_last,
     )
 

@@ -14,10 +14,11 @@ from PIL import Image
 
 from crkd_cli.cli.console import progress
 from crkd_cli.config import Frame
+from crkd_cli.data.cases import ImageFile
 from crkd_cli.data.description import Description
 from crkd_cli.data.raw import pictures
 from crkd_cli.data.sources import SOURCES
-from crkd_cli.data.store import DatasetSpec, numbered_classes
+from crkd_cli.data.store import ChannelInfo, DatasetSpec, numbered_classes
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.inference.inferer import Inferer
 from crkd_cli.inference.overlay import draw_overlay
@@ -35,10 +36,8 @@ def flat(name: str = "flat", channels: int = 1, intensity: str = "minmax") -> Da
         name=name,
         source="folder",
         classes=numbered_classes(("background", "disc")),
-        channels=channels,
+        channels=(ChannelInfo(modality="RGB" if channels == 3 else "gray", intensity=intensity),),
         dims=2,
-        modality="rgb" if channels == 3 else "gray",
-        intensity=intensity,
     )
 
 
@@ -46,10 +45,8 @@ SOLID = DatasetSpec(
     name="solid",
     source="folder",
     classes=numbered_classes(("background", "ball")),
-    channels=1,
+    channels=(ChannelInfo(modality="MR", intensity="zscore"),),
     dims=3,
-    modality="mr",
-    intensity="zscore",
 )
 
 
@@ -66,7 +63,7 @@ def expected(image: Path, checkpoint: Path) -> np.ndarray:
     loaded = load_checkpoint(checkpoint)
     cpu = torch.device("cpu")
     source = SOURCES["folder"]()
-    opened = source.open_image(image, loaded.spec)
+    opened = source.open_image((ImageFile(image),), loaded.spec)
     volume = source.finish(opened, image, loaded.spec)
     inferer = Inferer(load_predictor(loaded, cpu), loaded.config.data.frame, loaded.spec, cpu)
     return inferer(volume.array, volume.size)
@@ -225,9 +222,9 @@ def test_the_file_is_read_once_for_mask_and_overlay(scans, make_checkpoint, rng,
     source = SOURCES["folder"]
     open_image = source.open_image
 
-    def open_and_remove(self, path, spec):
-        volume = open_image(self, path, spec)
-        path.unlink()
+    def open_and_remove(self, images, spec):
+        volume = open_image(self, images, spec)
+        images[0].path.unlink()
         return volume
 
     monkeypatch.setattr(source, "open_image", open_and_remove)
@@ -318,9 +315,9 @@ def test_a_full_disk_ends_the_command(scans, make_checkpoint, rng, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(path, *arguments)
 
-    def note(self, path, spec):
-        opened.append(path.name)
-        return read(self, path, spec)
+    def note(self, images, spec):
+        opened.append(images[0].path.name)
+        return read(self, images, spec)
 
     names = [f"{letter}.png" for letter in "abcdefgh"]
     for name in names:

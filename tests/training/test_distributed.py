@@ -77,7 +77,7 @@ def test_parts_are_augmented_like_the_joint_batch(parts: Parts, dims: int) -> No
     for name in names:
         for key, value in joint[name].items():
             concatenated = torch.cat([results[name][key] for results in by_rank])
-            if "rgb" in name and key == "strong":
+            if "RGB" in name and key == "strong":
                 torch.testing.assert_close(concatenated, value, rtol=0, atol=1e-6)
             else:
                 assert torch.equal(concatenated, value), (name, key)

@@ -13,7 +13,7 @@ from typer.testing import Result
 from crkd_cli.config import TrainConfig
 from crkd_cli.data.batch import Batch
 from crkd_cli.data.splits import Split, write_split
-from crkd_cli.data.store import DatasetSpec, Store, numbered_classes
+from crkd_cli.data.store import ChannelInfo, DatasetSpec, Store, numbered_classes
 from crkd_cli.data.stream import Stream
 from crkd_cli.errors import UsageError
 from crkd_cli.methods import METHODS
@@ -133,10 +133,8 @@ def acdc(
         name="acdc",
         source="acdc",
         classes=numbered_classes(("background", "disc")),
-        channels=1,
+        channels=(ChannelInfo(modality="MR", intensity="minmax"),),
         dims=3,
-        modality="mr",
-        intensity="minmax",
     )
     make_store("acdc", dims=3, groups=4, shape=(4, 32, 32), spec=spec)
     split = split_four("acdc", tmp_path)
@@ -183,10 +181,8 @@ def la(tmp_path: Path, make_store: Callable[..., Store]) -> Callable[..., TrainC
         name="la",
         source="la",
         classes=numbered_classes(("background", "atrium")),
-        channels=1,
+        channels=(ChannelInfo(modality="MR", intensity="zscore"),),
         dims=3,
-        modality="mr",
-        intensity="zscore",
     )
     make_store("la", dims=3, groups=4, shape=(16, 32, 32), spec=spec)
     split = split_four("la", tmp_path)

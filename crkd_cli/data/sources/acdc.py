@@ -12,7 +12,7 @@ from crkd_cli.data.cases import RawCase, labeled_case
 from crkd_cli.data.raw.limits import check_regular
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
-from crkd_cli.data.store import DatasetSpec, numbered_classes
+from crkd_cli.data.store import ChannelInfo, DatasetSpec, numbered_classes
 from crkd_cli.errors import CrkdError
 
 H5_NAME = re.compile(r"(patient\d{3})_frame\d\d\.h5")
@@ -48,10 +48,8 @@ class Acdc(Source):
             classes=numbered_classes(
                 ("background", "right ventricle", "myocardium", "left ventricle")
             ),
-            channels=1,
-            modality="mr",
+            channels=(ChannelInfo(modality="MR", intensity="minmax"),),
             dims=3,
-            intensity="minmax",
         )
 
 

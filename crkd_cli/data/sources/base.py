@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli.data.cases import RawCase
+from crkd_cli.data.cases import ImageFile, RawCase
 from crkd_cli.data.description import Description
 from crkd_cli.data.inventory import FileRecord
 from crkd_cli.data.labels import ClassAssignment, LabelValues, fixed_numbers
@@ -17,7 +17,7 @@ from crkd_cli.data.raw import formats, pictures
 from crkd_cli.data.raw.download import Remote
 from crkd_cli.data.raw.formats import Volume
 from crkd_cli.data.raw.limits import enough_memory
-from crkd_cli.data.store import DatasetSpec
+from crkd_cli.data.store import ChannelInfo, DatasetSpec
 from crkd_cli.errors import CrkdError
 from crkd_cli.progress import Advance
 
@@ -89,13 +89,14 @@ class Source(ABC):
         """Write the raw files into the empty `folder` (of sources that are `generated`)."""
         raise NotImplementedError
 
-    def open_image(self, path: Path, spec: DatasetSpec) -> Volume:
-        """Read an image with the values of the file and the stored axes.
+    def open_image(self, images: Sequence[ImageFile], spec: DatasetSpec) -> Volume:
+        """Read the image files of a case, with the values of the files and their axes.
 
-        Raises CrkdError if it cannot be read, or if it does not fit the dataset.
+        Raises CrkdError if one cannot be read, or if the image does not fit the dataset.
         """
+        path = images[0].path
         volume = formats.read_image(path, z_last=spec.z_last)
-        array = _match_channels(volume.array, spec.channels)
+        array = _match_channels(volume.array, spec.channel_count)
         _check_image(array, path, spec)
         spacing = volume.spacing_mm or spec.description.spacing
         return replace(volume, array=array, spacing_mm=spacing)
@@ -116,25 +117,17 @@ class Source(ABC):
             return replace(volume, array=array)
 
     def normalize(self, array: NDArray[Any], path: Path, spec: DatasetSpec) -> NDArray[Any]:
-        """Normalize an image [C, *S] as `spec.intensity` says, by statistics of the whole image.
+        """Normalize every channel of an image [C, *S] as its `intensity` says.
 
         Returns uint8 unchanged for `uint8`, else float32, exact to 1e-6 of the range. Raises
         CrkdError if the values are too large or too close together for that.
         """
-        if spec.intensity == "uint8":
+        if spec.is_color:
             return array
-        smallest, largest = float(array.min()), float(array.max())
-        low, high = smallest, largest
-        if spec.intensity == "zscore":
-            low = float(array.mean(dtype=np.float64))
-            high = low + float(array.std(dtype=np.float64))
-        spread = high - low
-        _check_values(max(abs(smallest), abs(largest)), low, spread, path)
-        dtype = _working_dtype(array.dtype, low, spread, largest - smallest)
-        values: NDArray[Any] = array.astype(dtype)
-        values -= low
-        values /= spread
-        return values.astype(np.float32, copy=False)
+        normalized = np.empty(array.shape, np.float32)
+        for channel, values, target in zip(spec.channels, array, normalized, strict=True):
+            target[...] = _normalize_channel(values, channel, path)
+        return normalized
 
     def crop(self, case: str, foreground: NDArray[np.bool_] | None) -> tuple[slice, ...]:
         """Return the part of *S that is stored with `published_crop`.
@@ -142,6 +135,22 @@ class Source(ABC):
         `foreground` [*S] is where the label is not background; None for an unlabeled case.
         """
         raise NotImplementedError
+
+
+def _normalize_channel(array: NDArray[Any], channel: ChannelInfo, path: Path) -> NDArray[Any]:
+    """Normalize the values [*S] of a channel by statistics of the whole image."""
+    smallest, largest = float(array.min()), float(array.max())
+    low, high = smallest, largest
+    if channel.intensity == "zscore":
+        low = float(array.mean(dtype=np.float64))
+        high = low + float(array.std(dtype=np.float64))
+    spread = high - low
+    _check_values(max(abs(smallest), abs(largest)), low, spread, path)
+    dtype = _working_dtype(array.dtype, low, spread, largest - smallest)
+    values: NDArray[Any] = array.astype(dtype)
+    values -= low
+    values /= spread
+    return values
 
 
 def _check_values(largest: float, low: float, spread: float, path: Path) -> None:
@@ -181,12 +190,12 @@ def _check_image(array: NDArray[Any], path: Path, spec: DatasetSpec) -> None:
         raise CrkdError(
             f"{path} is {dims}D, but the dataset {spec.name} is {spec.dims}D; remove it"
         )
-    if len(array) != spec.channels:
+    if len(array) != spec.channel_count:
         raise CrkdError(
-            f"{path} has {len(array)} channels, but the dataset {spec.name} has {spec.channels}; "
-            "convert it"
+            f"{path} has {len(array)} channels, but the dataset {spec.name} has "
+            f"{spec.channel_count}; convert it"
         )
-    if spec.intensity == "uint8" and array.dtype != np.uint8:
+    if spec.is_color and array.dtype != np.uint8:
         raise CrkdError(
             f"{path} has {array.dtype} values, but the dataset {spec.name} has 8 bits; convert it"
         )

@@ -24,7 +24,7 @@ from crkd_cli.data.patients import TABLE, group_by_pattern, group_by_table
 from crkd_cli.data.raw import formats, hdf5
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
-from crkd_cli.data.store import DatasetSpec, Intensity, Modality
+from crkd_cli.data.store import ChannelInfo, DatasetSpec, Intensity
 from crkd_cli.errors import CrkdError
 from crkd_cli.text import printable
 
@@ -55,11 +55,11 @@ class Folder(Source):
     def spec(self, name: str, cases: list[RawCase]) -> DatasetSpec:
         dims, is_color = _most_common_layout(cases)
         modality = self._modality(dims, is_color)
-        stored_as: dict[ChannelModality, tuple[Modality, Intensity]] = {
-            "RGB": ("rgb", "uint8"),
-            "gray": ("gray", "minmax"),
-            "MR": ("mr", "zscore"),
-            "CT": ("mr", "zscore"),
+        intensities: dict[ChannelModality, Intensity] = {
+            "RGB": "uint8",
+            "gray": "minmax",
+            "MR": "zscore",
+            "CT": "zscore",
         }
         if modality == "CT":
             self.notes.append(
@@ -70,10 +70,14 @@ class Folder(Source):
             name=name,
             source="folder",
             classes=(),
-            channels=3 if modality == "RGB" else 1,
-            modality=stored_as[modality][0],
+            channels=(
+                ChannelInfo(
+                    name=(self.description.channels or (Channel(),))[0].name,
+                    modality=modality,
+                    intensity=intensities[modality],
+                ),
+            ),
             dims=2 if dims == 2 else 3,
-            intensity=stored_as[modality][1],
             ignore=self.description.ignore,
             description=self.description,
         )

@@ -7,7 +7,7 @@ from crkd_cli.data.pairing import pair_folders
 from crkd_cli.data.raw.download import Remote
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
-from crkd_cli.data.store import ClassInfo, DatasetSpec
+from crkd_cli.data.store import ChannelInfo, ClassInfo, DatasetSpec
 from crkd_cli.errors import CrkdError
 
 IMAGES = "ISIC2018_Task1-2_Training_Input"
@@ -42,9 +42,7 @@ class Isic2018(Source):
                 ClassInfo(name="background", values=(0,)),
                 ClassInfo(name="lesion", values=(255,)),
             ),
-            channels=3,
-            modality="rgb",
+            channels=(ChannelInfo(modality="RGB", intensity="uint8"),),
             dims=2,
-            intensity="uint8",
             stored_size=(320, 320),
         )

@@ -10,7 +10,7 @@ from crkd_cli.data.pairing import pair_folders
 from crkd_cli.data.raw.download import Remote
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
-from crkd_cli.data.store import ClassInfo, DatasetSpec
+from crkd_cli.data.store import ChannelInfo, ClassInfo, DatasetSpec
 from crkd_cli.errors import CrkdError
 
 
@@ -39,9 +39,7 @@ class Kvasir(Source):
                 ClassInfo(name="background", values=(0,)),
                 ClassInfo(name="polyp", values=(255,)),
             ),
-            channels=3,
-            modality="rgb",
+            channels=(ChannelInfo(modality="RGB", intensity="uint8"),),
             dims=2,
-            intensity="uint8",
             stored_size=(320, 320),
         )

@@ -6,6 +6,7 @@ variance over the raw scan.
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli.data.cases import RawCase, labeled_case
+from crkd_cli.data.cases import ImageFile, RawCase, labeled_case
 from crkd_cli.data.raw.formats import Volume, suffix
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
-from crkd_cli.data.store import ClassInfo, DatasetSpec
+from crkd_cli.data.store import ChannelInfo, ClassInfo, DatasetSpec
 from crkd_cli.errors import CrkdError
 
 H5_NAME = re.compile(r"[A-Z0-9]{20}\.h5")
@@ -74,10 +75,8 @@ class La(Source):
                 ClassInfo(name="background", values=(0,)),
                 ClassInfo(name="left atrium", values=(255, 1)),  # of the challenge, and in h5
             ),
-            channels=1,
-            modality="mr",
+            channels=(ChannelInfo(modality="MR", intensity="zscore"),),
             dims=3,
-            intensity="zscore",
             z_last=True,
         )
 
@@ -87,8 +86,8 @@ class La(Source):
             return array.astype(np.float32, copy=False)
         return super().normalize(array, path, spec)
 
-    def open_image(self, path: Path, spec: DatasetSpec) -> Volume:
-        volume = super().open_image(path, spec)
+    def open_image(self, images: Sequence[ImageFile], spec: DatasetSpec) -> Volume:
+        volume = super().open_image(images, spec)
         if volume.spacing_mm is None:
             return replace(volume, spacing_mm=H5_SPACING_MM)
         return volume

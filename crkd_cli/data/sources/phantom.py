@@ -13,7 +13,7 @@ from crkd_cli.data.raw import nifti
 from crkd_cli.data.raw.geometry import Geometry, affine_from
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
-from crkd_cli.data.store import DatasetSpec, numbered_classes
+from crkd_cli.data.store import ChannelInfo, DatasetSpec, numbered_classes
 from crkd_cli.errors import CrkdError
 from crkd_cli.progress import Advance
 
@@ -56,10 +56,8 @@ class Phantom(Source):
             name=name,
             source=type(self).__module__.rpartition(".")[2],
             classes=numbered_classes(self.classes),
-            channels=1,
-            modality="mr",
+            channels=(ChannelInfo(modality="MR", intensity=self.intensity),),
             dims=3,
-            intensity=self.intensity,
         )
 
     def _write(self, path: Path, array: NDArray[Any]) -> None:
