@@ -93,7 +93,7 @@ def predict(
     file = checkpoint or newest_checkpoint(Path("runs"))
     info(f"checkpoint: {file}")
     info("loading PyTorch")
-    from crkd_cli.inference.predict import PredictOptions
+    from crkd_cli.inference.case_predictor import PredictOptions
     from crkd_cli.inference.predict import predict as run
 
     options = PredictOptions(

@@ -13,7 +13,7 @@ from crkd_cli.config import Frame
 from crkd_cli.data.description import Description
 from crkd_cli.data.store import ClassInfo, DatasetSpec
 from crkd_cli.errors import CrkdError, UsageError
-from crkd_cli.inference.predict import PredictOptions, largest_components
+from crkd_cli.inference.case_predictor import PredictOptions, largest_components
 from tests.inference.test_predict import expected, flat, gray8, run
 
 

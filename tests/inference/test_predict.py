@@ -20,9 +20,10 @@ from crkd_cli.data.raw import pictures
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.store import ChannelInfo, DatasetSpec, numbered_classes
 from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.inference.case_predictor import PredictOptions
 from crkd_cli.inference.inferer import Inferer
 from crkd_cli.inference.overlay import draw_overlay
-from crkd_cli.inference.predict import PredictOptions, predict
+from crkd_cli.inference.predict import predict
 from crkd_cli.runtime.build import load_predictor
 from crkd_cli.runtime.checkpoint import load_checkpoint
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from crkd_cli.cli.console import progress
 from crkd_cli.data.store import ClassInfo, Index, Store, write_index
-from crkd_cli.inference.predict import PredictOptions, predict
+from crkd_cli.inference.case_predictor import PredictOptions
+from crkd_cli.inference.predict import predict
 from crkd_cli.training.loop import train
 from crkd_cli.training.start import start
 from tests.training.helpers import Planner, quiet

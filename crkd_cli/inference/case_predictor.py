@@ -1,0 +1,157 @@
+"""Predict a case in three steps: read its files, infer its labels, write them.
+
+A case passes through on its own grid: `open_image` reads [C, *S] in the axes of the file, `finish`
+makes of it what the store would contain, and the labels are again those of the file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from crkd_cli.data.raw import formats
+from crkd_cli.data.raw.formats import Volume
+from crkd_cli.data.sources import SOURCES
+from crkd_cli.data.store import DatasetSpec
+from crkd_cli.errors import CrkdError
+from crkd_cli.inference.cases import Case
+from crkd_cli.inference.inferer import Inferer, most_probable
+from crkd_cli.inference.masks import MaskValues
+from crkd_cli.inference.overlay import draw_overlay
+from crkd_cli.paths import atomic_write
+
+SUBFOLDERS = ("overlays", "probabilities")  # of the output folder
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What to write for every case."""
+
+    # OUT/overlays/STEM.png, with the subfolder of the image before STEM
+    overlays: bool = False
+    # OUT/probabilities/STEM.npy: [K, *S] float32, axes as in the mask
+    probabilities: bool = False
+    largest_component: bool = False  # keep only the largest connected component of every class
+    overwrite: bool = False  # replace existing files instead of skipping the case
+    class_numbers: bool = False  # masks contain 0 to K − 1 instead of the values of the label files
+
+
+class _Scan(NamedTuple):
+    """A case and the content of its image files."""
+
+    case: Case
+    volume: Volume  # with the values of the files
+    stored: NDArray[Any]  # [C, *S], normalized
+
+
+class _Prediction(NamedTuple):
+    """What the network predicts for a scan."""
+
+    scan: _Scan
+    labels: NDArray[Any]  # [*S] class numbers
+    probabilities: NDArray[np.float32] | None  # [K, *S], if they are to be written
+
+
+class CasePredictor:
+    """Predicts a case in three steps, which pass on None if the case is skipped.
+
+    Args:
+        inferer: The network.
+        spec: The dataset that it was trained on.
+        out: Folder of the masks.
+        options: What to write.
+    """
+
+    def __init__(
+        self, inferer: Inferer, spec: DatasetSpec, out: Path, options: PredictOptions
+    ) -> None:
+        self._inferer, self._spec, self._out, self._options = inferer, spec, out, options
+        self._source = SOURCES[spec.source]()
+        self.mask_values = MaskValues(spec, class_numbers=options.class_numbers)
+
+    def check_targets(self, cases: Sequence[Case]) -> None:
+        """Check what `cases` would write.
+
+        Raises CrkdError if two of them would write the same file, like a.png and a.jpg, and
+        UsageError if the format of a mask cannot hold the values.
+        """
+        owners: dict[Path, Case] = {}
+        for case in cases:
+            self.mask_values.check(self._targets(case)["mask"])
+            for target in self._targets(case).values():
+                other = owners.setdefault(target, case)
+                if other != case:
+                    raise CrkdError(
+                        f"{other.image} and {case.image.name} would both write {target}; "
+                        "rename one of them"
+                    )
+
+    def read(self, case: Case) -> _Scan | None:
+        """Read and normalize `case`. Return None if its files exist already and are kept."""
+        targets = self._targets(case).values()
+        if not self._options.overwrite and all(file.is_file() for file in targets):
+            return None
+        volume = self._source.open_image(case.images, self._spec)
+        return _Scan(case, volume, self._source.finish(volume, case.image, self._spec).array)
+
+    def infer(self, scan: _Scan | None) -> _Prediction | None:
+        """Predict the labels and, if they are to be written, the probabilities."""
+        if scan is None:
+            return None
+        if not self._options.probabilities:
+            return _Prediction(scan, self._inferer(scan.stored, scan.volume.size), None)
+        probabilities = self._inferer.probabilities(scan.stored, scan.volume.size)
+        labels = most_probable(torch.from_numpy(probabilities)[None])[0].numpy()
+        return _Prediction(scan, labels, probabilities)
+
+    def write(self, prediction: _Prediction | None) -> bool:
+        """Write the files of the case. Return False if it was skipped."""
+        if prediction is None:
+            return False
+        (case, volume, _), labels, probabilities = prediction
+        targets = self._targets(case)
+        if self._options.largest_component:
+            labels = largest_components(labels)
+        if probabilities is not None:
+            with atomic_write(targets["probabilities"]) as temporary:
+                np.save(temporary, probabilities, allow_pickle=False)
+        if "overlay" in targets:
+            self._write_overlay(targets["overlay"], case, volume, labels)
+        formats.write_label(targets["mask"], self.mask_values.encode(labels), volume)
+        return True
+
+    def _write_overlay(
+        self, target: Path, case: Case, volume: Volume, labels: NDArray[Any]
+    ) -> None:
+        title, spacing = case.image.name, volume.spacing_mm
+        picture = draw_overlay(volume.array, labels, self._spec, spacing, title)
+        with atomic_write(target) as temporary:
+            picture.save(temporary, format="PNG")
+
+    def _targets(self, case: Case) -> dict[str, Path]:
+        """Return the files to write for `case`. The mask is last, so it marks the others done."""
+        targets = {}
+        if self._options.overlays:
+            targets["overlay"] = self._out / "overlays" / f"{case.name}.png"
+        if self._options.probabilities:
+            targets["probabilities"] = self._out / "probabilities" / f"{case.name}.npy"
+        targets["mask"] = self._out / case.mask
+        return targets
+
+
+def largest_components(labels: NDArray[Any]) -> NDArray[Any]:
+    """Keep only the largest face-connected component of every class in `labels` [*S]."""
+    kept = np.zeros_like(labels)
+    # For speed with many classes, each is searched in its bounding box.
+    for k, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is None:
+            continue
+        components, _ = ndimage.label(labels[box] == k)
+        sizes = np.bincount(components.ravel())[1:]
+        kept[box][components == 1 + sizes.argmax()] = k
+    return kept
