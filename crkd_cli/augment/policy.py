@@ -5,17 +5,22 @@ The settings are the published ones:
 RGB images
     weak: flips and 90° turns (half of the samples), rotation by up to 20° (a quarter)
     strong: jitter 0.4, hue ±0.1, grayscale, blur
-gray and MR images in 2D
+gray, MR and CT images in 2D
     weak: as RGB
     strong: jitter 0.5, blur
 volumes
     weak: flips and 90° turns in plane
-    strong: bias field, gamma e^±0.5, blur (as TorchIO)
+    strong: bias field (not of CT, which has none), gamma e^±0.5, blur (as TorchIO)
+
+All channels of an image have the same geometry. Each has its own draws of intensity, as if it were
+the only one; the three colors of RGB are one channel.
 
 Shapes: B images, C channels, *S spatial axes (two or three).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -45,6 +50,13 @@ MAX_BIAS_COEFFICIENT = 0.5
 MAX_LOG_GAMMA = 0.5
 
 
+class ChannelTraits(NamedTuple):
+    """What the strong view of a channel depends on."""
+
+    modality: str  # RGB, gray, MR or CT
+    bounded: bool  # values lie in [0, 1]; otherwise the range of every sample is kept
+
+
 @dataclass(frozen=True)
 class Policy:
     """The augmentation of one dataset, a function of its images and of a CPU generator.
@@ -53,8 +65,7 @@ class Policy:
     is augmented as it would be in a single process.
     """
 
-    modality: str  # RGB, gray, MR or CT
-    bounded: bool  # values lie in [0, 1]; otherwise the range of every sample is kept
+    channels: Sequence[ChannelTraits]
     dims: int  # spatial axes of the network
     plane: tuple[int, int]  # the spatial axes in which images are turned
 
@@ -77,10 +88,20 @@ class Policy:
 
     def strong(self, image: Tensor, generator: Generator) -> Tensor:
         """Change the intensities of image [B, C, *S] and leave its geometry alone."""
+        if len(self.channels) == 1:
+            return self._strong_channel(image, self.channels[0], generator)
+        views = [
+            self._strong_channel(channel, traits, generator)
+            for channel, traits in zip(torch.split(image, 1, dim=1), self.channels, strict=True)
+        ]
+        return torch.cat(views, dim=1)
+
+    def _strong_channel(self, image: Tensor, traits: ChannelTraits, generator: Generator) -> Tensor:
+        """Change the intensities of a channel [B, 1, *S], or of RGB [B, 3, *S]."""
         chosen = _uniform(len(image), 0.0, 1.0, generator) < INTENSITY_PROBABILITY
         if self.dims == 2:
-            return self._strong_2d(image, chosen, generator)
-        return self._strong_3d(image, chosen, generator)
+            return self._strong_2d(image, traits, chosen, generator)
+        return self._strong_3d(image, traits, chosen, generator)
 
     def _flip_and_transpose(
         self, image: Tensor, label: Tensor | None, moves: Tensor
@@ -102,28 +123,37 @@ class Policy:
             label = label.index_copy(0, index, rotated.squeeze(1).to(label.dtype))
         return image, label
 
-    def _strong_2d(self, image: Tensor, chosen: Tensor, generator: Generator) -> Tensor:
+    def _strong_2d(
+        self, image: Tensor, traits: ChannelTraits, chosen: Tensor, generator: Generator
+    ) -> Tensor:
         """Jitter the samples that are `chosen` [B], then blur."""
         count = len(image)
         sigma = _uniform(count, *BLUR_SIGMA, generator)
         sigma = sigma * (_uniform(count, 0.0, 1.0, generator) < BLUR_PROBABILITY)
         sigma = to_device(sigma.unsqueeze(1).expand(-1, 2), image.device)
-        return blur(self._jitter(image, chosen, generator), sigma, BLUR_RADIUS_2D)
+        return blur(self._jitter(image, traits, chosen, generator), sigma, BLUR_RADIUS_2D)
 
-    def _strong_3d(self, image: Tensor, chosen: Tensor, generator: Generator) -> Tensor:
+    def _strong_3d(
+        self, image: Tensor, traits: ChannelTraits, chosen: Tensor, generator: Generator
+    ) -> Tensor:
         """Apply a bias field and gamma to the samples that are `chosen` [B], then blur."""
         count = len(image)
         sigma = _uniform((count, 3), *BLUR_SIGMA, generator)
         sigma = sigma * (_uniform((count, 1), 0.0, 1.0, generator) < BLUR_PROBABILITY)
-        image = self._bias_and_gamma(image, chosen, generator)
+        # Both act about 0, the mean of a normalized volume, as in TorchIO.
+        if traits.modality != "CT":
+            image = self._add_bias(image, chosen, generator)
+        image = self._gamma(image, chosen, generator)
         radius = int(BLUR_TRUNCATE_3D * BLUR_SIGMA[1] + 0.5)
         sigma = to_device(sigma, image.device)
         return blur(image, sigma, radius, truncate=BLUR_TRUNCATE_3D, mirror=True)
 
-    def _jitter(self, image: Tensor, chosen: Tensor, generator: Generator) -> Tensor:
+    def _jitter(
+        self, image: Tensor, traits: ChannelTraits, chosen: Tensor, generator: Generator
+    ) -> Tensor:
         """Change brightness and contrast, and the color of RGB images."""
         count, device = len(image), image.device
-        strength = 0.4 if self.modality == "RGB" else 0.5
+        strength = 0.4 if traits.modality == "RGB" else 0.5
         drawn = [_uniform(count, 1.0 - strength, 1.0 + strength, generator) for _ in range(3)]
         factors = torch.where(chosen, torch.stack(drawn), 1.0)
         hue = torch.where(chosen, _uniform(count, -MAX_HUE, MAX_HUE, generator), 0.0)
@@ -131,27 +161,27 @@ class Policy:
         factors[2, gray] = 0.0
         brightness, contrast, saturation = to_device(factors, device).unbind()
 
-        if self.bounded:
+        if traits.bounded:
             low, high = image.new_zeros(()), image.new_ones(())
         else:
             low, high = value_range(image)
         image = jitter(image, brightness, contrast, low, high)
-        if self.modality == "RGB":
+        if traits.modality == "RGB":
             image = recolor(image, saturation, to_device(hue, device))
         return image
 
-    def _bias_and_gamma(self, image: Tensor, chosen: Tensor, generator: Generator) -> Tensor:
-        count, device = len(image), image.device
+    def _add_bias(self, image: Tensor, chosen: Tensor, generator: Generator) -> Tensor:
         powers = [BIAS_DEGREE + 1] * self.dims
         degree = sum(torch.meshgrid(*map(torch.arange, powers), indexing="ij"))
         limit = MAX_BIAS_COEFFICIENT
-        coefficients = _uniform((count, *powers), -limit, limit, generator)
+        coefficients = _uniform((len(image), *powers), -limit, limit, generator)
         coefficients = coefficients * (degree <= BIAS_DEGREE)
         coefficients = coefficients * chosen.view(-1, *[1] * self.dims)
-        log_gamma = _uniform(count, -MAX_LOG_GAMMA, MAX_LOG_GAMMA, generator) * chosen
-        # Both act about 0, the mean of a normalized volume, as in TorchIO.
-        image = image * bias_field(image, to_device(coefficients, device))
-        return gamma(image, to_device(torch.exp(log_gamma), device))
+        return image * bias_field(image, to_device(coefficients, image.device))
+
+    def _gamma(self, image: Tensor, chosen: Tensor, generator: Generator) -> Tensor:
+        log_gamma = _uniform(len(image), -MAX_LOG_GAMMA, MAX_LOG_GAMMA, generator) * chosen
+        return gamma(image, to_device(torch.exp(log_gamma), image.device))
 
 
 def _uniform(shape: int | tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:

@@ -10,15 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def resize_image(x: Tensor, size: Sequence[int], modality: str) -> Tensor:
+def resize_image(x: Tensor, size: Sequence[int], *, nearest: bool) -> Tensor:
     """Resize x [B, C, *S] to [B, C, *size].
 
-    MR images get the nearest value, as published for ACDC; others are interpolated linearly,
-    with antialiasing in 2D.
+    Takes the nearest value if `nearest`, else interpolates linearly, with antialiasing in 2D.
     """
     if tuple(x.shape[2:]) == tuple(size):
         return x
-    if modality == "MR":
+    if nearest:
         return F.interpolate(x, tuple(size), mode="nearest-exact")
     if x.ndim == 4:
         return F.interpolate(x, tuple(size), mode="bilinear", antialias=True)

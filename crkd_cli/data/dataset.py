@@ -91,8 +91,8 @@ class Dataset:
         if image.shape[1:] == self.frame.size:
             return image
         batch = image.unsqueeze(0).float()
-        modality = self.store.spec.channels[0].modality
-        resized = resize_image(batch, self.frame.size, modality).squeeze(0)
+        nearest = self.store.spec.resized_to_nearest
+        resized = resize_image(batch, self.frame.size, nearest=nearest).squeeze(0)
         return resized.round().to(torch.uint8) if image.dtype == torch.uint8 else resized
 
     def _frame_label(self, label: Tensor) -> Tensor:

@@ -106,6 +106,11 @@ class DatasetSpec(Strict, frozen=True):
         return self.channels[0].modality == "RGB"
 
     @property
+    def resized_to_nearest(self) -> bool:
+        """Whether resized images take the nearest value, as published for ACDC."""
+        return self.plan is None and self.channels[0].modality == "MR"
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, the background first."""
         return tuple(info.name for info in self.classes)

@@ -184,7 +184,7 @@ class Inferer:
         if self.protocol == "paper":
             x = nearest(x, self.frame.size)
         else:
-            x = resize_image(x, self.frame.size, self.spec.channels[0].modality)
+            x = resize_image(x, self.frame.size, nearest=self.spec.resized_to_nearest)
         return self._resize_back(self._softmax(x), size)
 
     def _resize_back(self, probabilities: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from crkd_cli import world
-from crkd_cli.augment.policy import Policy
+from crkd_cli.augment.policy import ChannelTraits, Policy
 from crkd_cli.config import Config
 from crkd_cli.data.batch import Batch, Labeled, Unlabeled
 from crkd_cli.data.dataset import Dataset
@@ -101,8 +101,10 @@ def build_loader(
         )
     dims = data.frame.dims
     policy = Policy(
-        modality=store.spec.channels[0].modality,
-        bounded=store.spec.channels[0].intensity != "zscore",
+        channels=[
+            ChannelTraits(info.modality, bounded=info.intensity in ("uint8", "minmax"))
+            for info in store.spec.channels
+        ],
         dims=dims,
         plane=(1, 2) if dims == 3 and not store.spec.z_last else (0, 1),
     )

@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from crkd_cli.augment.policy import Policy
+from crkd_cli.augment.policy import ChannelTraits, Policy
 from tests.augment.reference import bias_field, strong_volume
 
 
 def policy(dims: int, modality: str = "MR", *, bounded: bool = True) -> Policy:
-    return Policy(modality, bounded, dims, (0, 1))
+    return Policy([ChannelTraits(modality, bounded)], dims, (0, 1))
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -127,3 +127,34 @@ def test_every_sample_of_a_strong_view_follows_the_formulas_of_torchio() -> None
         if blurred[n]:
             x = gaussian_filter(x, sigma[n].tolist())
         np.testing.assert_allclose(strong[n, 0], x, rtol=1e-3, atol=1e-4)
+
+
+def test_the_strong_view_of_ct_has_no_bias_field() -> None:
+    """Values that depend on z alone still do so after gamma and blur."""
+    x = torch.randn(30, 1, 12, 1, 1).expand(-1, -1, -1, 10, 10)
+    strong = {
+        modality: policy(3, modality, bounded=False).strong(x, generator())
+        for modality in ("CT", "MR")
+    }
+    uneven = {name: view.flatten(3).std(3).flatten(1).amax(1) for name, view in strong.items()}
+    assert uneven["CT"].max() < 1e-4
+    assert (uneven["MR"] > 0.05).float().mean() > 0.6
+    changed = (strong["CT"] - x).flatten(1).abs().amax(1) > 1e-4
+    assert changed.float().mean() == pytest.approx(0.9, abs=0.15)
+
+
+@pytest.mark.parametrize("modalities", [("CT", "MR"), ("MR", "MR", "gray")])
+def test_channels_have_their_own_intensities_and_the_same_geometry(
+    dims: int, modalities: tuple[str, ...]
+) -> None:
+    traits = [ChannelTraits(modality, bounded=False) for modality in modalities]
+    several = Policy(traits, dims, (0, 1))
+    x = torch.randn(40, 1, *[12] * dims).expand(-1, len(modalities), *[-1] * dims)
+    weak, _ = several.weak(x, None, generator())
+    assert torch.equal(weak[:, :1].expand_as(weak), weak)
+    strong = several.strong(weak, generator(1))
+    first = Policy(traits[:1], dims, (0, 1)).strong(weak[:, :1], generator(1))
+    assert torch.equal(strong[:, :1], first)
+    changes = (strong - weak).flatten(2).square().mean(2)
+    assert torch.corrcoef(changes.T)[0, 1].abs() < 0.4
+    assert 0.5 < (changes > 1e-8).float().mean() < 1

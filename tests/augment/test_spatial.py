@@ -70,14 +70,14 @@ def test_resizing_commutes_with_flips_and_keeps_labels() -> None:
     assert torch.equal(resize_label(label.flip(1), (16, 16)), resize_label(label, (16, 16)).flip(1))
     assert set(resize_label(label, (64, 48)).unique().tolist()) == {0, 1, 2, 3}
     image = torch.rand(1, 1, 13, 10)
-    resized = resize_image(image, (32, 32), "MR")
+    resized = resize_image(image, (32, 32), nearest=True)
     assert set(resized.unique().tolist()) <= set(image.unique().tolist())
 
 
 def test_resizing_keeps_a_linear_ramp(dims: int) -> None:
     """Away from the edges; the ramp is twice as fine afterwards."""
     ramp = torch.arange(16.0).view(1, 1, 16, *[1] * (dims - 1)).expand(1, 1, *[16] * dims)
-    resized = resize_image(ramp, [32] * dims, "gray")
+    resized = resize_image(ramp, [32] * dims, nearest=False)
     line = resized[0, 0].reshape(32, -1)[:, 100 % (16 ** (dims - 1))]
     expected = (torch.arange(32.0) + 0.5) / 2 - 0.5
     torch.testing.assert_close(line[4:-4], expected[4:-4], atol=1e-4, rtol=0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crkd_cli.augment.policy import Policy
+from crkd_cli.augment.policy import ChannelTraits, Policy
 from tests.augment.reference import strong_volume
 
 pytestmark = pytest.mark.realdata
@@ -34,7 +34,7 @@ def median_correlation(scan: Tensor, view: Callable[[Tensor], Tensor]) -> float:
 
 
 def policy_correlation(scan: Tensor) -> float:
-    policy = Policy("mr", bounded=False, dims=3, plane=(0, 1))
+    policy = Policy([ChannelTraits("MR", bounded=False)], dims=3, plane=(0, 1))
     generator = torch.Generator().manual_seed(0)
     return median_correlation(scan, lambda x: policy.strong(x.unsqueeze(0), generator)[0])
 

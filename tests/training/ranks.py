@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from crkd_cli import world
-from crkd_cli.augment.policy import Policy
+from crkd_cli.augment.policy import ChannelTraits, Policy
 from crkd_cli.config import ModelConfig
 from crkd_cli.data.batch import Batch, Labeled, Unlabeled
 from crkd_cli.losses.contrast import class_means, contrast, sample
@@ -25,7 +25,7 @@ from crkd_cli.runtime.distributed import data_parallel, process_group
 
 LABELED, UNLABELED, CLASSES = 4, 6, 3
 IGNORING = ("supervised", "bcp", "lefed")  # methods that also learn from labels with ignored pixels
-MODALITIES = {2: ("gray", "RGB", "MR"), 3: ("gray", "RGB")}
+MODALITIES = {2: ("gray", "RGB", "MR", "MR CT"), 3: ("gray", "RGB", "MR CT")}
 
 
 def space(dims: int) -> tuple[int, ...]:
@@ -168,10 +168,12 @@ def semantic(dims: int, absent: int, number: int) -> dict[str, Tensor]:
 def augmented(modality: str, dims: int) -> dict[str, Tensor]:
     """This process's part of a joint batch after weak and strong augmentation, and its labels."""
     generator = torch.Generator().manual_seed(dims)
-    channels, count = 3 if modality == "RGB" else 1, 12
+    modalities = modality.split()
+    channels, count = 3 if modality == "RGB" else len(modalities), 12
     images = torch.rand(count, channels, *[32] * dims, generator=generator)
     labels = torch.randint(4, (count, *[32] * dims), generator=generator)
-    policy = Policy(modality, bounded=modality != "MR", dims=dims, plane=(0, 1))
+    traits = [ChannelTraits(name, bounded=modality in ("gray", "RGB")) for name in modalities]
+    policy = Policy(traits, dims=dims, plane=(0, 1))
     weak, label = policy.weak(world.shard(images), world.shard(labels), generator)
     assert label is not None
     return {"weak": weak, "label": label, "strong": policy.strong(weak, generator)}
