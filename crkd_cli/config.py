@@ -328,15 +328,13 @@ def _metas(annotation: Any) -> Iterator[msgspec.Meta]:
 def _field_types(kind: Any, path: str) -> dict[str, Any]:
     """Return the fields of `kind`'s section at `path` with their types."""
     for name in filter(None, path.split(".")):
-        field, bracket, _ = name.partition("[")
-        kind = _field_types(kind, "")[field]
-        if bracket:  # a list of sections
-            kind = _section_in(kind)
+        field = name.partition("[")[0]  # of a list of sections
+        kind = _section_in(_field_types(kind, "")[field])
     return {field.name: field.type for field in msgspec.structs.fields(kind)}
 
 
 def _section_in(kind: Any) -> Any:
-    """Return the Strict type in a type such as tuple[Channel, ...] | None."""
+    """Return the Strict type in a type such as tuple[Channel, ...] | None, which may be itself."""
     if isinstance(kind, type) and issubclass(kind, Strict):
         return kind
     return next(filter(None, map(_section_in, get_args(kind))), None)

@@ -4,11 +4,14 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from crkd_cli.config import BatchSize, Size, Strict
+from crkd_cli.config import BatchSize, Frame, Size, Strict
 
 MIN_SPACING_MM, MAX_SPACING_MM = 1e-6, 1e4
 Millimeters = Annotated[float, msgspec.Meta(ge=MIN_SPACING_MM, le=MAX_SPACING_MM)]
 Native = Literal["native"]  # as in every file
+NATIVE: Native = "native"
+# Right and left, anterior and posterior, superior and inferior.
+AXIS_OF_LETTER = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 
 
 class Plan(Strict, frozen=True):
@@ -26,3 +29,31 @@ class Plan(Strict, frozen=True):
     resize: tuple[Size, ...] | None = None  # of 2D images: they are resized to it and stored so
     # Labeled images, patches or slices per step, and as many unlabeled ones.
     batch: BatchSize | None = None
+
+    def __post_init__(self) -> None:
+        if self.orientation not in (None, NATIVE):
+            axes = [AXIS_OF_LETTER.get(letter, -1) for letter in self.orientation]
+            if sorted(axes) != [0, 1, 2]:
+                raise ValueError(
+                    f"orientation is {self.orientation!r}; give one letter of R/L, A/P and "
+                    "S/I for each of the axes x, y and z, such as RAS, or native"
+                )
+        if self.patch is not None and self.resize is not None:
+            raise ValueError("give either patch (volumes) or resize (2D images)")
+        for key, size in (("patch", self.patch), ("resize", self.resize)):
+            if size is not None:
+                _check_size(key, size)
+        if self.patch is not None and self.network not in (None, f"{len(self.patch)}D"):
+            raise ValueError(f"patch has {len(self.patch)} numbers, but network is {self.network}")
+
+    @property
+    def frame(self) -> Frame:
+        """How a case becomes the network's input. Only of complete plans."""
+        return Frame(resize=self.resize, patch=self.patch)
+
+
+def _check_size(key: str, size: tuple[int, ...]) -> None:
+    try:
+        Frame(patch=size)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None

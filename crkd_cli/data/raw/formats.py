@@ -62,8 +62,14 @@ class Layout(NamedTuple):
     """What the header of an image file states."""
 
     channels: int
-    dims: int  # spatial axes
+    size: tuple[int, ...]  # *S, in the order of the file's array: z first
+    geometry: Geometry | None = None  # of medical files
     has_label: bool = False  # the file also contains a label map (HDF5 only)
+
+    @property
+    def dims(self) -> int:
+        """The number of spatial axes."""
+        return len(self.size)
 
 
 def read_image(path: Path, z_last: bool = False) -> Volume:
@@ -139,7 +145,8 @@ def probe(path: Path) -> Layout:
         if kind in pictures.SUFFIXES:
             return Layout(*pictures.layout(path))
         if kind in hdf5.SUFFIXES:
-            return Layout(*hdf5.layout(path))
+            channels, size, has_label = hdf5.layout(path)
+            return Layout(channels, size, has_label=has_label)
         return Layout(*medical.layout(path, kind))
 
 

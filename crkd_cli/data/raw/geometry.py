@@ -1,7 +1,7 @@
 """The positions of voxels in space, and the distance between those of two files."""
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import permutations, product
 from typing import Any
 
 import numpy as np
@@ -95,8 +95,16 @@ def _rounded(values: Any) -> str:
 
 def _axis_codes(affine: Affine) -> str:
     """Return where the axes x, y, … point to, such as RAS."""
-    codes = ""
-    for column in affine[:, :-1].T:
-        axis = int(np.abs(column).argmax())
-        codes += ("RL", "AP", "SI")[axis][int(column[axis] < 0)]
-    return codes
+    columns = affine[:, :-1].T
+    directions = np.abs(columns) / np.linalg.norm(columns, axis=1, keepdims=True)
+
+    def fit(axes: tuple[int, ...]) -> float:
+        return sum(float(direction[axis]) for direction, axis in zip(directions, axes, strict=True))
+
+    # Every axis gets another pair of letters, also where two of them point to the same corner.
+    axes = max(permutations(range(3), len(columns)), key=fit)
+    letters = (
+        ("RL", "AP", "SI")[axis][int(column[axis] < 0)]
+        for column, axis in zip(columns, axes, strict=True)
+    )
+    return "".join(letters)

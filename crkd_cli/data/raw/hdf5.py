@@ -25,10 +25,10 @@ def read(path: Path, name: str) -> NDArray[Any]:
     return np.moveaxis(array, -1, 0) if channels == 3 else array[None]
 
 
-def layout(path: Path) -> tuple[int, int, bool]:
-    """Return (channels, spatial axes) of `image`, and whether the file contains a `label`."""
-    channels, dims, has_label = call_isolated(describe, path)
-    return channels, dims, has_label
+def layout(path: Path) -> tuple[int, tuple[int, ...], bool]:
+    """Return the channels and *S of `image`, and whether the file contains a `label`."""
+    has_label, channels, *size = call_isolated(describe, path)
+    return channels, tuple(size), has_label
 
 
 def load(path: Path, name: str) -> tuple[int, NDArray[Any]]:
@@ -42,12 +42,15 @@ def load(path: Path, name: str) -> tuple[int, NDArray[Any]]:
         return channels, dataset[()]
 
 
-def describe(path: Path) -> tuple[int, int, bool]:
-    """Return (channels, spatial axes) of `image`, and whether the file contains a `label`."""
+def describe(path: Path) -> tuple[int, ...]:
+    """Return whether the file contains a `label`, and the channels and *S of `image`."""
     import h5py
 
     with h5py.File(path) as file:
-        return *_layout(_numbers(file, path, "image")), file.get("label", getlink=True) is not None
+        has_label = file.get("label", getlink=True) is not None
+        image = _numbers(file, path, "image")
+        channels, dims = _layout(image)
+        return has_label, channels, *image.shape[:dims]
 
 
 def write(path: Path, label: NDArray[Any]) -> None:

@@ -23,9 +23,9 @@ def read(path: Path, kind: str) -> tuple[NDArray[Any], Geometry]:
     return result
 
 
-def layout(path: Path, kind: str) -> tuple[int, int]:
-    """Return (channels, spatial axes) from the header."""
-    result: tuple[int, int] = _reader(kind).layout(path)
+def layout(path: Path, kind: str) -> tuple[int, tuple[int, ...], Geometry]:
+    """Return the number of channels, *S (z first) and the geometry from the header."""
+    result: tuple[int, tuple[int, ...], Geometry] = _reader(kind).layout(path)
     return result
 
 

@@ -116,10 +116,10 @@ def read(path: Path) -> tuple[NDArray[Any], Geometry]:
     return array, _geometry(header)
 
 
-def layout(path: Path) -> tuple[int, int]:
-    """Return (channels, spatial axes) from the header."""
+def layout(path: Path) -> tuple[int, tuple[int, ...], Geometry]:
+    """Return the number of channels, *S (z first) and the geometry from the header."""
     header = _Header(path)
-    return header.channels, len(header.size)
+    return header.channels, header.size[::-1], _geometry(header)
 
 
 def data_file(header: Path) -> Path | None:

@@ -73,11 +73,12 @@ def read(path: Path) -> tuple[NDArray[Any], Geometry]:
     return _scale(array, header), _geometry(header)
 
 
-def layout(path: Path) -> tuple[int, int]:
-    """Return (channels, spatial axes) from the header."""
+def layout(path: Path) -> tuple[int, tuple[int, ...], Geometry]:
+    """Return the number of channels, *S (z first) and the geometry from the header."""
     header = _read_header(path)
     channels, *size = _voxels(path, header).shape
-    return 3 if int(header["datatype"]) in (RGB, RGBA) else channels, len(size)
+    channels = 3 if int(header["datatype"]) in (RGB, RGBA) else channels
+    return channels, tuple(size), _geometry(header)
 
 
 def data_file(header: Path) -> Path | None:

@@ -99,10 +99,11 @@ def read(path: Path) -> tuple[NDArray[Any], Geometry]:
     return array, _geometry(header, layout)
 
 
-def layout(path: Path) -> tuple[int, int]:
-    """Return (channels, spatial axes) from the header."""
-    result = _layout(path, _read_header(path))
-    return result.channels, len(result.size)
+def layout(path: Path) -> tuple[int, tuple[int, ...], Geometry]:
+    """Return the number of channels, *S (z first) and the geometry from the header."""
+    header = _read_header(path)
+    layout = _layout(path, header)
+    return layout.channels, layout.size[::-1], _geometry(header, layout)
 
 
 def data_file(header: Path) -> Path | None:

@@ -52,11 +52,11 @@ def read(path: Path, as_label: bool = False) -> Picture:
     return Picture(array, (dpi[0], dpi[1]) if all(dpi) else None)
 
 
-def layout(path: Path) -> tuple[int, int]:
-    """Return (channels, spatial axes) from the header."""
+def layout(path: Path) -> tuple[int, tuple[int, ...]]:
+    """Return the number of channels and *S from the header."""
     kind = _kind(path)
-    channels, dims = (call_isolated if kind == content.TIFF else _call)(describe, path)
-    return channels, dims
+    channels, *size = (call_isolated if kind == content.TIFF else _call)(describe, path)
+    return channels, tuple(size)
 
 
 def decode(path: Path, as_label: bool) -> tuple[NDArray[Any], float, float]:
@@ -82,11 +82,16 @@ def decode(path: Path, as_label: bool) -> tuple[NDArray[Any], float, float]:
     return np.stack([page[0] for page in pages])[None], *dpi
 
 
-def describe(path: Path) -> tuple[int, int]:
-    """Return (channels, spatial axes)."""
+def describe(path: Path) -> tuple[int, ...]:
+    """Return the number of channels, and *S as viewers show it."""
     with _open(path) as picture:
         channels = 1 if picture.mode in GRAY_MODES else 3
-        return channels, 3 if _page_count(picture) > 1 else 2
+        height, width = picture.height, picture.width
+        # Of a TIFF, Pillow says the size of the upright picture; of others that of the file.
+        if picture.format != "TIFF" and "exif" in picture.info and _is_on_its_side(picture):
+            height, width = width, height
+        pages = _page_count(picture)
+        return (channels, pages, height, width) if pages > 1 else (channels, height, width)
 
 
 def write(
@@ -274,9 +279,16 @@ def _dpi(picture: Any) -> tuple[float, float]:
         return 0.0, 0.0  # Pillow says 1
     try:
         x, y = (float(value) for value in picture.info["dpi"])
-        is_swapped = picture.getexif().get(ORIENTATION, 1) >= 5
     except Exception:  # missing, or damaged, which does not matter
         return 0.0, 0.0
     if not (0 < x < np.inf and 0 < y < np.inf):
         return 0.0, 0.0
-    return (y, x) if is_swapped else (x, y)
+    return (y, x) if _is_on_its_side(picture) else (x, y)
+
+
+def _is_on_its_side(picture: Any) -> bool:
+    """Whether EXIF says that the axes of the stored picture are swapped."""
+    try:
+        return bool(picture.getexif().get(ORIENTATION, 1) >= 5)
+    except Exception:  # damaged, which does not matter
+        return False
