@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from crkd_cli.data.cases import RawCase
-from crkd_cli.data.plan import AXIS_OF_LETTER, MAX_SPACING_MM, MIN_SPACING_MM
+from crkd_cli.data.grid import Turn
+from crkd_cli.data.plan import MAX_SPACING_MM, MIN_SPACING_MM
 from crkd_cli.data.raw import formats
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
@@ -22,10 +23,9 @@ class ImageHeader(NamedTuple):
         """Return the voxels with their axes turned to `orientation`, or unchanged for `native`."""
         if self.orientation is None or orientation in (self.orientation, "native"):
             return self
-        order = axis_order(self.orientation, orientation)
-        size = tuple(self.size[axis] for axis in order)
-        spacing = self.spacing and tuple(self.spacing[axis] for axis in order)
-        return ImageHeader(size, spacing, orientation)
+        turn = Turn.between(self.orientation, orientation, len(self.size))
+        spacing = self.spacing and turn.reorder(self.spacing)
+        return ImageHeader(turn.reorder(self.size), spacing, orientation)
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,6 @@ class Fingerprint:
 
     dims: int
     images: tuple[ImageHeader, ...]
-
-
-def axis_order(orientation: str, target: str) -> tuple[int, ...]:
-    """Return which of the stored axes z, y, x becomes each of the axes z, y, x of `target`."""
-    axes = [AXIS_OF_LETTER[letter] for letter in reversed(orientation)]
-    return tuple(axes.index(AXIS_OF_LETTER[letter]) for letter in reversed(target))
 
 
 def measure(cases: Sequence[RawCase], spec: DatasetSpec) -> Fingerprint:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
-from crkd_cli.data.plan import Plan
+from crkd_cli.data.plan import AXIS_OF_LETTER, NATIVE, Plan
 from crkd_cli.data.raw.formats import Volume
 from crkd_cli.data.raw.geometry import Geometry
 
@@ -39,8 +39,8 @@ class Turn:
         """
         if old is None or new is None:
             return cls(tuple(range(dims)), (False,) * dims)
-        lines = [_line(code) for code in old[::-1]]
-        axes = tuple(lines.index(_line(code)) for code in new[::-1])
+        lines = [AXIS_OF_LETTER[code] for code in old[::-1]]
+        axes = tuple(lines.index(AXIS_OF_LETTER[code]) for code in new[::-1])
         flips = tuple(old[::-1][axis] != code for axis, code in zip(axes, new[::-1], strict=True))
         return cls(axes, flips)
 
@@ -79,7 +79,7 @@ class Turn:
 def turn_to_plan(volume: Volume, plan: Plan) -> Turn:
     """Return the turn from the axes of a file to those of the plan."""
     orientation = None if volume.geometry is None else volume.geometry.orientation
-    target = None if plan.orientation == "native" else plan.orientation
+    target = None if plan.orientation == NATIVE else plan.orientation
     return Turn.between(orientation, target, len(volume.size))
 
 
@@ -223,8 +223,3 @@ def _permutation(array: NDArray[Any], axes: Sequence[int]) -> list[int]:
     """Return the permutation of all axes of `array` that permutes the last ones by `axes`."""
     others = array.ndim - len(axes)
     return [*range(others), *(others + axis for axis in axes)]
-
-
-def _line(code: str) -> str:
-    """Return the two directions of an axis that points to `code`."""
-    return next(line for line in ("RL", "AP", "SI") if code in line)
