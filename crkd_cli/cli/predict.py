@@ -57,6 +57,14 @@ def predict(
             rich_help_panel="Output",
         ),
     ] = False,
+    dicom_seg: Annotated[
+        bool,
+        typer.Option(
+            "--dicom-seg",
+            help="Also write a DICOM Segmentation of every DICOM series.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
     class_numbers: Annotated[
         bool,
         typer.Option(
@@ -81,9 +89,10 @@ def predict(
     """Predict a mask for every image, with the same name, format, size and geometry.
 
     Masks contain the label values that the model was trained on. Masks of
-    JPG images are PNG files.
+    JPG images are PNG files, those of DICOM series NIfTI files.
 
-    Formats: PNG, JPG, TIFF, BMP, GIF, NIfTI, NRRD, MetaImage, and HDF5 with an array `image`.
+    Formats: PNG, JPG, TIFF, BMP, GIF, DICOM, NIfTI, NRRD, MetaImage, and HDF5 with an array
+    `image`.
 
     Example: crkd predict scans/ --checkpoint runs/la-crkd-4/last.pth --overlay
     """
@@ -97,7 +106,12 @@ def predict(
     from crkd_cli.inference.predict import predict as run
 
     options = PredictOptions(
-        overlay, probabilities, largest_component, overwrite, class_numbers=class_numbers
+        overlays=overlay,
+        probabilities=probabilities,
+        largest_component=largest_component,
+        overwrite=overwrite,
+        class_numbers=class_numbers,
+        dicom_seg=dicom_seg,
     )
     result = run(source, file, info, progress, out, device, options)
     message = f"{pluralize(result.written, 'mask')} written to {result.folder}"

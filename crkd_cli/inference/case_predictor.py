@@ -20,6 +20,7 @@ from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
 from crkd_cli.inference.cases import Case
+from crkd_cli.inference.dicom_seg import check_segmentations, read_tags, write_segmentation
 from crkd_cli.inference.inferer import Inferer, most_probable
 from crkd_cli.inference.masks import MaskValues
 from crkd_cli.inference.overlay import draw_overlay
@@ -39,6 +40,7 @@ class PredictOptions:
     largest_component: bool = False  # keep only the largest connected component of every class
     overwrite: bool = False  # replace existing files instead of skipping the case
     class_numbers: bool = False  # masks contain 0 to K − 1 instead of the values of the label files
+    dicom_seg: bool = False  # OUT/STEM.dcm: a DICOM Segmentation of every DICOM series
 
 
 class _Scan(NamedTuple):
@@ -47,6 +49,7 @@ class _Scan(NamedTuple):
     case: Case
     volume: Volume  # with the values of the files
     stored: NDArray[Any]  # [C, *S], normalized
+    tags: list[Any]  # of the DICOM files, if a Segmentation is to be written
 
 
 class _Prediction(NamedTuple):
@@ -59,6 +62,8 @@ class _Prediction(NamedTuple):
 
 class CasePredictor:
     """Predicts a case in three steps, which pass on None if the case is skipped.
+
+    Raises UsageError if DICOM Segmentations are to be written, but cannot be.
 
     Args:
         inferer: The network.
@@ -73,6 +78,8 @@ class CasePredictor:
         self._inferer, self._spec, self._out, self._options = inferer, spec, out, options
         self._source = SOURCES[spec.source]()
         self.mask_values = MaskValues(spec, class_numbers=options.class_numbers)
+        if options.dicom_seg:
+            check_segmentations(len(spec.classes))
 
     def check_targets(self, cases: Sequence[Case]) -> None:
         """Check what `cases` would write.
@@ -93,11 +100,13 @@ class CasePredictor:
 
     def read(self, case: Case) -> _Scan | None:
         """Read and normalize `case`. Return None if its files exist already and are kept."""
-        targets = self._targets(case).values()
-        if not self._options.overwrite and all(file.is_file() for file in targets):
+        targets = self._targets(case)
+        if not self._options.overwrite and all(file.is_file() for file in targets.values()):
             return None
         volume = self._source.open_image(case.images, self._spec)
-        return _Scan(case, volume, self._source.finish(volume, case.image, self._spec).array)
+        stored = self._source.finish(volume, case.image, self._spec).array
+        tags = read_tags(case.series) if "segmentation" in targets else []
+        return _Scan(case, volume, stored, tags)
 
     def infer(self, scan: _Scan | None) -> _Prediction | None:
         """Predict the labels and, if they are to be written, the probabilities."""
@@ -113,7 +122,8 @@ class CasePredictor:
         """Write the files of the case. Return False if it was skipped."""
         if prediction is None:
             return False
-        (case, volume, _), labels, probabilities = prediction
+        scan, labels, probabilities = prediction
+        case, volume = scan.case, scan.volume
         targets = self._targets(case)
         if self._options.largest_component:
             labels = largest_components(labels)
@@ -121,15 +131,16 @@ class CasePredictor:
             with atomic_write(targets["probabilities"]) as temporary:
                 np.save(temporary, probabilities, allow_pickle=False)
         if "overlay" in targets:
-            self._write_overlay(targets["overlay"], case, volume, labels)
+            self._write_overlay(targets["overlay"], scan, labels)
+        if "segmentation" in targets:
+            names = self._spec.class_names
+            write_segmentation(targets["segmentation"], labels, names, volume, scan.tags)
         formats.write_label(targets["mask"], self.mask_values.encode(labels), volume)
         return True
 
-    def _write_overlay(
-        self, target: Path, case: Case, volume: Volume, labels: NDArray[Any]
-    ) -> None:
-        title, spacing = case.image.name, volume.spacing_mm
-        picture = draw_overlay(volume.array, labels, self._spec, spacing, title)
+    def _write_overlay(self, target: Path, scan: _Scan, labels: NDArray[Any]) -> None:
+        image, spacing, title = scan.volume.array, scan.volume.spacing_mm, scan.case.image.name
+        picture = draw_overlay(image, labels, self._spec, spacing, title)
         with atomic_write(target) as temporary:
             picture.save(temporary, format="PNG")
 
@@ -140,6 +151,8 @@ class CasePredictor:
             targets["overlay"] = self._out / "overlays" / f"{case.name}.png"
         if self._options.probabilities:
             targets["probabilities"] = self._out / "probabilities" / f"{case.name}.npy"
+        if self._options.dicom_seg and case.series:
+            targets["segmentation"] = self._out / f"{case.name}.dcm"
         targets["mask"] = self._out / case.mask
         return targets
 

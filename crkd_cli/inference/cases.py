@@ -27,6 +27,11 @@ class Case:
         return self.images[0].path
 
     @property
+    def series(self) -> tuple[Path, ...]:
+        """The files of the first image, if it is a DICOM series."""
+        return self.images[0].slices
+
+    @property
     def name(self) -> Path:
         """The name of the mask without its suffix, which other files of the case share."""
         return self.mask.with_name(formats.stem(self.mask))
