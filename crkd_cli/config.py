@@ -36,6 +36,9 @@ DeviceName = Annotated[
 ]
 # Channels of the five levels of a network.
 Widths = Annotated[tuple[Size, ...], msgspec.Meta(min_length=5, max_length=5)]
+# By what the four downsamplings between them divide each axis: 1 or 2.
+Strides = tuple[tuple[int, ...], ...]
+DOWNSAMPLINGS = 4
 
 # How error messages name msgspec's types.
 _TYPE_NAMES = {
@@ -71,9 +74,12 @@ class Frame(Strict, frozen=True):
             raise ValueError("give either resize or patch")
         if len(self.size) not in (2, 3):
             raise ValueError("give two sizes (2D network) or three (3D network)")
-        if any(side % 16 for side in self.size):
+        if any(side % 4 for side in self.size):
             sizes = list(self.size)
-            raise ValueError(f"every size must be a multiple of 16 (four halvings), got {sizes}")
+            raise ValueError(
+                f"every size must be a multiple of 4 (better: of 16, which can be halved four "
+                f"times), got {sizes}"
+            )
         if self.stride is not None:
             self._check_stride(self.stride)
 
@@ -92,6 +98,28 @@ class Frame(Strict, frozen=True):
     def dims(self) -> int:
         """Number of spatial axes of the network: 2 or 3."""
         return len(self.size)
+
+    @property
+    def halvings(self) -> tuple[int, ...]:
+        """How often the network halves each axis: four times, or as often as the size permits."""
+        return tuple(_halvings(side) for side in self.size)
+
+    @property
+    def strides(self) -> Strides:
+        """By what each of the four downsamplings of the network divides each axis: 1 or 2.
+
+        An axis that is halved less often than others keeps its size first, at the high resolutions.
+        """
+        most = max(self.halvings)
+        return tuple(
+            tuple(2 if most - count <= number < most else 1 for count in self.halvings)
+            for number in range(DOWNSAMPLINGS)
+        )
+
+
+def _halvings(side: int) -> int:
+    """Return how often `side` can be halved without a remainder, up to four times."""
+    return max(count for count in range(DOWNSAMPLINGS + 1) if side % 2**count == 0)
 
 
 class DataConfig(Strict, frozen=True):

@@ -7,7 +7,7 @@ from typing import get_args
 import msgspec
 import pytest
 
-from crkd_cli.config import Config, Strict, build_config, dump, parse, read_yaml
+from crkd_cli.config import Config, Frame, Strict, build_config, dump, parse, read_yaml
 from crkd_cli.errors import UsageError
 from crkd_cli.methods import METHODS
 
@@ -183,3 +183,26 @@ def test_nested_wrong_types(section, value):
     tree = {**TREE, section: value}
     with pytest.raises(UsageError, match=f"{section}|no method is called 'a'"):
         build_config(tree, FILE, (), lambda name: METHODS[name].Params)
+
+
+@pytest.mark.parametrize(
+    ("size", "halvings", "strides"),
+    [
+        ((16, 224), (4, 4), ((2, 2), (2, 2), (2, 2), (2, 2))),
+        ((24, 48), (3, 4), ((1, 2), (2, 2), (2, 2), (2, 2))),
+        ((20, 64, 40), (2, 4, 3), ((1, 2, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2))),
+        ((4, 8, 12), (2, 3, 2), ((1, 2, 1), (2, 2, 2), (2, 2, 2), (1, 1, 1))),
+    ],
+    ids=str,
+)
+def test_sides_are_halved_as_often_as_they_can(size, halvings, strides):
+    """Short axes keep their size at the high resolutions; without any long axis, all at the low."""
+    frame = Frame(patch=size)
+    assert frame.halvings == halvings
+    assert frame.strides == strides
+
+
+@pytest.mark.parametrize("size", [(16, 30), (2, 16), (18, 16, 16)], ids=str)
+def test_a_side_that_cannot_be_halved_twice_is_refused(size):
+    with pytest.raises(ValueError, match=f"multiple of 4 .*{re.escape(str(list(size)))}"):
+        Frame(patch=size)

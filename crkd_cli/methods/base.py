@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from crkd_cli.augment.intensity import noise
 from crkd_cli.augment.mix import mix
-from crkd_cli.config import Fraction, ModelConfig, NonNegative, Strict
+from crkd_cli.config import Fraction, ModelConfig, NonNegative, Strict, Strides
 from crkd_cli.data.batch import Batch, Unlabeled
 from crkd_cli.losses.dice import dice_loss
 from crkd_cli.losses.pixel import cross_entropy, log_probabilities, masked_mean, probabilities
@@ -36,12 +36,19 @@ class Task:
     steps: int  # length of the run
     # Labels may contain K, at pixels that count in no loss (see `Method.counted_labels`).
     has_ignored: bool = False
+    strides: Strides | None = None  # of the network's downsamplings; None halves every axis
 
     def network(self, upsampling: Upsampling | None = None, bottom_dropout: float = 0.5) -> Network:
         """Build a new network as configured; `upsampling` None keeps the network's default."""
         network_class = NETWORKS[self.model.name]
         return network_class(
-            self.dims, self.channels, self.classes, self.model.widths, upsampling, bottom_dropout
+            self.dims,
+            self.channels,
+            self.classes,
+            self.model.widths,
+            upsampling,
+            bottom_dropout,
+            self.strides,
         )
 
 

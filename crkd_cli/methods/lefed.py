@@ -19,7 +19,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from crkd_cli.config import NonNegative, Strict
+from crkd_cli.config import NonNegative, Strict, Strides
 from crkd_cli.data.batch import Batch
 from crkd_cli.losses.dice import dice_loss
 from crkd_cli.losses.pixel import (
@@ -31,7 +31,7 @@ from crkd_cli.losses.pixel import (
 )
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import AuthorSettings, Method, Task, require_unlabeled
-from crkd_cli.models.blocks import conv, upsample_2x
+from crkd_cli.models.blocks import conv, interpolation
 from crkd_cli.schedules import sigmoid_ramp
 
 foreground_dice = partial(dice_loss, classes="foreground")  # as released
@@ -74,7 +74,7 @@ class LeFeD(Method):
         self.other = self.student.new_decoder("linear")
         self.gates = Gates()
         self.side = nn.ModuleList(
-            _side_output(task.dims, width, task.classes, level)
+            _side_output(width, task.classes, self.student.strides[:level], task.dims)
             for level, width in enumerate(task.model.widths)
         )
         self.feedback: Sequence[Tensor | None] = NO_FEEDBACK  # for the next pass over the batch
@@ -151,7 +151,7 @@ class Gates(nn.Module):
         return [*gated[:-1], pyramid[-1] + gated[-1]]
 
 
-def _side_output(dims: int, width: int, classes: int, level: int) -> nn.Sequential:
-    """Build a classifier of a stage at 2^−level of the resolution, upsampled to all of it."""
-    upsampling = [upsample_2x(dims, "linear") for _ in range(level)]
+def _side_output(width: int, classes: int, strides: Strides, dims: int) -> nn.Sequential:
+    """Build a classifier of the stage below `strides`, upsampled to the full resolution."""
+    upsampling = [interpolation(stride, "linear") for stride in reversed(strides)]
     return nn.Sequential(conv(dims, width, classes, 1), *upsampling)

@@ -12,12 +12,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-def conv(dims: int, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
-    """Build a convolution. At stride 1, odd kernels keep *S."""
+def conv(dims: int, inputs: int, outputs: int, kernel: int) -> nn.Module:
+    """Build a convolution with an odd `kernel`, which keeps *S."""
     if kernel == 1:
-        return (PointwiseConv2d, PointwiseConv3d)[dims - 2](inputs, outputs, kernel, stride)
-    layer = (nn.Conv2d, nn.Conv3d)[dims - 2]
-    return layer(inputs, outputs, kernel, stride=stride, padding=(kernel - 1) // 2)
+        return (PointwiseConv2d, PointwiseConv3d)[dims - 2](inputs, outputs, kernel)
+    return (nn.Conv2d, nn.Conv3d)[dims - 2](inputs, outputs, kernel, padding=(kernel - 1) // 2)
+
+
+def conv_down(inputs: int, outputs: int, stride: Sequence[int]) -> nn.Module:
+    """Build a convolution of blocks of `stride`, which divides the axes by it."""
+    dims = len(stride)
+    if max(stride) == 1:
+        return conv(dims, inputs, outputs, 1)
+    layer: Callable[..., nn.Module] = (nn.Conv2d, nn.Conv3d)[dims - 2]
+    return layer(inputs, outputs, stride, stride)
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -50,9 +58,10 @@ def has_onednn() -> bool:
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
-def conv_up(dims: int, inputs: int, outputs: int) -> nn.Module:
-    """Build a transposed convolution that doubles every axis."""
-    return (nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 2](inputs, outputs, 2, stride=2)
+def conv_up(inputs: int, outputs: int, stride: Sequence[int]) -> nn.Module:
+    """Build a transposed convolution to blocks of `stride`, which multiplies the axes by it."""
+    layer: Callable[..., nn.Module] = (nn.ConvTranspose2d, nn.ConvTranspose3d)[len(stride) - 2]
+    return layer(inputs, outputs, stride, stride)
 
 
 def batch_norm(dims: int, channels: int) -> nn.Module:
@@ -60,16 +69,24 @@ def batch_norm(dims: int, channels: int) -> nn.Module:
     return (nn.BatchNorm2d, nn.BatchNorm3d)[dims - 2](channels)
 
 
-def max_pool(dims: int) -> nn.Module:
-    """Build a max pooling layer that halves every axis."""
-    return (nn.MaxPool2d, nn.MaxPool3d)[dims - 2](2)
+def max_pool(stride: Sequence[int]) -> nn.Module:
+    """Build a max pooling layer over blocks of `stride`, which divides the axes by it."""
+    if max(stride) == 1:
+        return nn.Identity()
+    layer: Callable[..., nn.Module] = (nn.MaxPool2d, nn.MaxPool3d)[len(stride) - 2]
+    return layer(stride)
 
 
-def upsample_2x(dims: int, mode: Literal["linear", "nearest"]) -> nn.Module:
-    """Build a layer that doubles every axis: nearest, or (bi/tri)linear with aligned corners."""
+def interpolation(stride: Sequence[int], mode: Literal["linear", "nearest"]) -> nn.Module:
+    """Build a layer that multiplies the axes by `stride`, each 1 or 2.
+
+    The mode is nearest, or (bi/tri)linear with aligned corners.
+    """
+    if max(stride) == 1:
+        return nn.Identity()
     if mode == "nearest":
-        return nn.Upsample(scale_factor=2, mode="nearest")
-    return LinearUpsample(("bilinear", "trilinear")[dims - 2])
+        return nn.Upsample(scale_factor=tuple(stride), mode="nearest")
+    return LinearUpsample(stride)
 
 
 def reinitialize_convs(network: nn.Module, initializer: Callable[[Tensor], Tensor]) -> None:
@@ -134,15 +151,16 @@ _CACHED = 2**20  # numbers that fit into the cache of a CPU
 
 
 class LinearUpsample(nn.Upsample):
-    """Doubles every axis by (bi/tri)linear interpolation with aligned corners."""
+    """Doubles the axes with stride 2 by (bi/tri)linear interpolation with aligned corners."""
 
-    def __init__(self, mode: str) -> None:
-        super().__init__(scale_factor=2, mode=mode, align_corners=True)
+    def __init__(self, stride: Sequence[int]) -> None:
+        mode = ("bilinear", "trilinear")[len(stride) - 2]
+        super().__init__(scale_factor=tuple(stride), mode=mode, align_corners=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Upsample x [B, C, *S]."""
         if x.device.type == "cpu" and torch.is_grad_enabled() and x.requires_grad:
-            upsampled: Tensor = _LinearUpsampleCpu.apply(x, self.mode)  # type: ignore[no-untyped-call]
+            upsampled: Tensor = _LinearUpsampleCpu.apply(x, self.scale_factor, self.mode)  # type: ignore[no-untyped-call]
             return upsampled
         return super().forward(x)
 
@@ -155,23 +173,24 @@ class _LinearUpsampleCpu(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mode: str) -> Tensor:
-        return F.interpolate(x, scale_factor=2, mode=mode, align_corners=True)
+    def forward(ctx: Any, x: Tensor, scale: tuple[float, ...], mode: str) -> Tensor:
+        ctx.doubled = [axis for axis, factor in enumerate(scale, start=1) if factor == 2]
+        ctx.shape = x.movedim(1, -1).shape
+        return F.interpolate(x, scale_factor=scale, mode=mode, align_corners=True)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         grad = grad.movedim(1, -1)  # [B, *S, C], the order in memory
-        count, *sides, channels = grad.shape
-        result = grad.new_empty(count, *[side // 2 for side in sides], channels)
+        result = grad.new_empty(ctx.shape)
         step = max(1, _CACHED // grad[0].numel())  # samples at a time, which stay in the cache
-        for first in range(0, count, step):
+        for first in range(0, len(grad), step):
             part = grad[first : first + step]
             halved = part.to(torch.promote_types(part.dtype, torch.float32))
-            for axis in range(1, 1 + len(sides)):
+            for axis in ctx.doubled:
                 halved = _halve(halved, axis)
             result[first : first + step] = halved
-        return result.movedim(-1, 1), None
+        return result.movedim(-1, 1), None, None
 
 
 def _halve(grad: Tensor, axis: int) -> Tensor:

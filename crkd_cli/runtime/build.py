@@ -96,6 +96,7 @@ def _task(config: Config, spec: DatasetSpec) -> Task:
         classes=len(spec.classes),
         steps=config.train.steps,
         has_ignored=spec.ignore is not None,
+        strides=config.data.frame.strides,
     )
 
 

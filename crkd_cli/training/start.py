@@ -115,7 +115,7 @@ def _pick_precision(plan: Plan, device: torch.device) -> torch.dtype:
 
     On a CPU, oneDNN's bfloat16 weight gradient of a 3-wide 3D convolution over a first axis of
     length 2 reads memory that it never wrote (torch 2.13: other values at every call, sometimes
-    NaN). Four halvings turn a first side of 16 or 32 into such an axis.
+    NaN). Halving a first side of 4, 8, 16 or 32 leads to such an axis.
     """
     config = plan.config
     asked: str = config.train.precision
@@ -123,12 +123,12 @@ def _pick_precision(plan: Plan, device: torch.device) -> torch.dtype:
         asked = plan.resumed.precision
     precision = pick_precision(asked, device)
     frame = config.data.frame
-    affected = frame.dims == 3 and frame.size[0] in (16, 32)
+    affected = frame.dims == 3 and frame.size[0] in (4, 8, 16, 32)
     if device.type != "cpu" or precision != torch.bfloat16 or not affected:
         return precision
     if config.train.precision == "bf16":
         raise UsageError(
             f"bf16 on a CPU gives wrong gradients for a data.frame whose first side is "
-            f"{frame.size[0]}; use --set train.precision=fp32, or a first side of 48 or more"
+            f"{frame.size[0]}; use --set train.precision=fp32, or another side, such as 24 or 48"
         )
     return torch.float32

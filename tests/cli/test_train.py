@@ -160,7 +160,7 @@ def test_own_data_without_a_configuration(cli: Command, toy: Path) -> None:
         ("train.steps", ["expected key.path=value"]),
         (
             "data.frame={resize: [30, 32]}",
-            ["--set data.frame={resize: [30, 32]}: data.frame", "multiple of 16"],
+            ["--set data.frame={resize: [30, 32]}: data.frame", "multiple of 4"],
         ),
         (
             "data.frame.resize=[a, 32]",

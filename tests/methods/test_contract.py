@@ -5,12 +5,14 @@ Losses are finite, gradients reach what is trained and nothing else, and the sta
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from crkd_cli.config import ModelConfig, build_config, dump, parse, read_yaml
+from crkd_cli.config import Frame, ModelConfig, build_config, dump, parse, read_yaml
 from crkd_cli.data.batch import Batch, Labeled, Unlabeled
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, Task
@@ -24,20 +26,20 @@ NAMES = [METHODS.add(Path(USER_FILE))] if USER_FILE else METHODS.names()
 every_method = pytest.mark.parametrize("name", NAMES)
 
 
-def task(dims: int, classes: int = 3, steps: int = 10) -> Task:
-    model = ModelConfig(name="unet", widths=(4, 4, 8, 8, 8))
-    return Task(model, dims, channels=1, classes=classes, steps=steps)
+def task(dims: int, classes: int = 3, steps: int = 10, **settings: Any) -> Task:
+    model = ModelConfig(name=settings.pop("model", "unet"), widths=(4, 4, 8, 8, 8))
+    return Task(model, dims, channels=1, classes=classes, steps=steps, **settings)
 
 
-def build(name: str, dims: int) -> Method:
+def build(name: str, dims: int, **settings: Any) -> Method:
     torch.manual_seed(0)
     method_class = METHODS[name]
-    return method_class(task(dims), method_class.Params())
+    return method_class(task(dims, **settings), method_class.Params())
 
 
-def batch(dims: int, views: int = 2, labeled: int = 3) -> Batch:
+def batch(dims: int, views: int = 2, labeled: int = 3, size: Sequence[int] = (32, 16, 16)) -> Batch:
     torch.manual_seed(1)
-    space = (32, 16, 16)[:dims]
+    space = size[:dims]
 
     def draw_unlabeled() -> Unlabeled:
         weak = torch.rand(4, 1, *space)
@@ -86,6 +88,19 @@ def test_losses_are_finite_scalars_and_total_has_a_gradient(
     assert not any(p.grad is not None for p in method.parameters() if not p.requires_grad)
     if step == 9:  # late in a run, everything that is trained has a gradient
         assert all(has_finite_gradient(p) for p in method.parameters() if p.requires_grad)
+
+
+@every_method
+@pytest.mark.parametrize(("model", "size"), [("unet", (20, 16)), ("vnet", (12, 24, 16))])
+def test_sides_that_are_halved_less_often(name: str, model: str, size: tuple[int, ...]) -> None:
+    dims, strides = len(size), Frame(patch=size).strides
+    method = build(name, dims, model=model, strides=strides)
+    for _ in range(method.updates):  # LeFeD feeds back from one to the next
+        losses = losses_at(method, batch(dims, size=size), 9)
+    assert all(torch.isfinite(value) for value in losses.values())
+    losses["total"].backward()
+    assert all(has_finite_gradient(p) for p in method.parameters() if p.requires_grad)
+    assert method.eval().predictor(torch.rand(1, 1, *size)).shape == (1, 3, *size)
 
 
 def has_finite_gradient(parameter: torch.Tensor) -> bool:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from crkd_cli.config import TrainConfig
+from crkd_cli.config import Frame, TrainConfig
 from crkd_cli.models.fusion import fuse_for_inference
 from crkd_cli.models.networks import NETWORKS
 from crkd_cli.models.networks.base import Upsampling
@@ -71,13 +71,19 @@ def test_only_the_network_is_copied(dims: int, precision: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("upsampling", get_args(Upsampling))
+@pytest.mark.parametrize("size", [(32, 16), (20, 48), (32, 16, 16), (8, 12, 24)], ids=str)
 @pytest.mark.parametrize("name", NETWORKS.names())
-def test_predictions_are_unchanged(name: str, dims: int, upsampling: Upsampling) -> None:
+def test_predictions_are_unchanged(
+    name: str, size: tuple[int, ...], upsampling: Upsampling
+) -> None:
     torch.manual_seed(0)
-    network = randomize_batch_norm(NETWORKS[name](dims, 2, 3, (4, 4, 8, 8, 8), upsampling)).double()
+    network = NETWORKS[name](
+        len(size), 2, 3, (4, 4, 8, 8, 8), upsampling, strides=Frame(patch=size).strides
+    )
+    network = randomize_batch_norm(network).double()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     fast = fuse_for_inference(network)
-    x = torch.randn(2, 2, *(32, 16, 48)[:dims], dtype=torch.float64)
+    x = torch.randn(2, 2, *size, dtype=torch.float64)
     assert not any(isinstance(module, NORMS) for module in fast.modules())
     assert network.training
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)

@@ -7,8 +7,9 @@ from typing import get_args
 import pytest
 import torch
 
+from crkd_cli.config import Frame, Strides
 from crkd_cli.models import blocks
-from crkd_cli.models.blocks import Dropout, append_dropped, conv, drop_channels, upsample_2x
+from crkd_cli.models.blocks import Dropout, append_dropped, conv, drop_channels, interpolation
 from crkd_cli.models.ema import Ema
 from crkd_cli.models.networks import NETWORKS
 from crkd_cli.models.networks.base import Network, Upsampling
@@ -23,19 +24,34 @@ def build(
     channels: int = 1,
     classes: int = 3,
     widths: tuple[int, ...] = (4, 4, 8, 8, 8),
+    strides: Strides | None = None,
 ) -> Network:
     torch.manual_seed(0)
-    return NETWORKS[name](dims, channels, classes, widths)
+    return NETWORKS[name](dims, channels, classes, widths, strides=strides)
 
 
+# Sizes of a frame and what they are divided by at the five levels.
+FRAMES = {
+    (32, 16): [(1, 1), (2, 2), (4, 4), (8, 8), (16, 16)],
+    (40, 48): [(1, 1), (1, 2), (2, 4), (4, 8), (8, 16)],
+    (20, 12): [(1, 1), (2, 2), (4, 4), (4, 4), (4, 4)],
+    (32, 16, 48): [(1, 1, 1), (2, 2, 2), (4, 4, 4), (8, 8, 8), (16, 16, 16)],
+    (12, 32, 40): [(1, 1, 1), (1, 2, 1), (1, 4, 2), (2, 8, 4), (4, 16, 8)],
+    (8, 12, 24): [(1, 1, 1), (2, 1, 2), (4, 2, 4), (8, 4, 8), (8, 4, 8)],
+}
+every_frame = pytest.mark.parametrize("size", FRAMES, ids=str)
+
+
+@every_frame
 @pytest.mark.parametrize("name", NETWORKS.names())
-def test_contract(name: str, dims: int) -> None:
-    network = build(name, dims, channels=2).eval()
-    x = torch.randn(2, 2, *(32, 16, 48)[:dims])
+def test_contract(name: str, size: tuple[int, ...]) -> None:
+    network = build(name, len(size), channels=2, strides=Frame(patch=size).strides).eval()
+    x = torch.randn(2, 2, *size)
     pyramid = network.encode(x)
     assert [level.shape[1] for level in pyramid] == [4, 4, 8, 8, 8]
-    for number, level in enumerate(pyramid):
-        assert tuple(level.shape[2:]) == tuple(side // 2**number for side in x.shape[2:])
+    for level, divisors in zip(pyramid, FRAMES[size], strict=True):
+        expected = [side // divisor for side, divisor in zip(size, divisors, strict=True)]
+        assert list(level.shape[2:]) == expected
     features = network.decode(pyramid)
     assert features.shape == (2, network.features, *x.shape[2:])
     assert network(x).shape == (2, 3, *x.shape[2:])
@@ -43,13 +59,15 @@ def test_contract(name: str, dims: int) -> None:
 
 
 @pytest.mark.parametrize("upsampling", get_args(Upsampling))
+@pytest.mark.parametrize("size", [(32, 16), (20, 48), (32, 16, 16), (12, 24, 16)], ids=str)
 @pytest.mark.parametrize("name", NETWORKS.names())
-def test_another_decoder(name: str, dims: int, upsampling: Upsampling) -> None:
+def test_another_decoder(name: str, size: tuple[int, ...], upsampling: Upsampling) -> None:
     """It decodes the same levels, returns its stages, and has the usual weights."""
-    network = build(name, dims).eval()
+    dims, strides = len(size), Frame(patch=size).strides
+    network = build(name, dims, strides=strides).eval()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     decoder = network.new_decoder(upsampling).eval()
-    pyramid = network.encode(torch.randn(2, 1, *(32, 16, 48)[:dims]))
+    pyramid = network.encode(torch.randn(2, 1, *size))
     stages: list[torch.Tensor] = []
     features = decoder(pyramid, stages)
     assert stages[0] is pyramid[-1]
@@ -62,12 +80,12 @@ def test_another_decoder(name: str, dims: int, upsampling: Upsampling) -> None:
         x = decoder.fuse[number](merged)
     torch.testing.assert_close(features, x)
     assert torch.equal(decoder(pyramid), features)
-    assert decoder.head(features).shape == network(torch.randn(2, 1, *(32, 16, 48)[:dims])).shape
+    assert decoder.head(features).shape == network(torch.randn(2, 1, *size)).shape
     decoder.head(features).square().mean().backward()
     assert all(p.grad is not None for p in decoder.parameters())
     assert all(p.grad is None for p in network.decoder.parameters())
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-    same = NETWORKS[name](dims, 1, 3, (4, 4, 8, 8, 8), upsampling).decoder
+    same = NETWORKS[name](dims, 1, 3, (4, 4, 8, 8, 8), upsampling, strides=strides).decoder
     assert shapes(same) == shapes(decoder)
 
 
@@ -175,14 +193,16 @@ def test_append_dropped_concatenates_what_drop_channels_returns(dims: int) -> No
     assert torch.autograd.gradcheck(seeded, x)
 
 
+@pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 2), (2, 1, 1)])
 def test_linear_upsampling_has_the_gradient_of_torch(
-    dims: int, monkeypatch: pytest.MonkeyPatch
+    dims: int, stride: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a map that is a part of a concatenation, in one piece and sample by sample."""
-    layer = upsample_2x(dims, "linear")
+    stride = stride[:dims]
+    layer = interpolation(stride, "linear")
     x = torch.rand(3, 2, *(4, 3, 1)[:dims], dtype=torch.float64, requires_grad=True)
     y = torch.nn.functional.interpolate(
-        x, scale_factor=2, mode=("bilinear", "trilinear")[dims - 2], align_corners=True
+        x, scale_factor=stride, mode=("bilinear", "trilinear")[dims - 2], align_corners=True
     )
     assert torch.equal(layer(x), y)
     weight = torch.rand(3, 4, *y.shape[2:], dtype=torch.float64)[:, 1:3]
@@ -248,7 +268,7 @@ def test_dropout_drops_elements_and_keeps_the_mean(dims: int, dtype: torch.dtype
 def test_upsampling_keeps_corners_and_is_linear_between() -> None:
     x = torch.tensor([[[[0.0, 3.0], [6.0, 9.0]]]])
     rows = [[0.0, 1.0, 2.0, 3.0], [2.0, 3.0, 4.0, 5.0], [4.0, 5.0, 6.0, 7.0], [6.0, 7.0, 8.0, 9.0]]
-    torch.testing.assert_close(upsample_2x(2, "linear")(x), torch.tensor([[rows]]))
+    torch.testing.assert_close(interpolation((2, 2), "linear")(x), torch.tensor([[rows]]))
 
 
 def test_ema_copies_at_first_and_then_averages_weights() -> None:

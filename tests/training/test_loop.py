@@ -228,9 +228,9 @@ def test_unlabeled_labels_are_never_opened(tiny: Planner) -> None:
     assert_equal(weights(with_labels.folder), weights(without.folder))
 
 
-@pytest.mark.parametrize("side", [16, 32])
+@pytest.mark.parametrize("side", [8, 32])
 def test_no_bf16_on_a_cpu_where_its_gradient_is_wrong(tiny: Planner, dims: int, side: int) -> None:
-    """3D frames of 16 and 32 lead to a first axis of 2: oneDNN's weight gradient varies there."""
+    """3D frames of 4, 8, 16 and 32 lead to a first axis of 2: oneDNN's weight gradient varies there."""
     if dims == 2:
         assert start(tiny("train.precision=bf16")).precision == torch.bfloat16
         return

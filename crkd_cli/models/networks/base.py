@@ -3,8 +3,8 @@
 The encoder returns a feature pyramid of five levels, from full resolution (level 0) down to the
 bottom (level 4). The decoder maps it to features at full resolution, and the head to logits.
 
-Shapes: B images, C channels, K classes, F features, *S spatial axes (two or three), each a
-multiple of 16.
+Shapes: B images, C channels, K classes, F features, *S spatial axes (two or three). *Sₙ is the
+size at level n: *S divided by the first n strides, so by 2ⁿ unless an axis is short.
 """
 
 from abc import ABC, abstractmethod
@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
+
+from crkd_cli.config import DOWNSAMPLINGS, Strides
 
 Upsampling = Literal["transposed", "linear", "nearest"]
 
@@ -33,7 +35,7 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def merge_skip(self, upsampled: Tensor, skip: Tensor) -> Tensor:
-        """Combine two maps [B, widths[n], *S/2ⁿ] into the input of level n's `fuse` layers."""
+        """Combine two maps [B, widths[n], *Sₙ] into the input of level n's `fuse` layers."""
 
     def forward(self, pyramid: Sequence[Tensor], stages: list[Tensor] | None = None) -> Tensor:
         """Decode the encoder's five levels to features [B, F, *S].
@@ -79,6 +81,7 @@ class Network(nn.Module, ABC):
         widths: Sequence[int],
         upsampling: Upsampling | None = None,
         bottom_dropout: float = 0.5,
+        strides: Strides | None = None,
     ) -> None:
         """Build the layers.
 
@@ -89,9 +92,11 @@ class Network(nn.Module, ABC):
             widths: channels of the five levels.
             upsampling: how the decoder upsamples; None for the network's default.
             bottom_dropout: dropout rate of the bottom level.
+            strides: of the four downsamplings; None halves every axis.
         """
         super().__init__()
         self.dims, self.classes, self.widths = dims, classes, widths
+        self.strides = strides or ((2,) * dims,) * DOWNSAMPLINGS
         self.features = widths[0]  # F: channels of the full-resolution map that enters the head
 
     @abstractmethod
@@ -99,7 +104,7 @@ class Network(nn.Module, ABC):
         """Build another decoder for this network's encoder, with fresh weights."""
 
     def encode(self, x: Tensor, feedback: Sequence[Tensor | None] = (None,) * 5) -> list[Tensor]:
-        """Encode x [B, C, *S] to five levels, from [B, widths[0], *S] to [B, widths[4], *S/16].
+        """Encode x [B, C, *S] to five levels, from [B, widths[0], *S] to [B, widths[4], *S₄].
 
         `feedback` holds for every level a map, or None, that is added to the output of the
         level's layers before it enters the next level.

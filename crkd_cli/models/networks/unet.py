@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from crkd_cli.models.blocks import Dropout, batch_norm, conv, conv_up, max_pool, upsample_2x
+from crkd_cli.config import Strides
+from crkd_cli.models.blocks import Dropout, batch_norm, conv, conv_up, interpolation, max_pool
 from crkd_cli.models.networks import NETWORKS
 from crkd_cli.models.networks.base import Decoder, Network, Upsampling
 
@@ -25,25 +26,27 @@ def double_conv(dims: int, inputs: int, outputs: int, dropout: float) -> nn.Sequ
     )
 
 
-def upsample(dims: int, inputs: int, outputs: int, upsampling: Upsampling) -> nn.Module:
-    """Build layers that double every axis and reduce the channels."""
+def upsample(inputs: int, outputs: int, stride: Sequence[int], upsampling: Upsampling) -> nn.Module:
+    """Build layers that multiply the axes by `stride` and reduce the channels."""
     if upsampling == "transposed":
-        return conv_up(dims, inputs, outputs)
+        return conv_up(inputs, outputs, stride)
+    dims, resize = len(stride), interpolation(stride, upsampling)
     if upsampling == "linear":
-        return nn.Sequential(conv(dims, inputs, outputs, 1), upsample_2x(dims, upsampling))
-    return nn.Sequential(upsample_2x(dims, upsampling), conv(dims, inputs, outputs, 3))
+        return nn.Sequential(conv(dims, inputs, outputs, 1), resize)
+    return nn.Sequential(resize, conv(dims, inputs, outputs, 3))
 
 
 class UNetDecoder(Decoder):
     """Concatenates skips and upsampled maps."""
 
     def __init__(
-        self, dims: int, classes: int, widths: Sequence[int], upsampling: Upsampling
+        self, classes: int, widths: Sequence[int], strides: Strides, upsampling: Upsampling
     ) -> None:
-        steps_up = list(zip(widths[:0:-1], widths[-2::-1], strict=True))  # (256, 128), (128, 64) …
+        dims, skips = len(strides[0]), widths[-2::-1]  # 128, 64, …
+        steps_up = zip(widths[:0:-1], skips, reversed(strides), strict=True)  # (256, 128, …), …
         super().__init__(
-            [upsample(dims, deep, skip, upsampling) for deep, skip in steps_up],
-            [double_conv(dims, 2 * skip, skip, 0.0) for _, skip in steps_up],
+            [upsample(deep, skip, stride, upsampling) for deep, skip, stride in steps_up],
+            [double_conv(dims, 2 * skip, skip, 0.0) for skip in skips],
             conv(dims, widths[0], classes, 3),
         )
 
@@ -66,14 +69,15 @@ class UNet(Network):
         widths: Sequence[int],
         upsampling: Upsampling | None = None,
         bottom_dropout: float = 0.5,
+        strides: Strides | None = None,
     ) -> None:
-        super().__init__(dims, channels, classes, widths)
+        super().__init__(dims, channels, classes, widths, strides=strides)
         inputs = (channels, *widths[:-1])
         rates = (*DROPOUT, bottom_dropout)
         levels = zip(inputs, widths, rates, strict=True)
         self.down = nn.ModuleList(double_conv(dims, i, width, rate) for i, width, rate in levels)
-        self.downsample = nn.ModuleList(max_pool(dims) for _ in widths[1:])
+        self.downsample = nn.ModuleList(map(max_pool, self.strides))
         self.decoder = self.new_decoder(upsampling)
 
     def new_decoder(self, upsampling: Upsampling | None) -> Decoder:
-        return UNetDecoder(self.dims, self.classes, self.widths, upsampling or "linear")
+        return UNetDecoder(self.classes, self.widths, self.strides, upsampling or "linear")

@@ -8,7 +8,15 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from crkd_cli.models.blocks import batch_norm, conv, conv_up, drop_channels, upsample_2x
+from crkd_cli.config import Strides
+from crkd_cli.models.blocks import (
+    batch_norm,
+    conv,
+    conv_down,
+    conv_up,
+    drop_channels,
+    interpolation,
+)
 from crkd_cli.models.networks import NETWORKS
 from crkd_cli.models.networks.base import Decoder, Network, Upsampling
 
@@ -29,29 +37,36 @@ def conv_stage(dims: int, depth: int, inputs: int, outputs: int) -> nn.Sequentia
 
 
 def resample(dims: int, outputs: int, *layers: nn.Module) -> nn.Sequential:
-    """Append batch norm and ReLU to `layers`, which halve or double every axis."""
+    """Append batch norm and ReLU to `layers`, which change the resolution."""
     return nn.Sequential(*layers, batch_norm(dims, outputs), nn.ReLU(inplace=True))
 
 
-def upsample(dims: int, inputs: int, outputs: int, upsampling: Upsampling) -> nn.Sequential:
-    """Build layers that double every axis: a transposed convolution, or resizing and a 3-wide one.
+def upsample(
+    inputs: int, outputs: int, stride: Sequence[int], upsampling: Upsampling
+) -> nn.Sequential:
+    """Build layers that multiply the axes by `stride`.
 
-    Batch norm and ReLU follow.
+    These are a transposed convolution, or interpolation and a 3-wide one. Batch norm and ReLU
+    follow.
     """
+    dims = len(stride)
     if upsampling == "transposed":
-        return resample(dims, outputs, conv_up(dims, inputs, outputs))
-    return resample(dims, outputs, upsample_2x(dims, upsampling), conv(dims, inputs, outputs, 3))
+        return resample(dims, outputs, conv_up(inputs, outputs, stride))
+    resize = interpolation(stride, upsampling)
+    return resample(dims, outputs, resize, conv(dims, inputs, outputs, 3))
 
 
 class VNetDecoder(Decoder):
     """Adds skips to upsampled maps."""
 
     def __init__(
-        self, dims: int, classes: int, widths: Sequence[int], upsampling: Upsampling
+        self, classes: int, widths: Sequence[int], strides: Strides, upsampling: Upsampling
     ) -> None:
+        dims = len(strides[0])
+        steps_up = zip(widths[:0:-1], widths[-2::-1], reversed(strides), strict=True)
         levels = zip(DEPTHS[-2::-1], widths[-2::-1], strict=True)
         super().__init__(
-            [upsample(dims, deep, skip, upsampling) for deep, skip in pairwise(reversed(widths))],
+            [upsample(deep, skip, stride, upsampling) for deep, skip, stride in steps_up],
             [conv_stage(dims, depth, width, width) for depth, width in levels],
             conv(dims, widths[0], classes, 1),
         )
@@ -78,21 +93,22 @@ class VNet(Network):
         widths: Sequence[int],
         upsampling: Upsampling | None = None,
         bottom_dropout: float = 0.5,
+        strides: Strides | None = None,
     ) -> None:
-        super().__init__(dims, channels, classes, widths)
+        super().__init__(dims, channels, classes, widths, strides=strides)
         self.bottom_dropout = bottom_dropout  # of whole channels
         levels = zip(DEPTHS, (channels, *widths[1:]), widths, strict=True)
         self.down = nn.ModuleList(
             conv_stage(dims, depth, inputs, width) for depth, inputs, width in levels
         )
         self.downsample = nn.ModuleList(
-            resample(dims, deep, conv(dims, width, deep, 2, stride=2))
-            for width, deep in pairwise(widths)
+            resample(dims, deep, conv_down(width, deep, stride))
+            for (width, deep), stride in zip(pairwise(widths), self.strides, strict=True)
         )
         self.decoder = self.new_decoder(upsampling)
 
     def new_decoder(self, upsampling: Upsampling | None) -> Decoder:
-        return VNetDecoder(self.dims, self.classes, self.widths, upsampling or "transposed")
+        return VNetDecoder(self.classes, self.widths, self.strides, upsampling or "transposed")
 
     def encode(self, x: Tensor, feedback: Sequence[Tensor | None] = (None,) * 5) -> list[Tensor]:
         pyramid = super().encode(x, feedback)
