@@ -230,7 +230,7 @@ def test_unlabeled_labels_are_never_opened(tiny: Planner) -> None:
 
 @pytest.mark.parametrize("side", [8, 32])
 def test_no_bf16_on_a_cpu_where_its_gradient_is_wrong(tiny: Planner, dims: int, side: int) -> None:
-    """3D frames of 4, 8, 16 and 32 lead to a first axis of 2: oneDNN's weight gradient varies there."""
+    """A first side of 4, 8, 16 or 32 leads to one of 2: oneDNN's weight gradient varies there."""
     if dims == 2:
         assert start(tiny("train.precision=bf16")).precision == torch.bfloat16
         return
