@@ -24,7 +24,7 @@ METAIMAGE = Content("a MetaImage file", (".mha", ".mhd"))
 NIFTI = Content("a NIfTI file", (".nii", ".nii.gz"))
 NIFTI_PAIR = Content("a NIfTI header", (".hdr",))
 GZIP = Content("a gzip file", (".nii.gz", ".nii"), "decompress it")
-DICOM = Content("a DICOM file", (), "convert the series to NIfTI, for example with dcm2niix")
+DICOM = Content("a DICOM file", (".dcm", ".ima"))
 OPEN_AS_PNG = "open and save it as PNG"
 
 MAGIC = (
@@ -63,11 +63,11 @@ MAGIC = (
 
 def identify(head: bytes) -> Content | None:
     """Return what a file with these first HEAD_BYTES contains, or None if it is unknown."""
+    if head[128:132] == b"DICM":  # first, because the preamble may be that of a TIFF
+        return DICOM
     for magic, content in MAGIC:
         if head.startswith(magic):
             return content
-    if head[128:132] == b"DICM":
-        return DICOM
     if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0":
         return NIFTI
     if head[344:348] == b"ni1\0" or head[4:8] == b"ni2\0":

@@ -1,13 +1,13 @@
 """Read and write image files of any supported format, chosen by suffix.
 
 Formats: PNG, JPG, TIFF, BMP and GIF (`pictures`), HDF5 (`hdf5`), NIfTI, NRRD and MetaImage
-(`medical`).
+(`medical`), and DICOM (`dicom`), whose files may have any name.
 
 Arrays are [C, *S] for images and [*S] for label maps. *S is [y, x] or [z, y, x]; with `z_last`,
 medical volumes are returned as [x, y, z]. HDF5 arrays are always returned as stored.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli.data.raw import content, hdf5, medical, pictures
+from crkd_cli.data.raw import content, dicom, hdf5, medical, pictures
 from crkd_cli.data.raw.geometry import Geometry
 from crkd_cli.data.raw.isolation import IsolatedProcessError
 from crkd_cli.data.raw.limits import check_regular, enough_memory
 from crkd_cli.errors import CrkdError
 from crkd_cli.paths import atomic_write
 
-SUFFIXES = (*pictures.SUFFIXES, *medical.SUFFIXES, *hdf5.SUFFIXES)
+SUFFIXES = (*pictures.SUFFIXES, *medical.SUFFIXES, *hdf5.SUFFIXES, *dicom.SUFFIXES)
 DATA_SUFFIXES = (".img", ".raw", ".zraw")  # of the files that belong to a header
 MAX_CHANNEL_SPREAD = 32  # JPEG compression separates equal channels by no more than this
 # Masks are lossless single files, so those of images with these suffixes have another one.
@@ -35,6 +35,8 @@ MASK_SUFFIXES = {
     ".hdr": ".nii",
     ".nhdr": ".nrrd",
     ".mhd": ".mha",
+    ".dcm": ".nii.gz",
+    ".ima": ".nii.gz",
 }
 
 
@@ -65,6 +67,7 @@ class Layout(NamedTuple):
     size: tuple[int, ...]  # *S, in the order of the file's array: z first
     geometry: Geometry | None = None  # of medical files
     has_label: bool = False  # the file also contains a label map (HDF5 only)
+    modality: str = ""  # such as CT or MR (DICOM only)
 
     @property
     def dims(self) -> int:
@@ -72,8 +75,8 @@ class Layout(NamedTuple):
         return len(self.size)
 
 
-def read_image(path: Path, z_last: bool = False) -> Volume:
-    """Read an image with the values of the file.
+def read_image(path: Path, z_last: bool = False, slices: Sequence[Path] = ()) -> Volume:
+    """Read an image with the values of the file, or of the `slices` of a DICOM series.
 
     Raises CrkdError if the file is missing, empty, truncated or of an unknown format.
     """
@@ -84,7 +87,10 @@ def read_image(path: Path, z_last: bool = False) -> Volume:
         if kind in hdf5.SUFFIXES:
             array = hdf5.read(path, "image")
             return Volume(array, None, array.shape[1:])
-        array, geometry = medical.read(path, kind)
+        if kind in dicom.SUFFIXES:
+            array, geometry = dicom.read(path, slices)
+        else:
+            array, geometry = medical.read(path, kind)
 
     turned = z_last and array.ndim == 4
     if turned:
@@ -106,6 +112,8 @@ def read_label(path: Path, z_last: bool = False) -> LabelMap:
             array = pictures.read(path, as_label=True).array
         elif kind in hdf5.SUFFIXES:
             array = hdf5.read(path, "label")
+        elif kind in dicom.SUFFIXES:
+            raise CrkdError(f"{path} is DICOM; convert the label to NIfTI")
         else:
             array, geometry = medical.read(path, kind)
             if z_last and array.ndim == 4:
@@ -139,14 +147,20 @@ def write_label(path: Path, label: NDArray[Any], like: Volume) -> None:
             medical.write(temporary, array, kind, like.geometry)
 
 
-def probe(path: Path) -> Layout:
-    """Read the layout of an image from its header. Raises CrkdError like `read_image`."""
+def probe(path: Path, slices: Sequence[Path] = ()) -> Layout:
+    """Read the layout of an image, or of the `slices` of a DICOM series, from the headers.
+
+    Raises CrkdError like `read_image`.
+    """
     with _readable(path) as kind:
         if kind in pictures.SUFFIXES:
             return Layout(*pictures.layout(path))
         if kind in hdf5.SUFFIXES:
             channels, size, has_label = hdf5.layout(path)
             return Layout(channels, size, has_label=has_label)
+        if kind in dicom.SUFFIXES:
+            channels, size, geometry = dicom.layout(path, slices)
+            return Layout(channels, size, geometry, modality=dicom.read_tags(path).modality)
         return Layout(*medical.layout(path, kind))
 
 
@@ -254,6 +268,10 @@ def _checked_suffix(path: Path) -> tuple[str, bool]:
         raise CrkdError(f"{path} is empty; copy or download it again")
     kind = suffix(path)
     actual = content.identify(head)
+    if actual == content.DICOM and kind in ("", *dicom.SUFFIXES):
+        return dicom.SUFFIXES[0], True
+    if actual is None and kind in dicom.SUFFIXES:
+        raise CrkdError(f"{path} is not a DICOM file (it lacks the mark DICM); remove it")
     if actual is not None and kind not in actual.suffixes:
         is_picture = kind in pictures.SUFFIXES and set(actual.suffixes) <= set(pictures.SUFFIXES)
         if not (is_picture and actual.suffixes):  # which are read by their content

@@ -35,15 +35,21 @@ class IsolatedProcessError(Exception):
     """The process ended instead of returning a result."""
 
 
-def call_isolated(function: Callable[..., tuple[Any, ...]], path: Path, *args: Any) -> Any:
+def call_isolated(
+    function: Callable[..., tuple[Any, ...]], path: Path, *args: Any, size: int | None = None
+) -> Any:
     """Return `function(path, *args)`, called in the other process.
 
     The function is a public one of its module; further arguments and the items of the tuple that it
-    returns are numbers, texts, None, or (items) arrays. Raises CrkdError and MemoryError as the
-    function does, ValueError for other exceptions, IsolatedProcessError if the process crashes or
-    takes too long, and CrkdError if it cannot be started.
+    returns are numbers, texts, None, lists of them, or (items) arrays. `size` is the number of
+    bytes that it reads (default: those of `path`), which limits its time.
+
+    Raises CrkdError and MemoryError as the function does, ValueError for other exceptions,
+    IsolatedProcessError if the process crashes or takes too long, and CrkdError if it cannot be
+    started.
     """
-    seconds = BASE_SECONDS + path.stat().st_size / BYTES_PER_SECOND
+    size = path.stat().st_size if size is None else size
+    seconds = BASE_SECONDS + size / BYTES_PER_SECOND
     request = {
         "function": [function.__module__, function.__name__],
         "path": str(path),

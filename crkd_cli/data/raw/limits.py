@@ -45,12 +45,15 @@ def enough_memory(path: Path) -> Iterator[None]:
         raise CrkdError(f"{path} does not fit into memory; cut it into smaller parts") from None
 
 
-def check_declared_size(path: Path, declared: int, *, compressed: bool) -> None:
+def check_declared_size(
+    path: Path, declared: int, *, compressed: bool, stored: int | None = None
+) -> None:
     """Check the number of bytes that a header declares before memory is reserved for them.
 
+    `stored` is the number of bytes in all files of an image (default: those of `path`).
     Raises EOFError if the file is shorter, and CrkdError if the content cannot be read here.
     """
-    stored = path.stat().st_size
+    stored = path.stat().st_size if stored is None else stored
     sizes = f"it declares {size_text(declared)} of data, the file has {size_text(stored)}"
     if not compressed and declared > stored:
         raise EOFError(sizes)

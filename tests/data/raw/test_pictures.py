@@ -222,7 +222,7 @@ def test_the_content_counts_not_the_suffix(tmp_path, kind):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (bytes(128) + b"DICM", "is a DICOM file .*; convert the series to NIfTI"),
+        (bytes(128) + b"DICM", "is a DICOM file .*; end its name in .dcm"),
         (b"PK\x03\x04", "is a zip archive .*; unpack it"),
         (b"\x1f\x8b\x08\0", "is a gzip file .*; decompress it"),
         (b"%PDF-1.7", "is a PDF document .*; export its pictures as PNG"),
