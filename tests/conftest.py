@@ -19,6 +19,7 @@ from crkd_cli.data.store import (
     DatasetSpec,
     Index,
     Store,
+    ValueStatistics,
     numbered_classes,
     write_index,
 )
@@ -164,7 +165,7 @@ def _disc(
         source=f"{case}.png",
         sha256="0" * 64,
         label_sha256=hashlib.sha256(label).hexdigest() if labeled else None,
-        intensity={"min": 0.0, "max": 1.0, "mean": 0.4, "std": 0.2},
+        intensity=(ValueStatistics(min=0.0, max=1.0, mean=0.4, std=0.2),),
         class_sizes=tuple(np.bincount(label.ravel()).tolist()) if labeled else (),
     )
 

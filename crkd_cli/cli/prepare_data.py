@@ -114,7 +114,7 @@ def prepare_data(
         info(f"description (to change it, save it as {raw / 'dataset.yaml'} and edit it):")
         for line in to_yaml(report.description).splitlines():
             info(f"  {line}")
-    for line in report.classes:
+    for line in (*report.channels, *report.classes):
         info(line)
     info(report.summary)
     if check:

@@ -11,6 +11,7 @@ import msgspec
 
 from crkd_cli.data.cases import RawCase
 from crkd_cli.data.description import FILES, Description, to_yaml
+from crkd_cli.data.intensities import channel_lines, decide_intensities, note_unlike_ct
 from crkd_cli.data.inventory import Inventory, list_files, take_inventory
 from crkd_cli.data.labels import ClassAssignment, class_lines
 from crkd_cli.data.prepare_case import (
@@ -23,7 +24,7 @@ from crkd_cli.data.prepare_case import (
 from crkd_cli.data.report import Finding, PreparationReport, complete_description
 from crkd_cli.data.sources.base import Source
 from crkd_cli.data.splits import official_splits, preview
-from crkd_cli.data.store import RECIPE, DatasetSpec, Index, write_index
+from crkd_cli.data.store import RECIPE, DatasetSpec, Index, ValueStatistics, write_index
 from crkd_cli.errors import CrkdError, UsageError, pluralize
 from crkd_cli.locks import only_writer
 from crkd_cli.paths import replace_folder, temporary_folder
@@ -71,6 +72,8 @@ class _Run:
         spec = _with_spacing(self._source, self._source.spec(self._name, self._cases))
         _check_official_groups(self._name, self._cases, self._raw)
         self._duplicates = _duplicate_ids(self._cases)
+        if self._source.reads_description:
+            spec = decide_intensities(self._source, self._cases, spec, progress)
         with nullcontext() if check_only else temporary_folder(store) as folder:
             failed = bool(self._duplicates or self._source.files.refused)
             preparation = _Preparation(self._source, spec, folder, failed=failed)
@@ -86,7 +89,11 @@ class _Run:
             if folder is not None:
                 _publish(folder, store, preparation.index(self._raw, findings))
             report = self._report(findings, preparation.summary())
-            return replace(report, classes=preparation.class_lines())
+            return replace(
+                report,
+                channels=preparation.channel_lines(),
+                classes=preparation.class_lines(),
+            )
 
     def _note_description(self) -> None:
         for name in FILES:
@@ -207,6 +214,7 @@ class _Preparation:
         ]
         if self._source.reads_description:
             notices += _note_mixed_geometry(self._results)
+            notices += note_unlike_ct(self._spec.channels, self._statistics())
         if self._spec.description.spacing and any(x.states_spacing for x in self._results):
             option = "--spacing" if self._source.spacing_mm else "the described spacing"
             notices.append(
@@ -242,10 +250,22 @@ class _Preparation:
             f"classes: {preview(names, 20)}"
         )
 
+    def channel_lines(self) -> tuple[str, ...]:
+        """Return a line per channel about its values."""
+        return tuple(channel_lines(self._spec.channels, list(self._statistics().values())))
+
     def class_lines(self) -> tuple[str, ...]:
         """Return a line per class about what the labels contain."""
         sizes = [result.class_sizes for result in self._results if result.labeled]
         return tuple(class_lines(self._classes.classes, sizes, self._spec.dims))
+
+    def _statistics(self) -> dict[str, Sequence[ValueStatistics]]:
+        """Return the statistics of every channel by case."""
+        return {
+            result.raw.id: result.image.intensity
+            for result in self._results
+            if result.image is not None
+        }
 
     def _assign_classes(self, results: Sequence[CaseResult]) -> None:
         labels = [file for result in results for file in result.files]

@@ -26,7 +26,7 @@ from crkd_cli.data.labels import (
 from crkd_cli.data.raw import formats, pictures
 from crkd_cli.data.raw.formats import LabelMap, Volume
 from crkd_cli.data.sources.base import Source
-from crkd_cli.data.store import CaseInfo, DatasetSpec
+from crkd_cli.data.store import CaseInfo, DatasetSpec, ValueStatistics
 from crkd_cli.errors import CrkdError
 
 PLAUSIBLE_SPACING = (1e-8, 1e5)  # mm: from atoms to satellite pictures
@@ -39,7 +39,7 @@ class ImageFacts:
     shape: tuple[int, ...]  # [*S] as stored
     native_shape: tuple[int, ...] | None  # [H, W] of the file, if it is stored smaller
     spacing_mm: tuple[float, ...] | None  # per stored axis
-    intensity: dict[str, float]  # min, max, mean, std of the raw image
+    intensity: tuple[ValueStatistics, ...]  # of each channel of the raw image
     sha256: str  # of the image files
 
 
@@ -83,6 +83,23 @@ def read_case(source: Source, raw: RawCase, spec: DatasetSpec, folder: Path | No
     The label is stored as codes (see `CodedLabel`), at its native size, until
     `store_class_numbers` is called. Without `folder` nothing is stored.
     """
+    result, volume, label = open_case(source, raw, spec)
+    if volume is None or result.error is not None:
+        return result
+    try:
+        _store(source, result, volume, label, spec, folder)
+    except CrkdError as error:
+        result.pair_error = error
+    return result
+
+
+def open_case(
+    source: Source, raw: RawCase, spec: DatasetSpec
+) -> tuple[CaseResult, Volume | None, CodedLabel | None]:
+    """Read the image and the labels of a case and compare them, without storing anything.
+
+    If the result has an error, the image or the label may be missing.
+    """
     result = CaseResult(raw)
     volume: Volume | None = None
     try:
@@ -92,14 +109,7 @@ def read_case(source: Source, raw: RawCase, spec: DatasetSpec, folder: Path | No
             result.orientation = volume.geometry.orientation
     except CrkdError as error:
         result.image_error = error
-    label = _read_labels(result, volume, spec)
-    if volume is None or result.error is not None:
-        return result
-    try:
-        _store(source, result, volume, label, spec, folder)
-    except CrkdError as error:
-        result.pair_error = error
-    return result
+    return result, volume, _read_labels(result, volume, spec)
 
 
 def _open_image(source: Source, raw: RawCase, spec: DatasetSpec) -> Volume:
@@ -218,7 +228,7 @@ def _store(
         shape=image.shape[1:],
         native_shape=volume.size if is_resized else None,
         spacing_mm=None if is_resized else volume.spacing_mm,
-        intensity=_statistics(volume.array),
+        intensity=_statistics(volume.array, spec),
         sha256=_sha256(raw.image_files),
     )
 
@@ -242,13 +252,17 @@ def _check_pair(raw: RawCase, path: Path, label: LabelMap, volume: Volume) -> No
         )
 
 
-def _statistics(array: NDArray[Any]) -> dict[str, float]:
-    return {
-        "min": float(array.min()),
-        "max": float(array.max()),
-        "mean": float(array.mean(dtype=np.float64)),
-        "std": float(array.std(dtype=np.float64)),
-    }
+def _statistics(array: NDArray[Any], spec: DatasetSpec) -> tuple[ValueStatistics, ...]:
+    """Return the statistics of each channel of an image [C, *S]; RGB is one channel."""
+    return tuple(
+        ValueStatistics(
+            min=float(values.min()),
+            max=float(values.max()),
+            mean=float(values.mean(dtype=np.float64)),
+            std=float(values.std(dtype=np.float64)),
+        )
+        for values in ([array] if spec.is_color else array)
+    )
 
 
 def _array_file(folder: Path, part: str, raw: RawCase) -> Path:

@@ -32,6 +32,7 @@ class PreparationReport:
     description: Description
     cases: tuple[RawCase, ...] = ()
     summary: str = ""
+    channels: tuple[str, ...] = ()  # a line per channel: modality, values, normalization
     classes: tuple[str, ...] = ()  # a line per class: values, labels and share of pixels
     failure: CrkdError | None = None  # why the dataset as a whole cannot be prepared
 

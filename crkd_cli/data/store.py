@@ -46,6 +46,12 @@ RECIPE = 4  # incremented when the same raw files would give a different store
 # How values are stored. uint8: as 0-255, divided by 255 later. minmax: from 0 to 1. zscore: with
 # mean 0 and standard deviation 1 in each image. window: clipped and scaled alike in all images.
 Intensity = Literal["uint8", "minmax", "zscore", "window"]
+INTENSITIES: dict[ChannelModality, Intensity] = {  # of a user's own data
+    "RGB": "uint8",
+    "gray": "minmax",
+    "MR": "zscore",
+    "CT": "window",
+}
 
 
 class Window(Strict, frozen=True):
@@ -53,6 +59,15 @@ class Window(Strict, frozen=True):
 
     low: float  # percentile 0.5
     high: float  # percentile 99.5
+    mean: float
+    std: float
+
+
+class ValueStatistics(Strict, frozen=True):
+    """The values of a channel in a raw image."""
+
+    min: float
+    max: float
     mean: float
     std: float
 
@@ -136,7 +151,7 @@ class CaseInfo(Strict, frozen=True):
     source: str  # first raw image file, relative to the folder of raw files
     sha256: str  # of the image files
     label_sha256: str | None  # of the class numbers that evaluation uses; None: unlabeled
-    intensity: dict[str, float]  # min, max, mean, std of the raw image
+    intensity: tuple[ValueStatistics, ...]  # of each channel of the raw image
     # Pixels or voxels of every class in the native label; empty: unlabeled.
     class_sizes: tuple[int, ...] = ()
     # Of the file, in the order of the stored axes, if the image was resized or resampled.

@@ -84,7 +84,8 @@ def test_nnunet_folders(prepare_data, tmp_path, store, rng):
     (root / "dataset.json").write_text(json.dumps(tree))
     code, err = prepare_data("mine", "--source", root)
     assert code == 0, err
-    assert "note: CT is normalized by the mean and standard deviation of each volume" in err
+    assert "channel CT (CT): values " in err
+    assert ", clipped to " in err
     assert "the test images of nnU-Net; predict their masks with crkd predict" in err
     spec = store().spec
     assert spec.description.channels == (Channel(name="CT", modality="CT"),)

@@ -38,7 +38,7 @@ def test_nrrd_is_normalized_over_the_raw_scan(atrium, tmp_path, prepared):
     assert store.cases[ID].shape == (300, 280, 6)
     assert store.cases[ID].spacing_mm == (0.625, 0.625, 0.625)
     assert store.spec.classes[1].values == (255, 1)
-    assert store.cases[ID].intensity["mean"] == pytest.approx(image.mean())
+    assert store.cases[ID].intensity[0].mean == pytest.approx(image.mean())
     expected = (image - image.mean()) / image.std()
     np.testing.assert_allclose(store.image(ID)[0], expected, atol=1e-5)
     np.testing.assert_array_equal(store.label(ID), label // 255)

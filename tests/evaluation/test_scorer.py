@@ -21,7 +21,7 @@ def case_of(shape, spacing=None) -> CaseInfo:
         source="x",
         sha256="0",
         label_sha256="0",
-        intensity={},
+        intensity=(),
     )
 
 

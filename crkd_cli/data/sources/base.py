@@ -17,12 +17,13 @@ from crkd_cli.data.raw import formats, pictures
 from crkd_cli.data.raw.download import Remote
 from crkd_cli.data.raw.formats import Volume
 from crkd_cli.data.raw.limits import enough_memory
-from crkd_cli.data.store import ChannelInfo, DatasetSpec
+from crkd_cli.data.store import ChannelInfo, DatasetSpec, Window
 from crkd_cli.errors import CrkdError
 from crkd_cli.progress import Advance
 
 # Values at most this many times their spread away from 0 are exact to 1e-6 of the spread.
 MAX_OFFSET_FLOAT32, MAX_OFFSET = 2.0**4, 2.0**33
+MIN_WINDOW_SHARE = 0.1  # that the values of a CT image cover
 SMALLEST, LARGEST = 1e-140, 1e140  # squares of values in between do not overflow
 
 
@@ -138,8 +139,10 @@ class Source(ABC):
 
 
 def _normalize_channel(array: NDArray[Any], channel: ChannelInfo, path: Path) -> NDArray[Any]:
-    """Normalize the values [*S] of a channel by statistics of the whole image."""
+    """Normalize the values [*S] of a channel by its window, or by statistics of the image."""
     smallest, largest = float(array.min()), float(array.max())
+    if channel.window is not None:
+        return _apply_window(array, channel.window, (smallest, largest), path)
     low, high = smallest, largest
     if channel.intensity == "zscore":
         low = float(array.mean(dtype=np.float64))
@@ -150,6 +153,28 @@ def _normalize_channel(array: NDArray[Any], channel: ChannelInfo, path: Path) ->
     values: NDArray[Any] = array.astype(dtype)
     values -= low
     values /= spread
+    return values
+
+
+def _apply_window(
+    array: NDArray[Any], window: Window, extremes: tuple[float, float], path: Path
+) -> NDArray[Any]:
+    """Clip the values [*S] of a channel to the window and normalize them.
+
+    Raises CrkdError if they lie beside the window, such as those of a scan that was normalized.
+    """
+    width = window.high - window.low
+    covered = min(extremes[1], window.high) - max(extremes[0], window.low)
+    if covered < MIN_WINDOW_SHARE * width:
+        raise CrkdError(
+            f"{path} has values from {extremes[0]:.6g} to {extremes[1]:.6g}, but the CT images of "
+            f"this dataset are clipped to {window.low:.6g} … {window.high:.6g}; convert it to the "
+            "same units (Hounsfield), or remove it"
+        )
+    values: NDArray[Any] = array.astype(_working_dtype(array.dtype, window.mean, window.std, width))
+    np.clip(values, window.low, window.high, out=values)
+    values -= window.mean
+    values /= window.std
     return values
 
 

@@ -24,7 +24,7 @@ from crkd_cli.data.patients import TABLE, group_by_pattern, group_by_table
 from crkd_cli.data.raw import formats, hdf5
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
-from crkd_cli.data.store import ChannelInfo, DatasetSpec, Intensity
+from crkd_cli.data.store import INTENSITIES, ChannelInfo, DatasetSpec
 from crkd_cli.errors import CrkdError
 from crkd_cli.text import printable
 
@@ -55,17 +55,6 @@ class Folder(Source):
     def spec(self, name: str, cases: list[RawCase]) -> DatasetSpec:
         dims, is_color = _most_common_layout(cases)
         modality = self._modality(dims, is_color)
-        intensities: dict[ChannelModality, Intensity] = {
-            "RGB": "uint8",
-            "gray": "minmax",
-            "MR": "zscore",
-            "CT": "zscore",
-        }
-        if modality == "CT":
-            self.notes.append(
-                "CT is normalized by the mean and standard deviation of each volume, as MR is; "
-                "clip it to an intensity window first"
-            )
         return DatasetSpec(
             name=name,
             source="folder",
@@ -74,7 +63,7 @@ class Folder(Source):
                 ChannelInfo(
                     name=(self.description.channels or (Channel(),))[0].name,
                     modality=modality,
-                    intensity=intensities[modality],
+                    intensity=INTENSITIES[modality],
                 ),
             ),
             dims=2 if dims == 2 else 3,
@@ -112,7 +101,7 @@ class Folder(Source):
             )
 
     def _modality(self, dims: int, is_color: bool) -> ChannelModality:
-        """Return the modality of the images, as described or by their layout."""
+        """Return the modality of the images: as described, else what their layout suggests."""
         (channel,) = self.description.channels or (Channel(),)
         inferred: ChannelModality = "MR"
         if dims == 2:
@@ -123,8 +112,6 @@ class Folder(Source):
                 "the description says RGB, but most images have no colors; give another modality "
                 "(gray, MR or CT), or drop the line"
             )
-        channels = (Channel(name=channel.name, modality=modality),)
-        self.description = msgspec.structs.replace(self.description, channels=channels)
         return modality
 
     def _group_by_patient(self, cases: list[RawCase], root: Path, base: str) -> list[RawCase]:

@@ -1,0 +1,280 @@
+"""Decide what the values of each channel are, and measure how CT is normalized.
+
+The modality of a channel is the described one, or that of its DICOM files. Otherwise, volumes whose
+values look like Hounsfield units are CT.
+
+The values of CT mean the same in all scans, so all of them are normalized alike: clipped to the
+percentiles 0.5 and 99.5 of the values in the labeled foreground of the dataset, and scaled by their
+mean and standard deviation (Isensee et al., nnU-Net, 2021).
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from crkd_cli.data.cases import RawCase
+from crkd_cli.data.classes import BACKGROUND
+from crkd_cli.data.description import Channel, ChannelModality
+from crkd_cli.data.labels import CodedLabel, LabelValues
+from crkd_cli.data.prepare_case import open_case
+from crkd_cli.data.sources.base import Source
+from crkd_cli.data.splits import preview
+from crkd_cli.data.store import INTENSITIES, ChannelInfo, DatasetSpec, ValueStatistics, Window
+from crkd_cli.errors import CrkdError, pluralize
+from crkd_cli.progress import Progress
+
+CHECKED_CASES = 5  # whose values and tags decide the modalities
+CHECKED_VALUES = 1 << 20  # of a volume, at regular intervals
+SAMPLES = 10_000  # foreground voxels of a case, so that large cases do not dominate
+PERCENTILES = (0.5, 99.5)
+
+# Hounsfield units: values below PADDING are outside of what the scanner sees.
+PADDING, AIR, LARGEST = -1100, -500, 3100
+SOFT_TISSUE, BETWEEN = (-200, 300), (-500, -200)
+
+
+class ForegroundSample(NamedTuple):
+    """Values in the labeled foreground of a case, or why there are none."""
+
+    values: NDArray[np.float64]  # [C, N] of the channels that are CT
+    error: CrkdError | None = None
+
+
+def decide_intensities(
+    source: Source, cases: Sequence[RawCase], spec: DatasetSpec, progress: Progress
+) -> DatasetSpec:
+    """Return `spec` with the modalities that are not described, and with the windows of CT.
+
+    Cases that cannot be read are left out: they are reported when the cases are stored. Raises
+    CrkdError if there is CT but no labeled foreground.
+    """
+    channels = _choose_modalities(source, cases, spec)
+    spec = msgspec.structs.replace(spec, channels=channels)
+    channels = _measure_windows(source, cases, spec, progress)
+    return msgspec.structs.replace(spec, channels=channels)
+
+
+def looks_like_ct(values: NDArray[Any]) -> bool:
+    """Tell whether the values of a volume look like Hounsfield units.
+
+    They do if, apart from padding, some are air or lung (0.1 % below -500), at least 5 % are soft
+    tissue (-200 to 300), the values between them are less than half as dense as soft tissue, and
+    few (2 %) are larger than scanners measure. MR and PET have no values of air, and those of phase
+    images and differences are spread evenly or around 0.
+    """
+    flat = values.ravel()
+    flat = flat[:: 1 + flat.size // CHECKED_VALUES]
+    flat = flat[flat >= PADDING]
+
+    def share(low: float, high: float) -> float:
+        return float(np.count_nonzero((flat >= low) & (flat < high))) / max(flat.size, 1)
+
+    density = {
+        bounds: share(*bounds) / (bounds[1] - bounds[0]) for bounds in (SOFT_TISSUE, BETWEEN)
+    }
+    return (
+        share(PADDING, AIR) >= 0.001
+        and share(PADDING, LARGEST) >= 0.98
+        and share(*SOFT_TISSUE) >= 0.05
+        and density[BETWEEN] < 0.5 * density[SOFT_TISSUE]
+    )
+
+
+def channel_lines(
+    channels: Sequence[ChannelInfo], statistics: Sequence[Sequence[ValueStatistics]]
+) -> list[str]:
+    """Return a line per channel: name, modality, range of values, and normalization.
+
+    `statistics` are those of each channel in every case.
+    """
+    lines = []
+    for number, info in enumerate(channels):
+        lowest = min(of_case[number].min for of_case in statistics)
+        highest = max(of_case[number].max for of_case in statistics)
+        line = f"channel {info.name} ({info.modality}): values {lowest:.6g} to {highest:.6g}"
+        if info.window is not None:
+            line += f", {_describe(info.window)}"
+        lines.append(line)
+    return lines
+
+
+def note_unlike_ct(
+    channels: Sequence[ChannelInfo], statistics: Mapping[str, Sequence[ValueStatistics]]
+) -> Iterable[str]:
+    """Note the cases of a CT dataset that lack negative values, unlike most others.
+
+    `statistics` are those of each channel, by case.
+    """
+    for number, info in enumerate(channels):
+        if info.modality != "CT":
+            continue
+        lowest = {case: of_case[number].min for case, of_case in statistics.items()}
+        unlike = [case for case, value in lowest.items() if value >= 0]
+        with_air = sum(value <= AIR for value in lowest.values())
+        if unlike and with_air > len(unlike):
+            yield (
+                f"{pluralize(len(unlike), 'image')} of channel {info.name} have no negative "
+                f"values, so they may not be in Hounsfield units as the others are: "
+                f"{preview(unlike)}"
+            )
+
+
+def _choose_modalities(
+    source: Source, cases: Sequence[RawCase], spec: DatasetSpec
+) -> tuple[ChannelInfo, ...]:
+    """Return the channels with their modalities: as described, or those of most of a few cases.
+
+    Notes of the source say what was recognized as CT, and which cases contradict this.
+    """
+    described = spec.description.channels or (Channel(),) * len(spec.channels)
+    if spec.is_color or all(channel.modality is not None for channel in described):
+        return spec.channels
+    found = {case.id: _modalities(source, case, spec) for case in _spread(cases)}
+    channels = []
+    for number, (info, channel) in enumerate(zip(spec.channels, described, strict=True)):
+        if channel.modality is None:
+            votes = {case: modalities[number] for case, modalities in found.items() if modalities}
+            info = _with_modality(info, _elect(votes, info.modality))
+            source.notes += _note_modality(info, votes)
+        channels.append(info)
+    return tuple(channels)
+
+
+def _spread(cases: Sequence[RawCase]) -> Sequence[RawCase]:
+    """Return a few cases from the whole list."""
+    return cases[:: 1 + (len(cases) - 1) // CHECKED_CASES]
+
+
+def _modalities(source: Source, case: RawCase, spec: DatasetSpec) -> tuple[ChannelModality, ...]:
+    """Return the modality of every channel of a case; empty if it cannot be read, or is 2D."""
+    if spec.dims == 2:
+        return ()
+    try:
+        array = source.open_image(case.images, spec).array
+    except CrkdError:
+        return ()
+    return tuple("CT" if looks_like_ct(values) else "MR" for values in array)
+
+
+def _elect(votes: Mapping[str, ChannelModality], default: ChannelModality) -> ChannelModality:
+    """Return the modality of most cases; `default` if no case has one, or at a tie."""
+    counts = Counter(votes.values()).most_common(2)
+    if not counts or (len(counts) == 2 and counts[0][1] == counts[1][1]):
+        return default
+    return counts[0][0]
+
+
+def _with_modality(info: ChannelInfo, modality: ChannelModality) -> ChannelInfo:
+    return msgspec.structs.replace(info, modality=modality, intensity=INTENSITIES[modality])
+
+
+def _note_modality(info: ChannelInfo, votes: Mapping[str, ChannelModality]) -> Iterable[str]:
+    """Note that a channel was recognized as CT, and which cases contradict its modality."""
+    others = [case for case, modality in votes.items() if modality != info.modality]
+    if info.modality == "CT":
+        yield (
+            f"channel {info.name} looks like CT (Hounsfield units), and is normalized as CT; if it "
+            f"is not, describe it: channels: [{{name: {info.name}, modality: MR}}]"
+        )
+    if others:
+        yield (
+            f"channel {info.name} is taken as {info.modality}, but {len(others)} of "
+            f"{pluralize(len(votes), 'image')} checked look different: {preview(others)}"
+        )
+
+
+def _measure_windows(
+    source: Source, cases: Sequence[RawCase], spec: DatasetSpec, progress: Progress
+) -> tuple[ChannelInfo, ...]:
+    """Return the channels with the windows of CT."""
+    windowed = [number for number, info in enumerate(spec.channels) if info.intensity == "window"]
+    if not windowed:
+        return spec.channels
+    labeled = [case for case in cases if case.labels]
+    samples = []
+    with progress("measuring CT", len(labeled), "cases") as advance:
+        for case in labeled:
+            samples.append(_sample_foreground(source, spec, windowed, case))
+            advance(1, note=case.id)
+    if not any(sample.values.size for sample in samples):
+        raise _why_no_foreground(samples)
+    values = np.concatenate([sample.values for sample in samples], axis=1)
+    channels = list(spec.channels)
+    for number, of_channel in zip(windowed, values, strict=True):
+        info = channels[number]
+        channels[number] = msgspec.structs.replace(info, window=_window(of_channel, info))
+    return tuple(channels)
+
+
+def _sample_foreground(
+    source: Source, spec: DatasetSpec, channels: Sequence[int], case: RawCase
+) -> ForegroundSample:
+    """Draw values from the foreground of a labeled case; which ones depends on its id alone."""
+    result, volume, label = open_case(source, case, spec)
+    empty = np.empty((len(channels), 0))
+    if volume is None or label is None or result.error is not None:
+        return ForegroundSample(empty, result.error)
+    positions = np.flatnonzero(_is_foreground(result.files, label, spec)[label.codes])
+    seed = int.from_bytes(hashlib.sha256(case.id.encode()).digest()[:8], "big")
+    if len(positions) > SAMPLES:
+        rng = np.random.default_rng(seed)
+        positions = rng.choice(positions, SAMPLES, replace=False, shuffle=False)
+    images = [volume.array[number].ravel()[positions] for number in channels]
+    return ForegroundSample(np.stack(images).astype(np.float64))
+
+
+def _is_foreground(
+    files: Sequence[LabelValues], label: CodedLabel, spec: DatasetSpec
+) -> NDArray[np.bool_]:
+    """Tell for every combination of values whether a file has an object there.
+
+    Which classes there are is decided later. So all values count but those that are background or
+    ignored.
+    """
+    stated = (spec.description.classes or {}).get(BACKGROUND.name, ())
+    background = {0, *((stated,) if isinstance(stated, int) else stated)}
+    masks = [file.class_name is not None for file in files]
+    return np.array(
+        [
+            any(
+                value != 0 if is_mask else value not in background and value != spec.ignore
+                for value, is_mask in zip(values, masks, strict=True)
+            )
+            for values in label.combinations
+        ]
+    )
+
+
+def _why_no_foreground(samples: Sequence[ForegroundSample]) -> CrkdError:
+    """Return the first error of the labeled cases, else that they have no foreground."""
+    for sample in samples:
+        if sample.error is not None:
+            return sample.error
+    return CrkdError(
+        "CT is normalized by its values in the labeled foreground, but no label contains an "
+        "object; add one that does, or describe the channel as MR"
+    )
+
+
+def _window(values: NDArray[np.float64], info: ChannelInfo) -> Window:
+    """Return the window of the values [N] of a channel, whatever their order."""
+    values = np.sort(values)
+    low, high = np.percentile(values, PERCENTILES).tolist()
+    if low == high:
+        raise CrkdError(
+            f"channel {info.name} is CT, but most values in the labeled foreground are {low:.6g}; "
+            "check whether images and labels match, or describe the channel as MR"
+        )
+    return Window(low=low, high=high, mean=float(values.mean()), std=float(values.std()))
+
+
+def _describe(window: Window) -> str:
+    return (
+        f"clipped to {window.low:.4g} … {window.high:.4g}, normalized by mean {window.mean:.4g} "
+        f"and standard deviation {window.std:.4g} (labeled foreground)"
+    )
