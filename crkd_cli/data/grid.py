@@ -4,8 +4,10 @@ Arrays are [C, *S] or [*S] with *S = [z, y, x] or [y, x]. The edges of two grids
 voxel i of n lies at (i + 1/2) / n of a side, as in `F.interpolate(align_corners=False)`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -15,6 +17,8 @@ from scipy import ndimage, sparse
 from crkd_cli.data.plan import AXIS_OF_LETTER, NATIVE, Plan
 from crkd_cli.data.raw.formats import Volume
 from crkd_cli.data.raw.geometry import Geometry
+from crkd_cli.data.raw.limits import SMALL_BYTES, available_memory
+from crkd_cli.errors import CrkdError
 
 T = TypeVar("T")
 
@@ -76,11 +80,49 @@ class Turn:
         return flipped
 
 
-def turn_to_plan(volume: Volume, plan: Plan) -> Turn:
-    """Return the turn from the axes of a file to those of the plan."""
+@dataclass(frozen=True)
+class StoredImage:
+    """An image as the store contains it, and what leads back to its file."""
+
+    array: NDArray[Any]  # [C, *S]
+    spacing_mm: tuple[float, ...] | None  # per axis of *S
+    turn: Turn  # from the axes of the file to *S
+    # *S of the file in the order of the stored axes, and its spacing
+    native_size: tuple[int, ...]
+    native_spacing_mm: tuple[float, ...] | None
+
+
+def keep_grid(volume: Volume, array: NDArray[Any]) -> StoredImage:
+    """Return `array`, which is stored for `volume`: with its axes, and perhaps resized."""
+    size, spacing = volume.size, volume.spacing_mm
+    turn = Turn.between(None, None, len(size))
+    stored_spacing = spacing and resampled_spacing(size, spacing, array.shape[1:])
+    return StoredImage(array, stored_spacing, turn, size, spacing)
+
+
+def bring_to_plan(volume: Volume, plan: Plan, path: Path) -> StoredImage:
+    """Turn and resample a volume to the grid of a complete plan.
+
+    A file that does not state its orientation is not turned. Raises CrkdError if its spacing is
+    needed but unknown, or if memory runs out.
+    """
     orientation = None if volume.geometry is None else volume.geometry.orientation
     target = None if plan.orientation == NATIVE else plan.orientation
-    return Turn.between(orientation, target, len(volume.size))
+    turn = Turn.between(orientation, target, len(volume.size))
+    array = np.ascontiguousarray(turn.apply(volume.array))
+    size, spacing = turn.reorder(volume.size), volume.spacing_mm and turn.reorder(volume.spacing_mm)
+    if plan.spacing is None or plan.spacing == NATIVE:
+        return StoredImage(array, spacing, turn, size, spacing)
+    if spacing is None:
+        raise CrkdError(
+            f"{path} does not state its spacing, but volumes are resampled to "
+            f"{_product(plan.spacing)} mm; state it in its header, or prepare the dataset with "
+            "--spacing"
+        )
+    new_size = resampled_size(size, spacing, plan.spacing)
+    _check_memory(path, new_size, plan.spacing)
+    array = resample_image(array, new_size, coarse_axis(spacing, plan.spacing))
+    return StoredImage(array, resampled_spacing(size, spacing, new_size), turn, size, spacing)
 
 
 def resampled_size(
@@ -179,6 +221,17 @@ def _add_class(
     largest[region][wins] = share[wins]
 
 
+def _check_memory(path: Path, size: Sequence[int], spacing: Sequence[float]) -> None:
+    """Raise CrkdError if a volume is too large after it is resampled."""
+    available = available_memory()
+    needed = 3 * np.dtype(np.float32).itemsize * math.prod(size)  # before, in between, and after
+    if available is not None and needed > max(SMALL_BYTES, available):
+        raise CrkdError(
+            f"{path} does not fit into memory: resampled to {_product(spacing)} mm, it has "
+            f"{_product(size)} voxels; correct its spacing, or state a larger one in plan"
+        )
+
+
 def _nearest(array: NDArray[Any], count: int, axis: int) -> NDArray[Any]:
     """Resample `axis` of an array [*S] to `count` voxels, by the voxel that contains the center."""
     old = array.shape[axis]
@@ -217,6 +270,10 @@ def _apply(weights: Sequence[Any], array: NDArray[np.float32]) -> NDArray[np.flo
     for matrix in first:
         result = (matrix @ result.reshape(len(result), -1)).reshape(-1, *size)
     return result
+
+
+def _product(values: Sequence[float]) -> str:
+    return " × ".join(f"{value:.6g}" for value in values)
 
 
 def _permutation(array: NDArray[Any], axes: Sequence[int]) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crkd_cli.data import grid
 from crkd_cli.data.cases import RawCase
 from crkd_cli.data.labels import (
     ClassAssignment,
@@ -37,8 +38,10 @@ class ImageFacts:
     """What the index says about an image."""
 
     shape: tuple[int, ...]  # [*S] as stored
-    native_shape: tuple[int, ...] | None  # [H, W] of the file, if it is stored smaller
     spacing_mm: tuple[float, ...] | None  # per stored axis
+    # Of the file, in the order of the stored axes, if the image is resized or resampled.
+    native_shape: tuple[int, ...] | None
+    native_spacing_mm: tuple[float, ...] | None
     intensity: tuple[ValueStatistics, ...]  # of each channel of the raw image
     sha256: str  # of the image files
 
@@ -142,19 +145,31 @@ def number_label(result: CaseResult, assignment: ClassAssignment) -> None:
 
 
 def store_class_numbers(result: CaseResult, spec: DatasetSpec, folder: Path) -> None:
-    """Map the stored label of a case to class numbers, and resize it to its stored size."""
+    """Map the stored label of a case to class numbers, and bring it to the grid of its image."""
     assert result.table is not None
+    assert result.image is not None
     file = _array_file(folder, "labels", result.raw)
     label: NDArray[Any] = result.table[np.load(file)]
     # Evaluation scores against the label at its native size.
     result.label_sha256 = hashlib.sha256(label.tobytes()).hexdigest()
-    is_resized = result.image is not None and result.image.native_shape is not None
-    if is_resized and spec.stored_size is not None:
-        _write_png(folder / "native" / f"{result.raw.id}.png", label)
+    if result.image.native_shape is not None:
+        _write_native_label(folder, result.raw, label)
+        label = _resample_label(label, result.image, spec)
+    _write_array(file, label)
+
+
+def _resample_label(label: NDArray[Any], image: ImageFacts, spec: DatasetSpec) -> NDArray[Any]:
+    """Return `label` [*S], which has the native size, at the size of the stored `image`."""
+    if spec.dims == 2:
         # Pillow cannot resize int16.
         wide = label if label.dtype == np.uint8 else label.astype(np.int32)
-        label = pictures.resize(wide, spec.stored_size, "nearest").astype(label.dtype, copy=False)
-    _write_array(file, label)
+        height, width = image.shape
+        return pictures.resize(wide, (height, width), "nearest").astype(label.dtype, copy=False)
+    assert spec.plan is not None
+    assert isinstance(spec.plan.spacing, tuple)
+    assert image.native_spacing_mm is not None
+    coarse = grid.coarse_axis(image.native_spacing_mm, spec.plan.spacing)
+    return grid.resample_label(label, image.shape, coarse)
 
 
 def case_info(result: CaseResult, root: Path) -> CaseInfo:
@@ -171,6 +186,7 @@ def case_info(result: CaseResult, root: Path) -> CaseInfo:
         intensity=result.image.intensity,
         class_sizes=result.class_sizes,
         native_shape=result.image.native_shape,
+        native_spacing_mm=result.image.native_spacing_mm,
     )
 
 
@@ -210,7 +226,10 @@ def _store(
 ) -> None:
     """Write the image as the store contains it, and the label as codes."""
     raw = result.raw
-    image = source.finish(volume, raw.image, spec).array
+    stored = source.finish(volume, raw.image, spec)
+    image, is_resized = stored.array, stored.array.shape[1:] != stored.native_size
+    if label is not None:
+        label = CodedLabel(stored.turn.apply(label.codes), label.combinations)
     if source.published_crop:
         mask = None if label is None else foreground(label, result.files[0].counts)
         box = source.crop(raw.id, mask)
@@ -223,11 +242,11 @@ def _store(
         if label is not None:
             _write_array(_array_file(folder, "labels", raw), label.codes)
 
-    is_resized = spec.stored_size is not None and volume.size != spec.stored_size
     result.image = ImageFacts(
         shape=image.shape[1:],
-        native_shape=volume.size if is_resized else None,
-        spacing_mm=None if is_resized else volume.spacing_mm,
+        spacing_mm=stored.spacing_mm,
+        native_shape=stored.native_size if is_resized else None,
+        native_spacing_mm=stored.native_spacing_mm if is_resized else None,
         intensity=_statistics(volume.array, spec),
         sha256=_sha256(raw.image_files),
     )
@@ -275,13 +294,17 @@ def _write_array(file: Path, array: NDArray[Any]) -> None:
     _write_bytes(file, content)
 
 
-def _write_png(file: Path, label: NDArray[Any]) -> None:
-    """Write class numbers as a PNG of 8 bits, or of 16 bits if they are int16."""
+def _write_native_label(folder: Path, raw: RawCase, label: NDArray[Any]) -> None:
+    """Write class numbers [*S] at native size: as PNG in 2D, in 8 or 16 bits, or as .npz in 3D."""
     from PIL import Image
 
     content = BytesIO()
-    unsigned = label if label.dtype == np.uint8 else label.astype(np.uint16)
-    Image.fromarray(unsigned).save(content, format="PNG")
+    file = folder / "native" / f"{raw.id}.{'png' if label.ndim == 2 else 'npz'}"
+    if label.ndim == 2:
+        unsigned = label if label.dtype == np.uint8 else label.astype(np.uint16)
+        Image.fromarray(unsigned).save(content, format="PNG")
+    else:
+        np.savez_compressed(content, label=label)
     _write_bytes(file, content)
 
 

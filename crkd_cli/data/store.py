@@ -4,8 +4,8 @@ prepared/NAME/index.json      facts about the dataset, an entry per case, a dige
 prepared/NAME/dataset.yaml    the description of the dataset, for people; also in index.json
 prepared/NAME/images/ID.npy   [C, *S] uint8 (RGB, 0-255) or float32 (scans, normalized)
 prepared/NAME/labels/ID.npy   [*S] class numbers, of the same *S; absent for unlabeled cases
-prepared/NAME/native/ID.png   [H, W]: the label at its native size, for images stored smaller;
-                              8 or 16 bits
+prepared/NAME/native/         [*S]: the label at its native size, if the image is stored at another:
+                              ID.png in 2D, of 8 or 16 bits, and ID.npz in 3D
 
 Class numbers are uint8, or int16 if there are more than 255 classes. With K classes they are 0 to
 K − 1, and K marks pixels that count in no loss and no score (see `DatasetSpec.ignore`).
@@ -163,6 +163,11 @@ class CaseInfo(Strict, frozen=True):
         """Whether the case has a label."""
         return self.label_sha256 is not None
 
+    @property
+    def label_spacing_mm(self) -> tuple[float, ...] | None:
+        """The spacing of the native label, which evaluation uses."""
+        return self.spacing_mm if self.native_shape is None else self.native_spacing_mm
+
 
 class Index(Strict, frozen=True):
     """The content of index.json, which also has a checksum of it; see `write_index`."""
@@ -224,6 +229,11 @@ class Store:
         """Return class numbers [*S] at the native size of the image, for evaluation."""
         if self.cases[case].native_shape is None:
             return self.label(case)
+        if self.spec.dims == 3:
+            content = self._read(self._files.read, f"native/{case}.npz")
+            with np.load(BytesIO(content), allow_pickle=False) as file:
+                label: NDArray[Any] = file["label"]
+            return label
         from PIL import Image
 
         content = self._read(self._files.read, f"native/{case}.png")

@@ -36,10 +36,7 @@ class Scorer:
         self, source: str, classes: int, protocol: Protocol, cases: Sequence[CaseInfo]
     ) -> None:
         self._source, self._classes, self._protocol = source, classes, protocol
-        # The spacing is that of the stored image, so it does not hold at another native size.
-        in_mm = protocol == "strict" and all(
-            case.spacing_mm and not case.native_shape for case in cases
-        )
+        in_mm = protocol == "strict" and all(case.label_spacing_mm for case in cases)
         self._unit = "mm" if in_mm else "px"
         distances = ["hd95_", "assd_", "asd_", f"nsd_{TOLERANCE:g}"]
         if protocol == "paper":
@@ -70,7 +67,9 @@ class Scorer:
         self, labels: Labels, truth: Labels, case: CaseInfo, present: NDArray[np.bool_]
     ) -> NDArray[np.float64]:
         """Return distances and NSD [K − 1, 4]; NaN for classes that are `present` in no mask."""
-        spacing = case.spacing_mm if self._unit == "mm" and case.spacing_mm else (1.0,) * truth.ndim
+        spacing = (1.0,) * truth.ndim
+        if self._unit == "mm" and case.label_spacing_mm is not None:
+            spacing = case.label_spacing_mm
         scores = np.full((self._classes - 1, 4), np.nan)
         for k in np.flatnonzero(present) + 1:
             scores[k - 1] = surface(labels == k, truth == k, spacing, TOLERANCE)

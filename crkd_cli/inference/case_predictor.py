@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from crkd_cli.data.grid import StoredImage
 from crkd_cli.data.raw import formats
 from crkd_cli.data.raw.formats import Volume
 from crkd_cli.data.sources import SOURCES
@@ -48,7 +49,7 @@ class _Scan(NamedTuple):
 
     case: Case
     volume: Volume  # with the values of the files
-    stored: NDArray[Any]  # [C, *S], normalized
+    stored: StoredImage  # normalized, on the grid of the store
     tags: list[Any]  # of the DICOM files, if a Segmentation is to be written
 
 
@@ -56,7 +57,7 @@ class _Prediction(NamedTuple):
     """What the network predicts for a scan."""
 
     scan: _Scan
-    labels: NDArray[Any]  # [*S] class numbers
+    labels: NDArray[Any]  # [*S] class numbers, in the axes of the file
     probabilities: NDArray[np.float32] | None  # [K, *S], if they are to be written
 
 
@@ -104,7 +105,7 @@ class CasePredictor:
         if not self._options.overwrite and all(file.is_file() for file in targets.values()):
             return None
         volume = self._source.open_image(case.images, self._spec)
-        stored = self._source.finish(volume, case.image, self._spec).array
+        stored = self._source.finish(volume, case.image, self._spec)
         tags = read_tags(case.series) if "segmentation" in targets else []
         return _Scan(case, volume, stored, tags)
 
@@ -112,11 +113,14 @@ class CasePredictor:
         """Predict the labels and, if they are to be written, the probabilities."""
         if scan is None:
             return None
+        stored = scan.stored
         if not self._options.probabilities:
-            return _Prediction(scan, self._inferer(scan.stored, scan.volume.size), None)
-        probabilities = self._inferer.probabilities(scan.stored, scan.volume.size)
+            labels = self._inferer(stored.array, stored.native_size)
+            return _Prediction(scan, stored.turn.undo(labels), None)
+        probabilities = self._inferer.probabilities(stored.array, stored.native_size)
         labels = most_probable(torch.from_numpy(probabilities)[None])[0].numpy()
-        return _Prediction(scan, labels, probabilities)
+        turn = stored.turn
+        return _Prediction(scan, turn.undo(labels), turn.undo(probabilities))
 
     def write(self, prediction: _Prediction | None) -> bool:
         """Write the files of the case. Return False if it was skipped."""
@@ -129,7 +133,7 @@ class CasePredictor:
             labels = largest_components(labels)
         if probabilities is not None:
             with atomic_write(targets["probabilities"]) as temporary:
-                np.save(temporary, probabilities, allow_pickle=False)
+                np.save(temporary, np.ascontiguousarray(probabilities), allow_pickle=False)
         if "overlay" in targets:
             self._write_overlay(targets["overlay"], scan, labels)
         if "segmentation" in targets:

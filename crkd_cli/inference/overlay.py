@@ -61,7 +61,7 @@ def draw_overlay(
 
     A volume is shown in the three planes through the middle of the labeled structures, or of the
     image if there are none. `spacing` per axis of *S sets their aspect; None: equal. `reference`
-    [*S] is drawn in white under the prediction, and the picture zooms in on both. A 2D image may
+    [*S] is drawn in white under the prediction, and the picture zooms in on both. The image may
     have another size than its labels.
     """
     from matplotlib import rc_context
@@ -104,10 +104,11 @@ def _cross_section(
     axis: int,
 ) -> _Plane:
     """Cut `image` [C, z, y, x] and `layers` [L, z, y, x] across `axis`, halfway along `center`."""
-    index = (center[axis].start + center[axis].stop - 1) // 2
+    index, count = (center[axis].start + center[axis].stop - 1) // 2, layers.shape[1 + axis]
+    image_index = (2 * index + 1) * image.shape[1 + axis] // (2 * count)
     return _Plane(
-        f"{'zyx'[axis]} = {index + 1} of {layers.shape[1 + axis]}",
-        image.take(index, 1 + axis),
+        f"{'zyx'[axis]} = {index + 1} of {count}",
+        image.take(image_index, 1 + axis),
         layers.take(index, 1 + axis),
         steps[:axis] + steps[axis + 1 :],
         view[:axis] + view[axis + 1 :],

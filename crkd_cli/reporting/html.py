@@ -141,7 +141,7 @@ def _case_pictures(
             for case in cases:
                 image, reference = store.image(case), np.asarray(store.native_label(case))
                 labels = inferer(image, reference.shape)
-                spacing = store.cases[case].spacing_mm
+                spacing = store.cases[case].label_spacing_mm
                 drawn = draw_overlay(image, labels, checkpoint.spec, spacing, case, reference)
                 picture = CasePicture(_embed(drawn, case), _score_texts(run, case))
                 pictures[group].append(picture)

@@ -65,9 +65,9 @@ def expected(image: Path, checkpoint: Path) -> np.ndarray:
     cpu = torch.device("cpu")
     source = SOURCES["folder"]()
     opened = source.open_image((ImageFile(image),), loaded.spec)
-    volume = source.finish(opened, image, loaded.spec)
+    stored = source.finish(opened, image, loaded.spec)
     inferer = Inferer(load_predictor(loaded, cpu), loaded.config.data.frame, loaded.spec, cpu)
-    return inferer(volume.array, volume.size)
+    return inferer(stored.array, stored.native_size)
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])

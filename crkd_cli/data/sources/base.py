@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from crkd_cli.data.cases import ImageFile, RawCase
 from crkd_cli.data.description import Description
+from crkd_cli.data.grid import StoredImage, bring_to_plan, keep_grid
 from crkd_cli.data.inventory import FileRecord
 from crkd_cli.data.labels import ClassAssignment, LabelValues, fixed_numbers
 from crkd_cli.data.raw import formats, pictures
@@ -102,10 +103,11 @@ class Source(ABC):
         spacing = volume.spacing_mm or spec.description.spacing
         return replace(volume, array=array, spacing_mm=spacing)
 
-    def finish(self, volume: Volume, path: Path, spec: DatasetSpec) -> Volume:
-        """Normalize an opened image and resize it, as the store contains it.
+    def finish(self, volume: Volume, path: Path, spec: DatasetSpec) -> StoredImage:
+        """Normalize an opened image, and resize it or bring it to the grid of the plan.
 
-        Raises CrkdError if its values cannot be normalized, or if memory runs out.
+        Raises CrkdError if its values cannot be normalized, if its spacing is needed but unknown,
+        or if memory runs out.
         """
         with enough_memory(path):
             # Overflow is refused below, with the file's name.
@@ -115,7 +117,9 @@ class Source(ABC):
                 raise CrkdError(f"{path} has values that are too large; rescale or remove it")
             if spec.stored_size is not None:
                 array = pictures.resize(array, spec.stored_size, "bilinear")
-            return replace(volume, array=array)
+            if spec.plan is None or spec.dims == 2:
+                return keep_grid(volume, array)
+            return bring_to_plan(replace(volume, array=array), spec.plan, path)
 
     def normalize(self, array: NDArray[Any], path: Path, spec: DatasetSpec) -> NDArray[Any]:
         """Normalize every channel of an image [C, *S] as its `intensity` says.
