@@ -24,13 +24,8 @@ from crkd_cli.text import printable, shorten
 
 MAX_SEGMENTS = 2**16 - 1
 MAX_LABEL = 64  # characters of a segment's name
-IDENTIFIERS = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "FrameOfReferenceUID",
-)
+IDENTIFIERS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+VOLUME_IDENTIFIERS = (*IDENTIFIERS, "FrameOfReferenceUID")
 # These may be empty in a Segmentation, but not absent.
 COPIED = (
     "PatientID",
@@ -67,7 +62,9 @@ def read_tags(series: Sequence[Path]) -> list[Any]:
     images = []
     for file in series:
         image = pydicom.dcmread(file, stop_before_pixels=True)
-        missing = next((name for name in IDENTIFIERS if not image.get(name)), None)
+        is_volume = len(series) > 1 or "PerFrameFunctionalGroupsSequence" in image
+        needed = VOLUME_IDENTIFIERS if is_volume else IDENTIFIERS
+        missing = next((name for name in needed if not image.get(name)), None)
         if missing is not None:
             raise CrkdError(
                 f"{file} has no {missing}, so that no DICOM Segmentation can refer to it; drop "
@@ -103,6 +100,7 @@ def write_segmentation(
     highdicom: Any = import_module("highdicom")
     try:
         planes = planes[_planes_of_frames(tags, volume, len(planes))]
+        _complete_geometry(tags, volume)
         segmentation = highdicom.seg.Segmentation(
             source_images=tags,
             pixel_array=planes.astype(np.uint8 if len(class_names) <= 256 else np.uint16),
@@ -165,6 +163,28 @@ def _planes_of_frames(tags: Sequence[Any], volume: Volume, count: int) -> NDArra
     if not is_same or distances.min(1).max() > np.linalg.norm(step) / 2:
         raise ValueError("the frames are not the planes of the volume")
     return planes
+
+
+def _complete_geometry(tags: Sequence[Any], volume: Volume) -> None:
+    """Let all `tags` state the geometry where highdicom expects it, although they need not.
+
+    That is the same orientation in every file, or in the groups that all frames share, and a
+    thickness.
+    """
+    spacing = () if volume.geometry is None else volume.geometry.spacing or ()
+    thickness = spacing[2] if len(spacing) == 3 else 1.0  # unknown, but it may not be absent
+    for image in tags:
+        measures = image
+        if "PerFrameFunctionalGroupsSequence" in image:
+            shared = image.SharedFunctionalGroupsSequence[0]
+            for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+                if name not in shared:
+                    setattr(shared, name, image.PerFrameFunctionalGroupsSequence[0][name].value)
+            measures = shared.PixelMeasuresSequence[0]
+        elif len(tags) > 1:
+            image.ImageOrientationPatient = tags[0].ImageOrientationPatient
+        if not measures.get("SliceThickness"):
+            measures.SliceThickness = thickness
 
 
 def _frames(image: Any) -> list[Any]:

@@ -7,50 +7,22 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import DigitalXRayImageStorageForPresentation
 
-from crkd_cli.data.raw.formats import Volume
-from crkd_cli.data.raw.geometry import Geometry, affine_from
+from crkd_cli.data.raw.formats import read_image
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.inference.dicom_seg import check_segmentations, read_tags, write_segmentation
+from tests.dicom import IN_PLANE, write_enhanced, write_series
 
 SHAPE = (5, 7, 9)  # z, y, x
-SPACING = (0.7, 1.3, 4.5)  # x, y, z
-ORIGIN = (-12.5, 33.0, 101.25)
-STRAIGHT = np.eye(3)
-OBLIQUE = np.array([[0.8, 0.6, 0], [0.6, -0.8, 0], [0, 0, -1]])
+OBLIQUE = ((0.8, 0.6, 0.0), (0.6, -0.8, 0.0))
 NAMES = ("background", "Leber 肝", "tumor", "absent")
 
 
-def volume(direction=STRAIGHT, z_last=False) -> Volume:
-    array = np.zeros((1, *SHAPE[:: -1 if z_last else 1]))
-    geometry = Geometry(SPACING, (affine_from(SPACING, ORIGIN, direction),))
-    return Volume(array, SPACING[::-1], array.shape[1:], geometry, z_last)
-
-
-def write_series(folder: Path, direction=STRAIGHT) -> list[Path]:
-    """Write SHAPE as one file per plane, and return them in order."""
-    folder.mkdir()
-    uids = {name: generate_uid() for name in ("Study", "Series", "FrameOfReference")}
-    files = []
-    for plane in range(SHAPE[0]):
-        image = Dataset()
-        for name, uid in uids.items():
-            setattr(image, f"{name}UID" if name.startswith("Frame") else f"{name}InstanceUID", uid)
-        image.SOPClassUID, image.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.4", generate_uid()
-        image.Modality, image.PatientName, image.PatientID = "MR", "Doe^Jane", "id 12"
-        image.SeriesNumber, image.InstanceNumber = 7, plane + 1
-        image.PixelSpacing, image.SliceThickness = [SPACING[1], SPACING[0]], SPACING[2]
-        image.ImageOrientationPatient = direction.T[:2].ravel().tolist()
-        position = np.array(ORIGIN) + direction[:, 2] * SPACING[2] * plane
-        image.ImagePositionPatient = position.round(4).tolist()
-        image.Rows, image.Columns = SHAPE[1:]
-        image.file_meta = FileMetaDataset()
-        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        files.append(folder / f"{plane}")
-        image.save_as(files[-1], enforce_file_format=True)
-    return files
+@pytest.fixture
+def files(tmp_path) -> list[Path]:
+    """A series of SHAPE."""
+    return write_series(tmp_path / "series", np.arange(np.prod(SHAPE)).reshape(SHAPE))
 
 
 def edit(files: list[Path], **tags) -> None:
@@ -76,14 +48,14 @@ def written(file: Path, files: list[Path]) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("direction", [STRAIGHT, OBLIQUE], ids=["straight", "oblique"])
+@pytest.mark.parametrize("axes", [IN_PLANE, OBLIQUE], ids=["straight", "oblique"])
 @pytest.mark.parametrize("z_last", [False, True])
-def test_voxels_names_and_references(tmp_path, rng, direction, z_last):
-    files = write_series(tmp_path / "series", direction)
-    image = volume(direction, z_last)
+def test_voxels_names_and_references(tmp_path, rng, axes, z_last):
+    files = write_series(tmp_path / "series", rng.integers(0, 99, SHAPE), axes=axes)
+    image = read_image(files[0], z_last, files)
     labels = rng.integers(0, 3, image.size).astype(np.uint8)
-    shuffled = [files[plane] for plane in (3, 0, 4, 1, 2)]
     file = tmp_path / "case.dcm"
+    shuffled = [files[plane] for plane in (3, 0, 4, 1, 2)]
     write_segmentation(file, labels, NAMES, image, read_tags(shuffled))
     assert np.array_equal(written(file, files), labels.transpose(2, 1, 0) if z_last else labels)
     segmentation = highdicom.seg.segread(file)
@@ -92,74 +64,77 @@ def test_voxels_names_and_references(tmp_path, rng, direction, z_last):
     assert {segment.algorithm_type.value for segment in segments} == {"AUTOMATIC"}
     assert segmentation.SegmentationType == "BINARY"
     source = pydicom.dcmread(files[0])
-    for name in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientName", "PatientID"):
+    for name in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientName", "PatientBirthDate"):
         assert segmentation[name].value == source[name].value, name
     assert segmentation.SeriesInstanceUID != source.SeriesInstanceUID
-    affine = image.geometry.affines[0] * np.array([-1, -1, 1])[:, None]  # in LPS
-    labeled = segmentation.get_volume(combine_segments=True)  # of the planes with a segment
-    columns = labeled.affine[:3, [2, 1, 0, 3]]
-    np.testing.assert_allclose(columns[:, :2], affine[:, :2], atol=1e-5)
 
 
-def test_a_mask_without_foreground(tmp_path):
-    files = write_series(tmp_path / "series")
-    image = volume()
-    write_segmentation(
-        tmp_path / "case.dcm", np.zeros(SHAPE, np.uint8), NAMES, image, read_tags(files)
-    )
+def test_a_mask_without_foreground(tmp_path, files):
+    image = read_image(files[0], slices=files)
+    labels = np.zeros(SHAPE, np.uint8)
+    write_segmentation(tmp_path / "case.dcm", labels, NAMES, image, read_tags(files))
     assert not written(tmp_path / "case.dcm", files).any()
 
 
+@pytest.mark.parametrize(
+    "tags",
+    [{}, {"SOPClassUID": DigitalXRayImageStorageForPresentation, "FrameOfReferenceUID": None}],
+    ids=["slice", "radiograph"],
+)
+def test_a_2d_image(tmp_path, files, rng, tags):
+    edit(files, **tags)
+    image = read_image(files[0])
+    labels = rng.integers(0, 3, SHAPE[1:]).astype(np.uint8)
+    write_segmentation(tmp_path / "case.dcm", labels, NAMES, image, read_tags(files[:1]))
+    assert np.array_equal(written(tmp_path / "case.dcm", files[:1]), labels[None])
+
+
 @pytest.mark.slow
-def test_many_classes(tmp_path, rng):
+def test_many_classes(tmp_path, files, rng):
     """More than 8 bits hold, and names that are longer than a label may be."""
-    files = write_series(tmp_path / "series")
+    image = read_image(files[0], slices=files)
     names = ("background", *(f"class {number} {'x' * 80}" for number in range(1, 301)))
     labels = rng.integers(0, 301, SHAPE).astype(np.int16)
-    write_segmentation(tmp_path / "case.dcm", labels, names, volume(), read_tags(files))
+    write_segmentation(tmp_path / "case.dcm", labels, names, image, read_tags(files))
     assert np.array_equal(written(tmp_path / "case.dcm", files), labels)
     segment = highdicom.seg.segread(tmp_path / "case.dcm").get_segment_description(300)
     assert segment.segment_label == f"class 300 {'x' * 53}…"
 
 
-def test_frames_of_an_enhanced_image_in_any_order(tmp_path, rng):
-    files = write_series(tmp_path / "series")
-    image = pydicom.dcmread(files[0])
-    image.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"
-    shared, measures, orientation = Dataset(), Dataset(), Dataset()
-    measures.PixelSpacing, measures.SliceThickness = image.PixelSpacing, image.SliceThickness
-    orientation.ImageOrientationPatient = image.ImageOrientationPatient
-    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
-    image.SharedFunctionalGroupsSequence = [shared]
-    order = [3, 0, 4, 1, 2]
-    groups = []
-    for plane in order:
-        group, position = Dataset(), Dataset()
-        position.ImagePositionPatient = pydicom.dcmread(files[plane]).ImagePositionPatient
-        group.PlanePositionSequence = [position]
-        groups.append(group)
-    image.PerFrameFunctionalGroupsSequence = groups
-    image.NumberOfFrames = len(groups)
-    image.save_as(tmp_path / "multiframe")
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_frames_of_an_enhanced_image_in_any_order(tmp_path, rng, per_frame):
+    """Their geometry is stated once, or in every frame."""
+    order = (3, 0, 4, 1, 2)
+    voxels = rng.integers(0, 99, SHAPE)
+    source = write_enhanced(tmp_path / "enhanced.dcm", voxels, order=order)
+    if per_frame:
+        dataset = pydicom.dcmread(source)
+        (shared,) = dataset.SharedFunctionalGroupsSequence
+        for group in dataset.PerFrameFunctionalGroupsSequence:
+            group.update(shared)
+        dataset.SharedFunctionalGroupsSequence = [pydicom.Dataset()]
+        dataset.save_as(source)
+    image = read_image(source)
+    assert np.array_equal(image.array[0], voxels)
     labels = rng.integers(0, 3, SHAPE).astype(np.uint8)
     file = tmp_path / "case.dcm"
-    write_segmentation(file, labels, NAMES, volume(), read_tags([tmp_path / "multiframe"]))
+    write_segmentation(file, labels, NAMES, image, read_tags([source]))
     frames = highdicom.seg.segread(file).get_pixels_by_source_frame(
-        str(image.SOPInstanceUID),
+        str(pydicom.dcmread(source).SOPInstanceUID),
         range(1, 6),
         combine_segments=True,
         assert_missing_frames_are_empty=True,
     )
-    assert np.array_equal(frames, labels[order])
+    assert np.array_equal(frames, labels[list(order)])
 
 
-def test_unusual_tags_of_patients(tmp_path, caplog, recwarn):
+def test_unusual_tags_of_patients(tmp_path, files, caplog, recwarn):
     """They are copied or left empty, and never printed."""
-    files = write_series(tmp_path / "series")
+    image = read_image(files[0], slices=files)
     edit(files, SpecificCharacterSet="ISO_IR 100", PatientName="Müller", PatientSex="W")
     edit(files, PatientBirthDate="in May", StudyDate="20260101", StudyTime="", PatientID=None)
     labels = np.ones(SHAPE, np.uint8)
-    write_segmentation(tmp_path / "case.dcm", labels, NAMES, volume(), read_tags(files))
+    write_segmentation(tmp_path / "case.dcm", labels, NAMES, image, read_tags(files))
     segmentation = pydicom.dcmread(tmp_path / "case.dcm")
     assert (segmentation.PatientName, segmentation.PatientSex) == ("Müller", "")
     assert (segmentation.PatientBirthDate, segmentation.StudyDate) == ("", "20260101")
@@ -175,13 +150,12 @@ def test_unusual_tags_of_patients(tmp_path, caplog, recwarn):
         ({"SOPClassUID": "1.2.3"}, r"not suitable for a DICOM Segmentation \(KeyError\)"),
     ],
 )
-def test_series_that_no_segmentation_can_refer_to(tmp_path, tags, message):
-    files = write_series(tmp_path / "series")
+def test_series_that_no_segmentation_can_refer_to(tmp_path, files, tags, message):
+    image = read_image(files[0], slices=files)
     edit(files, **tags)
+    labels = np.ones(SHAPE, np.uint8)
     with pytest.raises(CrkdError, match=f"{message}.*; drop --dicom-seg"):
-        write_segmentation(
-            tmp_path / "case.dcm", np.ones(SHAPE, np.uint8), NAMES, volume(), read_tags(files)
-        )
+        write_segmentation(tmp_path / "case.dcm", labels, NAMES, image, read_tags(files))
     assert not list(tmp_path.glob("*.dcm"))
 
 
