@@ -1,0 +1,80 @@
+"""Worker processes: results in order, errors as in one process, no process left behind."""
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from crkd_cli.data.cases import RawCase, labeled_case
+from crkd_cli.data.workers import available_cores, choose_workers, map_cases
+from crkd_cli.errors import CrkdError
+from tests.data.helpers import describe_process
+
+
+def cases(*ids: str) -> list[RawCase]:
+    return [labeled_case(name, name, Path(name), None) for name in ids]
+
+
+def test_several_processes_return_the_results_in_order():
+    names = [str(number) for number in range(20)]
+    with map_cases(describe_process, cases(*names), workers=2) as results:
+        ids, processes, with_torch = zip(*results, strict=True)
+    assert list(ids) == names
+    assert len(set(processes)) <= 2
+    assert os.getpid() not in processes
+    assert not any(with_torch)
+    assert not multiprocessing.active_children()
+
+
+def test_one_process_is_this_one():
+    with map_cases(describe_process, cases("a", "b"), workers=1) as results:
+        assert {process for _, process, _ in results} == {os.getpid()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_is_raised_when_its_case_is_due(workers):
+    completed = []
+    with (
+        pytest.raises(CrkdError, match="error: this case is damaged") as caught,
+        map_cases(describe_process, cases("a", "b", "error", "c"), workers) as results,
+    ):
+        completed += [name for name, *_ in results]
+    assert caught.value.details == ("more",)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_an_error_that_names_its_case():
+    with (
+        pytest.raises(CrkdError, match=r"^killed: the process .* \(exit code -9\); .*--workers 1"),
+        map_cases(describe_process, cases("a", "killed", "b"), workers=2) as results,
+    ):
+        list(results)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_caller_that_stops_early():
+    def stop_early() -> None:
+        with map_cases(describe_process, cases(*"abcdef"), workers=2) as results:
+            next(results)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_early()
+    assert not multiprocessing.active_children()
+
+
+def test_little_data_is_read_by_one_process(tmp_path):
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_bytes(b"0" * 1000)
+    with large.open("wb") as file:
+        file.truncate(2**30)  # takes no space
+    assert choose_workers([small] * 100) == 1
+    assert choose_workers([tmp_path / "missing"]) == 1
+    assert 1 <= choose_workers([large]) <= available_cores()
+    with large.open("wb") as file:
+        file.truncate(2**24)
+    assert choose_workers([large] * 100) == available_cores()
