@@ -22,12 +22,22 @@ from crkd_cli.data.classes import BACKGROUND
 from crkd_cli.data.description import Channel, ChannelModality
 from crkd_cli.data.labels import CodedLabel, LabelValues
 from crkd_cli.data.prepare_case import open_case
+from crkd_cli.data.raw import formats
 from crkd_cli.data.sources.base import Source
 from crkd_cli.data.splits import preview
-from crkd_cli.data.store import INTENSITIES, ChannelInfo, DatasetSpec, ValueStatistics, Window
+from crkd_cli.data.store import ChannelInfo, DatasetSpec, ValueStatistics, Window, intensity_of
 from crkd_cli.errors import CrkdError, pluralize
 from crkd_cli.progress import Progress
 
+Modalities = tuple[ChannelModality | None, ...]  # of the channels; None: unknown
+
+# By the tag of DICOM files; others, such as PT and DX, are gray.
+DICOM_MODALITIES: dict[str, ChannelModality | None] = {
+    "CT": "CT",
+    "MR": "MR",
+    "OT": None,  # other
+    "SC": None,  # screenshots
+}
 CHECKED_CASES = 5  # whose values and tags decide the modalities
 CHECKED_VALUES = 1 << 20  # of a volume, at regular intervals
 SAMPLES = 10_000  # foreground voxels of a case, so that large cases do not dominate
@@ -129,36 +139,56 @@ def _choose_modalities(
 ) -> tuple[ChannelInfo, ...]:
     """Return the channels with their modalities: as described, or those of most of a few cases.
 
-    Notes of the source say what was recognized as CT, and which cases contradict this.
+    Notes of the source say what was recognized as CT, and which cases contradict a modality.
     """
     described = spec.description.channels or (Channel(),) * len(spec.channels)
     if spec.is_color or all(channel.modality is not None for channel in described):
         return spec.channels
-    found = {case.id: _modalities(source, case, spec) for case in _spread(cases)}
+    few = cases[:: 1 + (len(cases) - 1) // CHECKED_CASES]
+    tagged = {case.id: _dicom_modalities(case, spec) for case in few}
+    guessed: dict[str, Modalities] = {}
+    if spec.dims == 3 and any(None in modalities for modalities in tagged.values()):
+        guessed = {case.id: _guess_modalities(source, case, spec) for case in few}
+
     channels = []
     for number, (info, channel) in enumerate(zip(spec.channels, described, strict=True)):
         if channel.modality is None:
-            votes = {case: modalities[number] for case, modalities in found.items() if modalities}
-            info = _with_modality(info, _elect(votes, info.modality))
-            source.notes += _note_modality(info, votes)
+            tags, guesses = _votes(tagged, number), _votes(guessed, number)
+            info = _with_modality(info, _elect(tags or guesses, info.modality), spec.dims)
+            if info.modality == "CT" and not tags:
+                source.notes.append(_note_ct(info))
+            source.notes += _note_contradictions(info, tags or guesses)
         channels.append(info)
     return tuple(channels)
 
 
-def _spread(cases: Sequence[RawCase]) -> Sequence[RawCase]:
-    """Return a few cases from the whole list."""
-    return cases[:: 1 + (len(cases) - 1) // CHECKED_CASES]
+def _dicom_modalities(case: RawCase, spec: DatasetSpec) -> Modalities:
+    """Return the modalities that DICOM files state."""
+    count = len(spec.channels)
+    images = case.images if len(case.images) == count else case.images[:1] * count
+    modalities: list[ChannelModality | None] = []
+    for image in images:
+        try:
+            tag = formats.probe(image.path).modality
+        except CrkdError:
+            tag = ""
+        modalities.append(DICOM_MODALITIES.get(tag, "gray" if tag else None))
+    return tuple(modalities)
 
 
-def _modalities(source: Source, case: RawCase, spec: DatasetSpec) -> tuple[ChannelModality, ...]:
-    """Return the modality of every channel of a case; empty if it cannot be read, or is 2D."""
-    if spec.dims == 2:
-        return ()
+def _guess_modalities(source: Source, case: RawCase, spec: DatasetSpec) -> Modalities:
+    """Return CT or MR for every channel of a volume, by its values."""
     try:
         array = source.open_image(case.images, spec).array
     except CrkdError:
-        return ()
+        return (None,) * len(spec.channels)
     return tuple("CT" if looks_like_ct(values) else "MR" for values in array)
+
+
+def _votes(modalities: Mapping[str, Modalities], channel: int) -> dict[str, ChannelModality]:
+    """Return the modality of a channel by case, as far as it is known."""
+    votes = {case: of_case[channel] for case, of_case in modalities.items()}
+    return {case: modality for case, modality in votes.items() if modality is not None}
 
 
 def _elect(votes: Mapping[str, ChannelModality], default: ChannelModality) -> ChannelModality:
@@ -169,18 +199,21 @@ def _elect(votes: Mapping[str, ChannelModality], default: ChannelModality) -> Ch
     return counts[0][0]
 
 
-def _with_modality(info: ChannelInfo, modality: ChannelModality) -> ChannelInfo:
-    return msgspec.structs.replace(info, modality=modality, intensity=INTENSITIES[modality])
+def _with_modality(info: ChannelInfo, modality: ChannelModality, dims: int) -> ChannelInfo:
+    intensity = intensity_of(modality, dims)
+    return msgspec.structs.replace(info, modality=modality, intensity=intensity)
 
 
-def _note_modality(info: ChannelInfo, votes: Mapping[str, ChannelModality]) -> Iterable[str]:
-    """Note that a channel was recognized as CT, and which cases contradict its modality."""
+def _note_ct(info: ChannelInfo) -> str:
+    return (
+        f"channel {info.name} looks like CT (Hounsfield units) and is normalized as CT; if it is "
+        f"not, describe it: channels: [{{name: {info.name}, modality: MR}}]"
+    )
+
+
+def _note_contradictions(info: ChannelInfo, votes: Mapping[str, ChannelModality]) -> Iterable[str]:
+    """Note which cases contradict the modality of a channel."""
     others = [case for case, modality in votes.items() if modality != info.modality]
-    if info.modality == "CT":
-        yield (
-            f"channel {info.name} looks like CT (Hounsfield units), and is normalized as CT; if it "
-            f"is not, describe it: channels: [{{name: {info.name}, modality: MR}}]"
-        )
     if others:
         yield (
             f"channel {info.name} is taken as {info.modality}, but {len(others)} of "

@@ -46,12 +46,6 @@ RECIPE = 4  # incremented when the same raw files would give a different store
 # How values are stored. uint8: as 0-255, divided by 255 later. minmax: from 0 to 1. zscore: with
 # mean 0 and standard deviation 1 in each image. window: clipped and scaled alike in all images.
 Intensity = Literal["uint8", "minmax", "zscore", "window"]
-INTENSITIES: dict[ChannelModality, Intensity] = {  # of a user's own data
-    "RGB": "uint8",
-    "gray": "minmax",
-    "MR": "zscore",
-    "CT": "window",
-}
 
 
 class Window(Strict, frozen=True):
@@ -129,6 +123,15 @@ class DatasetSpec(Strict, frozen=True):
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, the background first."""
         return tuple(info.name for info in self.classes)
+
+
+def intensity_of(modality: ChannelModality, dims: int) -> Intensity:
+    """Return how the values of a user's own images with `dims` axes are stored."""
+    if modality == "RGB":
+        return "uint8"
+    if modality == "CT":
+        return "window"
+    return "minmax" if modality == "gray" and dims == 2 else "zscore"
 
 
 def numbered_classes(names: Iterable[str]) -> tuple[ClassInfo, ...]:

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from crkd_cli.cli.console import progress
+from crkd_cli.data.cases import ImageFile, RawCase
 from crkd_cli.data.intensities import SAMPLES, decide_intensities, looks_like_ct
 from crkd_cli.data.prepare import prepare
 from crkd_cli.data.sources.folder import Folder
-from crkd_cli.data.store import Store
+from crkd_cli.data.store import ChannelInfo, DatasetSpec, Store
 from crkd_cli.errors import CrkdError
+from tests.dicom import write_series
 
 SHAPE = (12, 24, 20)  # x, y, z
 
@@ -134,6 +136,20 @@ def test_the_majority_decides_and_contradictions_are_named(tmp_path):
     (tmp_path / "dataset.yaml").write_text("channels: [{name: image, modality: MR}]")
     channel, notes = decide(tmp_path)
     assert (channel.modality, channel.intensity, notes) == ("MR", "zscore", [])
+
+
+def test_the_tags_of_dicom_files_state_the_modality(tmp_path):
+    images = []
+    for tag in ("MR", "PT"):
+        slices = write_series(tmp_path / tag, np.ones((3, 4, 5)), name=tag, tags={"Modality": tag})
+        images.append(ImageFile(slices[0], tuple(slices)))
+    info = ChannelInfo(modality="MR", intensity="zscore")
+    for dims, expected in ((2, "minmax"), (3, "zscore")):
+        spec = DatasetSpec("mine", "folder", (), (info, info), dims)
+        case = RawCase("a", "a", tuple(images))
+        first, second = decide_intensities(Folder(), [case], spec, progress).channels
+        assert (first.modality, first.intensity) == ("MR", "zscore")
+        assert (second.modality, second.intensity) == ("gray", expected)
 
 
 def test_ct_without_labeled_foreground_is_an_error(tmp_path):

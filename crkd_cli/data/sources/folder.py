@@ -24,7 +24,7 @@ from crkd_cli.data.patients import TABLE, group_by_pattern, group_by_table
 from crkd_cli.data.raw import formats, hdf5
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
-from crkd_cli.data.store import INTENSITIES, ChannelInfo, DatasetSpec
+from crkd_cli.data.store import ChannelInfo, DatasetSpec, intensity_of
 from crkd_cli.errors import CrkdError
 from crkd_cli.text import printable
 
@@ -63,7 +63,7 @@ class Folder(Source):
                 ChannelInfo(
                     name=(self.description.channels or (Channel(),))[0].name,
                     modality=modality,
-                    intensity=INTENSITIES[modality],
+                    intensity=intensity_of(modality, dims),
                 ),
             ),
             dims=2 if dims == 2 else 3,
