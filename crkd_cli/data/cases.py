@@ -17,6 +17,7 @@ class ImageFile(NamedTuple):
 
     path: Path  # of a DICOM series: its first file
     slices: tuple[Path, ...] = ()  # all files of a DICOM series
+    channel: str | None = None  # its name; None: the file has all channels
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,7 @@ class Description(Strict, frozen=True):
         if self.patients is not None:
             needed = "" if self.patients.lower().endswith(".csv") else "patient"
             patterns.check("patients", self.patients, allowed=("patient",), needed=needed)
-        if self.channels == ():
-            raise ValueError("channels is empty; name one, or drop the line")
+        _check_channels(self)
         if self.spacing is not None and len(self.spacing) not in (2, 3):
             raise ValueError(f"spacing has {len(self.spacing)} numbers; give one per axis")
 
@@ -80,9 +79,19 @@ class Description(Strict, frozen=True):
             raise UsageError(f"--ignore {value}: {error}") from None
 
     @property
+    def channel_names(self) -> tuple[str, ...]:
+        """The names of the channels in their order; empty if they are not described."""
+        if self.channels is not None:
+            return tuple(channel.name for channel in self.channels)
+        stated = self.series if isinstance(self.series, dict) else self.images
+        return tuple(stated) if isinstance(stated, dict) else ()
+
+    @property
     def image_patterns(self) -> dict[str | None, str]:
-        """The patterns of the image files by channel; None: a file has all channels."""
-        return _by_name(self.images)
+        """The patterns of the image files by channel, in order; None: a file has all channels."""
+        by_channel = _by_name(self.images)
+        order = self.channel_names if isinstance(self.images, dict) else tuple(by_channel)
+        return {name: by_channel[name] for name in order}
 
     @property
     def label_patterns(self) -> dict[str | None, str]:
@@ -167,6 +176,25 @@ def _drop_background(tree: dict[str, Any]) -> None:
     classes = tree.get("classes")
     if isinstance(classes, dict) and classes.get("background") in (0, [0]):
         tree["classes"] = {name: value for name, value in classes.items() if name != "background"}
+
+
+def _check_channels(description: Description) -> None:
+    """Raise ValueError unless the channels have different names, and the patterns have theirs."""
+    names = description.channel_names
+    if description.channels == ():
+        raise ValueError("channels is empty; name one, or drop the line")
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"channels: {count} are called {name!r}; give each its own name")
+    if len(names) > 1 and any(x.modality == "RGB" for x in description.channels or ()):
+        raise ValueError("channels: RGB cannot be combined with other channels; list it alone")
+    for key in ("images", "series"):
+        stated = getattr(description, key)
+        if isinstance(stated, dict) and set(stated) != set(names):
+            raise ValueError(
+                f"{key} has patterns for {', '.join(stated)}, but the channels are "
+                f"{', '.join(names)}; use the same names"
+            )
 
 
 def _check_classes(description: Description) -> None:

@@ -10,19 +10,13 @@ from pathlib import Path
 import msgspec
 
 from crkd_cli.data import explain, patterns
-from crkd_cli.data.cases import RawCase
+from crkd_cli.data.cases import ImageFile, RawCase
+from crkd_cli.data.channels import Image, images_by_pattern, name_images
 from crkd_cli.data.description import Description
 from crkd_cli.data.inventory import FileRecord, RawFile
 from crkd_cli.data.layout import candidates, find_labels, find_layout
-from crkd_cli.data.naming import Candidate, label_keys
-from crkd_cli.data.pairing import (
-    Image,
-    images_by_pattern,
-    label_by_name,
-    label_by_pattern,
-    name_images,
-    read_by_pattern,
-)
+from crkd_cli.data.naming import Candidate, label_keys, read_by_pattern
+from crkd_cli.data.pairing import label_by_name, label_by_pattern
 from crkd_cli.data.raw import formats
 from crkd_cli.errors import CrkdError
 from crkd_cli.text import printable
@@ -80,7 +74,8 @@ class Discovery:
         if self.description.labels:
             candidate_images, labels = self._without_labels(candidate_images), []
             labeled = {("", name) for file in self.files for name in self._label_names(file)}
-        images, masks = name_images(candidate_images, labeled)
+        names = self.description.channel_names
+        images, masks = name_images(candidate_images, labeled, names)
         if not images:
             raise CrkdError(
                 f"{self.root / layout.images_folder} contains no image, only masks by their names "
@@ -91,20 +86,22 @@ class Discovery:
 
     def _given_images(self) -> tuple[list[Image], list[Candidate]]:
         """Return the images that match the pattern, and the files that may be labels."""
-        pattern = self.description.image_patterns.get(None, "")
+        image_patterns = self.description.image_patterns
         label_patterns = self.description.label_patterns
-        images = images_by_pattern(self.files, pattern, label_patterns, self.record)
+        images = images_by_pattern(self.files, image_patterns, label_patterns, self.record)
         if not images:
+            listed = ", ".join(map(repr, image_patterns.values()))
             raise CrkdError(
-                f"no image in {self.root} matches the pattern images: {pattern!r}; correct it"
+                f"no image in {self.root} matches the pattern images: {listed}; correct it"
             )
         if label_patterns:
             return images, []
         labels = find_labels(self.files, self.base, self.record)
         if labels is None:  # they are beside the images
-            used = {image.file for image in images}
+            used = {file for image in images for file in image.files}
             others = [file for file in self.files if file not in used]
-            labels = candidates(others, patterns.folder(pattern), self.record)
+            folder = patterns.folder(next(iter(image_patterns.values())))
+            labels = candidates(others, folder, self.record)
         return images, labels
 
     def _without_labels(self, images: Sequence[Candidate]) -> list[Candidate]:
@@ -129,22 +126,30 @@ class Discovery:
 
     def _infer_patterns(self, cases: Sequence[RawCase]) -> Description:
         names = {file.path: file.name for file in self.files}
-        images = patterns.common_template((names[case.image], case.id) for case in cases)
-        by_class: dict[str | None, list[tuple[str, str]]] = {}
+        by_channel: _Entries = {}
+        by_class: _Entries = {}
         for case in cases:
+            for image in case.images:
+                by_channel.setdefault(image.channel, []).append((names[image.path], case.id))
             for label in case.labels:
                 if label.path != case.image:
                     entry = (names[label.path], case.id)
                     by_class.setdefault(label.class_name, []).append(entry)
+        images = {name: patterns.common_template(by_channel[name]) for name in by_channel}
         classes = sorted(by_class, key=lambda name: (name is not None, name))
         labels = {name: patterns.common_template(by_class[name]) for name in classes}
         given = self.description
-        if not given.images:
-            given = msgspec.structs.replace(given, images=images)
+        if not given.images and all(images.values()) and (None not in images or len(images) == 1):
+            given = msgspec.structs.replace(given, images=images.get(None) or images)
         if not given.labels and labels and all(labels.values()):
             given = msgspec.structs.replace(given, labels=labels.get(None) or labels)
         return given
 
 
-def _comparable(cases: Iterable[RawCase]) -> list[tuple[str, Path, frozenset[object]]]:
-    return [(case.id, case.image, frozenset(case.labels)) for case in cases]
+_Entries = dict[str | None, list[tuple[str, str]]]  # file names and the names of their cases
+
+
+def _comparable(
+    cases: Iterable[RawCase],
+) -> list[tuple[str, tuple[ImageFile, ...], frozenset[object]]]:
+    return [(case.id, case.images, frozenset(case.labels)) for case in cases]

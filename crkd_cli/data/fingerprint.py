@@ -49,7 +49,7 @@ def measure(cases: Sequence[RawCase], spec: DatasetSpec) -> Fingerprint:
 
 def _read_header(case: RawCase, spec: DatasetSpec) -> ImageHeader | None:
     try:
-        layout = formats.probe(case.image)
+        layout = formats.probe(case.image, spec.channel_names, case.images[0].slices)
     except CrkdError:
         return None
     if layout.dims != spec.dims:

@@ -96,7 +96,7 @@ class Inventory(NamedTuple):
         for entry in self.entries:
             groups.setdefault((entry.status, entry.what), []).append(printable(entry.file))
         used = {noun: files for (status, noun), files in groups.items() if status == "used"}
-        counts = [pluralize(len(files), noun) for noun, files in used.items()]
+        counts = [_count(len(files), printable(noun)) for noun, files in used.items()]
         lines = [f"used: {', '.join(counts) or 'no file'}"]
         lines += _group("unlabeled", self._names("unlabeled"))
         for (status, what), names in groups.items():
@@ -154,8 +154,10 @@ def take_inventory(
         labels = [label.path for label in case.labels]
         roles |= {path: _Role("used", "label", case.id) for path in labels}
         what = "labeled image" if case.image in labels else "image"
-        for path in case.image_files:
-            roles[path] = _Role("used" if labels else "unlabeled", what, case.id)
+        for image in case.images:
+            content = what if image.channel is None else f"{what}, channel {image.channel}"
+            for path in image.slices or (image.path,):
+                roles[path] = _Role("used" if labels else "unlabeled", content, case.id)
     for path, reason in record.refused.items():
         role = roles.get(path)
         roles[path] = _Role("refused", reason, role.case if role else None)
@@ -175,6 +177,13 @@ class _Role(NamedTuple):
     what: str
     case: str | None = None
     notable: bool = False
+
+
+def _count(count: int, what: str) -> str:
+    """Return "2 labels", or "2 images (channel T1)"."""
+    noun, comma, detail = what.partition(", ")
+    text = pluralize(count, noun)
+    return f"{text} ({detail})" if comma else text
 
 
 def _group(title: str, names: list[str]) -> list[str]:

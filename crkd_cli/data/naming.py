@@ -2,11 +2,14 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import NamedTuple
 
+from crkd_cli.data import patterns
 from crkd_cli.data.inventory import RawFile
+from crkd_cli.data.raw import formats
 
 MASK_WORDS = ("segmentation", "labels", "label", "masks", "mask", "seg", "gt")
 _WORD = rf"[ _.-](?:{'|'.join(MASK_WORDS)})"
@@ -14,7 +17,8 @@ _MASK = re.compile(rf"(?P<base>.+){_WORD}(?:[ _.-]?\(?(?P<number>\d+)\)?)?", re.
 _CLASS_MASK = re.compile(
     rf"(?P<base>.+?){_WORD}[ _.-](?P<name>[^\W\d_].*?)(?:[ _.-](?P<number>\d+))?", re.IGNORECASE
 )
-_CHANNEL = re.compile(r"(.+)_(\d{4})")
+CHANNEL_DIGITS = 4
+_CHANNEL = re.compile(rf"(.+)_[0-9]{{{CHANNEL_DIGITS}}}")
 
 Key = tuple[str, str]  # folder, and name without suffix, channel or mask word
 
@@ -85,31 +89,58 @@ def split_masks(
     return kept, masks
 
 
+def read_by_pattern(
+    file: RawFile, by_class: Mapping[str | None, str]
+) -> Iterator[tuple[str, str | None]]:
+    """Yield (image name, class) for every way to read the name of a label by patterns."""
+    if file.skipped:
+        return
+    for class_name, pattern in by_class.items():
+        for name in patterns.match(pattern, file.name, "name"):
+            yield name, class_name
+
+
 def channel_groups(images: Iterable[Candidate], labeled: set[Key]) -> dict[Key, list[Candidate]]:
     """Return the files of every case whose files are numbered by channel, as nnU-Net does.
 
     The numbers are channels if there is a file _0000 and the labels lack the number. Without a
-    label, the other cases decide.
+    label, or without a file _0000, the other cases decide.
     """
+    channels, undecided = {}, {}
+    has_frames = False
+    for key, group in numbered_files(images).items():
+        is_labeled = key in labeled
+        has_first = any(channel_number(image) == 0 for image in group)
+        if any(image.key in labeled for image in group):
+            has_frames = True
+        elif has_first and is_labeled:
+            channels[key] = group
+        elif has_first or is_labeled:
+            undecided[key] = group
+    if channels and not has_frames:
+        return channels | undecided
+    return channels
+
+
+def numbered_files(images: Iterable[Candidate]) -> dict[Key, list[Candidate]]:
+    """Return the files whose names end in a number of four digits, by the rest of their names."""
     numbered: dict[Key, list[Candidate]] = defaultdict(list)
     for image in images:
         if name := _CHANNEL.fullmatch(image.stem):
             numbered[image.folder, name[1]].append(image)
+    return numbered
 
-    channels, undecided = {}, {}
-    has_frames = False
-    for (folder, base), group in numbered.items():
-        if any(image.key in labeled for image in group):
-            has_frames = True
-        elif all(image.stem != f"{base}_0000" for image in group):
-            continue
-        elif (folder, base) in labeled:
-            channels[folder, base] = group
-        else:
-            undecided[folder, base] = group
-    if channels and not has_frames:
-        return channels | undecided
-    return channels
+
+def channel_number(image: Candidate) -> int:
+    """Return the number at the end of a name."""
+    return int(image.stem[-CHANNEL_DIGITS:])
+
+
+def with_channel_number(name: str, number: int) -> str:
+    """Return a file name with another number of a channel."""
+    suffix = formats.suffix(Path(name))
+    stem = name[: len(name) - len(suffix) - CHANNEL_DIGITS]
+    return f"{stem}{number:0{CHANNEL_DIGITS}}{name[len(name) - len(suffix) :]}"
 
 
 def case_ids(images: Iterable[Key]) -> list[str]:

@@ -1,22 +1,21 @@
 """Pair images with their labels, by name or by the patterns of a description."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from crkd_cli.data import patterns
-from crkd_cli.data.cases import ImageFile, LabelFile, RawCase
+from crkd_cli.data.cases import LabelFile, RawCase
+from crkd_cli.data.channels import Image, name_images
 from crkd_cli.data.inventory import FileRecord, RawFile, is_text, list_files, take_inventory
-from crkd_cli.data.layout import LABELS, SIDECARS, UNSUPPORTED, candidates
+from crkd_cli.data.layout import LABELS, SIDECARS, candidates
 from crkd_cli.data.naming import (
     Candidate,
     Form,
     Key,
-    case_ids,
-    channel_groups,
     forms,
     label_keys,
+    read_by_pattern,
     similar_name,
     split_masks,
 )
@@ -29,14 +28,6 @@ BACKGROUND = "background"
 MAX_ID_BYTES = 240  # of file names, which have at most 255
 MAX_HINTS = 5
 LABEL_FOLDERS = [name.lower() for name in (*LABELS, "labelsTs")]
-
-
-class Image(NamedTuple):
-    """An image file and the id of its case."""
-
-    file: RawFile
-    id: str
-    key: Key = ("", "")  # see Candidate; without the number of a channel
 
 
 class _Match(NamedTuple):
@@ -92,30 +83,6 @@ def images_in(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
     record.left_out |= {mask.file.path: "a mask by its name" for mask in masks}
     inventory = take_inventory(files, (), record, "")
     return [image.file.path for image in images], inventory.notices()
-
-
-def name_images(
-    images: Sequence[Candidate], labeled: set[Key]
-) -> tuple[list[Image], list[Candidate]]:
-    """Return the images with their ids, and the masks among them by their names.
-
-    `labeled` are the keys of images that labels elsewhere may belong to. Raises CrkdError if a case
-    has several images, one per channel.
-    """
-    kept, masks = split_masks(images, labeled)
-    channels = channel_groups(kept, labeled | label_keys(masks))
-    for group in channels.values():
-        if len(group) > 1:
-            names = " and ".join(printable(image.file.name) for image in group[:2])
-            pattern = group[0].file.name.replace(group[0].stem, "{name}_0000")
-            raise CrkdError(
-                f"there are several files per case, one per channel ({names}), but only one "
-                f'channel is supported; choose it in dataset.yaml with the line images: "{pattern}"'
-            )
-    without_channel = {image.key: key for key, group in channels.items() for image in group}
-    keys = [without_channel.get(image.key, image.key) for image in kept]
-    named = zip(kept, case_ids(keys), keys, strict=True)
-    return [Image(image.file, id, key) for image, id, key in named], masks
 
 
 def label_by_name(
@@ -183,43 +150,6 @@ def label_by_pattern(
             key=lambda label: (order.index(label.class_name), *_natural(label.path.as_posix()))
         )
     return _build(images, {case: tuple(group) for case, group in label_files.items()}, record)
-
-
-def images_by_pattern(
-    files: Sequence[RawFile],
-    pattern: str,
-    label_patterns: Mapping[str | None, str],
-    record: FileRecord,
-) -> list[Image]:
-    """Return the files that match `pattern`, except those that are labels of others."""
-    images = []
-    for file in files:
-        if file.skipped or not patterns.matches(pattern, file.name):
-            continue
-        if not formats.suffix(file.path):
-            record.left_out[file.path] = UNSUPPORTED
-            continue
-        stem = formats.stem(Path(file.name))
-        images.append(Image(file, next(patterns.match(pattern, file.name, "name"), stem)))
-
-    ids = {image.id for image in images}
-    labels = set()
-    for image in images:
-        for name, _ in read_by_pattern(image.file, label_patterns):
-            if name in ids and name != image.id:
-                labels.add(image)
-    return [image for image in images if image not in labels]
-
-
-def read_by_pattern(
-    file: RawFile, label_patterns: Mapping[str | None, str]
-) -> Iterator[tuple[str, str | None]]:
-    """Yield (image name, class) for every way to read a file name by the patterns."""
-    if file.skipped:
-        return
-    for class_name, pattern in label_patterns.items():
-        for name in patterns.match(pattern, file.name, "name"):
-            yield name, class_name
 
 
 def _by_key(images: Sequence[Image]) -> dict[Key, str]:
@@ -296,17 +226,26 @@ def _build(
     cases = []
     for image in images:
         labels = label_files.get(image.id, ())
-        problem = image.file.problem
+        if problem := _problem(image):
+            record.refused |= problem
+            others = [file.path for file in image.files if file.path not in problem]
+            for path in (*others, *(label.path for label in labels)):
+                record.left_out[path] = "its image is refused"
+            continue
+        labels = tuple(label for label in labels if label.path not in record.refused)
+        cases.append(RawCase(image.id, image.id, image.image_files, labels))
+    return sorted(cases, key=lambda case: (case.id, case.image))
+
+
+def _problem(image: Image) -> dict[Path, str]:
+    """Return the file that makes an image unusable, with the reason, if there is one."""
+    for file in image.files:
+        problem = file.problem
         if len(image.id.encode(errors="replace")) > MAX_ID_BYTES:
             problem = f"has a name of more than {MAX_ID_BYTES} bytes; shorten it"
         if problem:
-            record.refused[image.file.path] = f"{printable(image.file.name)} {problem}"
-            for label in labels:
-                record.left_out[label.path] = "its image is refused"
-            continue
-        labels = tuple(label for label in labels if label.path not in record.refused)
-        cases.append(RawCase(image.id, image.id, (ImageFile(image.file.path),), labels))
-    return sorted(cases, key=lambda case: (case.id, case.image))
+            return {file.path: f"{printable(file.name)} {problem}"}
+    return {image.files[0].path: image.problem} if image.problem else {}
 
 
 def _describe_classes(label_files: Iterable[Sequence[LabelFile]]) -> str:

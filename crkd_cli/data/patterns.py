@@ -72,6 +72,12 @@ def folder(pattern: str) -> str:
     return parent + slash
 
 
+def local(pattern: str) -> str:
+    """Return a pattern without the folders before {name}."""
+    before, name, after = pattern.partition("{name}")
+    return before.rpartition("/")[2] + name + after
+
+
 @cache
 def _regex(pattern: str, lazy: bool) -> re.Pattern[str]:
     """Return a regular expression in which a field is as short or as long as possible."""

@@ -83,7 +83,10 @@ def _case_tree(case: RawCase, files: Mapping[Path, str]) -> dict[str, Any]:
     return {
         "id": case.id,
         "patient": case.group,
-        "image": files.get(case.image),  # None: it does not exist
+        # None: it does not exist.
+        "images": [
+            {"file": files.get(image.path), "channel": image.channel} for image in case.images
+        ],
         "labels": [
             {"file": files.get(label.path), "class": label.class_name} for label in case.labels
         ],

@@ -110,6 +110,11 @@ class DatasetSpec(Strict, frozen=True):
         return 3 if self.is_color else len(self.channels)
 
     @property
+    def channel_names(self) -> tuple[str, ...]:
+        """The names of the channels."""
+        return tuple(channel.name for channel in self.channels)
+
+    @property
     def is_color(self) -> bool:
         """Whether the images are RGB, which no other channel can be combined with."""
         return self.channels[0].modality == "RGB"

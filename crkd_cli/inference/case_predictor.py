@@ -104,6 +104,8 @@ class CasePredictor:
         targets = self._targets(case)
         if not self._options.overwrite and all(file.is_file() for file in targets.values()):
             return None
+        if case.problem:
+            raise CrkdError(case.problem)
         volume = self._source.open_image(case.images, self._spec)
         stored = self._source.finish(volume, case.image, self._spec)
         tags = read_tags(case.series) if "segmentation" in targets else []

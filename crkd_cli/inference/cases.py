@@ -1,17 +1,18 @@
 """The cases that `crkd predict` predicts, and where their masks go."""
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from crkd_cli.data.cases import ImageFile
+from crkd_cli.data.channels import Image, images_to_predict
 from crkd_cli.data.layout import PREDICTED_MASKS
 from crkd_cli.data.pairing import images_in
 from crkd_cli.data.raw import formats
 from crkd_cli.data.store import DatasetSpec
-from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.errors import CrkdError, UsageError, pluralize
 from crkd_cli.progress import Notify
+
+MAX_NOTED = 5  # names in a note
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Case:
 
     images: tuple[ImageFile, ...]
     mask: Path  # relative to the output folder
+    problem: str = ""  # a sentence: why the case cannot be read
 
     @property
     def image(self) -> Path:
@@ -40,21 +42,24 @@ class Case:
 def find_cases(source: Path, out: Path, spec: DatasetSpec, notify: Notify) -> list[Case]:
     """Return the cases of the image `source`, or of all images in the folder `source`.
 
-    Raises CrkdError if there are none, or if a case has several images.
+    Raises CrkdError if there are none.
     """
     if not source.is_dir():
-        return [_file_case(source, source.parent)]
-    images, notes = images_in(source, out)
+        return [_case_of_file(source, spec)]
+    files, notes = images_in(source, out)
     for note in notes:
         notify(f"note: {note}")
-    if not images:
+    if not files:
         suffixes = ", ".join(formats.SUFFIXES)
         raise CrkdError(
             f"{source} contains no images, nor do its subfolders (formats: {suffixes}); "
             "give a file, or another folder"
         )
-    _check_channels(images, spec)
-    return [_file_case(image, source) for image in images]
+    images, others = images_to_predict(files, source, spec)
+    if others:
+        names = ", ".join(file.relative_to(source).as_posix() for file in others[:MAX_NOTED])
+        notify(f"note: {pluralize(len(others), 'file')} left out, not a channel: {names} …")
+    return [_case(image) for image in images]
 
 
 def output_folder(source: Path, out: Path | None) -> Path:
@@ -77,24 +82,26 @@ def output_folder(source: Path, out: Path | None) -> Path:
     return out
 
 
-def _file_case(image: Path, folder: Path) -> Case:
-    """Return the case of a file below `folder`."""
-    mask = image.parent.relative_to(folder) / formats.label_name(image)
-    return Case((ImageFile(image),), mask)
+def _case_of_file(file: Path, spec: DatasetSpec) -> Case:
+    """Return the case of a file, with the other channels in its folder."""
+    beside = [file]
+    if len(spec.channels) > 1:
+        beside += [path for path in sorted(file.parent.iterdir()) if formats.suffix(path)]
+    images, _ = images_to_predict(list(dict.fromkeys(beside)), file.parent, spec)
+    paths = [[part.path for part in image.files] for image in images]
+    image = next((x for x, files in zip(images, paths, strict=True) if file in files), None)
+    if image is None:
+        raise CrkdError(
+            f"{file} does not have the name of a channel ({', '.join(spec.channel_names)}); "
+            "give one of these, or their folder"
+        )
+    return _case(image)
 
 
-def _check_channels(images: Sequence[Path], spec: DatasetSpec) -> None:
-    """Raise CrkdError if a case has several images, one per channel, as nnU-Net numbers them.
-
-    The numbers are channels if the model was trained on images that end in _0000.
-    """
-    if "{name}_0000" not in spec.description.image_patterns.get(None, ""):
-        return
-    paths = {(image.parent, formats.stem(image)): image for image in images}
-    for (folder, stem), image in paths.items():
-        first = paths.get((folder, f"{stem[:-4]}0000"))
-        if first not in (None, image) and re.fullmatch(r".*_\d{4}", stem):
-            raise CrkdError(
-                f"{first} and {image} are channels of one case, but the model was trained on one "
-                "channel; put the images of that channel into a folder of their own"
-            )
+def _case(image: Image) -> Case:
+    """Return the case of an image; its mask has the format of the first file."""
+    folder, name = image.key
+    first = image.files[0].path
+    suffix = first.name.removeprefix(formats.stem(first))
+    mask = Path(folder, formats.label_name(Path(f"{name}{suffix}")))
+    return Case(image.image_files, mask, image.problem)

@@ -98,7 +98,7 @@ def test_mistakes_in_a_description(prepare_data, raw_folder):
         "clases: {liver: 1}": (2, "dataset.yaml: unknown key clases; did you mean 'classes'?"),
         "spacing: [1, 1, 1]": (2, "the described spacing has 3 numbers, but mine is 2D: give 2"),
         "channels: [{modality: RGB}]": (1, "says RGB, but most images have no colors"),
-        "channels: [{name: T1}, {name: T2}]": (1, "describes 2 channels (T1, T2), but only one"),
+        "channels: [{name: T1}, {name: T2}]": (1, "1 channel, but the dataset mine has 2"),
         'images: "img/*.png"': (1, "matches the pattern images: 'img/*.png'; correct it"),
         'labels: "labels/{name}_x.png"': (1, "matches the pattern labels: 'labels/{name}_x.png'"),
         "patients: who.csv": (1, "who.csv does not exist; correct patients in the"),
@@ -145,7 +145,7 @@ def test_json(cli, raw_folder, tmp_path):
     assert tree["cases"][0] == {
         "id": "a",
         "patient": "a",
-        "image": "images/a.png",
+        "images": [{"file": "images/a.png", "channel": None}],
         "labels": [{"file": "labels/a.png", "class": None}],
     }
     assert tree["notices"] == ["cases without a label, used as unlabeled: 1 of 4"]

@@ -50,6 +50,7 @@ class Volume:
     geometry: Geometry | None = None  # of medical files
     z_last: bool = False  # `array` is [x, y, z] while the file is [z, y, x]
     dpi: tuple[float, float] | None = None  # x, y; of pictures that state it
+    resampled: tuple[Path, ...] = ()  # the files of channels that had another grid
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Layout(NamedTuple):
     geometry: Geometry | None = None  # of medical files
     has_label: bool = False  # the file also contains a label map (HDF5 only)
     modality: str = ""  # such as CT or MR (DICOM only)
+    is_color: bool = False  # the channels are red, green and blue
 
     @property
     def dims(self) -> int:
@@ -75,8 +77,14 @@ class Layout(NamedTuple):
         return len(self.size)
 
 
-def read_image(path: Path, z_last: bool = False, slices: Sequence[Path] = ()) -> Volume:
+def read_image(
+    path: Path, z_last: bool = False, channels: Sequence[str] = (), slices: Sequence[Path] = ()
+) -> Volume:
     """Read an image with the values of the file, or of the `slices` of a DICOM series.
+
+    `channels` are the names of all channels of the dataset. The fourth axis of a NIfTI file, or the
+    first one of an h5 array, is that of channels if it has as many, and an h5 file may have an
+    array for each.
 
     Raises CrkdError if the file is missing, empty, truncated or of an unknown format.
     """
@@ -85,12 +93,12 @@ def read_image(path: Path, z_last: bool = False, slices: Sequence[Path] = ()) ->
             array, dpi = pictures.read(path)
             return Volume(array, None, array.shape[1:], dpi=dpi)
         if kind in hdf5.SUFFIXES:
-            array = hdf5.read(path, "image")
+            array = hdf5.read_image(path, channels)
             return Volume(array, None, array.shape[1:])
         if kind in dicom.SUFFIXES:
             array, geometry = dicom.read(path, slices)
         else:
-            array, geometry = medical.read(path, kind)
+            array, geometry = medical.read(path, kind, len(channels))
 
     turned = z_last and array.ndim == 4
     if turned:
@@ -111,7 +119,7 @@ def read_label(path: Path, z_last: bool = False) -> LabelMap:
         if kind in pictures.SUFFIXES:
             array = pictures.read(path, as_label=True).array
         elif kind in hdf5.SUFFIXES:
-            array = hdf5.read(path, "label")
+            array = hdf5.read_label(path)
         elif kind in dicom.SUFFIXES:
             raise CrkdError(f"{path} is DICOM; convert the label to NIfTI")
         else:
@@ -147,21 +155,23 @@ def write_label(path: Path, label: NDArray[Any], like: Volume) -> None:
             medical.write(temporary, array, kind, like.geometry)
 
 
-def probe(path: Path, slices: Sequence[Path] = ()) -> Layout:
+def probe(path: Path, channels: Sequence[str] = (), slices: Sequence[Path] = ()) -> Layout:
     """Read the layout of an image, or of the `slices` of a DICOM series, from the headers.
 
-    Raises CrkdError like `read_image`.
+    `channels` are those of `read_image`. Raises CrkdError like it.
     """
     with _readable(path) as kind:
         if kind in pictures.SUFFIXES:
-            return Layout(*pictures.layout(path))
+            count, size = pictures.layout(path)
+            return Layout(count, size, is_color=count == 3)
         if kind in hdf5.SUFFIXES:
-            channels, size, has_label = hdf5.layout(path)
-            return Layout(channels, size, has_label=has_label)
+            count, size, has_label, is_color = hdf5.layout(path, channels)
+            return Layout(count, size, has_label=has_label, is_color=is_color)
         if kind in dicom.SUFFIXES:
-            channels, size, geometry = dicom.layout(path, slices)
-            return Layout(channels, size, geometry, modality=dicom.read_tags(path).modality)
-        return Layout(*medical.layout(path, kind))
+            count, size, geometry = dicom.layout(path, slices)
+            return Layout(count, size, geometry, modality=dicom.read_tags(path).modality)
+        count, size, geometry, is_color = medical.layout(path, kind, len(channels))
+        return Layout(count, size, geometry, is_color=is_color)
 
 
 def data_file(header: Path) -> Path | None:

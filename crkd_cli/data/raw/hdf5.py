@@ -1,9 +1,11 @@
 """Read and write HDF5 files with the arrays `image` and `label`.
 
-Arrays are [y, x], [z, y, x], or [y, x, 3] for 8-bit RGB. Files are read in a separate process,
+Arrays are [y, x], [z, y, x], or [y, x, 3] for 8-bit RGB. Several channels are the first axis of
+`image`, or an array each. Files are read in a separate process,
 because damaged ones can crash the HDF5 library.
 """
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,39 +20,55 @@ from crkd_cli.errors import CrkdError
 SUFFIXES = (".h5", ".hdf5")
 
 
-def read(path: Path, name: str) -> NDArray[Any]:
-    """Read the array `name` as [C, *S]."""
+def read_image(path: Path, channels: Sequence[str]) -> NDArray[Any]:
+    """Read `image`, or the arrays with the names of `channels`, as [C, *S]."""
     array: NDArray[Any]
-    channels, array = call_isolated(load, path, name)
-    return np.moveaxis(array, -1, 0) if channels == 3 else array[None]
+    axis, array = call_isolated(load_image, path, list(channels))
+    return array[None] if axis is None else np.moveaxis(array, axis, 0)
 
 
-def layout(path: Path) -> tuple[int, tuple[int, ...], bool]:
-    """Return the channels and *S of `image`, and whether the file contains a `label`."""
-    has_label, channels, *size = call_isolated(describe, path)
-    return channels, tuple(size), has_label
+def read_label(path: Path) -> NDArray[Any]:
+    """Read `label` as [1, *S]."""
+    array: NDArray[Any]
+    (array,) = call_isolated(load_label, path)
+    return array[None]
 
 
-def load(path: Path, name: str) -> tuple[int, NDArray[Any]]:
-    """Return the number of channels and the array `name` as stored."""
+def layout(path: Path, channels: Sequence[str]) -> tuple[int, tuple[int, ...], bool, bool]:
+    """Return the number of channels and *S, and whether there is a `label`, and color."""
+    has_label, is_color, count, *size = call_isolated(describe, path, list(channels))
+    return count, tuple(size), has_label, is_color
+
+
+def load_image(path: Path, channels: Sequence[str]) -> tuple[int | None, NDArray[Any]]:
+    """Return the axis of the channels, if there is one, and the array."""
     import h5py
 
     with h5py.File(path) as file:
-        dataset = _numbers(file, path, name)
-        channels = _layout(dataset)[0] if name == "image" else 1
-        check_declared_size(path, dataset.nbytes, compressed=dataset.chunks is not None)
-        return channels, dataset[()]
+        arrays = [_load(file, path, name) for name in _image_names(file, channels)]
+        axis = _channel_axis(arrays, path, len(channels))
+        return (0, np.stack(arrays)) if len(arrays) > 1 else (axis, arrays[0])
 
 
-def describe(path: Path) -> tuple[int, ...]:
-    """Return whether the file contains a `label`, and the channels and *S of `image`."""
+def load_label(path: Path) -> tuple[NDArray[Any]]:
+    """Return `label` as stored."""
+    import h5py
+
+    with h5py.File(path) as file:
+        return (_load(file, path, "label"),)
+
+
+def describe(path: Path, channels: Sequence[str]) -> tuple[int, ...]:
+    """Return whether there is a `label`, and color, and the channels and *S of the image."""
     import h5py
 
     with h5py.File(path) as file:
         has_label = file.get("label", getlink=True) is not None
-        image = _numbers(file, path, "image")
-        channels, dims = _layout(image)
-        return has_label, channels, *image.shape[:dims]
+        arrays = [_numbers(file, path, name) for name in _image_names(file, channels)]
+        axis = _channel_axis(arrays, path, len(channels))
+        size = list(arrays[0].shape)
+        count = len(arrays) if axis is None else size.pop(axis)
+        return has_label, axis == -1, count, *size
 
 
 def write(path: Path, label: NDArray[Any]) -> None:
@@ -63,6 +81,22 @@ def write(path: Path, label: NDArray[Any]) -> None:
     path.write_bytes(content.getbuffer())
 
 
+def _image_names(file: Any, channels: Sequence[str]) -> Sequence[str]:
+    """Return the names of the arrays that contain the image: `image`, else one per channel."""
+    if file.get("image", getlink=True) is not None:
+        return ("image",)
+    has_channels = any(file.get(name, getlink=True) is not None for name in channels)
+    return channels if has_channels else ("image",)
+
+
+def _load(file: Any, path: Path, name: str) -> NDArray[Any]:
+    """Return the array `name` of an open file."""
+    dataset = _numbers(file, path, name)
+    check_declared_size(path, dataset.nbytes, compressed=dataset.chunks is not None)
+    array: NDArray[Any] = dataset[()]
+    return array
+
+
 def _numbers(file: Any, path: Path, name: str) -> Any:
     """Return the array `name` of an open file.
 
@@ -72,8 +106,12 @@ def _numbers(file: Any, path: Path, name: str) -> Any:
 
     link = file.get(name, getlink=True)
     if link is None:
-        existing = ", ".join(sorted(file)[:5]) or "nothing"
-        raise CrkdError(f"{path} has no array {name!r}, only {existing}")
+        existing = sorted(file)[:5]
+        reason = f"{path} has no array {name!r}, only {', '.join(existing) or 'nothing'}"
+        if name == "image" and (others := [other for other in existing if other != "label"]):
+            channels = ", ".join(f"{{name: {other}}}" for other in others)
+            reason += f"; if these are channels, list them in dataset.yaml: channels: [{channels}]"
+        raise CrkdError(reason)
     if not isinstance(link, h5py.HardLink):
         raise CrkdError(f"{path} has a link in place of {name!r}; copy the array into the file")
     dataset = file[name]
@@ -89,9 +127,19 @@ def _numbers(file: Any, path: Path, name: str) -> Any:
     return dataset
 
 
-def _layout(dataset: Any) -> tuple[int, int]:
-    if dataset.ndim == 3 and dataset.shape[-1] == 3 and dataset.dtype == np.uint8:
-        return 3, 2
-    if dataset.ndim in (2, 3):
-        return 1, dataset.ndim
-    raise ValueError(f"{dataset.name} has {dataset.ndim} axes, expected 2 or 3")
+def _channel_axis(images: Sequence[Any], path: Path, channels: int) -> int | None:
+    """Return the axis of the channels of the first of `images`: 0, −1 for color, or None."""
+    shapes = [image.shape for image in images]
+    first, shape = images[0], shapes[0]
+    if len(set(shapes)) > 1:
+        raise CrkdError(f"{path} has channels of different shapes: {', '.join(map(str, shapes))}")
+    if len(images) == 1 and 1 < channels == shape[0] and len(shape) in (3, 4):
+        return 0
+    if len(images) == 1 and len(shape) == 3 and shape[-1] == 3 and first.dtype == np.uint8:
+        return -1
+    if len(shape) not in (2, 3):
+        raise CrkdError(
+            f"{path} has an image of shape {shape}: expected two or three axes, and before them, "
+            "for channels, an axis of as many as dataset.yaml lists"
+        )
+    return None

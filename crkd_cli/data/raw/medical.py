@@ -17,15 +17,25 @@ from crkd_cli.data.raw.geometry import Geometry, decompose
 SUFFIXES = (*nifti.SUFFIXES, *nrrd.SUFFIXES, *metaimage.SUFFIXES)
 
 
-def read(path: Path, kind: str) -> tuple[NDArray[Any], Geometry]:
-    """Read the voxels of a file with the suffix `kind` as [C, *S] (z first), and the geometry."""
+def read(path: Path, kind: str, channels: int = 0) -> tuple[NDArray[Any], Geometry]:
+    """Read the voxels of a file with the suffix `kind` as [C, *S] (z first), and the geometry.
+
+    The fourth axis of a NIfTI file is that of channels if it has as many as the dataset.
+    """
+    if kind in nifti.SUFFIXES:
+        return nifti.read(path, channels)
     result: tuple[NDArray[Any], Geometry] = _reader(kind).read(path)
     return result
 
 
-def layout(path: Path, kind: str) -> tuple[int, tuple[int, ...], Geometry]:
-    """Return the number of channels, *S (z first) and the geometry from the header."""
-    result: tuple[int, tuple[int, ...], Geometry] = _reader(kind).layout(path)
+def layout(path: Path, kind: str, channels: int = 0) -> tuple[int, tuple[int, ...], Geometry, bool]:
+    """Return the number of channels, *S (z first), the geometry, and whether they are colors.
+
+    Like `read`, but from the header.
+    """
+    if kind in nifti.SUFFIXES:
+        return nifti.layout(path, channels)
+    result: tuple[int, tuple[int, ...], Geometry, bool] = _reader(kind).layout(path)
     return result
 
 

@@ -116,10 +116,11 @@ def read(path: Path) -> tuple[NDArray[Any], Geometry]:
     return array, _geometry(header)
 
 
-def layout(path: Path) -> tuple[int, tuple[int, ...], Geometry]:
-    """Return the number of channels, *S (z first) and the geometry from the header."""
+def layout(path: Path) -> tuple[int, tuple[int, ...], Geometry, bool]:
+    """Return the number of channels, *S (z first), the geometry, and whether they are colors."""
     header = _Header(path)
-    return header.channels, header.size[::-1], _geometry(header)
+    is_color = header.channels == 3 and header.dtype == np.uint8
+    return header.channels, header.size[::-1], _geometry(header), is_color
 
 
 def data_file(header: Path) -> Path | None:

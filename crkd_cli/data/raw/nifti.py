@@ -58,10 +58,13 @@ class _Voxels(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read(path: Path) -> tuple[NDArray[Any], Geometry]:
-    """Read the voxels as [C, *S] (z first), scaled as the header says, and the geometry."""
+def read(path: Path, channels: int = 0) -> tuple[NDArray[Any], Geometry]:
+    """Read the voxels as [C, *S] (z first), scaled as the header says, and the geometry.
+
+    A fourth axis of `channels`, the number of those of the dataset, is C.
+    """
     header = _read_header(path)
-    voxels = _voxels(path, header)
+    voxels = _voxels(path, header, channels)
     compressed = _is_gzip(voxels.file)
     check_declared_size(voxels.file, voxels.offset + voxels.size, compressed=compressed)
     with voxels.file.open("rb") as file:
@@ -73,12 +76,12 @@ def read(path: Path) -> tuple[NDArray[Any], Geometry]:
     return _scale(array, header), _geometry(header)
 
 
-def layout(path: Path) -> tuple[int, tuple[int, ...], Geometry]:
-    """Return the number of channels, *S (z first) and the geometry from the header."""
+def layout(path: Path, channels: int = 0) -> tuple[int, tuple[int, ...], Geometry, bool]:
+    """Return the number of channels, *S (z first), the geometry, and whether they are colors."""
     header = _read_header(path)
-    channels, *size = _voxels(path, header).shape
-    channels = 3 if int(header["datatype"]) in (RGB, RGBA) else channels
-    return channels, tuple(size), _geometry(header)
+    count, *size = _voxels(path, header, channels).shape
+    is_color = int(header["datatype"]) in (RGB, RGBA)
+    return 3 if is_color else count, tuple(size), _geometry(header), is_color
 
 
 def data_file(header: Path) -> Path | None:
@@ -120,7 +123,7 @@ def _read_header(path: Path) -> Any:
     raise ValueError("no NIfTI header")
 
 
-def _voxels(path: Path, header: Any) -> _Voxels:
+def _voxels(path: Path, header: Any, channels: int) -> _Voxels:
     """Return where the voxels are. Raises CrkdError if the header is contradictory."""
     file, offset = path, int(header["vox_offset"])
     is_pair = bytes(header["magic"]).startswith(b"ni")
@@ -136,22 +139,39 @@ def _voxels(path: Path, header: Any) -> _Voxels:
         offset = max(offset, header.template_dtype.itemsize)
     if offset < 0:
         raise ValueError(f"the voxels start at byte {offset}")
-    return _Voxels(file, offset, _shape(path, header), _dtype(path, header))
+    return _Voxels(file, offset, _shape(path, header, channels), _dtype(path, header))
 
 
-def _shape(path: Path, header: Any) -> tuple[int, ...]:
-    """Return [channels, *S] of the voxels."""
+def _shape(path: Path, header: Any, channels: int) -> tuple[int, ...]:
+    """Return [C, *S] of the voxels. A fourth axis is C if it is a vector's, or of `channels`."""
     count = int(header["dim"][0])
     size = [int(side) for side in header["dim"][1 : 1 + count]]
     if not 2 <= count <= 7 or min(size) < 1:
         raise ValueError(f"dim is {header['dim'].tolist()}")
-    is_vector = count == 5 and size[3] == 1 and int(header["intent_code"]) == VECTOR_INTENT
-    channels = size.pop() if is_vector else 1
+    is_vector = int(header["intent_code"]) == VECTOR_INTENT
+    has_vectors = is_vector and (count == 4 or (count == 5 and size[3] == 1))
+    vector = size.pop() if has_vectors else 1
     while len(size) > 3 and size[-1] == 1:
         size.pop()
-    if len(size) > 3:
+    if len(size) == 4 and vector == 1 and size[3] == channels:
+        vector = size.pop()
+    if len(size) == 4:
+        raise _fourth_axis(path, size[3], channels)
+    if len(size) > 4:
         raise too_many_axes(path, size)
-    return (channels, *size[::-1])
+    return (vector, *size[::-1])
+
+
+def _fourth_axis(path: Path, count: int, channels: int) -> CrkdError:
+    """Return the error for a fourth axis that is not that of the dataset's channels."""
+    if channels > 1:
+        advice = f"the dataset has {channels} channels, which must be as many"
+    else:
+        advice = "if these are channels, list all in dataset.yaml: channels: [{name: T1}, …]"
+    return CrkdError(
+        f"{path} has a fourth axis of {count}: {advice}; if it is a time series, write each time "
+        "point to a file"
+    )
 
 
 def _dtype(path: Path, header: Any) -> np.dtype[Any]:

@@ -99,11 +99,12 @@ def read(path: Path) -> tuple[NDArray[Any], Geometry]:
     return array, _geometry(header, layout)
 
 
-def layout(path: Path) -> tuple[int, tuple[int, ...], Geometry]:
-    """Return the number of channels, *S (z first) and the geometry from the header."""
+def layout(path: Path) -> tuple[int, tuple[int, ...], Geometry, bool]:
+    """Return the number of channels, *S (z first), the geometry, and whether they are colors."""
     header = _read_header(path)
     layout = _layout(path, header)
-    return layout.channels, layout.size[::-1], _geometry(header, layout)
+    is_color = layout.channels == 3 and _dtype(header) == np.uint8
+    return layout.channels, layout.size[::-1], _geometry(header, layout), is_color
 
 
 def data_file(header: Path) -> Path | None:

@@ -18,8 +18,9 @@ from crkd_cli.data.raw import formats, pictures
 from crkd_cli.data.raw.download import Remote
 from crkd_cli.data.raw.formats import Volume
 from crkd_cli.data.raw.limits import enough_memory
+from crkd_cli.data.stacking import stack
 from crkd_cli.data.store import ChannelInfo, DatasetSpec, Window
-from crkd_cli.errors import CrkdError
+from crkd_cli.errors import CrkdError, pluralize
 from crkd_cli.progress import Advance
 
 # Values at most this many times their spread away from 0 are exact to 1e-6 of the spread.
@@ -96,12 +97,16 @@ class Source(ABC):
 
         Raises CrkdError if one cannot be read, or if the image does not fit the dataset.
         """
-        path = images[0].path
-        volume = formats.read_image(path, z_last=spec.z_last)
-        array = _match_channels(volume.array, spec.channel_count)
-        _check_image(array, path, spec)
-        spacing = volume.spacing_mm or spec.description.spacing
-        return replace(volume, array=array, spacing_mm=spacing)
+        volumes = []
+        for image in images:
+            volume = formats.read_image(image.path, spec.z_last, spec.channel_names, image.slices)
+            count = spec.channel_count if image.channel is None else 1
+            array = _match_channels(volume.array, spec, count)
+            _check_image(array, image, spec)
+            volumes.append(replace(volume, array=array))
+        with enough_memory(images[0].path):
+            volume = stack(volumes, images)
+        return replace(volume, spacing_mm=volume.spacing_mm or spec.description.spacing)
 
     def finish(self, volume: Volume, path: Path, spec: DatasetSpec) -> StoredImage:
         """Normalize an opened image, and resize it or bring it to the grid of the plan.
@@ -203,32 +208,53 @@ def _working_dtype(
     return np.float32 if dtype.itemsize <= 4 and is_exact and is_in_range else np.float64
 
 
-def _match_channels(array: NDArray[Any], channels: int) -> NDArray[Any]:
-    """Convert gray [1, *S] to RGB or gray RGB to [1, *S] if a dataset has `channels` channels."""
-    if channels == 3 and len(array) == 1:
+def _match_channels(array: NDArray[Any], spec: DatasetSpec, count: int) -> NDArray[Any]:
+    """Convert gray [1, *S] to RGB, or gray RGB to [1, *S] if there are `count` = 1 channels."""
+    if spec.is_color and len(array) == 1:
         return np.repeat(array, 3, axis=0)
-    if channels == 1 and len(array) == 3 and (array == array[:1]).all():
+    if count == 1 and len(array) == 3 and (array == array[:1]).all():
         return array[:1]
     return array
 
 
-def _check_image(array: NDArray[Any], path: Path, spec: DatasetSpec) -> None:
-    """Raise CrkdError unless an image [C, *S] fits the dataset and can be normalized."""
+def _check_image(array: NDArray[Any], image: ImageFile, spec: DatasetSpec) -> None:
+    """Raise CrkdError unless the values of an image file fit the dataset and can be normalized."""
+    path = image.path
     dims = array.ndim - 1
     if dims != spec.dims:
         raise CrkdError(
             f"{path} is {dims}D, but the dataset {spec.name} is {spec.dims}D; remove it"
         )
-    if len(array) != spec.channel_count:
-        raise CrkdError(
-            f"{path} has {len(array)} channels, but the dataset {spec.name} has "
-            f"{spec.channel_count}; convert it"
-        )
+    _check_channel_count(len(array), image, spec)
     if spec.is_color and array.dtype != np.uint8:
         raise CrkdError(
             f"{path} has {array.dtype} values, but the dataset {spec.name} has 8 bits; convert it"
         )
+    if spec.is_color or len(array) == 1:
+        _check_values_exist(array, path, image.channel)
+    else:
+        for values, channel in zip(array, spec.channel_names, strict=True):
+            _check_values_exist(values, path, channel)
+
+
+def _check_channel_count(count: int, image: ImageFile, spec: DatasetSpec) -> None:
+    if image.channel is not None and count > 1:
+        raise CrkdError(
+            f"{image.path} has {count} channels, but is the channel {image.channel} of its case; "
+            "give a file per channel, or one file with all of them"
+        )
+    if image.channel is None and count != spec.channel_count:
+        names = f" ({', '.join(spec.channel_names)})" if len(spec.channels) > 1 else ""
+        raise CrkdError(
+            f"{image.path} has {pluralize(count, 'channel')}, but the dataset {spec.name} has "
+            f"{spec.channel_count}{names}; convert it"
+        )
+
+
+def _check_values_exist(array: NDArray[Any], path: Path, channel: str | None) -> None:
+    """Raise CrkdError if an image or its `channel` is constant or has values like NaN."""
+    name = f"{path}" if channel is None else f"{path} (channel {channel})"
     if array.dtype.kind == "f" and (count := np.count_nonzero(~np.isfinite(array))):
-        raise CrkdError(f"{path} contains {count} NaN or infinite values; repair or remove it")
+        raise CrkdError(f"{name} contains {count} NaN or infinite values; repair or remove it")
     if array.min() == array.max():
-        raise CrkdError(f"{path} is constant, every value is {array.flat[0]}; remove it")
+        raise CrkdError(f"{name} is constant, every value is {array.flat[0]}; remove it")

@@ -4,7 +4,6 @@ Images without a label are unlabeled. A description in `dataset.yaml` (or nnU-Ne
 states what cannot be inferred. Without `patients.csv`, every image is a patient.
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,8 +13,9 @@ import msgspec
 
 from crkd_cli.data import explain
 from crkd_cli.data.cases import LabelFile, RawCase
+from crkd_cli.data.channels import default_names
 from crkd_cli.data.classes import decide_classes
-from crkd_cli.data.description import FILES, Channel, ChannelModality, read_description
+from crkd_cli.data.description import FILES, ChannelModality, read_description
 from crkd_cli.data.discovery import Discovery
 from crkd_cli.data.inventory import RawFile, list_files
 from crkd_cli.data.labels import ClassAssignment, LabelValues
@@ -45,7 +45,8 @@ class Folder(Source):
         if self.ignore is not None:
             self.description = self.description.ignoring(self.ignore)
         discovery = Discovery(root, base, files, self.description, self.files, self.notes)
-        cases = [_with_inner_label(case) for case in discovery.cases()]
+        channels = self.description.channel_names
+        cases = [_with_inner_label(case, channels) for case in discovery.cases()]
         if not self.files.refused and all(not case.labels for case in cases):
             example = cases[0].id
             raise CrkdError(explain.why_unlabeled(root, base, files, self.description, example))
@@ -53,18 +54,15 @@ class Folder(Source):
         return self._group_by_patient(cases, root, base)
 
     def spec(self, name: str, cases: list[RawCase]) -> DatasetSpec:
-        dims, is_color = _most_common_layout(cases)
-        modality = self._modality(dims, is_color)
+        count, dims, is_color = _most_common_layout(cases, self.description.channel_names)
+        channels = self._describe_channels(count, dims, is_color)
         return DatasetSpec(
             name=name,
             source="folder",
             classes=(),
-            channels=(
-                ChannelInfo(
-                    name=(self.description.channels or (Channel(),))[0].name,
-                    modality=modality,
-                    intensity=intensity_of(modality, dims),
-                ),
+            channels=tuple(
+                ChannelInfo(name=name, modality=modality, intensity=intensity_of(modality, dims))
+                for name, modality in channels.items()
             ),
             dims=2 if dims == 2 else 3,
             ignore=self.description.ignore,
@@ -89,30 +87,23 @@ class Folder(Source):
             self.files.left_out[existing[name]] = f"{first} is read instead"
         self.files.used[existing[first]] = "description"
         self.description = read_description(existing[first]).below(first.rpartition("/")[0])
-        channels = self.description.channels or ()
-        if len(channels) > 1:
-            channel_names = ", ".join(printable(channel.name) for channel in channels)
-            numbered = (file.name for file in files if "_0000." in file.name)
-            example = re.sub(r"[^/]+_0000", "{name}_0000", next(numbered, "{name}_t1.nii.gz"))
-            raise CrkdError(
-                f"{root / first} describes {len(channels)} channels ({channel_names}), but only "
-                "one is supported; describe one in dataset.yaml, and choose its files with a line "
-                f'such as images: "{printable(example)}"'
-            )
 
-    def _modality(self, dims: int, is_color: bool) -> ChannelModality:
-        """Return the modality of the images: as described, else what their layout suggests."""
-        (channel,) = self.description.channels or (Channel(),)
+    def _describe_channels(
+        self, count: int, dims: int, is_color: bool
+    ) -> dict[str, ChannelModality]:
+        """Return the modality of every channel: as described, else what the layout suggests."""
+        names = self.description.channel_names or default_names(1 if is_color else count)
+        described = {channel.name: channel.modality for channel in self.description.channels or ()}
         inferred: ChannelModality = "MR"
         if dims == 2:
             inferred = "RGB" if is_color else "gray"
-        modality = channel.modality or inferred
-        if modality == "RGB" and not is_color:
+        modalities = {name: described.get(name) or inferred for name in names}
+        if "RGB" in modalities.values() and not is_color:
             raise CrkdError(
                 "the description says RGB, but most images have no colors; give another modality "
                 "(gray, MR or CT), or drop the line"
             )
-        return modality
+        return modalities
 
     def _group_by_patient(self, cases: list[RawCase], root: Path, base: str) -> list[RawCase]:
         """Set the groups of `cases` to their patients, if these are known."""
@@ -130,24 +121,30 @@ class Folder(Source):
         return group_by_table(cases, root, table, self.notes)
 
 
-def _with_inner_label(case: RawCase) -> RawCase:
+def _with_inner_label(case: RawCase, channels: Sequence[str]) -> RawCase:
     """Use the label inside an h5 image, if there is one and no other."""
     if case.labels or formats.suffix(case.image) not in hdf5.SUFFIXES:
         return case
     try:
-        has_label = formats.probe(case.image).has_label
+        has_label = formats.probe(case.image, channels).has_label
     except CrkdError:  # reported when the image is read
         return case
     return replace(case, labels=(LabelFile(case.image),)) if has_label else case
 
 
-def _most_common_layout(cases: list[RawCase]) -> tuple[int, bool]:
-    """Return (spatial axes, is color) of most images."""
-    layouts: Counter[tuple[int, bool]] = Counter()
+def _most_common_layout(cases: list[RawCase], channels: Sequence[str]) -> tuple[int, int, bool]:
+    """Return (channels, spatial axes, is color) of most images.
+
+    `channels` are the names of the channels that are described. Colors are channels if there are
+    several.
+    """
+    layouts: Counter[tuple[int, int, bool]] = Counter()
     for case in cases:
         try:
-            layout = formats.probe(case.image)
+            layout = formats.probe(case.image, channels, case.images[0].slices)
         except CrkdError:  # reported when the image is read
             continue
-        layouts[layout.dims, layout.dims == 2 and layout.channels > 1] += 1
-    return layouts.most_common(1)[0][0] if layouts else (2, False)
+        count = len(case.images) if len(case.images) > 1 else layout.channels
+        is_color = layout.is_color and layout.dims == 2 and max(len(channels), len(case.images)) < 2
+        layouts[count, layout.dims, is_color] += 1
+    return layouts.most_common(1)[0][0] if layouts else (1, 2, False)

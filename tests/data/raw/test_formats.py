@@ -284,7 +284,7 @@ def test_files_that_are_not_images_or_label_maps(tmp_path, rng):
         [sitk.GetImageFromArray(np.zeros((2, 3, 4), np.uint8)) for _ in range(3)]
     )
     sitk.WriteImage(movie, str(tmp_path / "film.nii.gz"))
-    with pytest.raises(CrkdError, match=r"film.nii.gz has 4 axes .* \(extract one frame\)"):
+    with pytest.raises(CrkdError, match=r"film\.nii\.gz has a fourth axis of 3: if these are"):
         read_image(tmp_path / "film.nii.gz")
     Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(tmp_path / "color.png")
     with pytest.raises(CrkdError, match=r"color.png is a color picture, not a label map"):

@@ -76,7 +76,8 @@ def assert_same_as_itk(path):
     if expected.ndim > volume.array.ndim - 1:
         expected = np.moveaxis(expected, -1, 0)
     np.testing.assert_array_equal(volume.array.reshape(expected.shape), expected)
-    assert probe(path) == (len(volume.array), volume.array.ndim - 1, False)
+    layout = probe(path)
+    assert (layout.channels, *layout.size) == volume.array.shape
     mask = path.with_name(f"mask-{label_name(path)}")
     write_label(mask, volume.array[0], volume)
     np.testing.assert_allclose(geometry(mask), geometry(path), atol=1e-9)
