@@ -8,18 +8,18 @@ import pytest
 from crkd_cli.data.raw.formats import Volume
 from crkd_cli.data.sources.folder import Folder
 from crkd_cli.data.sources.la import La
-from crkd_cli.data.store import ChannelInfo, DatasetSpec
+from crkd_cli.data.store import ChannelInfo, DatasetSpec, Window
 from crkd_cli.errors import CrkdError
 
 STEPS = np.random.default_rng(0).integers(0, 50, (1, 4, 5, 6))
 
 
-def finish(array, intensity, source=None):
+def finish(array, intensity, source=None, window=None):
     spec = DatasetSpec(
         name="mine",
         source="folder",
         classes=(),
-        channels=(ChannelInfo(modality="MR", intensity=intensity),),
+        channels=(ChannelInfo(modality="MR", intensity=intensity, window=window),),
         dims=3,
     )
     volume = Volume(array, None, array.shape[1:])
@@ -68,6 +68,39 @@ def test_every_type_is_normalized_exactly(array, intensity):
 def test_values_that_cannot_be_normalized_are_refused_by_name(array, message, intensity):
     with pytest.raises(CrkdError, match=rf"scan\.nii has values that are {message}"):
         finish(array, intensity)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        (STEPS * 40 - 1000).astype(np.int16),
+        (STEPS * 40 - 1000.5).astype(np.float32),
+        np.where(STEPS < 9, -3024, STEPS * 40 - 1000),
+        np.where(STEPS < 9, -1e300, STEPS * 40.0 - 1000),
+        (STEPS * 5).astype(np.uint8),
+    ],
+)
+def test_a_window_clips_and_scales_the_values_of_every_type(array):
+    window = Window(low=-100.5, high=240.25, mean=40.125, std=63.5)
+    expected = (array.astype(np.float64).clip(-100.5, 240.25) - 40.125) / 63.5
+    normalized = finish(array, "window", window=window)
+    assert normalized.dtype == np.float32
+    np.testing.assert_allclose(normalized, expected, atol=2e-6)
+
+
+def test_a_window_in_large_numbers_is_exact():
+    """Beyond 2^24, float32 cannot represent every integer."""
+    array = 2**30 + STEPS
+    window = Window(low=2**30 + 5, high=2**30 + 40, mean=2**30 + 20, std=10)
+    expected = ((array - 2**30).clip(5, 40) - 20) / 10
+    np.testing.assert_allclose(finish(array, "window", window=window), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("array", [STEPS / 50, STEPS / 10 - 2, STEPS + 500, STEPS - 800])
+def test_values_beside_the_window_are_refused_by_name(array):
+    window = Window(low=-100, high=240, mean=40, std=60)
+    with pytest.raises(CrkdError, match=r"^scan\.nii has values from .* clipped to -100 … 240"):
+        finish(array, "window", window=window)
 
 
 def test_normalized_files_that_overflow_are_refused_by_name():
