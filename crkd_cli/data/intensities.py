@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from crkd_cli.data.cases import RawCase
 from crkd_cli.data.classes import BACKGROUND
-from crkd_cli.data.description import Channel, ChannelModality
+from crkd_cli.data.description import ChannelModality
 from crkd_cli.data.labels import CodedLabel, LabelValues
 from crkd_cli.data.prepare_case import open_case
 from crkd_cli.data.raw import formats
@@ -141,8 +141,8 @@ def _choose_modalities(
 
     Notes of the source say what was recognized as CT, and which cases contradict a modality.
     """
-    described = spec.description.channels or (Channel(),) * len(spec.channels)
-    if spec.is_color or all(channel.modality is not None for channel in described):
+    described = {channel.name: channel.modality for channel in spec.description.channels or ()}
+    if spec.is_color or all(described.get(info.name) for info in spec.channels):
         return spec.channels
     few = cases[:: 1 + (len(cases) - 1) // CHECKED_CASES]
     tagged = {case.id: _dicom_modalities(case, spec) for case in few}
@@ -151,8 +151,8 @@ def _choose_modalities(
         guessed = {case.id: _guess_modalities(source, case, spec) for case in few}
 
     channels = []
-    for number, (info, channel) in enumerate(zip(spec.channels, described, strict=True)):
-        if channel.modality is None:
+    for number, info in enumerate(spec.channels):
+        if described.get(info.name) is None:
             tags, guesses = _votes(tagged, number), _votes(guessed, number)
             info = _with_modality(info, _elect(tags or guesses, info.modality), spec.dims)
             if info.modality == "CT" and not tags:

@@ -102,6 +102,29 @@ def test_ct_is_normalized_by_all_values_of_the_labeled_foreground(tmp_path, prep
     assert "channels: [{name: image, modality: MR}]" in note
 
 
+def test_every_channel_has_its_own_modality_and_window(tmp_path):
+    images = {"_0000": np.abs(scan(1)), "_0001": scan(2), "_0002": scan(3) / 2 - 500}
+    for number, image in images.items():
+        save(tmp_path, f"a{number}", image)
+    save(tmp_path / "label", "a", scan(), organs())
+    (tmp_path / "label/labels").rename(tmp_path / "labels")
+    (tmp_path / "dataset.yaml").write_text(
+        "channels: [{name: T1}, {name: low}, {name: high, modality: CT}]"
+    )
+    report = prepare("mine", Folder(), tmp_path, tmp_path / "store", progress)
+    store = Store(tmp_path / "store")
+    t1, low, high = store.spec.channels
+    assert [info.modality for info in store.spec.channels] == ["MR", "CT", "CT"]
+    assert t1.window is None
+    for info, number in ((low, "_0001"), (high, "_0002")):
+        assert info.window.mean == pytest.approx(images[number][organs() > 0].mean())
+    assert store.image("a")[0].mean() == pytest.approx(0, abs=1e-5)
+    lines = [line.partition(":")[0] for line in report.channels]
+    assert lines == ["channel T1 (MR)", "channel low (CT)", "channel high (CT)"]
+    smallest, largest = images["_0001"].min(), images["_0001"].max()
+    assert f"values {smallest:.6g} to {largest:.6g}, clipped to" in report.channels[1]
+
+
 def test_large_foregrounds_are_sampled_independently_of_the_order_of_cases(tmp_path):
     shape = (12, 24, 400)
     scans = [scan(0, shape), scan(1, shape) + 100]
