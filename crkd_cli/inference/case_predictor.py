@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from crkd_cli.data.grid import StoredImage
+from crkd_cli.data.plan import NATIVE
 from crkd_cli.data.raw import formats
 from crkd_cli.data.raw.formats import Volume
 from crkd_cli.data.sources import SOURCES
@@ -79,6 +80,7 @@ class CasePredictor:
         self._inferer, self._spec, self._out, self._options = inferer, spec, out, options
         self._source = SOURCES[spec.source]()
         self.mask_values = MaskValues(spec, class_numbers=options.class_numbers)
+        self._noted = False  # that an orientation is unknown
         if options.dicom_seg:
             check_segmentations(len(spec.classes))
 
@@ -108,8 +110,21 @@ class CasePredictor:
             raise CrkdError(case.problem)
         volume = self._source.open_image(case.images, self._spec)
         stored = self._source.finish(volume, case.image, self._spec)
+        self._note_orientation(case, volume)
         tags = read_tags(case.series) if "segmentation" in targets else []
         return _Scan(case, volume, stored, tags)
+
+    def _note_orientation(self, case: Case, volume: Volume) -> None:
+        """Tell the user, once, that an image is not turned because it states no orientation."""
+        plan = self._spec.plan
+        if self._noted or plan is None or volume.array.ndim == 3:
+            return
+        is_stated = volume.geometry is not None and volume.geometry.orientation is not None
+        if plan.orientation != NATIVE and not is_stated:
+            self._inferer.notify(
+                f"note: {case.image} does not state its orientation, assumed: {plan.orientation}"
+            )
+            self._noted = True
 
     def infer(self, scan: _Scan | None) -> _Prediction | None:
         """Predict the labels and, if they are to be written, the probabilities."""

@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -76,6 +77,18 @@ def test_ignored_pixels_count_in_no_score():
     everywhere = score(labels, np.full_like(truth, 3), case)
     assert np.isnan(everywhere.scores).all()
     assert not np.any([everywhere.truth, everywhere.predicted])
+
+
+def test_distances_are_those_of_the_native_label():
+    """A voxel is missed at 2 voxels of 1.5 mm, which are stored at 3 mm; or that is unknown."""
+    truth, labels = np.zeros((2, 1, 9, 3), np.uint8)
+    truth[0, 2, 1] = labels[0, 4, 1] = 1
+    stored = msgspec.structs.replace(case_of((1, 5, 3), (1.0, 2.7, 1.0)), native_shape=truth.shape)
+    case = msgspec.structs.replace(stored, native_spacing_mm=(1.0, 1.5, 1.0))
+    for info, metric, distance in ((case, "hd95_mm", 3.0), (stored, "hd95_px", 2.0)):
+        scorer = Scorer("folder", 2, "strict", [info])
+        column = scorer.metrics.index(metric)
+        assert scorer(labels, truth, info).scores[0, column] == pytest.approx(distance)
 
 
 def test_the_paper_protocol_scores_every_class(rng):

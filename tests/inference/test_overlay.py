@@ -221,6 +221,20 @@ def test_contours_fit_an_image_that_is_smaller_than_its_labels():
     assert bounds == pytest.approx((top, bottom, left, right), abs=8)
 
 
+@pytest.mark.parametrize("size", [(3, 16, 16), (24, 64, 64)])
+def test_a_volume_of_another_size_than_its_labels_is_cut_at_the_same_place(size):
+    """Brightness is the depth: 1 to 12 slices of the labels, of which the 10th is shown."""
+    labels = np.zeros((12, 32, 32), np.uint8)
+    labels[9, 8:24, 8:24] = 1
+    depth = (np.arange(size[0]) + 0.5) / size[0]
+    image = np.broadcast_to(depth[:, None, None], size)[None]
+    axial, *_ = panels(draw_overlay(image, labels, spec(3), (4.0, 1.0, 1.0), "case"))
+    low, high = np.percentile(depth, (0.5, 99.5))
+    shown = depth[19 * size[0] // 24]
+    corner = axial[5:20, 5:20].mean()
+    assert corner == pytest.approx(min(255, 255 * (shown - low) / (high - low)), abs=3)
+
+
 def test_the_reference_is_white_and_the_picture_zooms_in_on_it():
     """A cube of 6 voxels near a corner is missed: each plane shows it in a view of 11 voxels."""
     reference = np.zeros((24, 24, 24), np.uint8)

@@ -55,12 +55,14 @@ def write_ball(file: Path, orientation: str, spacing: tuple[float, ...]) -> np.n
 def predict(file: Path, plan: Plan, frame: Frame, out: Path) -> tuple[nib.Nifti1Image, np.ndarray]:
     """Return the mask and the probabilities of class 1 [x, y, z] of an image file."""
     spec = msgspec.structs.replace(SPEC, plan=plan)
-    inferer = Inferer(Threshold(), frame, spec, torch.device("cpu"))
+    notes: list[str] = []
+    inferer = Inferer(Threshold(), frame, spec, torch.device("cpu"), notify=notes.append)
     (out / "probabilities").mkdir(parents=True)
     options = PredictOptions(probabilities=True)
     predictor = CasePredictor(inferer, spec, out, options)
     case = Case((ImageFile(file),), Path(file.name))
     assert predictor.write(predictor.infer(predictor.read(case)))
+    assert notes == []
     probabilities = np.load(out / "probabilities" / f"{case.name}.npy")
     return nib.load(out / file.name), probabilities[1].T
 
@@ -100,3 +102,20 @@ def test_resampled_volumes_lie_where_they_were(tmp_path, orientation, spacing, t
     assert dice > least_dice
     shift = center_of(predicted, mask.affine) - center_of(ball, mask.affine)
     assert np.abs(shift).max() < min(*spacing, *target) / 3
+
+
+def test_files_without_orientation_are_not_turned(tmp_path, rng):
+    """NIfTI with both codes 0 states none; that is said once."""
+    spec = msgspec.structs.replace(SPEC, plan=Plan("LPI", "native"))
+    notes: list[str] = []
+    frame = Frame(patch=(16, 16, 16))
+    inferer = Inferer(Threshold(), frame, spec, torch.device("cpu"), notify=notes.append)
+    predictor = CasePredictor(inferer, spec, tmp_path, PredictOptions())
+    image = rng.normal(size=(9, 10, 11)).astype(np.float32)
+    for name in ("a.nii", "b.nii"):
+        nib.save(nib.Nifti1Image(image, None), tmp_path / name)
+        case = Case((ImageFile(tmp_path / name),), Path(f"{name}.nii"))
+        predictor.write(predictor.infer(predictor.read(case)))
+        mask = nib.load(tmp_path / f"{name}.nii").get_fdata()
+        np.testing.assert_array_equal(mask > 0, image > image.mean())
+    assert notes == [f"note: {tmp_path}/a.nii does not state its orientation, assumed: LPI"]
