@@ -10,6 +10,7 @@ from crkd_cli.cli.options import DataRoot, Json, Quiet, Verbose
 
 if TYPE_CHECKING:
     from crkd_cli.data.report import Finding, PreparationReport
+    from crkd_cli.data.sources.base import Source
 
 
 @command
@@ -65,6 +66,15 @@ def prepare_data(
             rich_help_panel="Preparation",
         ),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory for training, such as 8GB (default) or 500MB: the plan's patches and "
+            "batches are as large as fits in it.",
+            metavar="SIZE",
+            rich_help_panel="Preparation",
+        ),
+    ] = None,
     published_crop: Annotated[
         bool,
         typer.Option(
@@ -88,7 +98,6 @@ def prepare_data(
     NIfTI, NRRD, MetaImage or h5. Images without a label are unlabeled. The
     command prints how it reads the files; correct that in FOLDER/dataset.yaml.
     """
-    from crkd_cli.data.description import to_yaml
     from crkd_cli.data.obtain import choose_source, has_files, obtain
     from crkd_cli.data.prepare import prepare
     from crkd_cli.paths import resolve_data_root
@@ -99,30 +108,24 @@ def prepare_data(
         _check_store_alone(name, store, json)
         return
     reader = choose_source(name, source, root, spacing, published_crop, ignore)
+    bytes_for_training = _memory(name, reader, memory)
     raw = obtain(name, reader, source, root, download, progress, info)
     info(f"raw files: {raw}")
-    report = prepare(name, reader, raw, store, progress, check)
+    report = prepare(name, reader, raw, store, progress, check, bytes_for_training)
     if json:
         written = None if check or report.failed else str(store)
         _print_json({"name": name, "raw": str(raw), "store": written, **report.tree()})
     elif check:
         print("\n".join(report.inventory.lines()), flush=True)  # before what follows on stderr
     _raise_errors(raw, report)
-    for finding in report.findings:
-        info(f"note: {finding.what}")
-    if reader.reads_description:
-        info(f"description (to change it, save it as {raw / 'dataset.yaml'} and edit it):")
-        for line in to_yaml(report.description).splitlines():
-            info(f"  {line}")
-    for line in (*report.channels, *report.classes):
-        info(line)
-    info(report.summary)
+    _show_report(report, raw, reader)
     if check:
         options = _options(
             {
                 "--source": source if raw == source else None,
                 "--spacing": spacing,
                 "--ignore": None if ignore is None else str(ignore),
+                "--memory": memory,
                 "--data-root": data_root,
             }
         )
@@ -133,6 +136,36 @@ def prepare_data(
     else:
         options = _options({"--data-root": data_root})
         info(f"store: {store}. Next: crkd make-splits {name}{options}")
+
+
+def _memory(name: str, reader: "Source", given: str | None) -> float | None:
+    """Return the bytes of --memory. Raises UsageError if it does not apply."""
+    from crkd_cli.data.patch_size import parse_memory
+    from crkd_cli.errors import UsageError
+
+    if given is None:
+        return None
+    if not reader.reads_description:
+        raise UsageError(f"--memory is for your own data: {name} is trained as published")
+    return parse_memory(given)
+
+
+def _show_report(report: "PreparationReport", raw: Path, reader: "Source") -> None:
+    """Say how the files were read, and what the plan is."""
+    from crkd_cli.data.description import to_yaml
+
+    for finding in report.findings:
+        info(f"note: {finding.what}")
+    if reader.reads_description:
+        info(f"description (to change it, save it as {raw / 'dataset.yaml'} and edit it):")
+        for line in to_yaml(report.description).splitlines():
+            info(f"  {line}")
+    for line in (*report.channels, *report.classes):
+        info(line)
+    if report.plan is not None:
+        for line in report.plan.lines():
+            info(f"plan: {line}")
+    info(report.summary)
 
 
 def _check_store_alone(name: str, store: Path, json: bool) -> None:

@@ -144,13 +144,20 @@ def read_description(file: Path) -> Description:
 def to_yaml(description: Description) -> str:
     """Return a description as the lines of a `dataset.yaml`, one per key that has a value."""
     lines = []
-    for key, value in msgspec.to_builtins(description).items():
-        if value is not None:
-            text = yaml.safe_dump(
-                {key: value}, default_flow_style=True, allow_unicode=True, sort_keys=False, width=76
-            )
-            lines.append(f"{text.strip()[1:-1]}\n")  # without the braces
+    for key, value in stated(description).items():
+        text = yaml.safe_dump(
+            {key: value}, default_flow_style=True, allow_unicode=True, sort_keys=False, width=76
+        )
+        lines.append(f"{text.strip()[1:-1]}\n")  # without the braces
     return "".join(lines)
+
+
+def stated(description: Strict) -> dict[str, Any]:
+    """Return the keys of a description, or of a part of it, that have a value."""
+    tree: dict[str, Any] = msgspec.to_builtins(description)
+    if isinstance(tree.get("plan"), dict):
+        tree["plan"] = {key: value for key, value in tree["plan"].items() if value is not None}
+    return {key: value for key, value in tree.items() if value is not None}
 
 
 def _by_name(given: str | dict[str, str] | None) -> dict[str | None, str]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from crkd_cli.data.cases import RawCase
-from crkd_cli.data.grid import Turn
-from crkd_cli.data.plan import MAX_SPACING_MM, MIN_SPACING_MM
+from crkd_cli.data.grid import Turn, resampled_size
+from crkd_cli.data.plan import MAX_SPACING_MM, MIN_SPACING_MM, NATIVE, Native
 from crkd_cli.data.raw import formats
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
@@ -21,11 +21,18 @@ class ImageHeader(NamedTuple):
 
     def turned(self, orientation: str) -> "ImageHeader":
         """Return the voxels with their axes turned to `orientation`, or unchanged for `native`."""
-        if self.orientation is None or orientation in (self.orientation, "native"):
+        if self.orientation is None or orientation in (self.orientation, NATIVE):
             return self
         turn = Turn.between(self.orientation, orientation, len(self.size))
         spacing = self.spacing and turn.reorder(self.spacing)
         return ImageHeader(turn.reorder(self.size), spacing, orientation)
+
+    def resampled(self, spacing: tuple[float, ...] | Native) -> "ImageHeader":
+        """Return the voxels after resampling to `spacing`, or unchanged for `native`."""
+        if self.spacing is None or isinstance(spacing, str):
+            return self
+        size = resampled_size(self.size, self.spacing, spacing)
+        return ImageHeader(size, spacing, self.orientation)
 
 
 @dataclass(frozen=True)

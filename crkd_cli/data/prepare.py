@@ -1,19 +1,23 @@
 """Convert raw files to a prepared store. The store is written completely or not at all."""
 
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from crkd_cli.data.cases import RawCase
 from crkd_cli.data.description import FILES, Description, to_yaml
+from crkd_cli.data.fingerprint import measure
 from crkd_cli.data.intensities import channel_lines, decide_intensities, note_unlike_ct
 from crkd_cli.data.inventory import Inventory, list_files, take_inventory
 from crkd_cli.data.labels import ClassAssignment, class_lines
+from crkd_cli.data.notices import note_missing_groups, note_unknown_spacing, note_unlabeled
+from crkd_cli.data.plan import Plan
+from crkd_cli.data.planning import PlanWithReasons, make_plan
 from crkd_cli.data.prepare_case import (
     CaseResult,
     case_info,
@@ -31,11 +35,18 @@ from crkd_cli.paths import replace_folder, temporary_folder
 from crkd_cli.progress import Progress
 from crkd_cli.text import printable
 
-MAX_SPACING_RATIO = 1.1  # beyond it, the user is told that spacings differ
+# Makes the plan of a dataset with this many classes.
+MakePlan = Callable[[int], PlanWithReasons]
 
 
 def prepare(
-    name: str, source: Source, raw: Path, store: Path, progress: Progress, check_only: bool = False
+    name: str,
+    source: Source,
+    raw: Path,
+    store: Path,
+    progress: Progress,
+    check_only: bool = False,
+    memory: float | None = None,
 ) -> PreparationReport:
     """Check all cases under `raw`, and write the store unless there is an error.
 
@@ -43,8 +54,10 @@ def prepare(
     `store` at the end; the splits in a previous store are kept. If the layout of the raw files or
     the classes cannot be determined, or the disk cannot be written, the report contains the error.
     Raises UsageError if an option or the description of the dataset does not fit.
+
+    `memory` is what training may use, in bytes; the plan of a user's own dataset depends on it.
     """
-    run = _Run(name, source, raw)
+    run = _Run(name, source, raw, memory)
     try:
         # Only generated raw files are ever replaced.
         with only_writer(raw) if source.generated else nullcontext():
@@ -58,10 +71,12 @@ def prepare(
 class _Run:
     """A preparation, from the raw files to the report."""
 
-    def __init__(self, name: str, source: Source, raw: Path) -> None:
+    def __init__(self, name: str, source: Source, raw: Path, memory: float | None) -> None:
         self._name, self._source, self._raw = name, source, raw
+        self._memory = memory
         self._cases: list[RawCase] = []
         self._duplicates: dict[str, list[Path]] = {}  # images by id
+        self._make_plan: MakePlan | None = None  # of a user's own dataset
         self._preparation: _Preparation | None = None
 
     def prepare(self, store: Path, progress: Progress, check_only: bool) -> PreparationReport:
@@ -73,10 +88,10 @@ class _Run:
         _check_official_groups(self._name, self._cases, self._raw)
         self._duplicates = _duplicate_ids(self._cases)
         if self._source.reads_description:
-            spec = decide_intensities(self._source, self._cases, spec, progress)
+            spec = self._measure(spec, progress)
         with nullcontext() if check_only else temporary_folder(store) as folder:
             failed = bool(self._duplicates or self._source.files.refused)
-            preparation = _Preparation(self._source, spec, folder, failed=failed)
+            preparation = _Preparation(self._source, spec, self._make_plan, folder, failed=failed)
             self._preparation = preparation
             preparation.read(self._cases, progress)
             errors = self._errors()
@@ -93,7 +108,19 @@ class _Run:
                 report,
                 channels=preparation.channel_lines(),
                 classes=preparation.class_lines(),
+                plan=preparation.plan,
             )
+
+    def _measure(self, spec: DatasetSpec, progress: Progress) -> DatasetSpec:
+        """Return `spec` with the plan and the intensities, which follow from the images."""
+        fingerprint = measure(self._cases, spec)
+        if fingerprint.images:  # otherwise there are errors, which are reported later
+            given = spec.description.plan or Plan()
+            self._make_plan = partial(make_plan, fingerprint, given, self._memory)
+            foreground = spec.description.classes or {"unknown": 1}
+            plan = self._make_plan(1 + len(foreground)).plan
+            spec = msgspec.structs.replace(spec, plan=plan)
+        return decide_intensities(self._source, self._cases, spec, progress)
 
     def _note_description(self) -> None:
         for name in FILES:
@@ -159,9 +186,17 @@ class _Preparation:
     """
 
     def __init__(
-        self, source: Source, spec: DatasetSpec, folder: Path | None, *, failed: bool
+        self,
+        source: Source,
+        spec: DatasetSpec,
+        make_plan: MakePlan | None,
+        folder: Path | None,
+        *,
+        failed: bool,
     ) -> None:
         self._source, self._spec, self._folder = source, spec, folder
+        self._make_plan = make_plan
+        self.plan: PlanWithReasons | None = None  # set when all cases have been read
         self._failed = failed  # nothing more is written
         self._results: list[CaseResult] = []
         self._classes = ClassAssignment(spec.classes, {})
@@ -182,6 +217,7 @@ class _Preparation:
         if not self._spec.classes:
             self._assign_classes(self._results)
             self._store_all_class_numbers(progress)
+        self._complete_plan()
 
     def errors(self, root: Path) -> list[Finding]:
         """Return the first error of every case, with paths relative to `root`."""
@@ -206,14 +242,13 @@ class _Preparation:
     def notices(self) -> list[str]:
         """Return notes on what was chosen, ignored or not found."""
         notices = [
-            *_note_unlabeled(self._results),
-            *_note_missing_groups(self._spec.name, self._results),
-            *_note_unknown_spacing(self._results),
+            *note_unlabeled(self._results),
+            *note_missing_groups(self._spec.name, self._results),
+            *note_unknown_spacing(self._results),
             *self._source.notes,
             *self._classes.notes,
         ]
         if self._source.reads_description:
-            notices += _note_mixed_geometry(self._results)
             notices += note_unlike_ct(self._spec.channels, self._statistics())
         if self._spec.description.spacing and any(x.states_spacing for x in self._results):
             option = "--spacing" if self._source.spacing_mm else "the described spacing"
@@ -266,6 +301,12 @@ class _Preparation:
             for result in self._results
             if result.image is not None
         }
+
+    def _complete_plan(self) -> None:
+        """Make the plan for the number of classes, on which only patch and batch depend."""
+        if self._make_plan is not None:
+            self.plan = self._make_plan(len(self._classes.classes))
+            self._spec = msgspec.structs.replace(self._spec, plan=self.plan.plan)
 
     def _assign_classes(self, results: Sequence[CaseResult]) -> None:
         labels = [file for result in results for file in result.files]
@@ -332,57 +373,6 @@ def _duplicate_ids(cases: Sequence[RawCase]) -> dict[str, list[Path]]:
     for case in cases:
         images.setdefault(case.id, []).append(case.image)
     return {name: paths for name, paths in images.items() if len(paths) > 1}
-
-
-def _note_unlabeled(results: Sequence[CaseResult]) -> Iterable[str]:
-    unlabeled = sum(not result.labeled for result in results)
-    if unlabeled:
-        yield f"cases without a label, used as unlabeled: {unlabeled} of {len(results)}"
-
-
-def _note_missing_groups(name: str, results: Sequence[CaseResult]) -> Iterable[str]:
-    official = official_splits(name)
-    if official is None:
-        return
-    present = {result.raw.group for result in results}
-    missing = [group for group in official.groups if group not in present]
-    if missing:
-        yield (
-            f"{len(missing)} of the official split's {len(official.groups)} ids are missing: "
-            f"{preview(missing)}"
-        )
-
-
-def _note_unknown_spacing(results: Sequence[CaseResult]) -> Iterable[str]:
-    images = [result.image for result in results if result.image is not None]
-    dims = Counter(len(image.shape) for image in images)
-    if 3 in dims and all(image.spacing_mm is None for image in images):
-        yield (
-            "the files do not state their spacing: distances will be in voxels; "
-            "set it with --spacing"
-        )
-
-
-def _note_mixed_geometry(results: Sequence[CaseResult]) -> Iterable[str]:
-    """Note that volumes differ in their spacing or orientation: they are stored as they are."""
-    images = [result.image for result in results if result.image is not None]
-    spacings = [image.spacing_mm for image in images if image.spacing_mm is not None]
-    ranges = [(min(axis), max(axis)) for axis in zip(*spacings, strict=True)]
-    if any(high > MAX_SPACING_RATIO * low for low, high in ranges):
-        smallest = " × ".join(f"{low:.3g}" for low, _ in ranges)
-        largest = " × ".join(f"{high:.3g}" for _, high in ranges)
-        axes = ", ".join("zyx"[-len(ranges) :])
-        yield (
-            f"the spacings ({axes}) differ, from {smallest} to {largest} mm; images are not "
-            "resampled: if they differ much, resample them first"
-        )
-    orientations = Counter(result.orientation for result in results if result.orientation)
-    if len(orientations) > 1:
-        counts = [f"{code} in {count}" for code, count in orientations.most_common()]
-        yield (
-            f"the orientations differ ({preview(counts)} of {pluralize(len(results), 'image')}); "
-            "images are not reoriented: reorient them first"
-        )
 
 
 def _publish(folder: Path, store: Path, index: Index) -> None:

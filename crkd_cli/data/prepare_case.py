@@ -56,7 +56,6 @@ class CaseResult:
     raw: RawCase
     image: ImageFacts | None = None  # None if there is an error
     states_spacing: bool = False  # in the image file
-    orientation: str | None = None  # of the axes x, y, z, such as RAS; None: not stated
     files: list[LabelValues] = field(default_factory=list)  # the label files that could be read
     # The combinations of values in the label files of the case, and their pixels or voxels.
     combinations: tuple[tuple[int, ...], ...] = ()
@@ -109,7 +108,6 @@ def open_case(
         volume = _open_image(source, raw, spec)
         if volume.geometry is not None:
             result.states_spacing = volume.geometry.spacing is not None
-            result.orientation = volume.geometry.orientation
     except CrkdError as error:
         result.image_error = error
     return result, volume, _read_labels(result, volume, spec)

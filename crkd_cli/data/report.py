@@ -8,8 +8,9 @@ from typing import Any, Literal
 import msgspec
 
 from crkd_cli.data.cases import RawCase
-from crkd_cli.data.description import Channel, Description
+from crkd_cli.data.description import Channel, Description, stated
 from crkd_cli.data.inventory import Inventory
+from crkd_cli.data.planning import PlanWithReasons
 from crkd_cli.data.store import ClassInfo, DatasetSpec
 from crkd_cli.errors import CrkdError
 
@@ -34,6 +35,7 @@ class PreparationReport:
     summary: str = ""
     channels: tuple[str, ...] = ()  # a line per channel: modality, values, normalization
     classes: tuple[str, ...] = ()  # a line per class: values, labels and share of pixels
+    plan: PlanWithReasons | None = None  # None: a public dataset, or there are errors
     failure: CrkdError | None = None  # why the dataset as a whole cannot be prepared
 
     @property
@@ -53,11 +55,8 @@ class PreparationReport:
         if self.failure is not None:
             errors.append({"where": "", "what": str(self.failure)})
         return {
-            "description": {
-                key: value
-                for key, value in msgspec.to_builtins(self.description).items()
-                if value is not None
-            },
+            "description": stated(self.description),
+            "plan": {} if self.plan is None else self.plan.reasons,
             "cases": [_case_tree(case, files) for case in self.cases],
             "files": self.inventory.tree(),
             "notices": [notice.what for notice in self.findings if notice.level == "notice"],
@@ -75,7 +74,11 @@ def complete_description(spec: DatasetSpec, classes: Sequence[ClassInfo]) -> Des
         if info.values != (0,)
     }
     return msgspec.structs.replace(
-        given, channels=channels, classes=values or given.classes, ignore=spec.ignore
+        given,
+        channels=channels,
+        classes=values or given.classes,
+        ignore=spec.ignore,
+        plan=spec.plan,
     )
 
 

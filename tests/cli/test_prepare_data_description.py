@@ -39,6 +39,7 @@ def test_the_printed_description_gives_the_same_store(prepare_data, raw_folder, 
         "classes: {class 1: 1}",
         "images: 'images/{name}.png'",
         "labels: 'labels/{name}_mask*.png'",
+        "plan: {orientation: native, spacing: native, network: 2D, resize: [32, 32], batch: 12}",
     ]
     first = store()
     assert (first.root / "dataset.yaml").read_text() == text + "\n"

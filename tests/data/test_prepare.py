@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import msgspec
-import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -174,29 +173,3 @@ def test_memory_use(tmp_path, rng):
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
     assert usage.ru_maxrss < 2 * 1024**2  # in KiB on Linux
-
-
-@pytest.mark.parametrize(
-    ("spacings", "flips", "expected"),
-    [
-        ([1.0, 1.05], [1, 1], []),
-        ([1.0, 2.0], [1, 1], ["spacings (z, y, x) differ, from 3 × 1 × 1 to 3 × 2 × 2 mm"]),
-        ([1.0, 1.0], [1, -1], ["(RAS in 1, LAS in 1 of 2 images)"]),
-        ([1.0, 0.5], [-1, 1], ["from 3 × 0.5 × 0.5", "in 1 of 2 images"]),
-    ],
-)
-def test_volumes_that_differ_in_their_geometry_are_noted(
-    tmp_path, rng, prepared, spacings, flips, expected
-):
-    root = tmp_path / "scans"
-    for folder in ("images", "labels"):
-        (root / folder).mkdir(parents=True)
-    for number, (spacing, flip) in enumerate(zip(spacings, flips, strict=True)):
-        affine = np.diag([flip * spacing, spacing, 3.0, 1.0])
-        image, label = rng.random((6, 5, 4)), np.zeros((6, 5, 4), np.uint8)
-        label[2:4, 1:3] = 1
-        for folder, array in (("images", image), ("labels", label)):
-            nib.save(nib.Nifti1Image(array, affine), root / folder / f"{number}.nii")
-    notes = prepared("mine", root).index.notes
-    assert sum("differ" in note for note in notes) == len(expected)
-    assert all(any(text in note for note in notes) for text in expected)

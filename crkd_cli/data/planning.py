@@ -1,0 +1,222 @@
+"""Plan how a dataset is stored and trained on, from the fingerprint of its images."""
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import median, quantiles
+from typing import Literal, NamedTuple
+
+from crkd_cli.data.fingerprint import Fingerprint, ImageHeader
+from crkd_cli.data.patch_size import Budget, fit_batch, fit_patch, image_share, to_text
+from crkd_cli.data.plan import NATIVE, Native, Plan
+from crkd_cli.errors import UsageError, pluralize
+
+Size = tuple[int, ...]
+Spacing = tuple[float, ...]
+Network = Literal["2D", "3D"]
+
+MAX_SPACING_RATIO = 1.1  # spacings that differ more are resampled to a common one
+# An axis is coarse if its voxels are so many times as long as along the others. Then 3D context
+# means little, and the median of its spacings would discard slices of the better images.
+ANISOTROPY = 3
+MIN_SLICES_3D = 16  # volumes with fewer slices are segmented slice by slice
+MAX_RESIZE, RESIZE_STEP = 256, 16  # of 2D images
+GIVEN = "as described"
+
+
+class PlanWithReasons(NamedTuple):
+    """A complete plan, and the reason for each part that applies to the dataset."""
+
+    plan: Plan
+    reasons: dict[str, str]
+
+    def lines(self) -> list[str]:
+        """Return a line for each of these parts."""
+        return [
+            f"{key} {_shown(getattr(self.plan, key))} ({reason})"
+            for key, reason in self.reasons.items()
+        ]
+
+
+def make_plan(
+    fingerprint: Fingerprint, given: Plan, memory: float | None, classes: int
+) -> PlanWithReasons:
+    """Complete the plan `given` for the images of a dataset.
+
+    Args:
+        fingerprint: Has at least one image.
+        given: The parts that the description states, which are kept.
+        memory: Bytes that training may use; None for the default.
+        classes: K, for the memory that a step takes.
+
+    Raises UsageError if a given part does not fit the images, or if the memory does not suffice.
+    """
+    _check_given(fingerprint, given)
+    budget = Budget(classes, memory)
+    if fingerprint.dims == 2:
+        return _plan_images(fingerprint.images, given, budget)
+    return _plan_volumes(fingerprint.images, given, budget)
+
+
+def _plan_images(images: Sequence[ImageHeader], given: Plan, budget: Budget) -> PlanWithReasons:
+    """Plan a dataset of 2D images."""
+    resize, reason = given.resize, GIVEN
+    if resize is None:
+        longest = round(median(max(image.size) for image in images))
+        side = min(MAX_RESIZE, -(-longest // RESIZE_STEP) * RESIZE_STEP)
+        resize = (side, side)
+        reason = f"the median image is {_median_size([image.size for image in images])}"
+    batch, batch_reason = fit_batch(resize, given.batch, budget)
+    plan = Plan(orientation=NATIVE, spacing=NATIVE, network="2D", resize=resize, batch=batch)
+    reasons = {"network": "2D images", "resize": reason, "batch": batch_reason}
+    return PlanWithReasons(plan, reasons)
+
+
+def _plan_volumes(images: Sequence[ImageHeader], given: Plan, budget: Budget) -> PlanWithReasons:
+    """Plan a dataset of volumes: the grid that they are stored on, then the patches of it."""
+    orientation, orientation_reason = _orientation(images, given)
+    turned = [image.turned(orientation) for image in images]
+    spacing, spacing_reason = _spacing(turned, given)
+    stored = [image.resampled(spacing) for image in turned]
+    network, network_reason = _network(stored, given)
+    axes = slice(1 if network == "2D" else 0, 3)
+    sizes = [image.size[axes] for image in stored]
+    patch, patch_reason = given.patch, GIVEN
+    if patch is None:
+        patch = fit_patch(sizes, _typical_spacing(stored)[axes], given.batch, budget)
+        share = f"{image_share(sizes, patch):.0%}".replace("%", " %")
+        patch_reason = f"{share} of an average patch is image; the median is {_median_size(sizes)}"
+    batch, batch_reason = fit_batch(patch, given.batch, budget)
+    plan = Plan(orientation=orientation, spacing=spacing, network=network, patch=patch, batch=batch)
+    reasons = {
+        "orientation": orientation_reason,
+        "spacing": spacing_reason,
+        "network": network_reason,
+        "patch": patch_reason,
+        "batch": batch_reason,
+    }
+    return PlanWithReasons(plan, reasons)
+
+
+def _orientation(images: Sequence[ImageHeader], given: Plan) -> tuple[str, str]:
+    """Return the orientation of stored volumes: the most common one."""
+    counts = Counter(image.orientation for image in images if image.orientation)
+    if given.orientation is not None:
+        return given.orientation, GIVEN
+    if not counts:
+        return NATIVE, "the files do not state it"
+    (orientation, count), *others = counts.most_common()
+    reason = f"as {count} of {pluralize(len(images), 'file')}"
+    if others:
+        reason += f"; {sum(other for _, other in others)} are turned"
+    if unknown := len(images) - counts.total():
+        reason += f"; {unknown} without orientation are kept as they are"
+    return orientation, reason
+
+
+def _spacing(images: Sequence[ImageHeader], given: Plan) -> tuple[Spacing | Native, str]:
+    """Return the spacing of stored volumes: `native` unless their spacings differ."""
+    if given.spacing is not None:
+        return given.spacing, GIVEN
+    spacings = [image.spacing for image in images if image.spacing is not None]
+    if not spacings:
+        return NATIVE, "unknown, distances will be in voxels; set it with --spacing"
+    ranges = [(min(axis), max(axis)) for axis in zip(*spacings, strict=True)]
+    smallest, largest = ([pair[end] for pair in ranges] for end in (0, 1))
+    ratio = max(high / low for low, high in ranges)
+    if ratio == 1:
+        return NATIVE, f"{to_text(smallest)} mm in all files"
+    from_to = f"from {to_text(smallest)} to {to_text(largest)} mm"
+    if ratio <= MAX_SPACING_RATIO:
+        return NATIVE, f"nearly equal, {from_to}"
+    target, middle = _target_spacing([image for image in images if image.spacing is not None])
+    reason = f"{middle}, z, y, x in mm; files have {from_to} and are resampled"
+    if unknown := len(images) - len(spacings):
+        reason += f"; {unknown} without spacing are not"
+    return target, reason
+
+
+def _target_spacing(images: Sequence[ImageHeader]) -> tuple[Spacing, str]:
+    """Return the median spacing, and what it is.
+
+    Along the coarse axis of an anisotropic dataset, the 10th percentile takes its place.
+    """
+    target = list(_typical_spacing(images))
+    size = [median(axis) for axis in zip(*(image.size for image in images), strict=True)]
+    coarse = max(range(3), key=target.__getitem__)
+    finer = [axis for axis in range(3) if axis != coarse]
+    coarsest_other = max(target[axis] for axis in finer)
+    has_few = all(size[coarse] < size[axis] for axis in finer)
+    name = "median"
+    if target[coarse] >= ANISOTROPY * coarsest_other and has_few:
+        steps = [image.spacing[coarse] for image in images if image.spacing is not None]
+        tenth = quantiles(steps, n=10, method="inclusive")[0]
+        target[coarse] = max(tenth, coarsest_other)
+        name = f"median, and 10th percentile along the coarse axis {'zyx'[coarse]}"
+    return tuple(float(f"{step:.4g}") for step in target), name
+
+
+def _network(images: Sequence[ImageHeader], given: Plan) -> tuple[Network, str]:
+    """Return 2D if most volumes are better segmented slice by slice, else 3D.
+
+    That is where slices are at least three times as thick as pixels are wide, or fewer than 16.
+    """
+    if given.network is not None:
+        return given.network, GIVEN
+    if given.patch is not None:
+        dims: Network = "2D" if len(given.patch) == 2 else "3D"
+        return dims, f"the described patch has {len(given.patch)} numbers"
+    spacings = [image.spacing for image in images if image.spacing is not None]
+    thick = sum(step[0] >= ANISOTROPY * max(step[1:]) for step in spacings)
+    few = sum(image.size[0] < MIN_SLICES_3D for image in images)
+    if 2 * thick > len(images):
+        return "2D", "slice by slice: slices are at least 3 times as thick as pixels are wide"
+    if 2 * few > len(images):
+        return "2D", f"slice by slice: most volumes have fewer than {MIN_SLICES_3D} slices"
+    return "3D", f"at least {MIN_SLICES_3D} slices, less than 3 times as thick as pixels are wide"
+
+
+def _typical_spacing(images: Sequence[ImageHeader]) -> Spacing:
+    """Return the median of the known spacings per axis; equal ones if none is known."""
+    spacings = [image.spacing for image in images if image.spacing is not None]
+    return tuple(median(axis) for axis in zip(*spacings, strict=True)) or (1.0, 1.0, 1.0)
+
+
+def _median_size(sizes: Sequence[Size]) -> str:
+    return to_text([round(median(axis)) for axis in zip(*sizes, strict=True)])
+
+
+def _shown(value: object) -> str:
+    return to_text(value) if isinstance(value, tuple) else str(value)
+
+
+def _check_given(fingerprint: Fingerprint, given: Plan) -> None:
+    """Raise UsageError if a described part of the plan does not fit the images."""
+    if fingerprint.dims == 2:
+        _check_images(given)
+    else:
+        _check_volumes(fingerprint.images, given)
+
+
+def _check_images(given: Plan) -> None:
+    for key, unchanged in (("orientation", NATIVE), ("spacing", NATIVE), ("network", "2D")):
+        if getattr(given, key) not in (None, unchanged):
+            raise _unfit(key, f"is {_shown(getattr(given, key))}, but the images are 2D; drop it")
+    if given.patch is not None:
+        raise _unfit("patch", "is for volumes, but the images are 2D; give resize instead")
+
+
+def _check_volumes(images: Sequence[ImageHeader], given: Plan) -> None:
+    if given.resize is not None:
+        raise _unfit("resize", "is for 2D images, but the images are volumes; give patch instead")
+    if given.orientation not in (None, NATIVE) and not any(image.orientation for image in images):
+        raise _unfit("orientation", f"is {given.orientation}, but no file states its own; drop it")
+    if not isinstance(given.spacing, tuple):
+        return
+    if len(given.spacing) != 3:
+        raise _unfit("spacing", f"has {len(given.spacing)} numbers; give three, for z, y and x")
+    if not any(image.spacing for image in images):
+        raise _unfit("spacing", "needs the spacing of the files; state it with --spacing")
+
+
+def _unfit(key: str, problem: str) -> UsageError:
+    return UsageError(f"plan.{key} in the description {problem}")
