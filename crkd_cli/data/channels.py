@@ -131,11 +131,7 @@ def images_to_predict(
         for file in files
     ]
     names = [channel.name for channel in spec.channels]
-    groups = {
-        key: group
-        for key, group in numbered_files(candidates).items()
-        if _are_channels(group, spec)
-    }
+    groups = _channels_to_predict(candidates, spec)
     images = [_numbered_image(group, key[1], key, names) for key, group in groups.items()]
     numbered = {image for group in groups.values() for image in group}
     for image in candidates:
@@ -197,14 +193,22 @@ def _images_below(files: Sequence[RawFile], root: Path, image_patterns: Patterns
     return [_join(key[1], key, files, expected[key]) for key, files in by_case.items()]
 
 
-def _are_channels(group: Sequence[Candidate], spec: DatasetSpec) -> bool:
-    """Tell whether numbered files to predict are channels of one case."""
-    numbers = {channel_number(image) for image in group}
+def _channels_to_predict(
+    candidates: Sequence[Candidate], spec: DatasetSpec
+) -> dict[Key, list[Candidate]]:
+    """Return the numbered files whose numbers are channels, by the names of their cases.
+
+    For a model with several channels, they are if one case has all channels: the others lack some.
+    """
+    groups = numbered_files(candidates)
+    numbers = {key: {channel_number(image) for image in group} for key, group in groups.items()}
     if len(spec.channels) > 1:
-        return numbers == set(range(len(spec.channels)))
+        needed = set(range(len(spec.channels)))
+        return groups if any(numbers[key] >= needed for key in groups) else {}
     # If the model was trained on the files of channel 0, others are refused.
-    has_numbers = "{name}_0000" in spec.description.image_patterns.get(None, "")
-    return has_numbers and 0 in numbers and len(numbers) > 1
+    if "{name}_0000" not in spec.description.image_patterns.get(None, ""):
+        return {}
+    return {key: group for key, group in groups.items() if 0 in numbers[key] and len(group) > 1}
 
 
 def _usual_count(groups: Iterable[Sequence[Candidate]]) -> int:

@@ -62,10 +62,12 @@ def draw_overlay(
     A volume is shown in the three planes through the middle of the labeled structures, or of the
     image if there are none. `spacing` per axis of *S sets their aspect; None: equal. `reference`
     [*S] is drawn in white under the prediction, and the picture zooms in on both. The image may
-    have another size than its labels.
+    have another size than its labels. Of several channels, the first one is shown.
     """
     from matplotlib import rc_context
 
+    if not spec.is_color:
+        image = image[:1]
     steps = tuple(spacing or (1.0,) * labels.ndim)
     if reference is not None:  # ignored pixels are drawn as background
         reference = np.where(reference < len(spec.classes), reference, 0)
