@@ -20,6 +20,16 @@ class ImageFile(NamedTuple):
     channel: str | None = None  # its name; None: the file has all channels
 
 
+class DicomCase(NamedTuple):
+    """What the tags of DICOM files say about their case."""
+
+    images: tuple[ImageFile, ...]  # one series, or one per channel
+    id: str = ""  # of the case; "": it is named after its files
+    group: str = ""  # a pseudonym of the patient
+    is_private: bool = False  # the names of its files reveal the patient
+    names: tuple[str, ...] = ()  # of its files, relative to the root
+
+
 @dataclass(frozen=True)
 class RawCase:
     """The raw files of one case."""
@@ -29,6 +39,7 @@ class RawCase:
     images: tuple[ImageFile, ...]  # one with all channels, or one per channel
     # Empty: unlabeled. An h5 file that contains image and label is both.
     labels: tuple[LabelFile, ...] = ()
+    is_private: bool = False  # the names of its files reveal the patient
 
     @property
     def image(self) -> Path:

@@ -46,6 +46,9 @@ class Image(NamedTuple):
     @property
     def image_files(self) -> tuple[ImageFile, ...]:
         """The files with the names of their channels."""
+        dicom = self.files[0].dicom
+        if dicom is not None and len(self.files) == 1:
+            return dicom.images
         names = self.channels or (None,)
         pairs = zip(self.files, names, strict=True)
         return tuple(ImageFile(file.path, channel=name) for file, name in pairs)
@@ -75,7 +78,7 @@ def name_images(
         for (key, group), id in zip(groups.items(), ids, strict=False)
     ]
     for image, id in zip(others, ids[len(groups) :], strict=True):
-        named.append(Image((image.file,), id, image.key))
+        named.append(Image((image.file,), image.file.private_id or id, image.key))
     return named, masks
 
 
@@ -152,10 +155,17 @@ def _readings(file: RawFile, image_patterns: Patterns, record: FileRecord) -> It
     """Yield the meaning of a file that matches a pattern of images."""
     if file.skipped:
         return
-    channels = [name for name, text in image_patterns.items() if patterns.matches(text, file.name)]
+    file_names = [file.name] if file.dicom is None else [file.name, *file.dicom.names]
+    matches = {
+        channel: name
+        for channel, pattern in image_patterns.items()
+        for name in file_names
+        if patterns.matches(pattern, name)
+    }
+    channels = list(matches)
     if not channels:
         return
-    if not formats.suffix(file.path):
+    if not file.is_image:
         record.left_out[file.path] = UNSUPPORTED
         return
     if len(channels) > 1:
@@ -165,9 +175,8 @@ def _readings(file: RawFile, image_patterns: Patterns, record: FileRecord) -> It
         )
     channel = channels[0]
     stem = formats.stem(Path(file.name))
-    yield _Reading(
-        file, next(patterns.match(image_patterns[channel], file.name, "name"), stem), channel
-    )
+    id = next(patterns.match(image_patterns[channel], matches[channel], "name"), stem)
+    yield _Reading(file, file.private_id or id, channel)
 
 
 def _images_below(files: Sequence[RawFile], root: Path, image_patterns: Patterns) -> list[Image]:

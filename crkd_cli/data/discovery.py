@@ -17,7 +17,6 @@ from crkd_cli.data.inventory import FileRecord, RawFile
 from crkd_cli.data.layout import candidates, find_labels, find_layout
 from crkd_cli.data.naming import Candidate, label_keys, read_by_pattern
 from crkd_cli.data.pairing import label_by_name, label_by_pattern
-from crkd_cli.data.raw import formats
 from crkd_cli.errors import CrkdError
 from crkd_cli.text import printable
 
@@ -121,7 +120,7 @@ class Discovery:
             used |= {*case.image_files, *(label.path for label in case.labels)}
         for file in self.files:
             known = file.path in used or file.path in self.record
-            if not known and not file.skipped and formats.suffix(file.path):
+            if not known and not file.skipped and file.is_image:
                 self.record.left_out[file.path] = "matches no pattern in dataset.yaml"
 
     def _infer_patterns(self, cases: Sequence[RawCase]) -> Description:

@@ -30,7 +30,7 @@ def why_no_image(root: Path, base: str, files: Sequence[RawFile], layout: Layout
         )
     inside = [file for file in files if file.name.startswith(base) and not file.skipped]
     archives = [file.name for file in inside if file.name.lower().endswith(ARCHIVES)]
-    images = [file.name for file in inside if formats.suffix(file.path)]
+    images = [file.name for file in inside if file.is_image]
     if archives and not images:
         return f"no images/ in {root}; give the archive {printable(archives[0])} to --source"
     if inner := _folder_with_images(images):

@@ -8,12 +8,14 @@ import os
 import stat
 import textwrap
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from crkd_cli.data.cases import RawCase
+from crkd_cli.data.cases import DicomCase, RawCase
+from crkd_cli.data.raw import formats
 from crkd_cli.errors import CrkdError, pluralize
 from crkd_cli.text import printable
 
@@ -33,6 +35,26 @@ class RawFile(NamedTuple):
     name: str  # relative to the root, with /, in Unicode's composed form (NFC)
     problem: str = ""  # why it cannot be read: the rest of a sentence that starts with its name
     skipped: str = ""  # why it is ignored: it is hidden, or a folder
+    dicom: DicomCase | None = None  # it stands for all files of a DICOM series or case
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it has the format of an image, by its name unless it is DICOM."""
+        hidden = self.path.name.startswith(".")
+        return self.dicom is not None or bool(formats.suffix(self.path) and not hidden)
+
+    @property
+    def private_id(self) -> str:
+        """The id of a DICOM case that is not named after its files, or ""."""
+        return "" if self.dicom is None else self.dicom.id
+
+
+class SeriesFile(NamedTuple):
+    """How a file of a DICOM series is listed."""
+
+    first: Path  # the file whose role all others share
+    series: str  # the name of the series, which stands for all files in texts
+    alias: str = ""  # shown in place of its name, which reveals the patient
 
 
 @dataclass
@@ -43,6 +65,7 @@ class FileRecord:
     left_out: dict[Path, str] = field(default_factory=dict)  # why; the user should know
     unused: dict[Path, str] = field(default_factory=dict)  # why; not worth a notice
     refused: dict[Path, str] = field(default_factory=dict)  # why: a sentence
+    series: dict[Path, SeriesFile] = field(default_factory=dict)  # the files of DICOM series
 
     def __contains__(self, path: Path) -> bool:
         return any(path in part for part in (self.used, self.left_out, self.unused, self.refused))
@@ -57,6 +80,7 @@ class FileEntry(NamedTuple):
     what: str  # image, label or another singular noun; or why it is not used
     case: str | None = None
     notable: bool = False  # the user should know that it is left out
+    series: str = ""  # the name of the DICOM series that it belongs to
 
 
 class Inventory(NamedTuple):
@@ -78,12 +102,13 @@ class Inventory(NamedTuple):
 
     def notices(self) -> list[str]:
         """Return notices about files that are left out although they look relevant."""
-        groups: dict[str, list[str]] = {}
+        groups: dict[str, list[FileEntry]] = {}
         for entry in self.entries:
             if entry.notable:
-                groups.setdefault(entry.what, []).append(printable(entry.file))
+                groups.setdefault(entry.what, []).append(entry)
         notices = []
-        for reason, names in groups.items():
+        for reason, entries in groups.items():
+            names = _names(entries)
             text = ", ".join(names[:MAX_NOTED])
             if len(names) > MAX_NOTED:
                 text += f" and {len(names) - MAX_NOTED} more"
@@ -92,20 +117,21 @@ class Inventory(NamedTuple):
 
     def lines(self) -> list[str]:
         """Return the inventory as text: counts of what is used, and the names of the rest."""
-        groups: dict[tuple[Status, str], list[str]] = {}
+        by_role: dict[tuple[Status, str], list[FileEntry]] = {}
         for entry in self.entries:
-            groups.setdefault((entry.status, entry.what), []).append(printable(entry.file))
-        used = {noun: files for (status, noun), files in groups.items() if status == "used"}
-        counts = [_count(len(files), printable(noun)) for noun, files in used.items()]
+            by_role.setdefault((entry.status, entry.what), []).append(entry)
+        groups = {role: _names(entries) for role, entries in by_role.items()}
+        used = {noun: names for (status, noun), names in groups.items() if status == "used"}
+        counts = [_count(len(names), printable(noun)) for noun, names in used.items()]
         lines = [f"used: {', '.join(counts) or 'no file'}"]
-        lines += _group("unlabeled", self._names("unlabeled"))
+        lines += _group("unlabeled", self._with("unlabeled"))
         for (status, what), names in groups.items():
             if status == "left out":
                 lines += _group(f"left out ({what})", names)
-        return lines + _group("refused (see the problems)", self._names("refused"))
+        return lines + _group("refused (see the problems)", self._with("refused"))
 
-    def _names(self, status: Status) -> list[str]:
-        return [printable(entry.file) for entry in self.entries if entry.status == status]
+    def _with(self, status: Status) -> list[str]:
+        return _names([entry for entry in self.entries if entry.status == status])
 
 
 def list_files(root: Path, depth: int | None = None) -> list[RawFile]:
@@ -150,6 +176,7 @@ def take_inventory(
     for path, reason in record.left_out.items():
         roles[path] = _Role("left out", reason, notable=True)
     roles |= {path: _Role("used", purpose) for path, purpose in record.used.items()}
+    cases = list(cases)
     for case in cases:
         labels = [label.path for label in case.labels]
         roles |= {path: _Role("used", "label", case.id) for path in labels}
@@ -162,12 +189,28 @@ def take_inventory(
         role = roles.get(path)
         roles[path] = _Role("refused", reason, role.case if role else None)
     entries = []
+    private = {label.path: case.id for case in cases if case.is_private for label in case.labels}
     for file in files:
-        role = roles.get(file.path, _Role("left out", unused))
+        listed = record.series.get(file.path, SeriesFile(file.path, ""))
+        role = roles.get(listed.first, _Role("left out", unused))
+        role = roles.get(file.path, role)
         if file.skipped:
             role = _Role("left out", file.skipped)
-        entries.append(FileEntry(file.path, file.name, *role))
+        name = listed.alias or file.name
+        if file.path in private:
+            name = f"label of {private[file.path]}"
+        entries.append(FileEntry(file.path, name, *role, series=listed.series))
     return Inventory(tuple(entries))
+
+
+def _names(entries: Iterable[FileEntry]) -> list[str]:
+    """Return the names of files for a text, in which a DICOM series has one name."""
+    counts = Counter(entry.series or entry.file for entry in entries)
+    names = []
+    for name, count in counts.items():
+        files = f" ({count} files)" if count > 1 else ""
+        names.append(f"{printable(name)}{files}")
+    return names
 
 
 class _Role(NamedTuple):

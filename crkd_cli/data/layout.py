@@ -43,7 +43,7 @@ def base_folder(files: Sequence[RawFile]) -> str:
     """
     base = ""
     while True:
-        images = [file.name[len(base) :] for file in _below(files, base) if _is_image(file.name)]
+        images = [file.name[len(base) :] for file in _below(files, base) if file.is_image]
         folders = {name.partition("/")[0] for name in images if "/" in name}
         if len(folders) != 1 or any("/" not in name for name in images):
             return base
@@ -64,8 +64,10 @@ def find_layout(files: Sequence[RawFile], base: str, record: FileRecord) -> Layo
     direct = [file for file in inside if "/" not in file.name[len(base) :]]
     if images is not None:
         image_files = _below(inside, images)
-    elif any(_is_image(file.name) for file in direct):
+    elif any(file.is_image and file.dicom is None for file in direct):
         images, image_files = base, direct
+    elif series := _series_outside(inside, base, labels):
+        images, image_files = base, series
     elif labels is None:
         return _case_folders(inside, base, record)
     else:
@@ -103,9 +105,14 @@ def candidates(files: Iterable[RawFile], prefix: str, record: FileRecord) -> lis
         folder, _, name = file.name[len(prefix) :].rpartition("/")
         if file.skipped:
             continue
+        if file.dicom is not None:
+            if file.problem:
+                record.refused[file.path] = f"{printable(file.name)} {file.problem}"
+            accepted.append(Candidate.of_dicom(file, prefix))
+            continue
         if file.path in data_files:
             record.used[file.path] = "voxel file"
-        elif not _is_image(name):
+        elif not file.is_image:
             reasons = record.unused if name.lower().endswith(SIDECARS) else record.left_out
             reasons[file.path] = UNSUPPORTED
         elif "/" in folder:
@@ -128,7 +135,7 @@ def _choose_prefix(files: Sequence[RawFile], base: str, names: tuple[str, ...]) 
     chosen = sorted((rank, folder) for folder, rank in ranks.items() if rank is not None)
     prefixes = [f"{base}{folder}/" for _, folder in chosen]
     with_images = (
-        prefix for prefix in prefixes if any(_is_image(file.name) for file in _below(files, prefix))
+        prefix for prefix in prefixes if any(file.is_image for file in _below(files, prefix))
     )
     return next(with_images, next(iter(prefixes), None))
 
@@ -158,7 +165,7 @@ def _leave_out_others(
 ) -> None:
     """Record why image files in other folders are not read."""
     for file in inside:
-        if file in used or file.skipped or not _is_image(file.name):
+        if file in used or file.skipped or not file.is_image:
             continue
         folder, slash, _ = file.name[len(base) :].partition("/")
         if folder.lower() in TEST_PARTS:
@@ -169,13 +176,19 @@ def _leave_out_others(
             record.left_out[file.path] = "outside the folders of images and labels"
 
 
+def _series_outside(inside: Sequence[RawFile], base: str, labels: str | None) -> list[RawFile]:
+    """Return the DICOM series below the folder `base` that are not in a folder of other files."""
+    series = []
+    for file in inside:
+        folder = file.name[len(base) :].partition("/")[0].lower()
+        is_label = labels is not None and file.name.startswith(labels)
+        if file.dicom is not None and not is_label and folder not in TEST_PARTS:
+            series.append(file)
+    return series
+
+
 def _below(files: Iterable[RawFile], prefix: str) -> list[RawFile]:
     return [file for file in files if file.name.startswith(prefix)]
-
-
-def _is_image(name: str) -> bool:
-    path = Path(name)
-    return bool(formats.suffix(path)) and not path.name.startswith(".")
 
 
 def _data_files(files: Iterable[RawFile]) -> set[Path]:

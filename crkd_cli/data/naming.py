@@ -30,6 +30,15 @@ class Candidate(NamedTuple):
     folder: str  # below that folder; "" in it
     stem: str
 
+    @classmethod
+    def of_dicom(cls, file: RawFile, prefix: str) -> "Candidate":
+        """Return a DICOM image below the folder `prefix`, however deep."""
+        parts = file.name[len(prefix) :].split("/")
+        if parts[-1] == file.path.name:
+            parts[-1] = formats.stem(file.path)
+        folder, *others = parts
+        return cls(file, folder, "_".join(others)) if others else cls(file, "", folder)
+
     @property
     def key(self) -> Key:
         """Where the file lies, and its name without suffix."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from crkd_cli.data.cases import LabelFile, RawCase
+from crkd_cli.data.cases import DicomCase, LabelFile, RawCase
 from crkd_cli.data.channels import Image, name_images
 from crkd_cli.data.inventory import FileRecord, RawFile, is_text, list_files, take_inventory
 from crkd_cli.data.layout import LABELS, SIDECARS, candidates
@@ -233,7 +233,9 @@ def _build(
                 record.left_out[path] = "its image is refused"
             continue
         labels = tuple(label for label in labels if label.path not in record.refused)
-        cases.append(RawCase(image.id, image.id, image.image_files, labels))
+        dicom = image.files[0].dicom or DicomCase(())
+        group = dicom.group or image.id
+        cases.append(RawCase(image.id, group, image.image_files, labels, dicom.is_private))
     return sorted(cases, key=lambda case: (case.id, case.image))
 
 

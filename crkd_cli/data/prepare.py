@@ -103,6 +103,7 @@ class _Run:
             findings = [Finding("notice", self._name, text) for text in notices]
             if folder is not None:
                 _publish(folder, store, preparation.index(self._raw, findings))
+            findings += [Finding("notice", self._name, text) for text in self._source.remarks]
             report = self._report(findings, preparation.summary())
             return replace(
                 report,

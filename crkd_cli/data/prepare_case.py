@@ -178,7 +178,7 @@ def case_info(result: CaseResult, root: Path) -> CaseInfo:
         group=result.raw.group,
         shape=result.image.shape,
         spacing_mm=result.image.spacing_mm,
-        source=result.raw.image.relative_to(root).as_posix(),
+        source=_source_name(result.raw, root),
         sha256=result.image.sha256,
         label_sha256=result.label_sha256,
         intensity=result.image.intensity,
@@ -186,6 +186,11 @@ def case_info(result: CaseResult, root: Path) -> CaseInfo:
         native_shape=result.image.native_shape,
         native_spacing_mm=result.image.native_spacing_mm,
     )
+
+
+def _source_name(raw: RawCase, root: Path) -> str:
+    """Return the name of the first image file, unless it reveals the patient."""
+    return raw.id if raw.is_private else raw.image.relative_to(root).as_posix()
 
 
 def _read_labels(result: CaseResult, volume: Volume | None, spec: DatasetSpec) -> CodedLabel | None:

@@ -33,8 +33,8 @@ class Source(ABC):
     """The layout of a raw dataset: finds its files, and reads images as the store contains them.
 
     A plug-in implements `find` and `spec`, and overrides the other methods where its layout
-    differs. `find` adds to `notes` what it chose or ignored, and records in `files` why files are
-    left out or refused.
+    differs. `find` adds to `notes` and `remarks` what it chose or ignored, and records in `files`
+    why files are left out or refused.
 
     Args:
         spacing_mm: Used where files do not state it; one number, or one per axis of *S.
@@ -59,6 +59,7 @@ class Source(ABC):
         self.published_crop = published_crop
         self.ignore = ignore
         self.notes: list[str] = []
+        self.remarks: list[str] = []  # to be shown, but not stored
         self.files = FileRecord()
         self.description = Description()  # what is stated about the files, not inferred
 

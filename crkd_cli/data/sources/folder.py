@@ -22,6 +22,7 @@ from crkd_cli.data.labels import ClassAssignment, LabelValues
 from crkd_cli.data.layout import base_folder
 from crkd_cli.data.patients import TABLE, group_by_pattern, group_by_table
 from crkd_cli.data.raw import formats, hdf5
+from crkd_cli.data.series import find_series
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
 from crkd_cli.data.store import ChannelInfo, DatasetSpec, intensity_of
@@ -37,9 +38,15 @@ class Folder(Source):
     reads_description = True
 
     def find(self, root: Path) -> list[RawCase]:
-        files = list_files(root)
+        listed = list_files(root)
+        found = find_series(listed, self.files)
+        files = found.files
         base = base_folder(files)
         self._read_description(root, base, files)
+        if self.description.series is not None:
+            found = find_series(listed, self.files, self.description.series)
+            files = found.files
+        self.remarks += found.lines
         if base and not self.description.images:
             self.notes.append(f"images and labels are in {printable(base)}")
         if self.ignore is not None:

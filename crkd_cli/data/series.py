@@ -1,0 +1,227 @@
+"""Find the DICOM series among the files of a folder, each of which is an image.
+
+Patients are never named: not in the ids of cases, the groups, or the names of files in a report.
+"""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crkd_cli.data.cases import DicomCase, ImageFile
+from crkd_cli.data.choose_series import choose
+from crkd_cli.data.dicom_series import DicomFile, Series, group_series, pseudonym
+from crkd_cli.data.inventory import FileRecord, RawFile, SeriesFile
+from crkd_cli.data.layout import SIDECARS
+from crkd_cli.data.raw import dicom, formats
+from crkd_cli.errors import CrkdError, pluralize
+from crkd_cli.text import printable
+
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # the start of their SOP classes
+# Folders with these names are not named after a case.
+COMMON_FOLDERS = ("", "images", "imagestr", "imagests", "labels", "masks", "labelstr", "dicom")
+MAX_LINES = 10
+LOCALIZER = "a DICOM localizer (scout view)"
+NOT_CHOSEN = "another DICOM series than the description says"
+
+
+@dataclass
+class FoundSeries:
+    """The files of a folder, in which every series is one file."""
+
+    files: list[RawFile]
+    series: list[Series] = field(default_factory=list)  # that are used
+    lines: list[str] = field(default_factory=list)  # what was found, to be shown but not stored
+
+
+def find_series(
+    files: Sequence[RawFile],
+    record: FileRecord,
+    selection: str | dict[str, str] | None = None,
+) -> FoundSeries:
+    """Return `files` with every DICOM series as one file, the first of its slices.
+
+    `selection` is a description or UID of the series to use, with `*` for any text, or one per
+    channel: then the series of a study or a folder are one case. `record` receives the objects
+    that are no images, and the series that are not used. Raises CrkdError if `selection` fits no
+    series, or if a case lacks a channel.
+    """
+    candidates = [file for file in files if _may_be_dicom(file) and dicom.is_dicom(file.path)]
+    if not candidates:
+        return FoundSeries(list(files))
+    paths = {file.path for file in candidates}
+    others = [file for file in files if file.path not in paths]
+    if not dicom.is_available():
+        return FoundSeries(_sorted([*others, *_unreadable(candidates)]))
+    images, damaged = _read_all(candidates, record)
+    series = _split_off_captures(group_series(images), record)
+    cases: list[tuple[Series, ...]] = [(one,) for one in series]
+    channels: list[str] = []
+    if selection is not None:
+        cases = choose(series, selection)
+        channels = [] if isinstance(selection, str) else list(selection)
+    used = {one: None for case in cases for one in case}
+    for one in series:
+        if one not in used:
+            _leave_out(one, NOT_CHOSEN, record)
+    listed = _as_files(cases, channels, _patients(series), record)
+    return FoundSeries(_sorted([*others, *damaged, *listed]), list(used), _lines(list(used)))
+
+
+def _may_be_dicom(file: RawFile) -> bool:
+    """Tell whether the content of a file decides: its name is not that of another format."""
+    name = file.name.lower()
+    if file.skipped or file.problem or name.endswith((*SIDECARS, *formats.DATA_SUFFIXES)):
+        return False
+    return formats.suffix(file.path) in ("", *dicom.SUFFIXES)
+
+
+def _unreadable(candidates: Iterable[RawFile]) -> list[RawFile]:
+    """Return a file per folder, because pydicom is missing."""
+    folders: dict[str, list[RawFile]] = defaultdict(list)
+    for file in candidates:
+        folders[file.name.rpartition("/")[0]].append(file)
+    listed = []
+    for group in folders.values():
+        paths = tuple(file.path for file in group)
+        case = DicomCase((ImageFile(paths[0], paths),))
+        listed.append(group[0]._replace(problem=dicom.NEEDS_PYDICOM, dicom=case))
+    return listed
+
+
+def _read_all(
+    candidates: Iterable[RawFile], record: FileRecord
+) -> tuple[list[DicomFile], list[RawFile]]:
+    """Return the files with images, and those that are damaged."""
+    images, damaged = [], []
+    for file in candidates:
+        try:
+            tags = dicom.read_tags(file.path)
+        except CrkdError as error:
+            problem = str(error).removeprefix(f"{file.path} ")
+            case = DicomCase((ImageFile(file.path, (file.path,)),))
+            damaged.append(file._replace(problem=problem, dicom=case))
+            continue
+        if tags.sop_class == dicom.DIRECTORY or file.path.name.upper() == "DICOMDIR":
+            record.left_out[file.path] = "the directory of a DICOM medium"
+        elif not tags.is_image:
+            record.left_out[file.path] = f"a DICOM object without an image: {tags.kind}"
+        elif tags.is_localizer:
+            record.left_out[file.path] = LOCALIZER
+        else:
+            images.append(DicomFile(file, tags))
+    return images, damaged
+
+
+def _split_off_captures(series: list[Series], record: FileRecord) -> list[Series]:
+    """Return the series without screenshots, if there are volumes."""
+    if all(len(one.size) == 2 for one in series):
+        return series
+    kept = []
+    for one in series:
+        if len(one.size) == 2 and one.tags.sop_class.startswith(SECONDARY_CAPTURE):
+            _leave_out(one, "a DICOM secondary capture beside volumes", record)
+        else:
+            kept.append(one)
+    return kept
+
+
+def _patients(series: Iterable[Series]) -> dict[str, str]:
+    """Return a pseudonym for every patient: by their ID, or by the study if it is not stated."""
+    smallest: dict[str, str] = {}
+    for one in series:
+        patient = _patient(one)
+        smallest[patient] = min(smallest.get(patient, one.tags.series), one.tags.series)
+    return {patient: f"patient-{pseudonym(unique)}" for patient, unique in smallest.items()}
+
+
+def _patient(series: Series) -> str:
+    tags = series.tags
+    return tags.patient or tags.study or tags.series
+
+
+def _as_files(
+    cases: Sequence[tuple[Series, ...]],
+    channels: Sequence[str],
+    patients: Mapping[str, str],
+    record: FileRecord,
+) -> list[RawFile]:
+    """Return every case as one file, with the name of its folder if that contains no other."""
+    per_folder = Counter(_case_folder(case) for case in cases)
+    listed = []
+    for case in cases:
+        folder = _case_folder(case)
+        is_named = per_folder[folder] == 1 and Path(folder).name.lower() not in COMMON_FOLDERS
+        file = _as_file(case, folder if is_named else "", channels, patients)
+        assert file.dicom is not None
+        shown = file.dicom.id if file.dicom.is_private else file.name
+        _group_files(case, shown, file.dicom.is_private, record)
+        listed.append(file)
+    return listed
+
+
+def _as_file(
+    case: tuple[Series, ...], name: str, channels: Sequence[str], patients: Mapping[str, str]
+) -> RawFile:
+    """Return a case as one file called `name` unless that is empty."""
+    first = case[0]
+    files = [file.raw for one in case for file in one.files]
+    is_private = any(one.is_private for one in case)
+    id = first.pseudonym if is_private else ""
+    if len(files) == 1:
+        name = files[0].name
+    elif not name:
+        id = first.pseudonym
+        name = f"{_case_folder(case)}/{id}".lstrip("/")
+    images = tuple(one.image for one in case)
+    if len(channels) > 1:
+        named = zip(images, channels, strict=True)
+        images = tuple(image._replace(channel=channel) for image, channel in named)
+    names = tuple(file.name for file in files)
+    dicom_case = DicomCase(images, id, patients[_patient(first)], is_private, names)
+    problem = next((one.problem for one in case if one.problem), "")
+    return RawFile(images[0].path, name, problem, dicom=dicom_case)
+
+
+def _case_folder(case: tuple[Series, ...]) -> str:
+    return os.path.commonpath([one.folder for one in case]) if len(case) > 1 else case[0].folder
+
+
+def _leave_out(series: Series, reason: str, record: FileRecord) -> None:
+    name = f"{series.folder}/{series.pseudonym}".lstrip("/")
+    shown = series.pseudonym if series.is_private else name
+    _group_files((series,), shown, series.is_private, record)
+    record.left_out[series.image.path] = reason
+
+
+def _group_files(case: Iterable[Series], name: str, is_private: bool, record: FileRecord) -> None:
+    """Record how the files of a case are listed: together, and without the patient's name."""
+    files = [file for one in case for file in one.files]
+    for number, file in enumerate(files, start=1):
+        shown = f"{name}/{number}" if is_private else ""
+        record.series[file.raw.path] = SeriesFile(files[0].raw.path, name, shown)
+
+
+def _lines(series: Sequence[Series]) -> list[str]:
+    """Return a line per description and modality: the number of series, and their sizes."""
+    groups: dict[tuple[str, str], list[Series]] = defaultdict(list)
+    for one in series:
+        groups[one.tags.description, one.tags.modality].append(one)
+    lines = []
+    for (description, modality), group in groups.items():
+        axes = list(zip(*(one.size for one in group), strict=False))
+        sizes = (
+            f"{min(axis)} to {max(axis)}" if len(set(axis)) > 1 else f"{axis[0]}" for axis in axes
+        )
+        text = f"{printable(description)!r}" if description else "without a description"
+        lines.append(
+            f"DICOM series {text}: {len(group)}, {modality or 'no modality'}, {' × '.join(sizes)}"
+        )
+    if len(lines) > MAX_LINES:
+        lines = [*lines[:MAX_LINES], f"and {pluralize(len(lines) - MAX_LINES, 'more description')}"]
+    return lines
+
+
+def _sorted(files: Iterable[RawFile]) -> list[RawFile]:
+    return sorted(files, key=lambda file: file.name)
