@@ -52,7 +52,7 @@ def written(file: Path, files: list[Path]) -> np.ndarray:
 @pytest.mark.parametrize("z_last", [False, True])
 def test_voxels_names_and_references(tmp_path, rng, axes, z_last):
     files = write_series(tmp_path / "series", rng.integers(0, 99, SHAPE), axes=axes)
-    image = read_image(files[0], z_last, files)
+    image = read_image(files[0], z_last, slices=files)
     labels = rng.integers(0, 3, image.size).astype(np.uint8)
     file = tmp_path / "case.dcm"
     shuffled = [files[plane] for plane in (3, 0, 4, 1, 2)]
