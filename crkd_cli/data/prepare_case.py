@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli.data import grid
+from crkd_cli.data.alignment import align_label
 from crkd_cli.data.cases import RawCase
 from crkd_cli.data.labels import (
     ClassAssignment,
@@ -25,7 +26,7 @@ from crkd_cli.data.labels import (
     number_combinations,
 )
 from crkd_cli.data.raw import formats, pictures
-from crkd_cli.data.raw.formats import LabelMap, Volume
+from crkd_cli.data.raw.formats import Volume
 from crkd_cli.data.sources.base import Source
 from crkd_cli.data.store import CaseInfo, DatasetSpec, ValueStatistics
 from crkd_cli.errors import CrkdError
@@ -211,8 +212,8 @@ def _read_labels(result: CaseResult, volume: Volume | None, spec: DatasetSpec) -
         if volume is None or result.error is not None:
             continue
         try:
-            _check_pair(result.raw, file.path, label, volume)
-            coded = encode(label.array, counts)
+            array = align_label(label, volume, file.path, result.raw.image)
+            coded = encode(array, counts)
             merged = coded if merged is None else merge(merged, coded)
         except CrkdError as error:
             result.pair_error = error
@@ -253,25 +254,6 @@ def _store(
         intensity=_statistics(volume.array, spec),
         sha256=_sha256(raw.image_files),
     )
-
-
-def _check_pair(raw: RawCase, path: Path, label: LabelMap, volume: Volume) -> None:
-    """Raise CrkdError unless every voxel of a label lies on the same voxel of the image."""
-    if label.array.shape != volume.size:
-        raise CrkdError(
-            f"{path} has shape {label.array.shape}, its image {volume.size}; "
-            "image and label must match"
-        )
-    of_label, of_image = label.geometry, volume.geometry
-    if of_label is None or of_image is None:
-        return
-    size = volume.size if volume.z_last else volume.size[::-1]
-    distance = of_label.distance(of_image, size)
-    if distance > min(of_image.spacing or of_label.spacing or (1.0,)) / 2:
-        raise CrkdError(
-            f"{path} lies up to {distance:.3g} mm away from its image {raw.image}: it has "
-            f"{of_label}; its image has {of_image}; resample or repair the label"
-        )
 
 
 def _statistics(array: NDArray[Any], spec: DatasetSpec) -> tuple[ValueStatistics, ...]:
