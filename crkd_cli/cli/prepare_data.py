@@ -1,5 +1,9 @@
 """`crkd prepare-data`."""
 
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +13,8 @@ from crkd_cli.cli.console import command, info, plain_text, progress, warn
 from crkd_cli.cli.options import DataRoot, Json, Quiet, Verbose
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from crkd_cli.data.report import Finding, PreparationReport
     from crkd_cli.data.sources.base import Source
 
@@ -84,6 +90,15 @@ def prepare_data(
             rich_help_panel="Preparation",
         ),
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that read the files. Default: one per processor core, fewer if there "
+            "is little data or memory.",
+            rich_help_panel="Preparation",
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -111,7 +126,8 @@ def prepare_data(
     bytes_for_training = _memory(name, reader, memory)
     raw = obtain(name, reader, source, root, download, progress, info)
     info(f"raw files: {raw}")
-    report = prepare(name, reader, raw, store, progress, check, bytes_for_training)
+    with _stopped_by_sigterm():
+        report = prepare(name, reader, raw, store, progress, check, bytes_for_training, workers)
     if json:
         written = None if check or report.failed else str(store)
         _print_json({"name": name, "raw": str(raw), "store": written, **report.tree()})
@@ -166,6 +182,20 @@ def _show_report(report: "PreparationReport", raw: Path, reader: "Source") -> No
         for line in report.plan.lines():
             info(f"plan: {line}")
     info(report.summary)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does: processes end, temporary files are removed."""
+
+    def stop(number: int, frame: "FrameType | None") -> None:
+        sys.exit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _check_store_alone(name: str, store: Path, json: bool) -> None:
@@ -225,8 +255,6 @@ def _options(values: dict[str, Path | str | None]) -> str:
 
 def _show(findings: tuple["Finding", ...]) -> None:
     """Print all findings to stderr: a table in a terminal, else one line each."""
-    import sys
-
     if not sys.stderr.isatty():
         for finding in findings:
             warn(f"{finding.level}: {finding.where}: {finding.what}")

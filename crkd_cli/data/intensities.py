@@ -11,6 +11,7 @@ mean and standard deviation (Isensee et al., nnU-Net, 2021).
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -26,6 +27,7 @@ from crkd_cli.data.raw import formats
 from crkd_cli.data.sources.base import Source
 from crkd_cli.data.splits import preview
 from crkd_cli.data.store import ChannelInfo, DatasetSpec, ValueStatistics, Window, intensity_of
+from crkd_cli.data.workers import map_cases
 from crkd_cli.errors import CrkdError, pluralize
 from crkd_cli.progress import Progress
 
@@ -56,7 +58,11 @@ class ForegroundSample(NamedTuple):
 
 
 def decide_intensities(
-    source: Source, cases: Sequence[RawCase], spec: DatasetSpec, progress: Progress
+    source: Source,
+    cases: Sequence[RawCase],
+    spec: DatasetSpec,
+    progress: Progress,
+    workers: int = 1,
 ) -> DatasetSpec:
     """Return `spec` with the modalities that are not described, and with the windows of CT.
 
@@ -65,7 +71,7 @@ def decide_intensities(
     """
     channels = _choose_modalities(source, cases, spec)
     spec = msgspec.structs.replace(spec, channels=channels)
-    channels = _measure_windows(source, cases, spec, progress)
+    channels = _measure_windows(source, cases, spec, progress, workers)
     return msgspec.structs.replace(spec, channels=channels)
 
 
@@ -222,18 +228,19 @@ def _note_contradictions(info: ChannelInfo, votes: Mapping[str, ChannelModality]
 
 
 def _measure_windows(
-    source: Source, cases: Sequence[RawCase], spec: DatasetSpec, progress: Progress
+    source: Source,
+    cases: Sequence[RawCase],
+    spec: DatasetSpec,
+    progress: Progress,
+    workers: int,
 ) -> tuple[ChannelInfo, ...]:
     """Return the channels with the windows of CT."""
     windowed = [number for number, info in enumerate(spec.channels) if info.intensity == "window"]
     if not windowed:
         return spec.channels
     labeled = [case for case in cases if case.labels]
-    samples = []
-    with progress("measuring CT", len(labeled), "cases") as advance:
-        for case in labeled:
-            samples.append(_sample_foreground(source, spec, windowed, case))
-            advance(1, note=case.id)
+    sample = partial(_sample_foreground, source, spec, windowed)
+    samples = map_cases(sample, labeled, workers, progress, "measuring CT")
     if not any(sample.values.size for sample in samples):
         raise _why_no_foreground(samples)
     values = np.concatenate([sample.values for sample in samples], axis=1)

@@ -22,13 +22,14 @@ from crkd_cli.data.prepare_case import (
     CaseResult,
     case_info,
     number_label,
-    read_case,
+    prepare_case,
     store_class_numbers,
 )
 from crkd_cli.data.report import Finding, PreparationReport, complete_description
 from crkd_cli.data.sources.base import Source
 from crkd_cli.data.splits import official_splits, preview
 from crkd_cli.data.store import RECIPE, DatasetSpec, Index, ValueStatistics, write_index
+from crkd_cli.data.workers import choose_workers, map_cases
 from crkd_cli.errors import CrkdError, UsageError, pluralize
 from crkd_cli.locks import only_writer
 from crkd_cli.paths import replace_folder, temporary_folder
@@ -47,13 +48,15 @@ def prepare(
     progress: Progress,
     check_only: bool = False,
     memory: float | None = None,
+    workers: int | None = 1,
 ) -> PreparationReport:
     """Check all cases under `raw`, and write the store unless there is an error.
 
-    One case is in memory at a time. The cases are written to a temporary folder, which replaces
-    `store` at the end; the splits in a previous store are kept. If the layout of the raw files or
-    the classes cannot be determined, or the disk cannot be written, the report contains the error.
-    Raises UsageError if an option or the description of the dataset does not fit.
+    Each of `workers` processes (None: as many as are fastest) has one case in memory at a time. The
+    cases are written to a temporary folder, which replaces `store` at the end; the splits in a
+    previous store are kept. If the layout of the raw files or the classes cannot be determined, or
+    the disk cannot be written, the report contains the error. Raises UsageError if an option or the
+    description of the dataset does not fit.
 
     `memory` is what training may use, in bytes; the plan of a user's own dataset depends on it.
     """
@@ -61,7 +64,7 @@ def prepare(
     try:
         # Only generated raw files are ever replaced.
         with only_writer(raw) if source.generated else nullcontext():
-            return run.prepare(store, progress, check_only)
+            return run.prepare(store, progress, check_only, workers)
     except UsageError:
         raise
     except CrkdError as error:
@@ -79,7 +82,9 @@ class _Run:
         self._make_plan: MakePlan | None = None  # of a user's own dataset
         self._preparation: _Preparation | None = None
 
-    def prepare(self, store: Path, progress: Progress, check_only: bool) -> PreparationReport:
+    def prepare(
+        self, store: Path, progress: Progress, check_only: bool, workers: int | None
+    ) -> PreparationReport:
         """Find, check and store the cases."""
         self._cases = self._source.find(self._raw)
         if not self._source.reads_description:
@@ -87,13 +92,17 @@ class _Run:
         spec = _with_spacing(self._source, self._source.spec(self._name, self._cases))
         _check_official_groups(self._name, self._cases, self._raw)
         self._duplicates = _duplicate_ids(self._cases)
+        if workers is None:
+            workers = choose_workers(file for case in self._cases for file in case.image_files)
         if self._source.reads_description:
-            spec = self._measure(spec, progress)
+            spec = self._measure(spec, progress, workers)
         with nullcontext() if check_only else temporary_folder(store) as folder:
-            failed = bool(self._duplicates or self._source.files.refused)
-            preparation = _Preparation(self._source, spec, self._make_plan, folder, failed=failed)
+            has_failed = bool(self._duplicates or self._source.files.refused)
+            preparation = _Preparation(
+                self._source, spec, self._make_plan, None if has_failed else folder
+            )
             self._preparation = preparation
-            preparation.read(self._cases, progress)
+            preparation.read(self._cases, progress, workers)
             errors = self._errors()
             if errors:
                 return self._report(errors)
@@ -112,7 +121,7 @@ class _Run:
                 plan=preparation.plan,
             )
 
-    def _measure(self, spec: DatasetSpec, progress: Progress) -> DatasetSpec:
+    def _measure(self, spec: DatasetSpec, progress: Progress, workers: int) -> DatasetSpec:
         """Return `spec` with the plan and the intensities, which follow from the images."""
         fingerprint = measure(self._cases, spec)
         if fingerprint.images:  # otherwise there are errors, which are reported later
@@ -121,7 +130,7 @@ class _Run:
             foreground = spec.description.classes or {"unknown": 1}
             plan = self._make_plan(1 + len(foreground)).plan
             spec = msgspec.structs.replace(spec, plan=plan)
-        return decide_intensities(self._source, self._cases, spec, progress)
+        return decide_intensities(self._source, self._cases, spec, progress, workers)
 
     def _note_description(self) -> None:
         for name in FILES:
@@ -192,33 +201,26 @@ class _Preparation:
         spec: DatasetSpec,
         make_plan: MakePlan | None,
         folder: Path | None,
-        *,
-        failed: bool,
     ) -> None:
-        self._source, self._spec, self._folder = source, spec, folder
-        self._make_plan = make_plan
+        self._source, self._spec, self._make_plan = source, spec, make_plan
+        self._folder = folder  # None: nothing is written
         self.plan: PlanWithReasons | None = None  # set when all cases have been read
-        self._failed = failed  # nothing more is written
         self._results: list[CaseResult] = []
         self._classes = ClassAssignment(spec.classes, {})
 
-    def read(self, cases: Sequence[RawCase], progress: Progress) -> None:
+    def read(self, cases: Sequence[RawCase], progress: Progress, workers: int) -> None:
         """Read, check and store all cases."""
+        read = partial(prepare_case, self._source, self._spec, self._folder)
         title = "checking" if self._folder is None else "preparing"
-        with progress(title, len(cases), "cases") as advance:
-            for case in cases:
-                folder = None if self._failed else self._folder
-                result = read_case(self._source, case, self._spec, folder)
-                self._results.append(result)
-                self._failed |= result.error is not None
-                if self._spec.classes:
-                    self._assign_classes([result])
-                    self._store_class_numbers(result)
-                advance(1, note=case.id)
+        self._results = map_cases(read, cases, workers, progress, title)
         if not self._spec.classes:
-            self._assign_classes(self._results)
-            self._store_all_class_numbers(progress)
+            self._assign_classes()
         self._complete_plan()
+        if self._spec.classes or self._folder is None:
+            return
+        if not any(result.error for result in self._results):
+            store = partial(store_class_numbers, self._spec, self._folder)
+            self._results = map_cases(store, self._results, workers, progress, "storing labels")
 
     def errors(self, root: Path) -> list[Finding]:
         """Return the first error of every case, with paths relative to `root`."""
@@ -309,25 +311,12 @@ class _Preparation:
             self.plan = self._make_plan(len(self._classes.classes))
             self._spec = msgspec.structs.replace(self._spec, plan=self.plan.plan)
 
-    def _assign_classes(self, results: Sequence[CaseResult]) -> None:
-        labels = [file for result in results for file in result.files]
-        unreadable = [result.label_error for result in results if result.label_error is not None]
+    def _assign_classes(self) -> None:
+        labels = [file for result in self._results for file in result.files]
+        unreadable = [x.label_error for x in self._results if x.label_error is not None]
         self._classes = self._source.assign_classes(self._spec, labels, unreadable)
-        for result in results:
+        for result in self._results:
             number_label(result, self._classes)
-            self._failed |= result.error is not None
-
-    def _store_all_class_numbers(self, progress: Progress) -> None:
-        if self._folder is None or self._failed:
-            return
-        with progress("storing labels", len(self._results), "cases") as advance:
-            for result in self._results:
-                self._store_class_numbers(result)
-                advance(1, note=result.raw.id)
-
-    def _store_class_numbers(self, result: CaseResult) -> None:
-        if self._folder is not None and not self._failed and result.labeled:
-            store_class_numbers(result, self._spec, self._folder)
 
 
 def _wrong_file(result: CaseResult) -> Path:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,11 @@ class CaseResult:
     pair_error: CrkdError | None = None
 
     @property
+    def id(self) -> str:
+        """The id of the case."""
+        return self.raw.id
+
+    @property
     def error(self) -> CrkdError | None:
         """The first thing that is wrong with the case."""
         return self.image_error or self.label_error or self.pair_error
@@ -80,12 +85,25 @@ class CaseResult:
         return bool(self.raw.labels)
 
 
-def read_case(source: Source, raw: RawCase, spec: DatasetSpec, folder: Path | None) -> CaseResult:
+def prepare_case(
+    source: Source, spec: DatasetSpec, folder: Path | None, raw: RawCase
+) -> CaseResult:
     """Read and check the files of a case, and store its image and its label in `folder`.
 
-    The label is stored as codes (see `CodedLabel`), at its native size, until
-    `store_class_numbers` is called. Without `folder` nothing is stored.
+    If the classes of the dataset follow from the values of all labels, the label is stored as codes
+    (see `CodedLabel`), at its native size, until `number_label` and `store_class_numbers` are
+    called. Without `folder` nothing is stored.
     """
+    result = _read_case(source, spec, folder, raw)
+    if spec.classes:
+        unreadable = [] if result.label_error is None else [result.label_error]
+        number_label(result, source.assign_classes(spec, result.files, unreadable))
+        if folder is not None and result.error is None:
+            return store_class_numbers(spec, folder, result)
+    return result
+
+
+def _read_case(source: Source, spec: DatasetSpec, folder: Path | None, raw: RawCase) -> CaseResult:
     result, volume, label = open_case(source, raw, spec)
     if volume is None or result.error is not None:
         return result
@@ -143,18 +161,21 @@ def number_label(result: CaseResult, assignment: ClassAssignment) -> None:
         result.label_error = error
 
 
-def store_class_numbers(result: CaseResult, spec: DatasetSpec, folder: Path) -> None:
+def store_class_numbers(spec: DatasetSpec, folder: Path, result: CaseResult) -> CaseResult:
     """Map the stored label of a case to class numbers, and bring it to the grid of its image."""
+    if not result.labeled:
+        return result
     assert result.table is not None
     assert result.image is not None
     file = _array_file(folder, "labels", result.raw)
     label: NDArray[Any] = result.table[np.load(file)]
     # Evaluation scores against the label at its native size.
-    result.label_sha256 = hashlib.sha256(label.tobytes()).hexdigest()
+    label_sha256 = hashlib.sha256(label.data).hexdigest()
     if result.image.native_shape is not None:
         _write_native_label(folder, result.raw, label)
         label = _resample_label(label, result.image, spec)
     _write_array(file, label)
+    return replace(result, label_sha256=label_sha256)
 
 
 def _resample_label(label: NDArray[Any], image: ImageFacts, spec: DatasetSpec) -> NDArray[Any]:

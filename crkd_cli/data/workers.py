@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from crkd_cli.data.raw.limits import available_memory
 from crkd_cli.errors import CrkdError
+from crkd_cli.progress import Progress
 
 # Starting a process takes about as long as reading files of this size.
 BYTES_PER_WORKER = 1 << 23
@@ -62,19 +63,34 @@ def choose_workers(files: Iterable[Path]) -> int:
     return max(workers, 1)
 
 
-@contextmanager
 def map_cases(
-    function: Callable[[T], U], cases: Sequence[T], workers: int = 1
-) -> Iterator[Iterator[U]]:
-    """Yield an iterator over `function(case)` for every case in order, for a `with` block.
+    function: Callable[[T], U],
+    cases: Sequence[T],
+    workers: int,
+    progress: Progress,
+    title: str,
+) -> list[U]:
+    """Return `function(case)` for every case.
 
-    With one worker this process calls the function. Otherwise `workers` processes do, which end
-    with the block: the function, the cases and the results are pickled, and what the function
-    changes in its arguments is lost. An exception of the function is raised when its case is due.
+    With one worker this process calls the function. Otherwise `workers` processes do: the function,
+    the cases and the results are pickled, and what the function changes in its arguments is lost.
+    An exception of the function is raised when its case is due, in the order of `cases`.
 
-    The iterator raises CrkdError, which names the case, if a process was killed.
+    Raises CrkdError, which names the case, if a process was killed.
     """
-    workers = min(workers, len(cases))
+    results = []
+    with (
+        progress(title, len(cases), "cases") as advance,
+        _iterate(function, cases, min(workers, len(cases))) as completed,
+    ):
+        for case, result in zip(cases, completed, strict=True):
+            results.append(result)
+            advance(1, note=case.id)
+    return results
+
+
+@contextmanager
+def _iterate(function: Callable[[T], U], cases: Sequence[T], workers: int) -> Iterator[Iterator[U]]:
     if workers <= 1:
         yield map(function, cases)
         return
