@@ -14,6 +14,13 @@ def note_unlabeled(results: Sequence[CaseResult]) -> Iterable[str]:
         yield f"cases without a label, used as unlabeled: {unlabeled} of {len(results)}"
 
 
+def note_turned_labels(results: Sequence[CaseResult]) -> Iterable[str]:
+    """Note how many labels have other axes than their images."""
+    turned = sum(result.turned_labels for result in results)
+    if turned:
+        yield f"labels with other axes than their images, turned to them: {turned}"
+
+
 def note_missing_groups(name: str, results: Sequence[CaseResult]) -> Iterable[str]:
     """Note which cases of the official split of a public dataset are missing."""
     official = official_splits(name)

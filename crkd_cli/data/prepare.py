@@ -15,7 +15,12 @@ from crkd_cli.data.fingerprint import measure
 from crkd_cli.data.intensities import channel_lines, decide_intensities, note_unlike_ct
 from crkd_cli.data.inventory import Inventory, list_files, take_inventory
 from crkd_cli.data.labels import ClassAssignment, class_lines
-from crkd_cli.data.notices import note_missing_groups, note_unknown_spacing, note_unlabeled
+from crkd_cli.data.notices import (
+    note_missing_groups,
+    note_turned_labels,
+    note_unknown_spacing,
+    note_unlabeled,
+)
 from crkd_cli.data.plan import Plan
 from crkd_cli.data.planning import PlanWithReasons, make_plan
 from crkd_cli.data.prepare_case import (
@@ -246,6 +251,7 @@ class _Preparation:
         """Return notes on what was chosen, ignored or not found."""
         notices = [
             *note_unlabeled(self._results),
+            *note_turned_labels(self._results),
             *note_missing_groups(self._spec.name, self._results),
             *note_unknown_spacing(self._results),
             *self._source.notes,

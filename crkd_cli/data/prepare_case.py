@@ -58,6 +58,7 @@ class CaseResult:
     image: ImageFacts | None = None  # None if there is an error
     states_spacing: bool = False  # in the image file
     files: list[LabelValues] = field(default_factory=list)  # the label files that could be read
+    turned_labels: int = 0  # of these, those whose axes differ from the image's
     # The combinations of values in the label files of the case, and their pixels or voxels.
     combinations: tuple[tuple[int, ...], ...] = ()
     sizes: tuple[int, ...] = ()
@@ -234,6 +235,7 @@ def _read_labels(result: CaseResult, volume: Volume | None, spec: DatasetSpec) -
             continue
         try:
             array = align_label(label, volume, file.path, result.raw.image)
+            result.turned_labels += array is not label.array
             coded = encode(array, counts)
             merged = coded if merged is None else merge(merged, coded)
         except CrkdError as error:

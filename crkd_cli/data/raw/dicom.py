@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -330,9 +330,9 @@ def _text(dataset: Any, keyword: str) -> str:
     value = dataset.get(keyword)
     if value is None:
         return ""
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
-        return sys.intern(str(value))
-    return sys.intern("\\".join(map(str, value)))
+    if isinstance(value, MutableSequence):
+        value = "\\".join(map(str, value))
+    return sys.intern(str(value))
 
 
 def _integer(dataset: Any, keyword: str) -> int:
