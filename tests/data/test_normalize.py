@@ -121,3 +121,11 @@ class Greedy(Folder):
 def test_an_image_that_does_not_fit_into_memory_is_named():
     with pytest.raises(CrkdError, match=r"^scan\.nii does not fit into memory"):
         finish(STEPS, "zscore", Greedy())
+
+
+def test_the_channel_that_cannot_be_normalized_is_named():
+    channels = [ChannelInfo(name=name, modality="MR", intensity="zscore") for name in ("T1", "T2")]
+    spec = DatasetSpec(name="mine", source="folder", classes=(), channels=tuple(channels), dims=3)
+    array = np.concatenate([STEPS, 2**62 + STEPS])
+    with pytest.raises(CrkdError, match=r"^scan\.nii \(channel T2\) has values that are too close"):
+        Folder().finish(Volume(array, None, STEPS.shape[1:]), Path("scan.nii"), spec)

@@ -137,7 +137,8 @@ class Source(ABC):
             return array
         normalized = np.empty(array.shape, np.float32)
         for channel, values, target in zip(spec.channels, array, normalized, strict=True):
-            target[...] = _normalize_channel(values, channel, path)
+            name = f"{path}" if len(array) == 1 else f"{path} (channel {channel.name})"
+            target[...] = _normalize_channel(values, channel, name)
         return normalized
 
     def crop(self, case: str, foreground: NDArray[np.bool_] | None) -> tuple[slice, ...]:
@@ -148,17 +149,17 @@ class Source(ABC):
         raise NotImplementedError
 
 
-def _normalize_channel(array: NDArray[Any], channel: ChannelInfo, path: Path) -> NDArray[Any]:
+def _normalize_channel(array: NDArray[Any], channel: ChannelInfo, name: str) -> NDArray[Any]:
     """Normalize the values [*S] of a channel by its window, or by statistics of the image."""
     smallest, largest = float(array.min()), float(array.max())
     if channel.window is not None:
-        return _apply_window(array, channel.window, (smallest, largest), path)
+        return _apply_window(array, channel.window, (smallest, largest), name)
     low, high = smallest, largest
     if channel.intensity == "zscore":
         low = float(array.mean(dtype=np.float64))
         high = low + float(array.std(dtype=np.float64))
     spread = high - low
-    _check_values(max(abs(smallest), abs(largest)), low, spread, path)
+    _check_values(max(abs(smallest), abs(largest)), low, spread, name)
     dtype = _working_dtype(array.dtype, low, spread, largest - smallest)
     values: NDArray[Any] = array.astype(dtype)
     values -= low
@@ -167,7 +168,7 @@ def _normalize_channel(array: NDArray[Any], channel: ChannelInfo, path: Path) ->
 
 
 def _apply_window(
-    array: NDArray[Any], window: Window, extremes: tuple[float, float], path: Path
+    array: NDArray[Any], window: Window, extremes: tuple[float, float], name: str
 ) -> NDArray[Any]:
     """Clip the values [*S] of a channel to the window and normalize them.
 
@@ -177,7 +178,7 @@ def _apply_window(
     covered = min(extremes[1], window.high) - max(extremes[0], window.low)
     if covered < MIN_WINDOW_SHARE * width:
         raise CrkdError(
-            f"{path} has values from {extremes[0]:.6g} to {extremes[1]:.6g}, but the CT images of "
+            f"{name} has values from {extremes[0]:.6g} to {extremes[1]:.6g}, but the CT images of "
             f"this dataset are clipped to {window.low:.6g} … {window.high:.6g}; convert it to the "
             "same units (Hounsfield), or remove it"
         )
@@ -188,13 +189,13 @@ def _apply_window(
     return values
 
 
-def _check_values(largest: float, low: float, spread: float, path: Path) -> None:
+def _check_values(largest: float, low: float, spread: float, name: str) -> None:
     """Raise CrkdError unless values up to `largest` in size can be normalized in float64."""
     if largest > LARGEST:
-        raise CrkdError(f"{path} has values that are too large; rescale or remove it")
+        raise CrkdError(f"{name} has values that are too large; rescale or remove it")
     if spread < SMALLEST or abs(low) > MAX_OFFSET * spread:
         raise CrkdError(
-            f"{path} has values that are too close together to tell them apart (spread "
+            f"{name} has values that are too close together to tell them apart (spread "
             f"{spread:.3g} at {low:.6g}); subtract an offset and rescale them, or remove it"
         )
 
