@@ -33,7 +33,7 @@ def test_differences_are_counted(make_store: Callable[..., Store]) -> None:
         "p00": {"label_sha256": "1" * 64, "spacing_mm": (2.0, 1.0)},
         "p01": {"label_sha256": None},
         "p02": {"sha256": "1" * 64, "group": "p01"},
-        "p03": {"source": "elsewhere/p03.png", "intensity": {}},
+        "p03": {"source": "elsewhere/p03.png", "intensity": []},
     }
     changed = edit(store, edits, dropped=("p04",))
     assert describe_changes(before, changed) == (
