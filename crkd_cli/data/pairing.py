@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from crkd_cli.data.cases import DicomCase, LabelFile, RawCase
 from crkd_cli.data.channels import Image, name_images
-from crkd_cli.data.inventory import FileRecord, RawFile, is_text, list_files, take_inventory
-from crkd_cli.data.layout import LABELS, SIDECARS, candidates
+from crkd_cli.data.inventory import FileRecord, RawFile, list_files
+from crkd_cli.data.layout import SIDECARS, candidates
 from crkd_cli.data.naming import (
     Candidate,
     Form,
@@ -17,17 +17,14 @@ from crkd_cli.data.naming import (
     label_keys,
     read_by_pattern,
     similar_name,
-    split_masks,
 )
 from crkd_cli.data.raw import formats
-from crkd_cli.errors import CrkdError
 from crkd_cli.text import printable
 
 NO_IMAGE = "no image has the name of this label"
 BACKGROUND = "background"
 MAX_ID_BYTES = 240  # of file names, which have at most 255
 MAX_HINTS = 5
-LABEL_FOLDERS = [name.lower() for name in (*LABELS, "labelsTs")]
 
 
 class _Match(NamedTuple):
@@ -53,36 +50,6 @@ def pair_folders(
     image_files, label_files = parts
     named, masks = name_images(image_files, label_keys(label_files))
     return label_by_name(named, [*label_files, *masks], record, notes)
-
-
-def images_in(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
-    """Return the images to predict in `folder`, and notes on files that look like images.
-
-    The images lie in the folder itself or, if there are none, in its subfolders, except `out` with
-    the predicted masks. Raises CrkdError if a name is not valid UTF-8.
-    """
-    record = FileRecord()
-    files = list_files(folder, depth=1)
-    if out.resolve().is_relative_to(folder.resolve()):
-        prefix = f"{out.resolve().relative_to(folder.resolve()).as_posix()}/"
-        files = [file for file in files if not file.name.startswith(prefix)]
-    images = candidates(files, "", record)
-    for image in images:
-        if not is_text(image.file.name):
-            raise CrkdError(f"{printable(folder)}: {record.refused[image.file.path]}")
-    are_direct = any(not image.folder for image in images)
-    accepted = []
-    for image in images:
-        if are_direct and image.folder:
-            record.left_out[image.file.path] = "in a subfolder beside images"
-        elif image.folder.lower() in LABEL_FOLDERS:
-            record.left_out[image.file.path] = "in a folder of labels"
-        else:
-            accepted.append(image)
-    images, masks = split_masks(accepted, set())
-    record.left_out |= {mask.file.path: "a mask by its name" for mask in masks}
-    inventory = take_inventory(files, (), record, "")
-    return [image.file.path for image in images], inventory.notices()
 
 
 def label_by_name(

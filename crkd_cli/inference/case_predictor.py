@@ -97,7 +97,7 @@ class CasePredictor:
                 other = owners.setdefault(target, case)
                 if other != case:
                     raise CrkdError(
-                        f"{other.image} and {case.image.name} would both write {target}; "
+                        f"{other.label} and {case.title} would both write {target}; "
                         "rename one of them"
                     )
 
@@ -160,7 +160,7 @@ class CasePredictor:
         return True
 
     def _write_overlay(self, target: Path, scan: _Scan, labels: NDArray[Any]) -> None:
-        image, spacing, title = scan.volume.array, scan.volume.spacing_mm, scan.case.image.name
+        image, spacing, title = scan.volume.array, scan.volume.spacing_mm, scan.case.title
         picture = draw_overlay(image, labels, self._spec, spacing, title)
         with atomic_write(target) as temporary:
             picture.save(temporary, format="PNG")

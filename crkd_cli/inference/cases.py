@@ -1,17 +1,22 @@
 """The cases that `crkd predict` predicts, and where their masks go."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crkd_cli.data.cases import ImageFile
+from crkd_cli.data.cases import DicomCase, ImageFile
 from crkd_cli.data.channels import Image, images_to_predict
-from crkd_cli.data.layout import PREDICTED_MASKS
-from crkd_cli.data.pairing import images_in
-from crkd_cli.data.raw import formats
+from crkd_cli.data.inventory import FileRecord, RawFile, is_text, list_files, take_inventory
+from crkd_cli.data.layout import LABELS, PREDICTED_MASKS, candidates
+from crkd_cli.data.naming import split_masks
+from crkd_cli.data.raw import dicom, formats
+from crkd_cli.data.series import FoundSeries, find_series
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError, UsageError, pluralize
 from crkd_cli.progress import Notify
+from crkd_cli.text import printable
 
+LABEL_FOLDERS = [name.lower() for name in (*LABELS, "labelsTs")]
 MAX_NOTED = 5  # names in a note
 
 
@@ -21,45 +26,68 @@ class Case:
 
     images: tuple[ImageFile, ...]
     mask: Path  # relative to the output folder
+    label: str  # stands for it in messages: the path of its first file, of a folder, or its id
     problem: str = ""  # a sentence: why the case cannot be read
+    is_private: bool = False  # the names of its files reveal the patient
 
     @property
     def image(self) -> Path:
-        """The first image file, which stands for all of them in messages."""
+        """The first image file."""
         return self.images[0].path
 
     @property
     def series(self) -> tuple[Path, ...]:
-        """The files of the first image, if it is a DICOM series."""
+        """The files of the first image, if it is DICOM."""
         return self.images[0].slices
+
+    @property
+    def title(self) -> str:
+        """The end of the label."""
+        return Path(self.label).name
 
     @property
     def name(self) -> Path:
         """The name of the mask without its suffix, which other files of the case share."""
         return self.mask.with_name(formats.stem(self.mask))
 
+    def failure(self, message: str) -> str:
+        """Return an error message that names the case, and no file that reveals the patient."""
+        if self.is_private:
+            for path in (path for image in self.images for path in image.slices):
+                message = message.replace(str(path), self.label)
+        return message if self.label in message else f"{self.label}: {message}"
+
 
 def find_cases(source: Path, out: Path, spec: DatasetSpec, notify: Notify) -> list[Case]:
     """Return the cases of the image `source`, or of all images in the folder `source`.
 
-    Raises CrkdError if there are none.
+    The images lie in the folder itself or, if there are none, in its subfolders. DICOM may lie
+    anywhere below it; every series is a case, or has the channel that the description says. Raises
+    CrkdError if there is no image, or if a name is not valid UTF-8.
     """
     if not source.is_dir():
         return [_case_of_file(source, spec)]
-    files, notes = images_in(source, out)
-    for note in notes:
+    files = _files_in(source, out)
+    record = FileRecord()
+    found = _find_series(files, record, spec)
+    for line in found.lines:
+        notify(line)
+    cases = [_dicom_case(file, file.dicom, source, spec) for file in found.files if file.dicom]
+    others = [file for file in found.files if file.dicom is None]
+    images, unused = images_to_predict(_images_among(others, source, record), source, spec)
+    for note in take_inventory(files, (), record, "").notices():
         notify(f"note: {note}")
-    if not files:
+    if unused:
+        names = ", ".join(file.relative_to(source).as_posix() for file in unused[:MAX_NOTED])
+        notify(f"note: {pluralize(len(unused), 'file')} left out, not a channel: {names} …")
+    cases += [_case(image) for image in images]
+    if not cases:
         suffixes = ", ".join(formats.SUFFIXES)
         raise CrkdError(
             f"{source} contains no images, nor do its subfolders (formats: {suffixes}); "
             "give a file, or another folder"
         )
-    images, others = images_to_predict(files, source, spec)
-    if others:
-        names = ", ".join(file.relative_to(source).as_posix() for file in others[:MAX_NOTED])
-        notify(f"note: {pluralize(len(others), 'file')} left out, not a channel: {names} …")
-    return [_case(image) for image in images]
+    return cases
 
 
 def output_folder(source: Path, out: Path | None) -> Path:
@@ -82,8 +110,74 @@ def output_folder(source: Path, out: Path | None) -> Path:
     return out
 
 
+def _files_in(folder: Path, out: Path) -> list[RawFile]:
+    """Return all files below `folder`, except those in `out` with the predicted masks."""
+    files = list_files(folder)
+    if out.resolve().is_relative_to(folder.resolve()):
+        prefix = f"{out.resolve().relative_to(folder.resolve()).as_posix()}/"
+        files = [file for file in files if not file.name.startswith(prefix)]
+    return files
+
+
+def _images_among(files: Sequence[RawFile], folder: Path, record: FileRecord) -> list[Path]:
+    """Return the images in `folder` or, if there are none, in its subfolders."""
+    images = candidates(files, "", record)
+    for image in images:
+        if not is_text(image.file.name):
+            raise CrkdError(f"{printable(folder)}: {record.refused[image.file.path]}")
+    are_direct = any(not image.folder for image in images)
+    accepted = []
+    for image in images:
+        if are_direct and image.folder:
+            record.left_out[image.file.path] = "in a subfolder beside images"
+        elif image.folder.lower() in LABEL_FOLDERS:
+            record.left_out[image.file.path] = "in a folder of labels"
+        else:
+            accepted.append(image)
+    images, masks = split_masks(accepted, set())
+    record.left_out |= {mask.file.path: "a mask by its name" for mask in masks}
+    return [image.file.path for image in images]
+
+
+def _find_series(files: Sequence[RawFile], record: FileRecord, spec: DatasetSpec) -> FoundSeries:
+    """Return the DICOM series that the description chooses; all if it chooses no channels.
+
+    A single series is not chosen, because the user did.
+    """
+    found = find_series(files, record)
+    selection = spec.description.series
+    if selection is None or not found.series:
+        return found
+    if isinstance(selection, str):
+        return find_series(files, record, selection) if len(found.series) > 1 else found
+    return find_series(files, record, {name: selection[name] for name in spec.channel_names})
+
+
+def _dicom_case(file: RawFile, case: DicomCase, folder: Path, spec: DatasetSpec) -> Case:
+    """Return the case of a DICOM series below `folder`, or of one series per channel."""
+    label = case.id if case.is_private else str(folder / file.name)
+    name = Path(case.id if case.is_private else file.name)
+    mask = name.with_name(f"{formats.stem(name)}.nii.gz")
+    problem = file.problem or _modality_problem(case.images, spec)
+    return Case(case.images, mask, label, problem and f"{label} {problem}", case.is_private)
+
+
+def _modality_problem(images: Sequence[ImageFile], spec: DatasetSpec) -> str:
+    """Return the end of a message if an image is MR although the model reads CT, or the reverse."""
+    for image, channel in zip(images, spec.channels, strict=False):
+        modality = dicom.read_tags(image.path).modality
+        if {modality, channel.modality} == {"MR", "CT"}:
+            return (
+                f"is {modality}, but the model was trained on {channel.modality}; give another "
+                "--checkpoint"
+            )
+    return ""
+
+
 def _case_of_file(file: Path, spec: DatasetSpec) -> Case:
     """Return the case of a file, with the other channels in its folder."""
+    if dicom.is_dicom(file):
+        return _case_of_dicom_file(file, spec)
     beside = [file]
     if len(spec.channels) > 1:
         beside += [path for path in sorted(file.parent.iterdir()) if formats.suffix(path)]
@@ -98,10 +192,23 @@ def _case_of_file(file: Path, spec: DatasetSpec) -> Case:
     return _case(image)
 
 
+def _case_of_dicom_file(file: Path, spec: DatasetSpec) -> Case:
+    """Return the case of a file. Raises CrkdError if it is no image, or a slice of a volume."""
+    record = FileRecord()
+    found = find_series([RawFile(file, file.name)], record)
+    if reason := record.left_out.get(file):
+        raise CrkdError(f"{file} is {reason}; give an image")
+    (raw,) = found.files
+    assert raw.dicom is not None
+    if spec.dims == 3 and not raw.problem and len(dicom.read_tags(file).frames) == 1:
+        raise CrkdError(f"{file} is one slice of a DICOM series; give its folder")
+    return _dicom_case(raw, raw.dicom, file.parent, spec)
+
+
 def _case(image: Image) -> Case:
     """Return the case of an image; its mask has the format of the first file."""
     folder, name = image.key
     first = image.files[0].path
     suffix = first.name.removeprefix(formats.stem(first))
     mask = Path(folder, formats.label_name(Path(f"{name}{suffix}")))
-    return Case(image.image_files, mask, image.problem)
+    return Case(image.image_files, mask, str(first), image.problem)

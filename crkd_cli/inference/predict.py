@@ -83,7 +83,7 @@ def _predict(
                     f"{error}; {results.count(True)} of {pluralize(len(shard), 'image')} written: "
                     "free some space and rerun the same command"
                 ) from None
-            advance(1, case.image.name)
+            advance(1, case.title)
     results = world.gather_results(results)
     failures = [result for result in results if isinstance(result, str)]
     written, skipped = results.count(True), results.count(False)
@@ -100,5 +100,4 @@ def _written_or_error(outcome: Future[bool], case: Case) -> bool | str:
     except DiskFullError:
         raise
     except CrkdError as error:
-        message = str(error)
-        return message if str(case.image) in message else f"{case.image}: {message}"
+        return case.failure(str(error))

@@ -9,7 +9,6 @@ import pytest
 from crkd_cli.data.description import to_yaml
 from crkd_cli.data.inventory import list_files
 from crkd_cli.data.naming import similar_name
-from crkd_cli.data.pairing import images_in
 from crkd_cli.data.sources.folder import Folder
 from tests.data.helpers import make_files
 
@@ -308,8 +307,6 @@ def test_predicted_masks_beside_their_images_are_not_images(base, tmp_path):
     reasons = dict.fromkeys(masks, "predicted masks of the images in p1/")
     left_out = source.files.left_out
     assert {path.relative_to(tmp_path).as_posix(): why for path, why in left_out.items()} == reasons
-    images, _ = images_in(tmp_path / base, tmp_path / "out")
-    assert names(tmp_path, images) == [cases[0], cases[2]]
 
 
 @pytest.mark.parametrize(
@@ -360,26 +357,3 @@ def test_hints_do_not_name_cases_that_have_a_label(tmp_path):
     make_files(tmp_path, "labels/pat1.png", "labels/scna2.png")
     _, source = find(tmp_path)
     assert source.notes == ["labels without an image: scna2: did you mean scan2?"]
-
-
-def test_images_to_predict(tmp_path, monkeypatch):
-    out = tmp_path / "scans/masks"
-    make_files(tmp_path / "scans", "a.png", "a_mask.png", "b_gt.png", "about.txt", "masks/a.png")
-    images, notes = images_in(tmp_path / "scans", out)
-    assert names(tmp_path / "scans", images) == ["a.png"]
-    assert notes == ["left out (a mask by its name): a_mask.png, b_gt.png"]
-    make_files(
-        tmp_path / "cases", "c1/t1.nii.gz", "c1/t1_seg.nii.gz", "c2/t1.nii.gz", "out/t1.nii.gz"
-    )
-    images, _ = images_in(tmp_path / "cases", tmp_path / "cases/out")
-    assert names(tmp_path / "cases", images) == ["c1/t1.nii.gz", "c2/t1.nii.gz"]
-    monkeypatch.chdir(tmp_path / "cases")
-    assert len(images_in(Path(), Path("out"))[0]) == 2
-    assert len(images_in(Path("c1"), Path())[0]) == 1  # the masks go to the folder above
-
-
-def test_labels_of_a_dataset_are_not_predicted(tmp_path):
-    make_files(tmp_path, "imagesTr/a.png", "imagesTs/b.png", "labelsTr/a.png", "labelsTs/b.png")
-    images, notes = images_in(tmp_path, tmp_path / "out")
-    assert names(tmp_path, images) == ["imagesTr/a.png", "imagesTs/b.png"]
-    assert notes == ["left out (in a folder of labels): labelsTr/a.png, labelsTs/b.png"]

@@ -1,0 +1,215 @@
+"""Prediction of DICOM series: masks on their grid, and DICOM Segmentations."""
+
+import errno
+import os
+from pathlib import Path
+
+import highdicom
+import msgspec
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+
+from crkd_cli.cli.console import progress
+from crkd_cli.config import Frame
+from crkd_cli.data.store import ChannelInfo, DatasetSpec, numbered_classes
+from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.inference.case_predictor import PredictOptions
+from crkd_cli.inference.predict import predict
+from tests.dicom import uid, write_enhanced, write_series
+
+SHAPE = (9, 17, 20)  # z, y, x
+OBLIQUE = ((0.8, 0.6, 0.0), (0.6, -0.8, 0.0))
+FRAME = Frame(patch=(16, 16, 16))
+ALL = PredictOptions(overlays=True, probabilities=True, dicom_seg=True)
+SOLID = DatasetSpec(
+    name="solid",
+    source="folder",
+    classes=numbered_classes(("background", "Kugel ●")),
+    channels=(ChannelInfo(modality="CT", intensity="zscore"),),
+    dims=3,
+)
+
+
+def run(source: Path, checkpoint: Path, lines: list[str] | None = None, **options):
+    notify = (lines if lines is not None else []).append
+    return predict(source, checkpoint, notify, progress, **options)
+
+
+@pytest.fixture
+def checkpoint(make_checkpoint):
+    return make_checkpoint(SOLID, FRAME)
+
+
+@pytest.fixture
+def voxels(rng) -> np.ndarray:
+    return rng.normal(1000, 200, SHAPE).astype(np.int16)
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+def segmentation_on_grid_of(image: sitk.Image, file: Path) -> np.ndarray:
+    """Return the class numbers [z, y, x] of a Segmentation on the grid of an image of ITK."""
+    segmentation = highdicom.seg.segread(file)
+    labels = np.zeros(image.GetSize()[::-1], np.uint8)
+    volume = segmentation.get_volume(combine_segments=True)
+    for index in np.argwhere(volume.array):
+        position = volume.affine[:3] @ [*index, 1]
+        x, y, z = image.TransformPhysicalPointToIndex(position.tolist())
+        labels[z, y, x] = volume.array[tuple(index)]
+    return labels
+
+
+@pytest.mark.parametrize("axes", [((1, 0, 0), (0, 1, 0)), OBLIQUE], ids=["straight", "oblique"])
+def test_a_mask_lies_on_the_grid_of_its_series(scans, checkpoint, voxels, axes):
+    """As ITK reads the series, and as nibabel reads both transforms of the mask."""
+    files = write_series(scans / "anna", voxels, axes=axes)
+    result = run(scans, checkpoint, options=ALL)
+    assert (result.written, result.failures) == (1, [])
+    assert files_of(result.folder) == [
+        "anna.dcm",
+        "anna.nii.gz",
+        "overlays/anna.png",
+        "probabilities/anna.npy",
+    ]
+    image = sitk.ReadImage([str(file) for file in files])
+    mask = sitk.ReadImage(str(result.folder / "anna.nii.gz"))
+    assert mask.GetSize() == image.GetSize()
+    for name in ("Spacing", "Origin", "Direction"):
+        actual, expected = (getattr(volume, f"Get{name}")() for volume in (mask, image))
+        np.testing.assert_allclose(actual, expected, atol=1e-4, err_msg=name)
+    header = nibabel.load(result.folder / "anna.nii.gz").header
+    np.testing.assert_allclose(header.get_sform(), header.get_qform(), atol=1e-4)
+    assert (header["sform_code"], header["qform_code"]) == (1, 1)
+    labels = sitk.GetArrayFromImage(mask)
+    assert 0.02 < labels.mean() < 0.98
+    probabilities = np.load(result.folder / "probabilities" / "anna.npy", allow_pickle=False)
+    assert np.array_equal(probabilities.argmax(0), labels)
+    assert np.array_equal(segmentation_on_grid_of(image, result.folder / "anna.dcm"), labels)
+
+
+def test_a_segmentation_refers_to_its_series(scans, checkpoint, voxels):
+    files = write_series(scans / "anna", voxels)
+    result = run(scans, checkpoint, options=PredictOptions(dicom_seg=True))
+    segmentation = highdicom.seg.segread(result.folder / "anna.dcm")
+    references = segmentation.get_source_image_uids()
+    sources = [pydicom.dcmread(file) for file in files]
+    assert {reference[2] for reference in references} == {one.SOPInstanceUID for one in sources}
+    assert segmentation.StudyInstanceUID == sources[0].StudyInstanceUID
+    assert segmentation.get_segment_description(1).segment_label == "Kugel ●"
+    labels = segmentation.get_pixels_by_source_instance(
+        [one.SOPInstanceUID for one in sources],
+        combine_segments=True,
+        assert_missing_frames_are_empty=True,
+    )
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(result.folder / "anna.nii.gz")))
+    assert np.array_equal(labels, mask)
+
+
+def test_several_series_in_a_folder_and_one_that_is_bad(scans, checkpoint, voxels):
+    write_series(scans, voxels, name="one", file_names="a{}")
+    write_series(scans, voxels[::-1], name="two", file_names="b{}")
+    write_series(scans, voxels, name="gap", file_names="c{}", skip=(4,))
+    lines = []
+    result = run(scans, checkpoint, lines, options=PredictOptions(dicom_seg=True))
+    assert result.written == 2
+    (failure,) = result.failures
+    assert "lacks 1 slice" in failure
+    assert "\n" not in failure
+    names = files_of(result.folder)
+    assert [Path(name).suffix for name in names] == [".dcm", ".gz"] * 2
+    assert all(name.startswith("series-") for name in names)
+
+
+def test_a_multi_frame_file(scans, make_checkpoint, voxels):
+    spec = msgspec.structs.replace(
+        SOLID, channels=(ChannelInfo(modality="MR", intensity="zscore"),)
+    )
+    order = (4, 2, 8, 0, 1, 3, 5, 6, 7)
+    file = write_enhanced(scans / "enhanced", voxels, order=order)
+    checkpoint = make_checkpoint(spec, FRAME)
+    result = run(file, checkpoint, options=PredictOptions(dicom_seg=True))
+    assert (result.written, result.failures) == (1, [])
+    assert files_of(result.folder) == ["enhanced.dcm", "enhanced.nii.gz"]
+    mask = sitk.ReadImage(str(result.folder / "enhanced.nii.gz"))
+    labels = segmentation_on_grid_of(mask, result.folder / "enhanced.dcm")
+    assert np.array_equal(labels, sitk.GetArrayFromImage(mask))
+
+
+def test_a_series_folder_is_predicted_like_a_folder_of_series(scans, checkpoint, voxels):
+    write_series(scans / "anna", voxels)
+    together = run(scans, checkpoint)
+    alone = run(scans / "anna", checkpoint)
+    (mask,) = alone.folder.iterdir()
+    assert alone.folder.name == "anna-masks"
+    assert mask.read_bytes() == (together.folder / "anna.nii.gz").read_bytes()
+
+
+def test_a_series_of_another_modality_is_refused(scans, checkpoint, voxels):
+    write_series(scans / "anna", voxels, name="anna", tags={"Modality": "MR"})
+    write_series(scans / "ben", voxels, name="ben")
+    result = run(scans, checkpoint)
+    assert result.written == 1
+    (failure,) = result.failures
+    assert "is MR, but the model was trained on CT" in failure
+
+
+def test_patients_are_named_in_segmentations_alone(scans, checkpoint, voxels):
+    """Neither in masks and pictures nor in messages, also those of errors."""
+    tags = {"PatientName": "Miller^Zoe", "PatientID": "0815-7", "SeriesInstanceUID": uid("x")}
+    write_series(scans / "anna", voxels, tags=tags)
+    write_series(scans / "gap", voxels, name="gap", skip=(4,), tags={"PatientName": "Miller^Zoe"})
+    lines: list[str] = []
+    result = run(scans, checkpoint, lines, options=ALL)
+    assert (result.written, len(result.failures)) == (1, 1)
+    text = "\n".join([*lines, *result.failures])
+    for secret in ("Miller", "0815-7", "19700102", uid("x")):
+        assert secret not in text
+        for name in files_of(result.folder):
+            content = (result.folder / name).read_bytes()
+            assert (secret.encode() in content) == name.endswith(".dcm"), (name, secret)
+    # The masks are compressed, so their headers are searched.
+    header = nibabel.load(result.folder / "anna.nii.gz").header
+    assert b"Miller" not in header.binaryblock
+
+
+def test_existing_segmentations_are_skipped(scans, checkpoint, voxels):
+    write_series(scans / "anna", voxels)
+    with_segmentation = PredictOptions(dicom_seg=True)
+    assert run(scans, checkpoint).written == 1
+    assert run(scans, checkpoint).skipped == 1
+    assert run(scans, checkpoint, options=with_segmentation).written == 1
+    result = run(scans, checkpoint, options=with_segmentation)
+    assert (result.written, result.skipped) == (0, 1)
+
+
+def test_a_series_that_no_segmentation_can_refer_to(scans, checkpoint, voxels):
+    """Such as an anonymized one. It fails before it is predicted, and without the option works."""
+    write_series(scans / "anna", voxels, tags={"StudyInstanceUID": ""})
+    result = run(scans, checkpoint, options=PredictOptions(dicom_seg=True))
+    (failure,) = result.failures
+    assert "has no StudyInstanceUID" in failure
+    assert files_of(result.folder) == []
+    assert run(scans, checkpoint).written == 1
+
+
+def test_a_full_disk_leaves_no_half_segmentation(scans, checkpoint, voxels, monkeypatch):
+    def fill(self, path: Path, *arguments: object) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_series(scans / "anna", voxels)
+    monkeypatch.setattr(highdicom.seg.Segmentation, "save_as", fill)
+    with pytest.raises(CrkdError, match=r"anna.dcm: No space left on device; 0 of 1 image written"):
+        run(scans, checkpoint, options=PredictOptions(dicom_seg=True))
+    assert files_of(scans.with_name("scans-masks")) == []
+
+
+def test_segmentations_need_a_dicom_series(scans, checkpoint, voxels):
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(scans / "anna.nii.gz"))
+    with pytest.raises(UsageError, match="contains no DICOM series; drop --dicom-seg"):
+        run(scans, checkpoint, options=PredictOptions(dicom_seg=True))
