@@ -46,7 +46,7 @@ SAMPLES = 10_000  # foreground voxels of a case, so that large cases do not domi
 PERCENTILES = (0.5, 99.5)
 
 # Hounsfield units: values below PADDING are outside of what the scanner sees.
-PADDING, AIR, LARGEST = -1100, -500, 3100
+PADDING, LUNG, AIR, LARGEST = -1100, -700, -500, 3100
 SOFT_TISSUE, BETWEEN = (-200, 300), (-500, -200)
 
 
@@ -78,10 +78,16 @@ def decide_intensities(
 def looks_like_ct(values: NDArray[Any]) -> bool:
     """Tell whether the values of a volume look like Hounsfield units.
 
-    They do if, apart from padding, some are air or lung (0.1 % below -500), at least 5 % are soft
-    tissue (-200 to 300), the values between them are less than half as dense as soft tissue, and
-    few (2 %) are larger than scanners measure. MR and PET have no values of air, and those of phase
-    images and differences are spread evenly or around 0.
+    They do if, apart from padding,
+
+    - 0.1 % or more are air or lung (below -500), and at least half of these below -700;
+    - 5 % or more are soft tissue (-200 to 300);
+    - values in between are less than half as dense, to be precise: less than 0.45 of the sum of
+      the densities of air and soft tissue;
+    - 2 % at most are larger than what scanners measure.
+
+    MR and PET have no values of air, and those of phase images and differences are spread evenly or
+    around 0.
     """
     flat = values.ravel()
     flat = flat[:: 1 + flat.size // CHECKED_VALUES]
@@ -90,14 +96,16 @@ def looks_like_ct(values: NDArray[Any]) -> bool:
     def share(low: float, high: float) -> float:
         return float(np.count_nonzero((flat >= low) & (flat < high))) / max(flat.size, 1)
 
-    density = {
-        bounds: share(*bounds) / (bounds[1] - bounds[0]) for bounds in (SOFT_TISSUE, BETWEEN)
-    }
+    def density(low: float, high: float) -> float:
+        return share(low, high) / (high - low)
+
+    air = share(PADDING, AIR)
     return (
-        share(PADDING, AIR) >= 0.001
-        and share(PADDING, LARGEST) >= 0.98
+        air >= 0.001
+        and share(PADDING, LUNG) >= 0.5 * air
         and share(*SOFT_TISSUE) >= 0.05
-        and density[BETWEEN] < 0.5 * density[SOFT_TISSUE]
+        and share(PADDING, LARGEST) >= 0.98
+        and density(*BETWEEN) < 0.45 * (density(*SOFT_TISSUE) + density(PADDING, AIR))
     )
 
 

@@ -9,6 +9,7 @@ MODALITIES = {
     "ct": "CT",
     "mr": "MR",
     "mri": "MR",
+    "pet": "gray",
     "rgb": "RGB",
     "gray": "gray",
     "grey": "gray",

@@ -19,12 +19,13 @@ SHAPE = (12, 24, 20)  # x, y, z
 
 
 def scan(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
-    """Air, a body of fat and organs with a bone, and lungs, in Hounsfield units."""
+    """Air, a body of fat and organs with a bone, lungs and gas, in Hounsfield units."""
     rng = np.random.default_rng(seed)
     values = np.full(shape, -1000.0)
     values[2:10, 3:21] = -90
     values[3:9, 4:20] = 50
     values[4:8, 5:9] = -800
+    values[5, 15, 2:8] = -1000
     values[6, 14] = 900
     return np.rint(values + rng.normal(0, 25, shape)).clip(-1024, 3071)
 
@@ -53,6 +54,10 @@ VOLUMES = {
     "normalized": ((scan() - scan().mean()) / scan().std(), False),
     "phase": (np.random.default_rng(0).uniform(-4096, 4095, SHAPE), False),
     "field map": (np.random.default_rng(0).normal(0, 400, SHAPE), False),
+    "difference": (np.random.default_rng(0).normal(0, 200, SHAPE), False),
+    "lungs": (scan()[3:9, 4:10], True),
+    "abdomen with gas": (np.where(scan() < -900, -1000, scan().clip(-80, 300))[2:10, 3:21], True),
+    "abdomen": (scan().clip(-80, 300)[2:10, 3:21], False),
 }
 
 
@@ -141,7 +146,7 @@ def test_large_foregrounds_are_sampled_independently_of_the_order_of_cases(tmp_p
 def test_a_mask_per_class_is_foreground_wherever_it_is_not_0(tmp_path, prepared):
     save(tmp_path / "raw", "a", scan())
     for name, value in (("lung", 255), ("spleen", 1)):
-        mask = (organs() == 2) if name == "spleen" else scan() < -700
+        mask = (organs() == 2) if name == "spleen" else (scan() < -700) & (organs() != 2)
         save(tmp_path / "masks", f"a_mask_{name}", scan(), mask * value)
     (tmp_path / "masks/labels").rename(tmp_path / "raw/labels")
     store = prepared("mine", tmp_path / "raw")
