@@ -12,12 +12,12 @@ from crkd_cli.inference.overlay import draw_overlay
 ORANGE, SKY, WHITE = (230, 159, 0), (86, 180, 233), (255, 255, 255)
 
 
-def spec(dims: int, z_last: bool = False, channels: int = 1) -> DatasetSpec:
+def spec(dims: int, z_last: bool = False, modality: str = "MR") -> DatasetSpec:
     return DatasetSpec(
         name="x",
         source="folder",
         classes=numbered_classes(("background", "one", "two")),
-        channels=(ChannelInfo(modality="MR", intensity="zscore"),) * channels,
+        channels=(ChannelInfo(modality=modality, intensity="zscore"),),
         dims=dims,
         z_last=z_last,
     )
@@ -101,7 +101,7 @@ def test_planes_go_through_the_middle_of_the_structures_with_z_upwards(texts):
     labels = np.zeros((20, 30, 40), np.uint8)
     labels[2:5, 6:20, 10:13] = 2
     labels[7, 8, 11] = 1
-    picture = draw_overlay(image, labels, spec(3, channels=3), (1.0, 1.0, 1.0), "case")
+    picture = draw_overlay(image, labels, spec(3, modality="RGB"), (1.0, 1.0, 1.0), "case")
     # z from 2 to 7, y from 6 to 19, x from 10 to 12: the middles are 4, 12 and 11.
     assert {"z = 5 of 20", "y = 13 of 30", "x = 12 of 40"} <= set(texts)
     z, y, x = panels(picture)

@@ -60,7 +60,7 @@ def predict(file: Path, plan: Plan, frame: Frame, out: Path) -> tuple[nib.Nifti1
     (out / "probabilities").mkdir(parents=True)
     options = PredictOptions(probabilities=True)
     predictor = CasePredictor(inferer, spec, out, options)
-    case = Case((ImageFile(file),), Path(file.name))
+    case = Case((ImageFile(file),), Path(file.name), str(file))
     assert predictor.write(predictor.infer(predictor.read(case)))
     assert notes == []
     probabilities = np.load(out / "probabilities" / f"{case.name}.npy")
@@ -114,7 +114,7 @@ def test_files_without_orientation_are_not_turned(tmp_path, rng):
     image = rng.normal(size=(9, 10, 11)).astype(np.float32)
     for name in ("a.nii", "b.nii"):
         nib.save(nib.Nifti1Image(image, None), tmp_path / name)
-        case = Case((ImageFile(tmp_path / name),), Path(f"{name}.nii"))
+        case = Case((ImageFile(tmp_path / name),), Path(f"{name}.nii"), name)
         predictor.write(predictor.infer(predictor.read(case)))
         mask = nib.load(tmp_path / f"{name}.nii").get_fdata()
         np.testing.assert_array_equal(mask > 0, image > image.mean())
