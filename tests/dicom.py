@@ -140,12 +140,16 @@ def write_enhanced(
     return save(dataset, file)
 
 
-def write_object(file: Path, modality: str, sop_class: str) -> Path:
+def write_object(
+    file: Path, modality: str, sop_class: str, tags: Mapping[str, Any] | None = None
+) -> Path:
     """Write an object without pixels, such as a report."""
     dataset = slice_dataset(np.zeros((1, 1)), modality, 0)
     for key in ("Rows", "Columns", "PixelData"):
         delattr(dataset, key)
     dataset.SOPClassUID, dataset.Modality = sop_class, modality
+    for key, value in (tags or {}).items():
+        setattr(dataset, key, value)
     return save(dataset, file)
 
 

@@ -74,6 +74,6 @@ def _check_channels(group: Sequence[Series], selection: Mapping[str, str]) -> No
 
 
 def _names(series: Iterable[Series]) -> str:
-    names = list(dict.fromkeys(f"{printable(one.tags.description)!r}" for one in series))
+    names = sorted({f"{printable(one.tags.description)!r}" for one in series})
     others = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return ", ".join(names[:MAX_NAMES]) + others

@@ -101,7 +101,7 @@ def _is_placed(files: Sequence[DicomFile]) -> bool:
 def _parts(files: list[DicomFile]) -> list[Series]:
     """Return the volumes in a series: one, or one for each echo, acquisition or time point."""
     if len(files) == 1:
-        problem = arrange(files[0].tags.frames).problem
+        problem = arrange(files[0].tags.frames, are_ordered=True).problem
         return [Series(tuple(files), problem=problem)]
     copies = Counter(file.tags.instance for file in files)
     twice = [file for file in files if copies[file.tags.instance] > 1 and file.tags.instance]

@@ -125,21 +125,25 @@ class Discovery:
 
     def _infer_patterns(self, cases: Sequence[RawCase]) -> Description:
         names = {file.path: file.name for file in self.files}
+        dicom = {file.path for file in self.files if file.dicom is not None}
         by_channel: _Entries = {}
         by_class: _Entries = {}
         for case in cases:
-            for image in case.images:
+            # A DICOM case is named after one folder, whatever its channels.
+            images = [ImageFile(case.image)] if case.image in dicom else case.images
+            for image in images:
                 by_channel.setdefault(image.channel, []).append((names[image.path], case.id))
             for label in case.labels:
                 if label.path != case.image:
                     entry = (names[label.path], case.id)
                     by_class.setdefault(label.class_name, []).append(entry)
-        images = {name: patterns.common_template(by_channel[name]) for name in by_channel}
+        templates = {name: patterns.common_template(by_channel[name]) for name in by_channel}
         classes = sorted(by_class, key=lambda name: (name is not None, name))
         labels = {name: patterns.common_template(by_class[name]) for name in classes}
         given = self.description
-        if not given.images and all(images.values()) and (None not in images or len(images) == 1):
-            given = msgspec.structs.replace(given, images=images.get(None) or images)
+        is_clear = all(templates.values()) and (None not in templates or len(templates) == 1)
+        if not given.images and is_clear:
+            given = msgspec.structs.replace(given, images=templates.get(None) or templates)
         if not given.labels and labels and all(labels.values()):
             given = msgspec.structs.replace(given, labels=labels.get(None) or labels)
         return given

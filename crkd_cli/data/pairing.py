@@ -62,8 +62,11 @@ def label_by_name(
     for label in labels:
         match = _find_image(label, by_key)
         if match is None:
-            record.left_out[label.file.path] = NO_IMAGE
-            unmatched.append(label)
+            if reason := _name_series(label, images):
+                record.refused[label.file.path] = f"{printable(label.file.name)} {reason}"
+            else:
+                record.left_out[label.file.path] = NO_IMAGE
+                unmatched.append(label)
             continue
         case, form = match
         if form.class_name is not None and form.class_name.lower() == BACKGROUND:
@@ -146,6 +149,19 @@ def _find_image(label: Candidate, by_key: Mapping[Key, str]) -> tuple[str, Form]
             class_name = form.class_name or label.folder
             return by_key["", form.base], form._replace(class_name=class_name)
     return None
+
+
+def _name_series(label: Candidate, images: Sequence[Image]) -> str:
+    """Return that a label has the name of a folder with several DICOM series, or ""."""
+    names = {label.folder} if label.folder else {form.base for form in forms(label.stem)}
+    series = [image for image in images if image.key[0] in names and image.files[0].dicom]
+    if not series:
+        return ""
+    ids = ", ".join(printable(image.id) for image in series[:MAX_HINTS])
+    return (
+        f"is named like a folder with {len(series)} DICOM series ({ids}); choose one with "
+        "series: in dataset.yaml, or name the label after it"
+    )
 
 
 def _class_count(matches: Iterable[_Match]) -> int:

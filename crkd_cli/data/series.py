@@ -22,7 +22,6 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # the start of their SOP classe
 # Folders with these names are not named after a case.
 COMMON_FOLDERS = ("", "images", "imagestr", "imagests", "labels", "masks", "labelstr", "dicom")
 MAX_LINES = 10
-LOCALIZER = "a DICOM localizer (scout view)"
 NOT_CHOSEN = "another DICOM series than the description says"
 
 
@@ -103,15 +102,21 @@ def _read_all(
             case = DicomCase((ImageFile(file.path, (file.path,)),))
             damaged.append(file._replace(problem=problem, dicom=case))
             continue
-        if tags.sop_class == dicom.DIRECTORY or file.path.name.upper() == "DICOMDIR":
-            record.left_out[file.path] = "the directory of a DICOM medium"
-        elif not tags.is_image:
-            record.left_out[file.path] = f"a DICOM object without an image: {tags.kind}"
-        elif tags.is_localizer:
-            record.left_out[file.path] = LOCALIZER
+        image = DicomFile(file, tags)
+        if reason := _why_no_image(image):
+            _leave_out(Series((image,)), reason, record)
         else:
-            images.append(DicomFile(file, tags))
+            images.append(image)
     return images, damaged
+
+
+def _why_no_image(file: DicomFile) -> str:
+    """Return why a DICOM file is not an image to segment, or ""."""
+    if file.tags.sop_class == dicom.DIRECTORY or file.raw.path.name.upper() == "DICOMDIR":
+        return "the directory of a DICOM medium"
+    if not file.tags.is_image:
+        return f"a DICOM object without an image: {file.tags.kind}"
+    return "a DICOM localizer (scout view)" if file.tags.is_localizer else ""
 
 
 def _split_off_captures(series: list[Series], record: FileRecord) -> list[Series]:
@@ -190,6 +195,8 @@ def _case_folder(case: tuple[Series, ...]) -> str:
 
 def _leave_out(series: Series, reason: str, record: FileRecord) -> None:
     name = f"{series.folder}/{series.pseudonym}".lstrip("/")
+    if len(series.files) == 1:
+        name = series.files[0].raw.name
     shown = series.pseudonym if series.is_private else name
     _group_files((series,), shown, series.is_private, record)
     record.left_out[series.image.path] = reason

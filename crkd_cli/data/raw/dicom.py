@@ -196,7 +196,7 @@ def _arranged(path: Path, files: Sequence[Path]) -> tuple[list[Tags], Stack]:
     """
     tags = [read_tags(file) for file in files]
     _check_image(path, tags)
-    stack = arrange([frame for tag in tags for frame in tag.frames])
+    stack = arrange([frame for tag in tags for frame in tag.frames], are_ordered=len(tags) == 1)
     if stack.problem:
         raise CrkdError(f"{path.parent if len(files) > 1 else path} {stack.problem}")
     return tags, stack
@@ -278,8 +278,9 @@ def _frames(dataset: Any) -> tuple[Frame, ...]:
     """Return where the frames of a file lie; a file without frames has one."""
     per_frame = list(dataset.get("PerFrameFunctionalGroupsSequence") or ())
     if not per_frame:
-        frame = _frame([dataset])
-        return (frame,) * max(1, _integer(dataset, "NumberOfFrames"))
+        frame, count = _frame([dataset]), _integer(dataset, "NumberOfFrames")
+        # The position of a film is that of its first frame.
+        return (frame,) if count < 2 else (frame._replace(position=None),) * count
     shared = list(dataset.get("SharedFunctionalGroupsSequence") or ())[:1]
     return tuple(_frame([*_groups([group, *shared]), dataset]) for group in per_frame)
 

@@ -36,8 +36,11 @@ class Stack(NamedTuple):
     places: tuple[float, ...] = ()  # mm along the normal, in the given order
 
 
-def arrange(frames: Sequence[Frame]) -> Stack:
-    """Return how `frames` form a volume, sorted along their common normal."""
+def arrange(frames: Sequence[Frame], are_ordered: bool = False) -> Stack:
+    """Return how `frames` form a volume, sorted along their common normal.
+
+    With `are_ordered`, frames without positions are a volume in the given order.
+    """
     first = frames[0]
     in_plane = None if first.spacing is None else (first.spacing[1], first.spacing[0])
     if in_plane is not None and min(in_plane) <= 0:
@@ -45,10 +48,10 @@ def arrange(frames: Sequence[Frame]) -> Stack:
     if len(frames) == 1:
         return Stack((0,), in_plane)
     given = tuple(range(len(frames)))
-    if all(frame == first for frame in frames):  # several frames without positions
-        distance = first.distance
-        known = in_plane is not None and distance
-        return Stack(given, (*in_plane, distance) if in_plane and distance and known else None)
+    if are_ordered and all(frame.position is None for frame in frames):
+        if in_plane is None or not first.distance:
+            return Stack(given)
+        return Stack(given, (*in_plane, first.distance))
     problem = _mixed(frames)
     if problem:
         return Stack(given, problem=problem)
