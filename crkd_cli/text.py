@@ -6,6 +6,7 @@ runs.
 """
 
 import re
+from collections.abc import Iterable
 
 # What a spreadsheet takes for a formula, after the apostrophes that `csv_cell` adds.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
@@ -32,6 +33,11 @@ def shorten(text: str, length: int = 100) -> str:
     """Return `text` in one line of at most `length` characters."""
     line = " ".join(text.split())
     return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
+def format_size(numbers: Iterable[float]) -> str:
+    """Return a number per axis as text, such as 32 × 48 × 32."""
+    return " × ".join(f"{number:.4g}" for number in numbers)
 
 
 def csv_cell(value: object) -> object:

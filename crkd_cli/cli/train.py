@@ -235,6 +235,8 @@ def _train(plan: "Plan") -> Path:
 
 
 def _announce(plan: "Plan") -> None:
+    from crkd_cli.training.planned import describe, warn_of_enlarging
+
     split, config = plan.split, plan.config
     info(
         f"data: {plan.store.root}, split {split.name}: {len(split.labeled)} labeled, "
@@ -244,6 +246,11 @@ def _announce(plan: "Plan") -> None:
     if plan.author_settings:
         settings = ", ".join(plan.author_settings)
         info(f"using the authors' settings for {plan.store.spec.name}: {settings}")
+    if plan.data_plan is not None:
+        data = config.data, plan.data_plan, plan.store.root
+        info(describe(*data))
+        if warning := warn_of_enlarging(*data):
+            warn(f"warning: {warning}")
 
 
 def _announce_finished(plan: "Plan") -> None:

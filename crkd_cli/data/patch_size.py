@@ -6,7 +6,7 @@ from math import prod
 from statistics import fmean, median
 
 from crkd_cli.errors import UsageError
-from crkd_cli.text import shorten
+from crkd_cli.text import format_size, shorten
 
 Size = tuple[int, ...]
 
@@ -60,7 +60,7 @@ class Budget:
             least = -(-self.needed(size, batch) // 1e8) / 10
             raise UsageError(
                 f"--memory {self.memory / 1e9:.3g}GB is too small: a step with "
-                f"{to_text(size)} and batch {batch} needs about {least:.3g} GB"
+                f"{format_size(size)} and batch {batch} needs about {least:.3g} GB"
             )
 
 
@@ -127,11 +127,6 @@ def image_share(sizes: Sequence[Size], patch: Size) -> float:
         prod(min(length, side) / side for length, side in zip(size, patch, strict=True))
         for size in sizes
     )
-
-
-def to_text(numbers: Sequence[float]) -> str:
-    """Return numbers per axis as text, such as 32 × 48 × 32."""
-    return " × ".join(f"{number:.4g}" for number in numbers)
 
 
 def _side_up_to(length: float) -> int:

@@ -6,9 +6,10 @@ from statistics import median, quantiles
 from typing import Literal, NamedTuple
 
 from crkd_cli.data.fingerprint import Fingerprint, ImageHeader
-from crkd_cli.data.patch_size import Budget, fit_batch, fit_patch, image_share, to_text
+from crkd_cli.data.patch_size import Budget, fit_batch, fit_patch, image_share
 from crkd_cli.data.plan import NATIVE, Native, Plan
 from crkd_cli.errors import UsageError, pluralize
+from crkd_cli.text import format_size
 
 Size = tuple[int, ...]
 Spacing = tuple[float, ...]
@@ -124,8 +125,8 @@ def _spacing(images: Sequence[ImageHeader], given: Plan) -> tuple[Spacing | Nati
     smallest, largest = ([pair[end] for pair in ranges] for end in (0, 1))
     ratio = max(high / low for low, high in ranges)
     if ratio == 1:
-        return NATIVE, f"{to_text(smallest)} mm in all files"
-    from_to = f"from {to_text(smallest)} to {to_text(largest)} mm"
+        return NATIVE, f"{format_size(smallest)} mm in all files"
+    from_to = f"from {format_size(smallest)} to {format_size(largest)} mm"
     if ratio <= MAX_SPACING_RATIO:
         return NATIVE, f"nearly equal, {from_to}"
     target, middle = _target_spacing([image for image in images if image.spacing is not None])
@@ -182,11 +183,11 @@ def _typical_spacing(images: Sequence[ImageHeader]) -> Spacing:
 
 
 def _median_size(sizes: Sequence[Size]) -> str:
-    return to_text([round(median(axis)) for axis in zip(*sizes, strict=True)])
+    return format_size([round(median(axis)) for axis in zip(*sizes, strict=True)])
 
 
 def _shown(value: object) -> str:
-    return to_text(value) if isinstance(value, tuple) else str(value)
+    return format_size(value) if isinstance(value, tuple) else str(value)
 
 
 def _check_given(fingerprint: Fingerprint, given: Plan) -> None:

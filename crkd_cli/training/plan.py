@@ -11,6 +11,7 @@ import msgspec
 from crkd_cli.config import Config, build_config, dump, read_yaml
 from crkd_cli.data.changes import describe_changes
 from crkd_cli.data.labels import describe_difference
+from crkd_cli.data.plan import Plan as DataPlan
 from crkd_cli.data.splits import Split, find_split, label_key
 from crkd_cli.data.store import Store
 from crkd_cli.errors import CrkdError, UsageError
@@ -20,6 +21,7 @@ from crkd_cli.runtime.build import user_method_digest
 from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint
 from crkd_cli.runtime.user_method import source_file
 from crkd_cli.text import shorten
+from crkd_cli.training.planned import follow
 
 # Settings that may change when a run is resumed.
 MAY_CHANGE = (
@@ -32,8 +34,6 @@ MAY_CHANGE = (
     "train.tensorboard",
     "train.recalibrate_batch_norm",
 )
-# Volumes with fewer slices than this are treated as stacks of 2D slices.
-MIN_SLICES_3D = 16
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Plan:
     resumed: Checkpoint | None
     author_settings: list[str]  # the authors' settings that were applied, key=value
     stop: int  # the step after which training stops: the last one, or that of --stop-after
+    data_plan: DataPlan | None = None  # of the store, if the configuration follows it
 
     @property
     def finished(self) -> bool:
@@ -118,7 +119,8 @@ def plan(request: Request) -> Plan:
         raise UsageError(
             f"--stop-after {stop} is beyond the run's last step; train.steps = {config.train.steps}"
         )
-    return Plan(config, split, store, folder, source, resumed, author_settings, stop)
+    followed = store.spec.plan if request.config is None else None
+    return Plan(config, split, store, folder, source, resumed, author_settings, stop, followed)
 
 
 def default_config(store: Store) -> Path:
@@ -127,22 +129,9 @@ def default_config(store: Store) -> Path:
     by_name = packaged / f"{store.spec.name}.yaml"
     if by_name.is_file():
         return by_name
-    dims = 2 if _is_stack(store) else store.spec.dims
+    planned = store.spec.plan
+    dims = store.spec.dims if planned is None else planned.frame.dims
     return packaged / f"custom{dims}d.yaml"
-
-
-def _is_stack(store: Store) -> bool:
-    """Whether most volumes are better segmented slice by slice.
-
-    That is where slices are at least three times as thick as pixels are wide, or fewer than 16.
-    """
-    if store.spec.dims == 2:
-        return False
-    cases = store.index.cases
-    spacings = [case.spacing_mm for case in cases if case.spacing_mm]
-    thick = sum(spacing[0] >= 3 * max(spacing[1:]) for spacing in spacings)
-    short = sum(case.shape[0] < MIN_SLICES_3D for case in cases)
-    return 2 * thick > len(cases) or 2 * short > len(cases)
 
 
 def _open_store(request: Request) -> tuple[Store, Path, dict[str, Any]]:
@@ -153,7 +142,8 @@ def _open_store(request: Request) -> tuple[Store, Path, dict[str, Any]]:
             raise UsageError("name a dataset with --dataset, or a configuration with --config")
         store = Store(prepared / request.dataset)
         source = default_config(store)
-        return store, source, read_yaml(source)
+        tree = read_yaml(source)
+        return store, source, follow(tree, store.spec.plan) if store.spec.plan else tree
     tree = read_yaml(request.config)
     named = request.dataset
     if named is None:

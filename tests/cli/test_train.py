@@ -13,6 +13,7 @@ import pytest
 import yaml
 from typer.testing import Result
 
+from crkd_cli.data.plan import Plan
 from crkd_cli.data.splits import Split, write_split
 from crkd_cli.data.store import Store, write_index
 
@@ -137,12 +138,20 @@ def test_missing_files_of_a_finished_run_are_written(train: Command, toy: Path) 
         assert min(image.size) > 300
 
 
-def test_own_data_without_a_configuration(cli: Command, toy: Path) -> None:
-    keys = ("train.steps=1", "data.frame={resize: [32, 32]}", "train.precision=fp32")
+def test_own_data_without_a_configuration(cli: Command, toy: Path, prepared: Path) -> None:
+    planned = Plan(orientation="native", spacing="native", network="2D", resize=(16, 16), batch=2)
+    index = Store(prepared).index
+    spec = msgspec.structs.replace(index.spec, plan=planned)
+    write_index(prepared, msgspec.structs.replace(index, spec=spec))
+    keys = ("train.steps=1", "data.frame.resize=[32, 32]", "train.precision=fp32")
     small = [part for key in keys for part in ("--set", key)]
     result = cli("train", "--dataset", "toy", "--split", "split.yaml", *small)
     assert result.exit_code == 0, result.stderr
     assert "custom2d.yaml" in result.stderr
+    assert "(resize 16 × 16, batch 2 + 2): resize 32 × 32, batch 2 + 2\n" in result.stderr
+    assert "warning: the images in data/prepared/toy are stored with 16 × 16" in result.stderr
+    config = yaml.safe_load((toy / "runs/toy-crkd-2/config.yaml").read_text())
+    assert config["data"]["frame"]["resize"] == [32, 32]
     assert (toy / "runs" / "toy-crkd-2" / "last.pth").is_file()
 
 
