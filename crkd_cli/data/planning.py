@@ -132,7 +132,7 @@ def _spacing(images: Sequence[ImageHeader], given: Plan) -> tuple[Spacing | Nati
     target, middle = _target_spacing([image for image in images if image.spacing is not None])
     reason = f"{middle}, z, y, x in mm; files have {from_to} and are resampled"
     if unknown := len(images) - len(spacings):
-        reason += f"; {unknown} without spacing are not"
+        reason += f"; {unknown} must state theirs"
     return target, reason
 
 
