@@ -74,10 +74,13 @@ def find_layout(files: Sequence[RawFile], base: str, record: FileRecord) -> Layo
         return None
 
     label_files = [] if labels is None else _below(inside, labels)
-    _leave_out_others(inside, base, {*image_files, *label_files}, record)
+    beside = _beside_series(inside, images)
+    image_files = [file for file in image_files if file not in beside]
+    _leave_out_others(inside, base, {*image_files, *label_files, *beside}, record)
+    label_candidates = candidates(label_files, labels or "", record)
     return Layout(
         candidates(image_files, images, record),
-        candidates(label_files, labels or "", record),
+        [*label_candidates, *candidates(beside, images, record)],
         images.rstrip("/"),
         None if labels is None else labels.rstrip("/"),
     )
@@ -185,6 +188,22 @@ def _series_outside(inside: Sequence[RawFile], base: str, labels: str | None) ->
         if file.dicom is not None and not is_label and folder not in TEST_PARTS:
             series.append(file)
     return series
+
+
+def _beside_series(files: Sequence[RawFile], prefix: str) -> list[RawFile]:
+    """Return the image files below the folder `prefix` that lie in the folders of DICOM series."""
+    inside = [file for file in _below(files, prefix) if file.is_image]
+    folders = set()
+    for file in inside:
+        if file.dicom is not None:
+            folders |= {f"{file.name}/", _folder(file)}
+    folders.discard(prefix)
+    return [file for file in inside if file.dicom is None and _folder(file) in folders]
+
+
+def _folder(file: RawFile) -> str:
+    """Return the folder of a file with / at its end, or "" for the root."""
+    return file.name[: file.name.rfind("/") + 1]
 
 
 def _below(files: Iterable[RawFile], prefix: str) -> list[RawFile]:

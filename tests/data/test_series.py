@@ -215,3 +215,14 @@ def test_no_patient_is_named(tmp_path, voxels, cli):
     assert all(case["id"].startswith("series-") for case in index["cases"])
     assert "Thorax" in shown
     assert "Thorax" not in stored
+
+
+@pytest.mark.parametrize("images", ["images/", ""])
+def test_a_label_may_lie_beside_a_series(tmp_path, voxels, images):
+    for case, folder in (("a", "a"), ("b", "b/scan")):
+        write_series(tmp_path / images / folder, voxels, name=case)
+        write_label(tmp_path / images / case / "liver.nii.gz", voxels > 2000)
+    assert [(id, *case[1:]) for id, case in cases(tmp_path).items()] == [
+        ("a", [3], ["liver.nii.gz"]),
+        ("b", [3], ["liver.nii.gz"]),
+    ]

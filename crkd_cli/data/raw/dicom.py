@@ -240,8 +240,12 @@ def _read_tags(path: str, _modified: int, _size: int) -> Tags:
         sop_class = _text(dataset, "SOPClassUID")
         syntax = dataset.file_meta.get("TransferSyntaxUID")
         parts = ("EchoTime", "AcquisitionNumber", "TemporalPositionIdentifier", "ImageType")
+        size = (_integer(dataset, "Columns"), _integer(dataset, "Rows"))
+        kind = sys.intern(str(pydicom.uid.UID(sop_class).name)) if sop_class else "no class"
+        if "Image Storage" in kind and min(size) < 1:
+            raise EOFError("it has no pixels")
         return Tags(
-            kind=sys.intern(str(pydicom.uid.UID(sop_class).name)) if sop_class else "no class",
+            kind=kind,
             sop_class=sop_class,
             instance=str(dataset.get("SOPInstanceUID") or ""),
             study=_text(dataset, "StudyInstanceUID"),
@@ -253,7 +257,7 @@ def _read_tags(path: str, _modified: int, _size: int) -> Tags:
             syntax=sys.intern(str(getattr(syntax, "name", "no transfer syntax"))),
             image_type=_text(dataset, "ImageType"),
             parts=tuple(_text(dataset, part) for part in parts),
-            size=(_integer(dataset, "Columns"), _integer(dataset, "Rows")),
+            size=size,
             color=_text(dataset, "PhotometricInterpretation"),
             sample_bytes=max(1, _integer(dataset, "BitsAllocated") // 8),
             frames=_frames(dataset),

@@ -169,7 +169,8 @@ def probe(path: Path, channels: Sequence[str] = (), slices: Sequence[Path] = ())
             return Layout(count, size, has_label=has_label, is_color=is_color)
         if kind in dicom.SUFFIXES:
             count, size, geometry = dicom.layout(path, slices)
-            return Layout(count, size, geometry, modality=dicom.read_tags(path).modality)
+            modality = dicom.read_tags(path).modality
+            return Layout(count, size, geometry, is_color=count == 3, modality=modality)
         count, size, geometry, is_color = medical.layout(path, kind, len(channels))
         return Layout(count, size, geometry, is_color=is_color)
 

@@ -92,6 +92,7 @@ def test_colors_are_rgb(name):
     expected = np.moveaxis(pydicom.dcmread(local(name)).pixel_array, -1, 0)
     np.testing.assert_allclose(volume.array.astype(int), expected, atol=2)
     assert probe(local(name)).channels == 3
+    assert probe(local(name)).is_color
 
 
 def test_a_palette_is_rgb():
@@ -182,7 +183,7 @@ def test_a_damaged_file_does_not_show_its_tags(tmp_path, voxels):
     content = file.read_bytes()
     at = content.index(b"Doe^Jane")
     file.write_bytes(content[: at + 4])
-    with pytest.raises(CrkdError) as error:
+    with pytest.raises(CrkdError, match="is a damaged DICOM file; copy it again") as error:
         read_image(file)
     assert "Doe" not in str(error.value)
 
