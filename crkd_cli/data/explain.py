@@ -7,9 +7,10 @@ from pathlib import Path
 
 from crkd_cli.data import patterns
 from crkd_cli.data.description import Description
+from crkd_cli.data.explain_channels import lines_for_case_folders, lines_for_channels
 from crkd_cli.data.inventory import FileRecord, RawFile
 from crkd_cli.data.layout import IMAGES, Layout, find_layout
-from crkd_cli.data.naming import Candidate, forms
+from crkd_cli.data.naming import Candidate
 from crkd_cli.data.raw import formats
 from crkd_cli.errors import pluralize
 from crkd_cli.text import printable
@@ -35,11 +36,8 @@ def why_no_image(root: Path, base: str, files: Sequence[RawFile], layout: Layout
         return f"no images/ in {root}; give the archive {printable(archives[0])} to --source"
     if inner := _folder_with_images(images):
         return f"no images/ in {root}, but in {inner}; give {root / inner} to --source"
-    if lines := _lines_for_case_folders(images):
-        return (
-            f"no images/ in {root}, but folders with several images; choose one in dataset.yaml: "
-            f"{lines}"
-        )
+    if lines := lines_for_case_folders(inside):
+        return f"no images/ in {root}, but a folder per case; add to dataset.yaml: {lines}"
     advice = "put the images there, and label maps with the same names in labels/"
     if lines := _lines_for_two_folders(inside) or _line_for_images(images):
         advice += f", or add to dataset.yaml: {lines}"
@@ -57,6 +55,11 @@ def why_unlabeled(
             f"image in place of {{name}} (such as {printable(example)}); correct it"
         )
     layout = find_layout(files, base, FileRecord())
+    if layout is not None and (lines := lines_for_channels(layout.images, layout.labels)):
+        return (
+            f"{root} has several images per label; if they are channels, add to dataset.yaml: "
+            f"{lines}"
+        )
     if layout is None or layout.labels_folder is None:
         if root.name.lower() in map(str.lower, IMAGES):
             return f"{root} contains images only; give the folder above it, {root.parent}"
@@ -135,23 +138,6 @@ def _folder_with_images(images: Iterable[str]) -> str | None:
         if "/" in folder and folder.rpartition("/")[2].lower() in names
     }
     return min(above, key=lambda folder: ("train" not in folder.lower(), folder), default=None)
-
-
-def _lines_for_case_folders(images: Sequence[str]) -> str | None:
-    """Return the lines that choose one of the images in every folder of a case, and its label."""
-    folder = next((image.rpartition("/")[0] for image in images if "/" in image), "")
-    files = [image.rpartition("/")[2] for image in images if image.startswith(f"{folder}/")]
-    masks = [name for name in files if len(list(forms(formats.stem(Path(name))))) > 1]
-    scans = [name for name in files if name not in masks]
-    if not folder or "/" in folder or not masks or len(scans) < 2:
-        return None
-    lines = []
-    for key, name in (("images", scans[0]), ("labels", masks[0])):
-        pattern = f"{{name}}/{name}"
-        if name.startswith(folder):
-            pattern = f"*/{{name}}{name[len(folder) :]}"
-        lines.append(f'{key}: "{printable(pattern)}"')
-    return " and ".join(lines)
 
 
 def _lines_for_two_folders(files: Iterable[RawFile]) -> str | None:

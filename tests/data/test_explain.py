@@ -60,6 +60,9 @@ def test_the_suggested_line_finds_the_images(tmp_path):
         ["images/a.tif", "images/b.png", "labels/heart_a.png", "labels/heart_b.png"],
         [f"p{n}/p{n}_{kind}.nii.gz" for n in (1, 2) for kind in ("flair", "t1", "seg")],
         [f"p{n}/{kind}.nii.gz" for n in (1, 2) for kind in ("flair", "t1", "tumor_seg")],
+        [f"{n}_{kind}.nii.gz" for n in (1, 2) for kind in ("flair", "t1", "seg")],
+        [f"images/{n}-{kind}.nii.gz" for n in (1, 2) for kind in ("flair", "t1")]
+        + [f"labels/{n}.nii.gz" for n in (1, 2)],
     ],
 )
 def test_the_suggested_lines_help(files, tmp_path):

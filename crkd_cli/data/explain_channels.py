@@ -1,0 +1,133 @@
+"""Find out which files are the channels of a case, and which lines of a description say so."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from crkd_cli.data import patterns
+from crkd_cli.data.inventory import RawFile
+from crkd_cli.data.naming import MASK_WORDS, Candidate, forms
+from crkd_cli.data.raw import formats
+from crkd_cli.errors import CrkdError
+from crkd_cli.text import printable
+
+SEPARATORS = " _.-"
+MAX_CLASSES = 64  # in a file that is taken for a label map
+
+
+def lines_for_case_folders(files: Iterable[RawFile]) -> str | None:
+    """Return the lines for folders of cases with files of the same names, or None.
+
+    If no name is that of a label, a file that contains few integers is the label.
+    """
+    files_by_pattern = _common_patterns(files)
+    labels = [pattern for pattern in files_by_pattern if _is_mask(_stem(pattern))]
+    labels = labels or _label_maps(files_by_pattern)
+    channels = [
+        pattern
+        for pattern in files_by_pattern
+        if pattern not in labels and not any(word in pattern.lower() for word in MASK_WORDS)
+    ]
+    if not labels or not channels:
+        return None
+    return f'{_images_line(channels)} and labels: "{printable(labels[0])}"'
+
+
+def lines_for_channels(images: Sequence[Candidate], labels: Sequence[Candidate]) -> str | None:
+    """Return the lines for images named after their labels and channels, or None.
+
+    For example, a_t1 and a_flair with the label a, or with a_seg beside them.
+    """
+    masks = labels or [image for image in images if _is_mask(image.stem)]
+    first = 0 if labels else 1  # beside images, a label has one more word
+    bases = {form.base for mask in masks for form in list(forms(mask.stem))[first:]}
+    found: dict[str, list[Candidate]] = defaultdict(list)  # images by the ends of their names
+    cases = set()
+    for image in images:
+        base = _base(image.stem, bases)
+        if base is not None and image not in masks:
+            found[image.stem[len(base) :]].append(image)
+            cases.add(base)
+    ends = [end for end, group in found.items() if 2 * len(group) > len(cases)]
+    label_ends = {mask.stem[len(_base(mask.stem, cases) or "") :] for mask in masks}
+    if len(ends) < 2 or len(label_ends) > 1:
+        return None
+    channels = [_pattern(found[end], end) for end in ends]
+    label = _pattern(masks, label_ends.pop())
+    return f'{_images_line(channels)} and labels: "{printable(label)}"'
+
+
+def _common_patterns(files: Iterable[RawFile]) -> dict[str, list[RawFile]]:
+    """Return the files of most folders by their patterns, if all folders are on one level."""
+    by_pattern: dict[str, list[RawFile]] = defaultdict(list)
+    folders = set()
+    for file in files:
+        folder, _, name = file.name.rpartition("/")
+        if not folder or not formats.suffix(file.path):
+            continue
+        folders.add(folder)
+        case = folder.rpartition("/")[2]
+        rest = name.removeprefix(case)
+        by_pattern[f"{{name}}/{name}" if rest == name else f"*/{{name}}{rest}"].append(file)
+    parents = sorted({folder.rpartition("/")[0] for folder in folders})
+    if len(folders) < 2 or len({parent.count("/") for parent in parents}) > 1:
+        return {}
+    above = parents[0] if len(parents) == 1 else "/".join("*" for _ in parents[0].split("/"))
+    return {
+        "/".join(filter(None, (above, pattern))): group
+        for pattern, group in by_pattern.items()
+        if 2 * len(group) > len(folders)
+    }
+
+
+def _label_maps(files_by_pattern: Mapping[str, Sequence[RawFile]]) -> list[str]:
+    """Return the patterns whose first file contains few integers, the most values first."""
+    counts = {}
+    for pattern, files in files_by_pattern.items():
+        try:
+            values = np.unique(formats.read_label(files[0].path).array)
+        except CrkdError:
+            continue
+        if 1 < len(values) <= MAX_CLASSES:
+            counts[pattern] = len(values)
+    return sorted(counts, key=lambda pattern: -counts[pattern])
+
+
+def _images_line(channels: Sequence[str]) -> str:
+    """Return the line for the patterns of channels, which are named by where they differ."""
+    if len(channels) == 1:
+        return f'images: "{printable(channels[0])}"'
+    stems = [_stem(pattern) for pattern in channels]
+    start, _, end = patterns.common(stems).partition("*")
+    start = start[: max(start.rfind(separator) for separator in SEPARATORS) + 1]
+    names = [stem[len(start) : len(stem) - len(end)].strip(SEPARATORS) or stem for stem in stems]
+    pairs = zip(names, channels, strict=True)
+    listed = ", ".join(f'{printable(name)}: "{printable(text)}"' for name, text in pairs)
+    return f"images: {{{listed}}}"
+
+
+def _pattern(candidates: Sequence[Candidate], end: str) -> str:
+    """Return the pattern of files that end in `end`."""
+    folder = candidates[0].file.name.rpartition("/")[0]
+    suffix = patterns.common(formats.suffix(candidate.file.path) for candidate in candidates)
+    return "/".join(filter(None, (folder, f"{{name}}{end}{suffix}")))
+
+
+def _stem(pattern: str) -> str:
+    return formats.stem(Path(pattern.rpartition("/")[2]))
+
+
+def _is_mask(stem: str) -> bool:
+    return len(list(forms(stem))) > 1
+
+
+def _base(stem: str, bases: Iterable[str]) -> str | None:
+    """Return the longest of `bases` that a name begins with, before a separator or its end."""
+    fitting = (
+        base
+        for base in bases
+        if stem.startswith(base) and stem[len(base) : len(base) + 1] in ("", *SEPARATORS)
+    )
+    return max(fitting, key=len, default=None)
