@@ -1,14 +1,30 @@
 """How a prepared dataset differs from the one that a model was trained on."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from crkd_cli.data.store import Store, digest
+from crkd_cli.data.plan import Plan
+from crkd_cli.data.store import ChannelInfo, DatasetSpec, Store, Window, digest
 from crkd_cli.errors import pluralize
+from crkd_cli.text import printable
 
 # What is compared for every case, as named in messages.
 FACTS = ("image", "label", "spacing", "patient")
 DIGITS = 8  # hexadecimal, kept of each digest
 Fingerprints = Mapping[str, tuple[str, ...]]
+
+
+def describe_other_kind(before: DatasetSpec, now: DatasetSpec) -> str:
+    """Describe the first property in which datasets differ besides classes; empty if none does."""
+    facts = (
+        ("the source", before.source, now.source),
+        ("the number of axes", before.dims, now.dims),
+        *_compare_channels(before.channels, now.channels),
+        ("the stored size", before.stored_size, now.stored_size),
+        ("whether z is the last axis", before.z_last, now.z_last),
+        *_compare_plans(before.plan, now.plan),
+    )
+    different = (f"{what} was {old}, now {new}" for what, old, new in facts if old != new)
+    return next(different, "")
 
 
 def fingerprints(store: Store) -> dict[str, tuple[str, ...]]:
@@ -36,3 +52,38 @@ def describe_changes(before: Fingerprints, store: Store) -> str:
             verb = "differs" if count == 1 else "differ"
             parts.append(f"{pluralize(count, fact)} {verb}")
     return ", ".join(parts)
+
+
+def _compare_channels(
+    before: Sequence[ChannelInfo], now: Sequence[ChannelInfo]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (what, before, now) for what the channels of two datasets have."""
+    old, new = (
+        printable(", ".join(channel.name for channel in channels)) for channels in (before, now)
+    )
+    channels = "the channel" if len(before) == len(now) == 1 else "the list of channels"
+    yield channels, old, new
+    for was, info in zip(before, now, strict=False):
+        name = f"channel {printable(info.name)}"
+        yield f"the modality of {name}", was.modality, info.modality
+        yield f"the normalization of {name}", was.intensity, info.intensity
+        yield f"the window of {name}", _describe(was.window), _describe(info.window)
+
+
+def _describe(window: Window | None) -> str:
+    if window is None:
+        return "none"
+    return (
+        f"{window.low:.6g} … {window.high:.6g} (mean {window.mean:.6g}, standard deviation "
+        f"{window.std:.6g})"
+    )
+
+
+def _compare_plans(before: Plan | None, now: Plan | None) -> Iterator[tuple[str, object, object]]:
+    """Yield (what, before, now) for every part of two plans."""
+    if before is None or now is None:
+        names = {True: "as published", False: "planned"}
+        yield "the grid", names[before is None], names[now is None]
+        return
+    for name in before.__struct_fields__:
+        yield f"plan.{name}", getattr(before, name), getattr(now, name)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from crkd_cli.data.prepare_case import CaseResult
 from crkd_cli.data.splits import official_splits, preview
+from crkd_cli.errors import pluralize
 
 
 def note_unlabeled(results: Sequence[CaseResult]) -> Iterable[str]:
@@ -43,4 +44,15 @@ def note_unknown_spacing(results: Sequence[CaseResult]) -> Iterable[str]:
         yield (
             "the files do not state their spacing: distances will be in voxels; "
             "set it with --spacing"
+        )
+
+
+def note_resampled_channels(results: Sequence[CaseResult]) -> Iterable[str]:
+    """Note how many cases have channels with different grids."""
+    resampled = [result.raw.id for result in results if result.is_resampled]
+    if resampled:
+        yield (
+            f"{len(resampled)} of {pluralize(len(results), 'case')} have channels on different "
+            "grids, which were resampled to that of the first channel by linear interpolation: "
+            f"{preview(resampled)}"
         )

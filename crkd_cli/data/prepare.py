@@ -17,6 +17,7 @@ from crkd_cli.data.inventory import Inventory, list_files, take_inventory
 from crkd_cli.data.labels import ClassAssignment, class_lines
 from crkd_cli.data.notices import (
     note_missing_groups,
+    note_resampled_channels,
     note_turned_labels,
     note_unknown_spacing,
     note_unlabeled,
@@ -254,6 +255,7 @@ class _Preparation:
             *note_turned_labels(self._results),
             *note_missing_groups(self._spec.name, self._results),
             *note_unknown_spacing(self._results),
+            *note_resampled_channels(self._results),
             *self._source.notes,
             *self._classes.notes,
         ]

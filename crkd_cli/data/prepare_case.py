@@ -57,6 +57,7 @@ class CaseResult:
     raw: RawCase
     image: ImageFacts | None = None  # None if there is an error
     states_spacing: bool = False  # in the image file
+    is_resampled: bool = False  # a channel, to the grid of the first one
     files: list[LabelValues] = field(default_factory=list)  # the label files that could be read
     turned_labels: int = 0  # of these, those whose axes differ from the image's
     # The combinations of values in the label files of the case, and their pixels or voxels.
@@ -126,6 +127,7 @@ def open_case(
     volume: Volume | None = None
     try:
         volume = _open_image(source, raw, spec)
+        result.is_resampled = volume.is_resampled
         if volume.geometry is not None:
             result.states_spacing = volume.geometry.spacing is not None
     except CrkdError as error:

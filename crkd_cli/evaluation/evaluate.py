@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from crkd_cli import __version__, world
 from crkd_cli.config import dump
-from crkd_cli.data.changes import describe_changes
+from crkd_cli.data.changes import describe_changes, describe_other_kind
 from crkd_cli.data.labels import describe_difference
 from crkd_cli.data.splits import Part
 from crkd_cli.data.store import CaseInfo, Store, digest
@@ -167,12 +167,11 @@ def _check_same_dataset(checkpoint: Checkpoint, store: Store) -> None:
             f"{other}: {difference}; give the right --data-root, prepare the dataset with the same "
             "classes, or train again"
         )
-    for name in ("source", "channels", "dims", "stored_size", "z_last", "plan"):
-        trained, stored = getattr(checkpoint.spec, name), getattr(store.spec, name)
-        if trained != stored:
-            raise CrkdError(
-                f"{other}: {name} is {stored} instead of {trained}; give the right --data-root"
-            )
+    if difference := describe_other_kind(checkpoint.spec, store.spec):
+        raise CrkdError(
+            f"{other}: {difference}; give the right --data-root, prepare the dataset as it was, or "
+            "train again"
+        )
 
 
 def _check_same_cases(

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from crkd_cli.config import Config, build_config, dump, read_yaml
-from crkd_cli.data.changes import describe_changes
+from crkd_cli.data.changes import describe_changes, describe_other_kind
 from crkd_cli.data.labels import describe_difference
 from crkd_cli.data.plan import Plan as DataPlan
 from crkd_cli.data.splits import Split, find_split, label_key
@@ -236,6 +236,8 @@ def _difference(
     """Describe the first difference that forbids resuming `old`; None if there is none."""
     if old.spec.classes != store.spec.classes:
         return describe_difference(old.spec.classes, store.spec.classes)
+    if difference := describe_other_kind(old.spec, store.spec):
+        return difference
     before = flatten_keys({**dump(old.config), "prepared": msgspec.to_builtins(old.spec)})
     now = flatten_keys({**dump(config), "prepared": msgspec.to_builtins(store.spec)})
     for key in sorted(before | now):

@@ -50,7 +50,7 @@ class Volume:
     geometry: Geometry | None = None  # of medical files
     z_last: bool = False  # `array` is [x, y, z] while the file is [z, y, x]
     dpi: tuple[float, float] | None = None  # x, y; of pictures that state it
-    resampled: tuple[Path, ...] = ()  # the files of channels that had another grid
+    is_resampled: bool = False  # a channel, to the grid of the first one
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ class Source(ABC):
             return array
         normalized = np.empty(array.shape, np.float32)
         for channel, values, target in zip(spec.channels, array, normalized, strict=True):
-            name = f"{path}" if len(array) == 1 else f"{path} (channel {channel.name})"
+            name = _name(path, channel.name if len(array) > 1 else None)
             target[...] = _normalize_channel(values, channel, name)
         return normalized
 
@@ -239,6 +239,11 @@ def _check_image(array: NDArray[Any], image: ImageFile, spec: DatasetSpec) -> No
             _check_values_exist(values, path, channel)
 
 
+def _name(path: Path, channel: str | None) -> str:
+    """Return the name of an image, or of its channel, for messages."""
+    return f"{path}" if channel is None else f"{path} (channel {channel})"
+
+
 def _check_channel_count(count: int, image: ImageFile, spec: DatasetSpec) -> None:
     if image.channel is not None and count > 1:
         raise CrkdError(
@@ -255,7 +260,7 @@ def _check_channel_count(count: int, image: ImageFile, spec: DatasetSpec) -> Non
 
 def _check_values_exist(array: NDArray[Any], path: Path, channel: str | None) -> None:
     """Raise CrkdError if an image or its `channel` is constant or has values like NaN."""
-    name = f"{path}" if channel is None else f"{path} (channel {channel})"
+    name = _name(path, channel)
     if array.dtype.kind == "f" and (count := np.count_nonzero(~np.isfinite(array))):
         raise CrkdError(f"{name} contains {count} NaN or infinite values; repair or remove it")
     if array.min() == array.max():
