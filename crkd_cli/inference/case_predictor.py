@@ -23,9 +23,10 @@ from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
 from crkd_cli.inference.cases import Case
 from crkd_cli.inference.dicom_seg import check_segmentations, read_tags, write_segmentation
-from crkd_cli.inference.inferer import Inferer, most_probable
+from crkd_cli.inference.inferer import Inferer
 from crkd_cli.inference.masks import MaskValues
 from crkd_cli.inference.overlay import draw_overlay
+from crkd_cli.inference.resizing import most_probable
 from crkd_cli.paths import atomic_write
 
 SUBFOLDERS = ("overlays", "probabilities")  # of the output folder
@@ -135,7 +136,7 @@ class CasePredictor:
             labels = self._inferer(stored.array, stored.native_size)
             return _Prediction(scan, stored.turn.undo(labels), None)
         probabilities = self._inferer.probabilities(stored.array, stored.native_size)
-        labels = most_probable(torch.from_numpy(probabilities)[None])[0].numpy()
+        labels = most_probable(torch.from_numpy(probabilities), len(probabilities)).numpy()
         turn = stored.turn
         return _Prediction(scan, turn.undo(labels), turn.undo(probabilities))
 

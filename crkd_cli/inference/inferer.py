@@ -1,12 +1,12 @@
 """Predict whole cases: by resizing or with a sliding window, in batches on the device.
 
-Legend: B batch, N slices of a case (1 if it is not split into slices), C channels, K classes,
-*S spatial axes.
+Legend: B batch, C channels, K classes, *S spatial axes; D planes along the first axis of a
+volume, n of them at a time, H × W the size of a plane.
 """
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ from crkd_cli.augment.spatial import resize_image
 from crkd_cli.config import Frame
 from crkd_cli.data.store import DatasetSpec, label_dtype
 from crkd_cli.errors import CrkdError, is_out_of_memory
+from crkd_cli.inference.accumulate import PlaneSums, gaussian, needed_depth
+from crkd_cli.inference.resizing import most_probable, resize, resize_to_nearest
 from crkd_cli.models.fusion import fuse_for_inference
 from crkd_cli.progress import Notify
 from crkd_cli.runtime.build import load_predictor
@@ -33,11 +35,10 @@ from crkd_cli.runtime.device import (
     to_channels_last,
 )
 from crkd_cli.transfer import to_device, to_unit_range
-from crkd_cli.windows import Slices, padding, windows
+from crkd_cli.windows import padding, windows
 
 Protocol = Literal["strict", "paper"]
 MANY_CLASSES = 32  # from here on, probabilities take more memory than features
-_LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
 def _to_stderr(line: str) -> None:
@@ -54,7 +55,10 @@ class Inferer:
     With `frame.patch`, the probabilities of a sliding window are averaged. Protocol strict: a
     stride of half a patch and Gaussian weights; paper: the published stride and equal weights.
 
-    A case with one more axis than the frame is split into slices along its first axis.
+    A volume is split into slices along its first axis for a 2D frame.
+
+    Of the sums over windows, only the planes that later windows touch are kept, and resized
+    probabilities exist for a few planes at a time: memory does not grow with the number of planes.
 
     If the device runs out of memory, the batch of windows is halved; if one window at a time is
     still too much, cases and sums are kept on the host. `notify` is called once. Raises CrkdError
@@ -110,42 +114,56 @@ class Inferer:
             image: As stored: uint8 0-255, or normalized floats.
             size: Size of the labels. None: that of the image.
         """
-        blocks = self._infer_blocks(image, size)
-        labels = np.concatenate([most_probable(block).cpu().numpy() for block in blocks])
-        return labels if self._has_slices(image) else labels[0]
+        classes = len(self.spec.classes)
+
+        def infer(volume: NDArray[Any], size: Sequence[int]) -> NDArray[Any]:
+            labels = np.empty(size, label_dtype(classes))
+            for planes, by_class in self._infer_planes(volume, size):
+                labels[planes] = most_probable(by_class, classes).cpu().numpy()
+            return labels
+
+        return self._infer_case(infer, image, size)
 
     def probabilities(
         self, image: NDArray[Any], size: Sequence[int] | None = None
     ) -> NDArray[np.float32]:
         """Return class probabilities [K, *S] of `image` [C, *S]; arguments as for labels."""
-        blocks = [block.cpu().numpy() for block in self._infer_blocks(image, size)]
-        probabilities = np.concatenate(blocks)
-        return np.moveaxis(probabilities, 1, 0) if self._has_slices(image) else probabilities[0]
 
-    def _has_slices(self, image: NDArray[Any]) -> bool:
-        return image.ndim - 1 == self.frame.dims + 1
+        def infer(volume: NDArray[Any], size: Sequence[int]) -> NDArray[np.float32]:
+            probabilities = np.empty((len(self.spec.classes), *size), np.float32)
+            for planes, by_class in self._infer_planes(volume, size):
+                for k, values in enumerate(by_class):
+                    probabilities[k, planes] = values.cpu().numpy()
+            return probabilities
 
-    def _infer_blocks(self, image: NDArray[Any], size: Sequence[int] | None) -> Iterator[Tensor]:
-        """Yield probabilities [N, K, *S]: of a few slices at a time, or of the whole case."""
+        return self._infer_case(infer, image, size)
+
+    def _infer_case(
+        self,
+        infer: Callable[[NDArray[Any], Sequence[int]], NDArray[Any]],
+        image: NDArray[Any],
+        size: Sequence[int] | None,
+    ) -> NDArray[Any]:
+        """Return `infer(volume, size)` with `image` [C, *S] as a volume [C, D, H, W].
+
+        A 2D image is a volume of one slice. If memory runs out, starts again with less.
+        """
         axes = image.ndim - 1
-        if image.shape[0] != self.spec.channel_count or axes - self.frame.dims not in (0, 1):
+        if image.shape[0] != self.spec.channel_count or axes not in (self.frame.dims, 3):
+            needed = "2 axes, or 3" if self.frame.dims == 2 else "3 axes"
             raise CrkdError(
                 f"the image has {image.shape[0]} channel(s) and {axes} axes; the model needs "
-                f"{self.spec.channel_count} channel(s) and {self.frame.dims} axes, or a stack of "
-                "such"
+                f"{self.spec.channel_count} channel(s) and {needed}"
             )
-        slices = np.moveaxis(image, 1, 0) if self._has_slices(image) else image[None]
-        target_size = tuple(size or image.shape[1:])[-self.frame.dims :]
-        block = self.window_batch
-        for start in range(0, len(slices), block):
-            yield self._infer_with_retries(slices[start : start + block], target_size)
-
-    def _infer_with_retries(self, slices: NDArray[Any], size: tuple[int, ...]) -> Tensor:
+        size = tuple(size or image.shape[1:])
+        if axes == 2:
+            image, size = image[:, None], (1, *size)
         while True:
             # Reduce after the clause: inside it, the traceback would keep the tensors alive.
-            with _suppress_out_of_memory():
-                return self._infer_slices(slices, size)
-            self._reduce_memory(slices.shape[2:])
+            with _suppress_out_of_memory(), torch.inference_mode():
+                result = infer(image, size)
+                return result[..., 0, :, :] if axes == 2 else result
+            self._reduce_memory(image.shape[-axes:])
 
     def _reduce_memory(self, shape: Sequence[int]) -> None:
         if self.window_batch > 1:
@@ -169,63 +187,89 @@ class Inferer:
             )
             self._warned = True
 
-    @torch.inference_mode()
-    def _infer_slices(self, slices: NDArray[Any], size: tuple[int, ...]) -> Tensor:
-        """Return probabilities [N, K, *size] of `slices` [N, C, *S]."""
-        copy = torch.from_numpy(np.array(slices))  # memory maps are read-only
-        x = to_unit_range(to_device(copy, self._case_device))
-        if self.frame.resize is not None:
-            batches = torch.split(x, self.window_batch)
-            return torch.cat([self._infer_resized(batch, size) for batch in batches])
-        return self._resize_back(self._infer_windows(x), size)
-
-    def _infer_resized(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Return probabilities [B, K, *size] of `x` [B, C, *S], resized to the frame."""
-        if self.protocol == "paper":
-            x = nearest(x, self.frame.size)
+    def _infer_planes(
+        self, volume: NDArray[Any], size: Sequence[int]
+    ) -> Iterator[tuple[slice, Iterator[Tensor]]]:
+        """Yield the probabilities of a volume [C, D, H, W], resized to `size`: see `resize`."""
+        depth = volume.shape[1]
+        if self.frame.patch is not None:
+            blocks = self._infer_windows(volume)
+        elif self.frame.dims == 2:
+            blocks = self._infer_resized_slices(volume)
         else:
-            x = resize_image(x, self.frame.size, nearest=self.spec.resized_to_nearest)
-        return self._resize_back(self._softmax(x), size)
+            blocks, depth = self._infer_resized_volume(volume), self.frame.size[0]
+        return resize(blocks, depth, size, nearest=self.protocol == "paper")
 
-    def _resize_back(self, probabilities: Tensor, size: tuple[int, ...]) -> Tensor:
-        if tuple(probabilities.shape[2:]) == size:
-            return probabilities
-        if self.protocol == "paper":  # the same labels as nearest after arg-max
-            return nearest(probabilities, size)
-        mode = _LINEAR[self.frame.dims]
-        return F.interpolate(probabilities, size=size, mode=mode, align_corners=False)
+    def _infer_resized_slices(self, volume: NDArray[Any]) -> Iterator[Tensor]:
+        """Yield probabilities [n, K, *frame] of the slices of `volume` [C, D, H, W]."""
+        for start in range(0, volume.shape[1], self.window_batch):
+            slices = np.moveaxis(volume[:, start : start + self.window_batch], 1, 0)
+            yield self._softmax(self._resize_to_frame(slices))
 
-    def _infer_windows(self, x: Tensor) -> Tensor:
-        """Return probabilities [N, K, *S] of `x` [N, C, *S]: the weighted mean over all windows."""
-        shape = tuple(x.shape[2:])
-        pads = padding(shape, self.frame.size)
-        x = F.pad(x, [amount for pair in reversed(pads) for amount in pair])
-        stride, weight = self._stride_and_weight()
-        grid = windows(tuple(x.shape[2:]), self.frame.size, stride)
-        boxes: list[Slices] = [(slice(None), *window) for window in grid]  # with all channels
-        locations = [(n, box) for n in range(len(x)) for box in boxes]
+    def _infer_resized_volume(self, volume: NDArray[Any]) -> Iterator[Tensor]:
+        """Yield the probabilities [D, K, H, W] of `volume` [C, D, H, W] at the frame's size."""
+        (probabilities,) = self._softmax(self._resize_to_frame(volume[None]))
+        yield probabilities.transpose(0, 1)
 
-        total = torch.zeros(len(x), len(self.spec.classes), *x.shape[2:], device=self._case_device)
-        for start in range(0, len(locations), self.window_batch):
-            batch = locations[start : start + self.window_batch]
-            crops = torch.stack([x[n][box] for n, box in batch])
-            for (n, box), probabilities in zip(batch, self._softmax(crops), strict=True):
-                total[n][box].addcmul_(probabilities, weight)
-
-        unpad: list[slice] = []
-        for (before, _), side in zip(pads, shape, strict=True):
-            unpad.append(slice(before, before + side))
-        total = total[(slice(None), slice(None), *unpad)]
-        # Probabilities sum to one in every window, so their sum here is the sum of the weights.
-        return total.div_(total.sum(1, keepdim=True))
-
-    def _stride_and_weight(self) -> tuple[tuple[int, ...], Tensor]:
-        """Return the stride of the sliding window and its weight [*patch]."""
-        patch = self.frame.size
-        half = tuple(side // 2 for side in patch)
+    def _resize_to_frame(self, images: NDArray[Any]) -> Tensor:
+        """Return `images` [B, C, *S] as network input [B, C, *frame]."""
+        x = to_unit_range(self._load(images))
         if self.protocol == "paper":
-            return self.frame.stride or half, torch.ones(patch, device=self._case_device)
-        return half, gaussian(patch).to(self._case_device)
+            return resize_to_nearest(x, self.frame.size)
+        return resize_image(x, self.frame.size, nearest=self.spec.resized_to_nearest)
+
+    def _infer_windows(self, volume: NDArray[Any]) -> Iterator[Tensor]:
+        """Yield the weighted mean [n, K, H, W] of the windows over `volume` [C, D, H, W]."""
+        x = self._load(volume)
+        shape, (patch, stride, weight) = tuple(x.shape[1:]), self._window_geometry()
+        # Where the volume is smaller than the patch, a window is padded to the size of the patch.
+        pads = padding(shape, patch)
+        inside = [slice(None), slice(None)]
+        for (before, _), side in zip(pads, shape, strict=True):
+            inside.append(slice(before, before + side))
+        weight = weight[tuple(inside[2:])]
+        grid = windows(shape, [min(sides) for sides in zip(patch, shape, strict=True)], stride)
+        starts = range(0, len(grid), self.window_batch)
+        batches = [grid[start : start + self.window_batch] for start in starts]
+
+        sums = PlaneSums(len(self.spec.classes), shape, needed_depth(batches), self._case_device)
+        for batch in batches:
+            yield from sums.take(batch[0][0].start)
+            crops = torch.stack([x[(slice(None), *window)] for window in batch])
+            crops = F.pad(crops, [amount for pair in reversed(pads) for amount in pair])
+            probabilities = self._infer_crops(crops)[tuple(inside)]
+            for window, values in zip(batch, probabilities, strict=True):
+                sums.add(window, values, weight)
+        yield from sums.take(shape[0])
+
+    def _infer_crops(self, crops: Tensor) -> Tensor:
+        """Return probabilities [B, K, *window] of `crops` [B, C, *window]."""
+        x = to_unit_range(crops)
+        if self.frame.dims == 2:
+            return self._softmax(x.squeeze(2)).unsqueeze(2)
+        return self._softmax(x)
+
+    def _window_geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], Tensor]:
+        """Return patch, stride and weight [*patch] of the sliding window over volumes.
+
+        The window of a 2D network is one slice deep.
+        """
+        patch = self.frame.size
+        stride = tuple(side // 2 for side in patch)
+        if self.protocol == "paper":
+            stride, weight = self.frame.stride or stride, torch.ones(patch)
+        else:
+            weight = gaussian(patch)
+        weight = weight.to(self._case_device)
+        if self.frame.dims == 2:
+            return (1, *patch), (1, *stride), weight.unsqueeze(0)
+        return patch, stride, weight
+
+    def _load(self, array: NDArray[Any]) -> Tensor:
+        """Return `array` on the device of cases; only a read-only one, a memory map, is copied."""
+        return to_device(
+            torch.from_numpy(np.require(array, requirements=("C", "W"))), self._case_device
+        )
 
     def _softmax(self, x: Tensor) -> Tensor:
         """Return float32 probabilities [B, K, *frame] of `x` [B, C, *frame]."""
@@ -263,45 +307,3 @@ def _suppress_out_of_memory() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-
-
-def gaussian(patch: Sequence[int]) -> Tensor:
-    """Return window weights [*patch]: a Gaussian with sigma = side / 8, at least 1e-3.
-
-    As in nnU-Net (Isensee et al., 2021) and MONAI.
-    """
-    weight: Tensor = torch.ones(())
-    for side in patch:
-        x = torch.arange(side) - (side - 1) / 2
-        weight = weight.unsqueeze(-1) * torch.exp(-0.5 * (x / (side / 8)) ** 2)
-    return weight.clamp_min(1e-3)
-
-
-def nearest(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize `x` [B, C, *S] to `size` by the nearest neighbor with aligned corners.
-
-    This is scipy.ndimage.zoom with order 0.
-    """
-    for axis, new in enumerate(size, start=2):
-        old = x.shape[axis]
-        if old != new:
-            step = (old - 1) / (new - 1) if new > 1 else 0.0
-            index = (torch.arange(new, dtype=torch.float64) * step + 0.5).floor().long()
-            x = x.index_select(axis, index.to(x.device))
-    return x
-
-
-def most_probable(probabilities: Tensor) -> Tensor:
-    """Return class numbers [N, *S] of probabilities [N, K, *S]; of equal ones the first.
-
-    Compares one class after another: torch's argmax over an axis other than the last takes ten
-    times as long on a CPU, and returns int64.
-    """
-    highest = probabilities[:, 0]
-    classes = probabilities.shape[1]
-    dtype = torch.uint8 if label_dtype(classes) is np.uint8 else torch.int16
-    labels = torch.zeros_like(highest, dtype=dtype)
-    for k in range(1, classes):
-        labels.masked_fill_(probabilities[:, k] > highest, k)
-        highest = torch.maximum(highest, probabilities[:, k])
-    return labels

@@ -1,15 +1,19 @@
 """Inference against MONAI's sliding window and scipy's zoom, and with an identity model."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import zoom
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from crkd_cli.config import Frame
 from crkd_cli.data.store import ChannelInfo, DatasetSpec
 from crkd_cli.errors import CrkdError
-from crkd_cli.inference.inferer import Inferer, most_probable, nearest
+from crkd_cli.inference.inferer import Inferer
 
 CPU = torch.device("cpu")
 SHAPES = [(16, 16), (17, 31), (5, 40), (33, 9), (1, 1), (16, 16, 16), (19, 7, 33), (40, 16, 5)]
@@ -121,13 +125,24 @@ def test_paper_resizing_is_that_of_scipy_zoom():
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [((7, 9), (16, 16)), ((250, 213), (256, 256)), ((4, 5, 6), (3, 9, 1))]
+    ("frame", "grid", "size"),
+    [
+        (Frame(patch=(16, 16)), (5, 21, 30), (12, 29, 33)),
+        (Frame(resize=(16, 32)), (5, 16, 32), (12, 29, 33)),
+        (Frame(patch=(16, 8, 16)), (40, 21, 30), (61, 11, 44)),
+        (Frame(resize=(16, 12, 16)), (16, 12, 16), (61, 11, 44)),
+    ],
+    ids=str,
 )
-def test_nearest_is_scipy_zoom(old, new):
-    x = np.random.default_rng(0).integers(0, 255, old)
-    resized = nearest(torch.from_numpy(x)[None, None], new)[0, 0].numpy()
-    factors = [n / o for n, o in zip(new, old, strict=True)]
-    np.testing.assert_array_equal(resized, zoom(x, factors, order=0, mode="nearest"))
+def test_probabilities_are_resized_along_all_axes(frame, grid, size):
+    """As in volumes that were resampled, from the grid on which they are computed."""
+    infer = Inferer(net(frame.dims), frame, spec(3, 3), CPU, window_batch=2)
+    x = image(grid if frame.patch else (grid[0], 21, 30))
+    whole = torch.from_numpy(infer.probabilities(x, grid))[None]
+    expected = interpolate(whole, size=size, mode="trilinear", align_corners=False)[0]
+    probabilities = infer.probabilities(x, size)
+    np.testing.assert_allclose(probabilities, expected, atol=2e-6)
+    np.testing.assert_array_equal(infer(x, size), probabilities.argmax(0))
 
 
 def test_labels_have_the_requested_size():
@@ -211,14 +226,6 @@ def test_many_classes(dims):
     assert few.window_batch / 10 < max(infer.window_batch, 13) <= few.window_batch / 9
 
 
-@pytest.mark.parametrize(("classes", "dtype"), [(255, torch.uint8), (256, torch.int16)])
-def test_the_type_of_labels_can_number_the_classes_and_ignored_pixels(classes, dtype):
-    probabilities = torch.eye(classes).view(1, classes, 1, classes)
-    labels = most_probable(probabilities)
-    assert labels.dtype == dtype
-    assert labels.flatten().tolist() == list(range(classes))
-
-
 def test_the_mode_of_the_model_is_left_alone():
     model = nn.Sequential(net(2), nn.Dropout(0.9))
     model.train()
@@ -295,3 +302,34 @@ def test_gpu_and_cpu_agree(frame):
     device = torch.device("cuda")
     on_gpu = Inferer(model.to(device), frame, spec(3, 3), device).probabilities(x)
     np.testing.assert_allclose(on_cpu, on_gpu, atol=1e-2)  # TF32
+
+
+# In a process of its own, because memory that was used before would count.
+MEASURE = """
+import resource
+import sys
+import numpy as np
+import torch
+from crkd_cli.config import Frame
+from crkd_cli.data.store import ChannelInfo, DatasetSpec
+from crkd_cli.inference.inferer import Inferer
+
+names = tuple(f"class {k}" for k in range(25))
+spec = DatasetSpec("x", "folder", names, (ChannelInfo("CT", "zscore"),), 3)
+model, frame = torch.nn.Conv3d(1, 25, 1), Frame(patch=(32, 32, 32))
+infer = Inferer(model, frame, spec, torch.device("cpu"), window_batch=1)
+image = np.random.default_rng(0).standard_normal((1, 160, 96, 96), dtype=np.float32)
+infer(image[:, :64, :64, :64])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+labels = infer(image, [int(side) for side in sys.argv[1:]])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(160, 96, 96), (240, 144, 144)], ids=str)
+def test_memory_does_not_grow_with_the_number_of_planes(size):
+    """The probabilities of 25 classes would take 150 and 500 MB."""
+    command = [sys.executable, "-c", MEASURE, *map(str, size)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert int(output) < 100 * 1024  # KiB on Linux
