@@ -14,7 +14,7 @@ from torch import Tensor
 
 from crkd_cli.data.store import label_dtype
 
-BLOCK_BYTES = 2**26  # of probabilities that are resized at a time
+BLOCK_BYTES = 2**24  # of probabilities that are resized at a time; more is slower on a CPU
 
 
 def resize(

@@ -327,9 +327,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [(160, 96, 96), (240, 144, 144)], ids=str)
-def test_memory_does_not_grow_with_the_number_of_planes(size):
+@pytest.mark.parametrize(("size", "limit"), [((160, 96, 96), 75), ((240, 144, 144), 200)], ids=str)
+def test_memory_does_not_grow_with_the_number_of_planes(size, limit):
     """The probabilities of 25 classes would take 150 and 500 MB."""
     command = [sys.executable, "-c", MEASURE, *map(str, size)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert int(output) < 100 * 1024  # KiB on Linux
+    assert int(output) < limit * 1024  # KiB on Linux

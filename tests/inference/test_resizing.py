@@ -24,7 +24,7 @@ SIZES = [(9, 6, 7), (14, 9, 5), (9, 11, 12), (5, 6, 7), (1, 3, 40), (31, 6, 7)]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("memory", [2**26, 1000, 1])
+@pytest.mark.parametrize("memory", [2**24, 1000, 1])
 def test_a_case_is_resized_plane_by_plane(
     size: tuple[int, ...], memory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
