@@ -146,7 +146,7 @@ def to_yaml(description: Description) -> str:
     lines = []
     for key, value in stated(description).items():
         text = yaml.safe_dump(
-            {key: value}, default_flow_style=True, allow_unicode=True, sort_keys=False, width=76
+            {key: value}, default_flow_style=True, allow_unicode=True, sort_keys=False, width=120
         )
         lines.append(f"{text.strip()[1:-1]}\n")  # without the braces
     return "".join(lines)

@@ -130,7 +130,7 @@ def _spacing(images: Sequence[ImageHeader], given: Plan) -> tuple[Spacing | Nati
     if ratio <= MAX_SPACING_RATIO:
         return NATIVE, f"nearly equal, {from_to}"
     target, middle = _target_spacing([image for image in images if image.spacing is not None])
-    reason = f"{middle}, z, y, x in mm; files have {from_to} and are resampled"
+    reason = f"mm along z, y, x: {middle}; files have {from_to} and are resampled"
     if unknown := len(images) - len(spacings):
         reason += f"; {unknown} must state theirs"
     return target, reason
@@ -147,12 +147,12 @@ def _target_spacing(images: Sequence[ImageHeader]) -> tuple[Spacing, str]:
     finer = [axis for axis in range(3) if axis != coarse]
     coarsest_other = max(target[axis] for axis in finer)
     has_few = all(size[coarse] < size[axis] for axis in finer)
-    name = "median"
+    name = "the median"
     if target[coarse] >= ANISOTROPY * coarsest_other and has_few:
         steps = [image.spacing[coarse] for image in images if image.spacing is not None]
         tenth = quantiles(steps, n=10, method="inclusive")[0]
         target[coarse] = max(tenth, coarsest_other)
-        name = f"median, and 10th percentile along the coarse axis {'zyx'[coarse]}"
+        name = f"the median, and the 10th percentile along the coarse axis {'zyx'[coarse]}"
     return tuple(float(f"{step:.4g}") for step in target), name
 
 
