@@ -129,6 +129,8 @@ class DataConfig(Strict, frozen=True):
     frame: Frame
     labeled_batch_size: BatchSize
     unlabeled_batch_size: BatchSize
+    # Of the labeled patches (and slices), the share that is chosen to contain foreground.
+    foreground: Fraction = 0.0
 
 
 class ModelConfig(Strict, frozen=True):

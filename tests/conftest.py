@@ -11,6 +11,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from crkd_cli.data.cases import seed_of
+from crkd_cli.data.foreground import sample_positions
 from crkd_cli.data.splits import Split, write_split
 from crkd_cli.data.store import (
     RECIPE,
@@ -119,6 +121,7 @@ def make_store(tmp_path: Path) -> StoreMaker:
         root = tmp_path / "data" / "prepared" / name
         (root / "images").mkdir(parents=True)
         (root / "labels").mkdir()
+        (root / "foreground").mkdir()
         generator = np.random.default_rng(dims)
         cases = []
         for group, count in groups.items():
@@ -157,6 +160,7 @@ def _disc(
     np.save(root / "images" / f"{case}.npy", image[None])
     if labeled:
         np.save(root / "labels" / f"{case}.npy", label)
+        np.save(root / "foreground" / f"{case}.npy", sample_positions(label, 2, seed_of(case)))
     return CaseInfo(
         id=case,
         group=group,

@@ -1,5 +1,6 @@
 """The raw files of a case."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -50,6 +51,11 @@ class RawCase:
     def image_files(self) -> tuple[Path, ...]:
         """All files of the image."""
         return tuple(path for image in self.images for path in image.slices or (image.path,))
+
+
+def seed_of(case: str) -> int:
+    """Return a seed for the draws of a case, which depends on its id alone."""
+    return int.from_bytes(hashlib.sha256(case.encode()).digest()[:8], "big")
 
 
 def labeled_case(case: str, group: str, image: Path, label: Path | None) -> RawCase:

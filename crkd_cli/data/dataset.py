@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crkd_cli.augment.spatial import resize_image, resize_label
 from crkd_cli.config import Frame
+from crkd_cli.data.foreground import choose_position
 from crkd_cli.data.store import Store
 from crkd_cli.errors import UsageError
 from crkd_cli.windows import padding
@@ -57,18 +58,39 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.items)
 
-    def item(self, number: int, rng: np.random.Generator) -> Item:
-        """Return item `number`, resized to the frame, or cropped to it at random."""
+    def item(self, number: int, rng: np.random.Generator, turn: int | None = None) -> Item:
+        """Return item `number`, resized to the frame, or cropped to it at random.
+
+        With `turn` (0, 1, …) a patch contains foreground of the class whose turn it is, or of
+        another one if the case lacks it. Of a volume, a slice that contains it takes the place of
+        slice `number`. A case without foreground is cropped at random all the same.
+        """
+        voxel = None
+        if turn is not None:
+            number, voxel = self._choose_foreground(number, turn, rng)
         if number in self._cache:
             return self._cache[number]
-        item = self._read(number, rng)
+        item = self._read(number, rng, voxel)
         size = sum(tensor.nbytes for tensor in item if tensor is not None)
         if self.frame.resize and size <= self._free_bytes:
             self._cache[number] = item
             self._free_bytes -= size
         return item
 
-    def _read(self, number: int, rng: np.random.Generator) -> Item:
+    def _choose_foreground(
+        self, number: int, turn: int, rng: np.random.Generator
+    ) -> tuple[int, tuple[int, ...] | None]:
+        """Return the item to read, and a voxel of it that is foreground if there is one."""
+        case, z = self.items[number]
+        if z is None and self.frame.resize:  # the whole case
+            return number, None
+        class_count = len(self.store.spec.classes)
+        voxel = choose_position(self.store.foreground(case), turn, class_count, rng)
+        if voxel is None or z is None:
+            return number, voxel
+        return number - z + voxel[0], voxel[1:]
+
+    def _read(self, number: int, rng: np.random.Generator, voxel: tuple[int, ...] | None) -> Item:
         case, z = self.items[number]
         image = self.store.image(case)
         label = self.store.label(case) if self.labeled else None
@@ -76,7 +98,7 @@ class Dataset:
             image = image[:, z]
             label = None if label is None else label[z]
         if self.frame.patch:
-            crop = _random_crop(image.shape[1:], self.frame.patch, rng)
+            crop = _random_crop(image.shape[1:], self.frame.patch, rng, voxel)
             image = image[(slice(None), *crop)]
             label = None if label is None else label[crop]
         return Item(
@@ -121,12 +143,21 @@ def _check_frame(store: Store, frame: Frame) -> None:
 
 
 def _random_crop(
-    shape: Sequence[int], patch: Sequence[int], rng: np.random.Generator
+    shape: Sequence[int],
+    patch: Sequence[int],
+    rng: np.random.Generator,
+    voxel: tuple[int, ...] | None,
 ) -> tuple[slice, ...]:
-    """Return a random part of `shape` with the size of `patch`, or all of it on smaller axes."""
+    """Return a random part of `shape` with the size of `patch`, or all of it on smaller axes.
+
+    It contains `voxel`, if this is given.
+    """
     crop = []
-    for side, size in zip(shape, patch, strict=True):
-        start = int(rng.integers(max(side - size, 0) + 1))
+    for axis, (side, size) in enumerate(zip(shape, patch, strict=True)):
+        first, last = 0, max(side - size, 0)
+        if voxel is not None:
+            first, last = max(0, voxel[axis] - size + 1), min(last, voxel[axis])
+        start = int(rng.integers(first, last + 1))
         crop.append(slice(start, start + size))
     return tuple(crop)
 

@@ -8,7 +8,6 @@ percentiles 0.5 and 99.5 of the values in the labeled foreground of the dataset,
 mean and standard deviation (Isensee et al., nnU-Net, 2021).
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -18,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli.data.cases import RawCase
+from crkd_cli.data.cases import RawCase, seed_of
 from crkd_cli.data.classes import BACKGROUND
 from crkd_cli.data.description import ChannelModality
 from crkd_cli.data.labels import CodedLabel, LabelValues
@@ -268,9 +267,8 @@ def _sample_foreground(
     if volume is None or label is None or result.error is not None:
         return ForegroundSample(empty, result.error)
     positions = np.flatnonzero(_is_foreground(result.files, label, spec)[label.codes])
-    seed = int.from_bytes(hashlib.sha256(case.id.encode()).digest()[:8], "big")
     if len(positions) > SAMPLES:
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed_of(case.id))
         positions = rng.choice(positions, SAMPLES, replace=False, shuffle=False)
     images = [volume.array[number].ravel()[positions] for number in channels]
     return ForegroundSample(np.stack(images).astype(np.float64))

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from crkd_cli.data import grid
 from crkd_cli.data.alignment import align_label
-from crkd_cli.data.cases import RawCase
+from crkd_cli.data.cases import RawCase, seed_of
+from crkd_cli.data.foreground import sample_positions
 from crkd_cli.data.labels import (
     ClassAssignment,
     CodedLabel,
@@ -90,13 +91,8 @@ class CaseResult:
 def prepare_case(
     source: Source, spec: DatasetSpec, folder: Path | None, raw: RawCase
 ) -> CaseResult:
-    """Read and check the files of a case, and store its image and its label in `folder`.
-
-    If the classes of the dataset follow from the values of all labels, the label is stored as codes
-    (see `CodedLabel`), at its native size, until `number_label` and `store_class_numbers` are
-    called. Without `folder` nothing is stored.
-    """
-    result = _read_case(source, spec, folder, raw)
+    """Read, check and store a case, completely if the classes of the dataset are known."""
+    result = read_case(source, raw, spec, folder)
     if spec.classes:
         unreadable = [] if result.label_error is None else [result.label_error]
         number_label(result, source.assign_classes(spec, result.files, unreadable))
@@ -105,7 +101,12 @@ def prepare_case(
     return result
 
 
-def _read_case(source: Source, spec: DatasetSpec, folder: Path | None, raw: RawCase) -> CaseResult:
+def read_case(source: Source, raw: RawCase, spec: DatasetSpec, folder: Path | None) -> CaseResult:
+    """Read and check the files of a case, and store its image and its label in `folder`.
+
+    The label is stored as codes (see `CodedLabel`), at its native size, until
+    `store_class_numbers` is called. Without `folder` nothing is stored.
+    """
     result, volume, label = open_case(source, raw, spec)
     if volume is None or result.error is not None:
         return result
@@ -178,6 +179,8 @@ def store_class_numbers(spec: DatasetSpec, folder: Path, result: CaseResult) -> 
         _write_native_label(folder, result.raw, label)
         label = _resample_label(label, result.image, spec)
     _write_array(file, label)
+    positions = sample_positions(label, len(result.class_sizes), seed_of(result.id))
+    _write_array(_array_file(folder, "foreground", result.raw), positions)
     return replace(result, label_sha256=label_sha256)
 
 

@@ -6,6 +6,8 @@ prepared/NAME/images/ID.npy   [C, *S] uint8 (RGB, 0-255) or float32 (scans, norm
 prepared/NAME/labels/ID.npy   [*S] class numbers, of the same *S; absent for unlabeled cases
 prepared/NAME/native/         [*S]: the label at its native size, if the image is stored at another:
                               ID.png in 2D, of 8 or 16 bits, and ID.npz in 3D
+prepared/NAME/foreground/ID.npy
+                              [1 + axes, N]: voxels of every class; see data/foreground.py
 
 Class numbers are uint8, or int16 if there are more than 255 classes. With K classes they are 0 to
 K − 1, and K marks pixels that count in no loss and no score (see `DatasetSpec.ignore`).
@@ -232,6 +234,10 @@ class Store:
     def label(self, case: str) -> NDArray[Any]:
         """Return a memory map [*S] of class numbers, uint8 or int16."""
         return self._read(self._files.array, f"labels/{case}.npy")
+
+    def foreground(self, case: str) -> NDArray[Any]:
+        """Return a memory map [1 + axes, N]; see `foreground.sample_positions`."""
+        return self._read(self._files.array, f"foreground/{case}.npy")
 
     def native_label(self, case: str) -> NDArray[Any]:
         """Return class numbers [*S] at the native size of the image, for evaluation."""

@@ -24,10 +24,14 @@ class Stream:
     Args:
         batch: Number of items per step, over all processes.
         number: Distinguishes the streams of a run that have the same seed.
+        foreground: The share of items that are chosen to contain foreground, at regular intervals.
     """
 
-    def __init__(self, dataset: Dataset, batch: int, seed: int, number: int) -> None:
+    def __init__(
+        self, dataset: Dataset, batch: int, seed: int, number: int, foreground: float = 0.0
+    ) -> None:
         self.dataset, self.size, self.seed, self.number = dataset, batch, seed, number
+        self._foreground = foreground
         self._orders: dict[int, NDArray[np.int64]] = {}  # by epoch
 
     def batch(self, step: int) -> tuple[Tensor, Tensor | None]:
@@ -44,7 +48,12 @@ class Stream:
     def _item(self, k: int) -> Item:
         epoch, position = divmod(k, len(self.dataset))
         rng = np.random.default_rng([self.seed, self.number, 1, k])
-        return self.dataset.item(int(self._order(epoch)[position]), rng)
+        return self.dataset.item(int(self._order(epoch)[position]), rng, self._turn(k))
+
+    def _turn(self, k: int) -> int | None:
+        """Return how many items before item k contain foreground by choice; None: k does not."""
+        turn = int(k * self._foreground)
+        return turn if int((k + 1) * self._foreground) > turn else None
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         """Return the order of an epoch; the previous one is kept for batches that span both."""

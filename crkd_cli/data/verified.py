@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-FOLDERS = ("images", "labels", "native")
+FOLDERS = ("images", "labels", "native", "foreground")
 SECONDS_TO_APPEAR = 0.5  # of a store that is being replaced
 
 

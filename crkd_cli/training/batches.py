@@ -91,7 +91,7 @@ def build_loader(
     """
     data, seed = config.data, config.train.seed
     images = _labeled_images(config, store, split, device)
-    labeled = Stream(images, data.labeled_batch_size, seed, 0)
+    labeled = Stream(images, data.labeled_batch_size, seed, 0, data.foreground)
     unlabeled: tuple[Stream, ...] = ()
     if method_class.unlabeled_streams:
         images = _unlabeled_images(config, store, split, device)

@@ -190,7 +190,7 @@ def test_check_verifies_the_store(prepare_data, raw_folder, tmp_path):
     root = tmp_path / "data" / "prepared" / "mine"
     assert prepare_data("mine", "--source", raw_folder)[0] == 0
     code, err = prepare_data("mine", "--check")  # without the raw files
-    assert (code, "store verified: all 8 arrays in" in err) == (0, True)
+    assert (code, "store verified: all 12 arrays in" in err) == (0, True)
     assert "no raw files of mine: only the store was checked" in err
     code, err = prepare_data("mine", "--source", raw_folder, "--check")
     assert (code, "store verified" in err, "no problem found" in err) == (0, True, True)

@@ -155,7 +155,7 @@ def test_json(cli, raw_folder, tmp_path):
     names = ["prepare-data", "mine", "--data-root", str(tmp_path / "data")]
     tree = json.loads(cli(*names, "--json", "--check").stdout)  # without the raw files
     assert (tree["raw"], tree["store"]) == (None, str(tmp_path / "data/prepared/mine"))
-    assert tree["arrays"] == 7  # of four images and three labels
+    assert tree["arrays"] == 10  # of four images, three labels and their foreground
 
 
 def test_json_if_the_dataset_as_a_whole_is_refused(cli, raw_folder, tmp_path):

@@ -60,6 +60,8 @@ def test_the_same_files_give_the_same_bytes_and_splits_are_kept(raw_folder, prep
     first = content(store.root)
     assert sorted(first) == [
         "dataset.yaml",
+        "foreground/a.npy",
+        "foreground/b.npy",
         "images/a.npy",
         "images/b.npy",
         "images/c.npy",

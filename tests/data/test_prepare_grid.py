@@ -64,7 +64,7 @@ def prepare(root: Path, plan: Plan | None) -> tuple[Store, CaseResult]:
     assert result.error is None
     numbers = {root / "a_seg.nii": {0: 0, 1: 1, 2: 2, 255: 3}}
     number_label(result, ClassAssignment(spec(plan).classes, numbers))
-    store_class_numbers(result, spec(plan), folder)
+    result = store_class_numbers(spec(plan), folder, result)
     cases = (case_info(result, root),)
     write_index(folder, Index(recipe=RECIPE, spec=spec(plan), cases=cases))
     return Store(folder), result

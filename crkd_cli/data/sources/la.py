@@ -4,7 +4,6 @@ Case ids are those of the challenge. Volumes are stored as [1, x, y, z], with ze
 variance over the raw scan.
 """
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli.data.cases import ImageFile, RawCase, labeled_case
+from crkd_cli.data.cases import ImageFile, RawCase, labeled_case, seed_of
 from crkd_cli.data.raw.formats import Volume, suffix
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
@@ -100,8 +99,7 @@ class La(Source):
         """
         if foreground is None or not foreground.any():
             raise CrkdError(f"{case} has no label to crop around; drop --published-crop")
-        seed = int.from_bytes(hashlib.sha256(case.encode()).digest()[:8], "big")
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed_of(case))
         box = []
         for axis in (0, 1):
             other_axes = tuple({0, 1, 2} - {axis})
