@@ -110,8 +110,9 @@ def prepare_data(
     Your own data: crkd prepare-data myset --source FOLDER
 
     FOLDER contains images/ and labels/, 2D or 3D: PNG, JPG, TIFF, BMP, GIF,
-    NIfTI, NRRD, MetaImage or h5. Images without a label are unlabeled. The
-    command prints how it reads the files; correct that in FOLDER/dataset.yaml.
+    NIfTI, NRRD, MetaImage, h5 or DICOM series. Images without a label are
+    unlabeled. The command prints how it reads the files; correct that in
+    FOLDER/dataset.yaml.
     """
     from crkd_cli.data.obtain import choose_source, has_files, obtain
     from crkd_cli.data.prepare import prepare

@@ -94,6 +94,13 @@ class Description(Strict, frozen=True):
         return {name: by_channel[name] for name in order}
 
     @property
+    def series_by_channel(self) -> str | dict[str, str] | None:
+        """Which DICOM series to read; those of channels are in their order."""
+        if not isinstance(self.series, dict):
+            return self.series
+        return {name: self.series[name] for name in self.channel_names}
+
+    @property
     def label_patterns(self) -> dict[str | None, str]:
         """The patterns of the label files by class; None: the class depends on the value."""
         return _by_name(self.labels)

@@ -74,6 +74,18 @@ def group_by_pattern(cases: Sequence[RawCase], root: Path, pattern: str) -> list
     return grouped
 
 
+def hide_patients(cases: Sequence[RawCase]) -> list[RawCase]:
+    """Name groups after one of their cases if the paths of their DICOM files name the patient."""
+    ids: dict[str, list[str]] = {}
+    for case in cases:
+        ids.setdefault(case.group, []).append(case.id)
+    private = {case.group for case in cases if case.is_private}
+    return [
+        replace(case, group=min(ids[case.group])) if case.group in private else case
+        for case in cases
+    ]
+
+
 class _Names:
     """The names under which a table may list an image."""
 
@@ -81,6 +93,8 @@ class _Names:
         self._cases: dict[str, str | None] = {}  # None: several images have this name
         for case in cases:
             path = _nfc(case.image.relative_to(root).as_posix())
+            if len(case.images[0].slices) > 1:  # DICOM: its folder
+                path = path.rpartition("/")[0]
             name = path.rpartition("/")[2]
             for alias in {path, name, formats.stem(Path(name))} - {case.id}:
                 self._cases[alias] = None if alias in self._cases else case.id

@@ -145,12 +145,12 @@ def _find_series(files: Sequence[RawFile], record: FileRecord, spec: DatasetSpec
     A single series is not chosen, because the user did.
     """
     found = find_series(files, record)
-    selection = spec.description.series
+    selection = spec.description.series_by_channel
     if selection is None or not found.series:
         return found
     if isinstance(selection, str):
         return find_series(files, record, selection) if len(found.series) > 1 else found
-    return find_series(files, record, {name: selection[name] for name in spec.channel_names})
+    return find_series(files, record, selection)
 
 
 def _dicom_case(file: RawFile, case: DicomCase, folder: Path, spec: DatasetSpec) -> Case:

@@ -66,6 +66,16 @@ def test_a_folder_is_a_case_and_a_patient_a_group(tmp_path, voxels, images):
     assert all(group.startswith("patient-") for group in groups)
 
 
+def test_a_table_of_patients_names_folders(tmp_path, voxels):
+    for case in ("a", "b", "Doe 1"):
+        write_series(tmp_path / "images" / case, voxels, name=case)
+    write_label(tmp_path / "labels" / "a.nii.gz", voxels > 2000)
+    (tmp_path / "patients.csv").write_text("image,patient\na,1\nimages/b,1\nDoe 1,Jane")
+    assert [case.group for case in Folder().find(tmp_path)][:2] == ["1", "1"]
+    (case,) = [case for case in Folder().find(tmp_path) if case.is_private]
+    assert case.group == case.id
+
+
 def test_slices_are_sorted_along_the_normal(tmp_path, voxels):
     files = write_series(tmp_path / "a", voxels)
     (file,) = find_series(list_files(tmp_path), FileRecord()).files

@@ -20,7 +20,7 @@ from crkd_cli.data.discovery import Discovery
 from crkd_cli.data.inventory import RawFile, list_files
 from crkd_cli.data.labels import ClassAssignment, LabelValues
 from crkd_cli.data.layout import base_folder
-from crkd_cli.data.patients import TABLE, group_by_pattern, group_by_table
+from crkd_cli.data.patients import TABLE, group_by_pattern, group_by_table, hide_patients
 from crkd_cli.data.raw import formats, hdf5
 from crkd_cli.data.series import find_series
 from crkd_cli.data.sources import SOURCES
@@ -43,8 +43,8 @@ class Folder(Source):
         files = found.files
         base = base_folder(files)
         self._read_description(root, base, files)
-        if self.description.series is not None:
-            found = find_series(listed, self.files, self.description.series)
+        if self.description.series_by_channel is not None:
+            found = find_series(listed, self.files, self.description.series_by_channel)
             files = found.files
         self.remarks += found.lines
         if base and not self.description.images:
@@ -116,7 +116,7 @@ class Folder(Source):
         """Set the groups of `cases` to their patients, if these are known."""
         given = self.description.patients
         if given is not None and not given.lower().endswith(".csv"):
-            return group_by_pattern(cases, root, given)
+            return hide_patients(group_by_pattern(cases, root, given))
         table = root / (given or f"{base}{TABLE}")
         if not table.exists():
             if given is not None:
@@ -125,7 +125,7 @@ class Folder(Source):
         self.files.used[table] = "table of patients"
         name = table.relative_to(root).as_posix()
         self.description = msgspec.structs.replace(self.description, patients=name)
-        return group_by_table(cases, root, table, self.notes)
+        return hide_patients(group_by_table(cases, root, table, self.notes))
 
 
 def _with_inner_label(case: RawCase, channels: Sequence[str]) -> RawCase:
