@@ -109,10 +109,10 @@ class CasePredictor:
             return None
         if case.problem:
             raise CrkdError(case.problem)
+        tags = read_tags(case.series) if "segmentation" in targets else []
         volume = self._source.open_image(case.images, self._spec)
         stored = self._source.finish(volume, case.image, self._spec)
         self._note_orientation(case, volume)
-        tags = read_tags(case.series) if "segmentation" in targets else []
         return _Scan(case, volume, stored, tags)
 
     def _note_orientation(self, case: Case, volume: Volume) -> None:
@@ -123,7 +123,7 @@ class CasePredictor:
         is_stated = volume.geometry is not None and volume.geometry.orientation is not None
         if plan.orientation != NATIVE and not is_stated:
             self._inferer.notify(
-                f"note: {case.image} does not state its orientation, assumed: {plan.orientation}"
+                f"note: {case.label} does not state its orientation, assumed: {plan.orientation}"
             )
             self._noted = True
 

@@ -11,14 +11,17 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from pydicom.uid import BasicTextSRStorage
 
 from crkd_cli.cli.console import progress
 from crkd_cli.config import Frame
+from crkd_cli.data.description import Channel, Description
+from crkd_cli.data.plan import Plan
 from crkd_cli.data.store import ChannelInfo, DatasetSpec, numbered_classes
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.inference.case_predictor import PredictOptions
 from crkd_cli.inference.predict import predict
-from tests.dicom import uid, write_enhanced, write_series
+from tests.dicom import IN_PLANE, uid, write_enhanced, write_object, write_series, write_study
 
 SHAPE = (9, 17, 20)  # z, y, x
 OBLIQUE = ((0.8, 0.6, 0.0), (0.6, -0.8, 0.0))
@@ -64,10 +67,19 @@ def segmentation_on_grid_of(image: sitk.Image, file: Path) -> np.ndarray:
     return labels
 
 
-@pytest.mark.parametrize("axes", [((1, 0, 0), (0, 1, 0)), OBLIQUE], ids=["straight", "oblique"])
-def test_a_mask_lies_on_the_grid_of_its_series(scans, checkpoint, voxels, axes):
+@pytest.mark.parametrize(
+    ("axes", "plan"),
+    [
+        (IN_PLANE, None),
+        (OBLIQUE, None),
+        (OBLIQUE, Plan(orientation="SAR", spacing=(1.5, 1.0, 0.5), network="3D")),
+    ],
+    ids=["straight", "oblique", "resampled"],
+)
+def test_a_mask_lies_on_the_grid_of_its_series(scans, make_checkpoint, voxels, axes, plan):
     """As ITK reads the series, and as nibabel reads both transforms of the mask."""
     files = write_series(scans / "anna", voxels, axes=axes)
+    checkpoint = make_checkpoint(msgspec.structs.replace(SOLID, plan=plan), FRAME)
     result = run(scans, checkpoint, options=ALL)
     assert (result.written, result.failures) == (1, [])
     assert files_of(result.folder) == [
@@ -177,6 +189,76 @@ def test_patients_are_named_in_segmentations_alone(scans, checkpoint, voxels):
     assert b"Miller" not in header.binaryblock
 
 
+def test_paths_that_name_the_patient_are_not_repeated(scans, checkpoint, voxels):
+    """Neither in the names of masks, nor in messages."""
+    tags = {"PatientName": "Miller^Zoe", "StudyInstanceUID": ""}
+    write_series(scans / "Miller_Zoe" / "ct", voxels, tags=tags)
+    lines: list[str] = []
+    result = run(scans, checkpoint, lines, options=PredictOptions(dicom_seg=True))
+    (failure,) = result.failures
+    assert "has no StudyInstanceUID" in failure
+    result = run(scans, checkpoint, lines)
+    assert result.written == 1
+    assert "Miller" not in "".join([failure, *lines, *files_of(result.folder)])
+
+
+CHANNELS = (
+    ChannelInfo(name="T1", modality="MR", intensity="zscore"),
+    ChannelInfo(name="FLAIR", modality="MR", intensity="zscore"),
+)
+BY_CHANNEL = Description(
+    channels=(Channel("T1"), Channel("FLAIR")), series={"FLAIR": "*flair*", "T1": "t1 mprage"}
+)
+
+
+def test_channels_are_chosen_by_their_descriptions(scans, make_checkpoint, rng):
+    """They are the two series of a study, and equal two numbered files."""
+    spec = msgspec.structs.replace(SOLID, channels=CHANNELS, description=BY_CHANNEL)
+    checkpoint = make_checkpoint(spec, FRAME)
+    numbered = scans.with_name("numbered")
+    numbered.mkdir()
+    for name, description, number in (("a", "T2 FLAIR", 1), ("b", "T1 MPRAGE", 0)):
+        write_study(scans / "anna", rng.integers(0, 900, SHAPE), {name: description})
+        files = sorted((scans / "anna" / name).iterdir(), reverse=True)
+        image = sitk.ReadImage([str(file) for file in files])
+        sitk.WriteImage(image, str(numbered / f"x_000{number}.nii.gz"))
+    result = run(scans, checkpoint, options=PredictOptions(dicom_seg=True))
+    assert (result.written, result.failures) == (1, [])
+    assert files_of(result.folder) == ["anna.dcm", "anna.nii.gz"]
+    expected = run(numbered, checkpoint)
+    masks = [expected.folder / "x.nii.gz", result.folder / "anna.nii.gz"]
+    arrays = [sitk.GetArrayFromImage(sitk.ReadImage(str(mask))) for mask in masks]
+    assert np.array_equal(*arrays)
+    segmentation = pydicom.dcmread(result.folder / "anna.dcm")
+    (source,) = segmentation.ReferencedSeriesSequence  # that of the first channel
+    assert source.SeriesInstanceUID == uid("anna b")
+
+
+def test_a_single_series_needs_no_choice(scans, make_checkpoint, voxels):
+    """The series that the description chooses has another name in another hospital."""
+    spec = msgspec.structs.replace(SOLID, description=Description(series="CT thin"))
+    checkpoint = make_checkpoint(spec, FRAME)
+    write_series(scans / "a", voxels, name="a", tags={"SeriesDescription": "Abdomen 1.0"})
+    assert run(scans, checkpoint).written == 1
+    write_series(scans / "b", voxels, name="b")
+    lines: list[str] = []
+    result = run(scans, checkpoint, lines, options=PredictOptions(overwrite=True))
+    assert result.written == 1
+    assert (result.folder / "b.nii.gz").is_file()
+    assert any("left out (another DICOM series than the description says): a" in x for x in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("IM0001", "is one slice of a DICOM series; give its folder"), ("report", "a DICOM object")],
+)
+def test_a_file_that_is_no_volume_is_refused(scans, checkpoint, voxels, name, message):
+    write_series(scans, voxels)
+    write_object(scans / "report", "SR", BasicTextSRStorage)
+    with pytest.raises(CrkdError, match=message):
+        run(scans / name, checkpoint)
+
+
 def test_existing_segmentations_are_skipped(scans, checkpoint, voxels):
     write_series(scans / "anna", voxels)
     with_segmentation = PredictOptions(dicom_seg=True)
@@ -212,4 +294,11 @@ def test_a_full_disk_leaves_no_half_segmentation(scans, checkpoint, voxels, monk
 def test_segmentations_need_a_dicom_series(scans, checkpoint, voxels):
     sitk.WriteImage(sitk.GetImageFromArray(voxels), str(scans / "anna.nii.gz"))
     with pytest.raises(UsageError, match="contains no DICOM series; drop --dicom-seg"):
+        run(scans, checkpoint, options=PredictOptions(dicom_seg=True))
+
+
+def test_segmentations_need_an_extra(scans, checkpoint, voxels, monkeypatch):
+    write_series(scans / "anna", voxels)
+    monkeypatch.setattr("crkd_cli.inference.dicom_seg.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r'needs highdicom; run: pip install "crkd\[dicom\]"'):
         run(scans, checkpoint, options=PredictOptions(dicom_seg=True))

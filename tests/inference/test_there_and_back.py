@@ -114,7 +114,7 @@ def test_files_without_orientation_are_not_turned(tmp_path, rng):
     image = rng.normal(size=(9, 10, 11)).astype(np.float32)
     for name in ("a.nii", "b.nii"):
         nib.save(nib.Nifti1Image(image, None), tmp_path / name)
-        case = Case((ImageFile(tmp_path / name),), Path(f"{name}.nii"), name)
+        case = Case((ImageFile(tmp_path / name),), Path(f"{name}.nii"), str(tmp_path / name))
         predictor.write(predictor.infer(predictor.read(case)))
         mask = nib.load(tmp_path / f"{name}.nii").get_fdata()
         np.testing.assert_array_equal(mask > 0, image > image.mean())
