@@ -49,6 +49,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
 
 
+@pytest.mark.slow
 def test_numbered_files_are_predicted_like_a_file_with_all_channels(scans, checkpoint, rng):
     channels = rng.normal(100, 20, (2, *SHAPE))
     for number, channel in enumerate(channels):
@@ -72,6 +73,7 @@ def test_numbered_files_are_predicted_like_a_file_with_all_channels(scans, check
         assert picture.mode == "RGB"
 
 
+@pytest.mark.slow
 def test_a_single_file_is_predicted_with_its_other_channels(scans, checkpoint, rng):
     for name in ("anna_0000", "anna_0001", "ben_0000", "ben_0001"):
         write(scans / f"{name}.nii.gz", rng.normal(100, 20, SHAPE))
@@ -82,6 +84,7 @@ def test_a_single_file_is_predicted_with_its_other_channels(scans, checkpoint, r
     assert (result.folder / "anna.nii.gz").read_bytes() == mask
 
 
+@pytest.mark.slow
 def test_the_description_of_the_model_says_which_file_is_which_channel(
     scans, make_checkpoint, checkpoint, rng
 ):
@@ -111,6 +114,7 @@ def test_a_missing_channel_does_not_stop_the_others(scans, checkpoint, rng):
     assert all("\n" not in failure for failure in result.failures)
 
 
+@pytest.mark.slow
 def test_a_file_with_another_number_of_channels_is_refused(scans, checkpoint, rng):
     write(scans / "one.nii.gz", rng.normal(100, 20, SHAPE))
     write(scans / "three.nrrd", rng.normal(100, 20, (*SHAPE, 3)), vector=True)

@@ -70,9 +70,13 @@ def segmentation_on_grid_of(image: sitk.Image, file: Path) -> np.ndarray:
 @pytest.mark.parametrize(
     ("axes", "plan"),
     [
-        (IN_PLANE, None),
+        pytest.param(IN_PLANE, None, marks=pytest.mark.slow),
         (OBLIQUE, None),
-        (OBLIQUE, Plan(orientation="SAR", spacing=(1.5, 1.0, 0.5), network="3D")),
+        pytest.param(
+            OBLIQUE,
+            Plan(orientation="SAR", spacing=(1.5, 1.0, 0.5), network="3D"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["straight", "oblique", "resampled"],
 )
@@ -104,6 +108,7 @@ def test_a_mask_lies_on_the_grid_of_its_series(scans, make_checkpoint, voxels, a
     assert np.array_equal(segmentation_on_grid_of(image, result.folder / "anna.dcm"), labels)
 
 
+@pytest.mark.slow
 def test_a_segmentation_refers_to_its_series(scans, checkpoint, voxels):
     files = write_series(scans / "anna", voxels)
     result = run(scans, checkpoint, options=PredictOptions(dicom_seg=True))
@@ -137,6 +142,7 @@ def test_several_series_in_a_folder_and_one_that_is_bad(scans, checkpoint, voxel
     assert all(name.startswith("series-") for name in names)
 
 
+@pytest.mark.slow
 def test_a_multi_frame_file(scans, make_checkpoint, voxels):
     spec = msgspec.structs.replace(
         SOLID, channels=(ChannelInfo(modality="MR", intensity="zscore"),)
@@ -152,6 +158,7 @@ def test_a_multi_frame_file(scans, make_checkpoint, voxels):
     assert np.array_equal(labels, sitk.GetArrayFromImage(mask))
 
 
+@pytest.mark.slow
 def test_a_series_folder_is_predicted_like_a_folder_of_series(scans, checkpoint, voxels):
     write_series(scans / "anna", voxels)
     together = run(scans, checkpoint)
@@ -161,6 +168,7 @@ def test_a_series_folder_is_predicted_like_a_folder_of_series(scans, checkpoint,
     assert mask.read_bytes() == (together.folder / "anna.nii.gz").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_series_of_another_modality_is_refused(scans, checkpoint, voxels):
     write_series(scans / "anna", voxels, name="anna", tags={"Modality": "MR"})
     write_series(scans / "ben", voxels, name="ben")
@@ -170,6 +178,7 @@ def test_a_series_of_another_modality_is_refused(scans, checkpoint, voxels):
     assert "is MR, but the model was trained on CT" in failure
 
 
+@pytest.mark.slow
 def test_patients_are_named_in_segmentations_alone(scans, checkpoint, voxels):
     """Neither in masks and pictures nor in messages, also those of errors."""
     tags = {"PatientName": "Miller^Zoe", "PatientID": "0815-7", "SeriesInstanceUID": uid("x")}
@@ -189,6 +198,7 @@ def test_patients_are_named_in_segmentations_alone(scans, checkpoint, voxels):
     assert b"Miller" not in header.binaryblock
 
 
+@pytest.mark.slow
 def test_paths_that_name_the_patient_are_not_repeated(scans, checkpoint, voxels):
     """Neither in the names of masks, nor in messages."""
     tags = {"PatientName": "Miller^Zoe", "StudyInstanceUID": ""}
@@ -211,6 +221,7 @@ BY_CHANNEL = Description(
 )
 
 
+@pytest.mark.slow
 def test_channels_are_chosen_by_their_descriptions(scans, make_checkpoint, rng):
     """They are the two series of a study, and equal two numbered files."""
     spec = msgspec.structs.replace(SOLID, channels=CHANNELS, description=BY_CHANNEL)
@@ -234,6 +245,7 @@ def test_channels_are_chosen_by_their_descriptions(scans, make_checkpoint, rng):
     assert source.SeriesInstanceUID == uid("anna b")
 
 
+@pytest.mark.slow
 def test_a_single_series_needs_no_choice(scans, make_checkpoint, voxels):
     """The series that the description chooses has another name in another hospital."""
     spec = msgspec.structs.replace(SOLID, description=Description(series="CT thin"))
@@ -252,6 +264,7 @@ def test_a_single_series_needs_no_choice(scans, make_checkpoint, voxels):
     ("name", "message"),
     [("IM0001", "is one slice of a DICOM series; give its folder"), ("report", "a DICOM object")],
 )
+@pytest.mark.slow
 def test_a_file_that_is_no_volume_is_refused(scans, checkpoint, voxels, name, message):
     write_series(scans, voxels)
     write_object(scans / "report", "SR", BasicTextSRStorage)
@@ -259,6 +272,7 @@ def test_a_file_that_is_no_volume_is_refused(scans, checkpoint, voxels, name, me
         run(scans / name, checkpoint)
 
 
+@pytest.mark.slow
 def test_existing_segmentations_are_skipped(scans, checkpoint, voxels):
     write_series(scans / "anna", voxels)
     with_segmentation = PredictOptions(dicom_seg=True)
@@ -269,6 +283,7 @@ def test_existing_segmentations_are_skipped(scans, checkpoint, voxels):
     assert (result.written, result.skipped) == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_series_that_no_segmentation_can_refer_to(scans, checkpoint, voxels):
     """Such as an anonymized one. It fails before it is predicted, and without the option works."""
     write_series(scans / "anna", voxels, tags={"StudyInstanceUID": ""})
@@ -279,6 +294,7 @@ def test_a_series_that_no_segmentation_can_refer_to(scans, checkpoint, voxels):
     assert run(scans, checkpoint).written == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_no_half_segmentation(scans, checkpoint, voxels, monkeypatch):
     def fill(self, path: Path, *arguments: object) -> None:
         path.write_bytes(b"half of it")
@@ -291,12 +307,14 @@ def test_a_full_disk_leaves_no_half_segmentation(scans, checkpoint, voxels, monk
     assert files_of(scans.with_name("scans-masks")) == []
 
 
+@pytest.mark.slow
 def test_segmentations_need_a_dicom_series(scans, checkpoint, voxels):
     sitk.WriteImage(sitk.GetImageFromArray(voxels), str(scans / "anna.nii.gz"))
     with pytest.raises(UsageError, match="contains no DICOM series; drop --dicom-seg"):
         run(scans, checkpoint, options=PredictOptions(dicom_seg=True))
 
 
+@pytest.mark.slow
 def test_segmentations_need_an_extra(scans, checkpoint, voxels, monkeypatch):
     write_series(scans / "anna", voxels)
     monkeypatch.setattr("crkd_cli.inference.dicom_seg.find_spec", lambda name: None)
