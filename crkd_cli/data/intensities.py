@@ -310,13 +310,15 @@ def _why_no_foreground(samples: Sequence[ForegroundSample]) -> CrkdError:
 def _window(values: NDArray[np.float64], info: ChannelInfo) -> Window:
     """Return the window of the values [N] of a channel, whatever their order."""
     values = np.sort(values)
-    low, high = np.percentile(values, PERCENTILES).tolist()
+    with np.errstate(all="ignore"):  # values that are too large are refused when they are used
+        low, high = np.percentile(values, PERCENTILES).tolist()
+        mean, std = float(values.mean()), float(values.std())
     if low == high:
         raise CrkdError(
             f"channel {info.name} is CT, but most values in the labeled foreground are {low:.6g}; "
             "check whether images and labels match, or describe the channel as MR"
         )
-    return Window(low=low, high=high, mean=float(values.mean()), std=float(values.std()))
+    return Window(low=low, high=high, mean=mean, std=std)
 
 
 def _describe(window: Window) -> str:

@@ -202,3 +202,21 @@ def test_images_in_other_units_than_the_others_are_named(tmp_path):
     (error,) = report().errors
     assert error.what.startswith("images/b.nii has values from 0 to 0.")
     assert "CT images of this dataset are clipped to" in error.what
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (lambda x: np.where(x > 0, 1e300, -1e300), "values that are too large"),
+        (lambda x: x.astype(np.int64) + 2**55, "too close together"),
+        (lambda x: np.where(organs() > 0, 7, x), "labeled foreground are 7; check whether"),
+    ],
+)
+def test_described_ct_that_cannot_be_normalized_is_refused(tmp_path, values, message):
+    save(tmp_path / "raw", "a", scan(), organs())
+    image = nib.Nifti1Image(values(scan()), np.eye(4), dtype=values(scan()).dtype)
+    nib.save(image, tmp_path / "raw/images/a.nii")
+    (tmp_path / "raw/dataset.yaml").write_text("channels: [{modality: CT}]")
+    report = prepare("mine", Folder(), tmp_path / "raw", tmp_path / "store", progress)
+    errors = [error.what for error in report.errors] or [str(report.failure)]
+    assert message in errors[0]

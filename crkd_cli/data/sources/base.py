@@ -182,6 +182,7 @@ def _apply_window(
             f"this dataset are clipped to {window.low:.6g} … {window.high:.6g}; convert it to the "
             "same units (Hounsfield), or remove it"
         )
+    _check_values(max(-window.low, window.high), window.mean, window.std, name)
     values: NDArray[Any] = array.astype(_working_dtype(array.dtype, window.mean, window.std, width))
     np.clip(values, window.low, window.high, out=values)
     values -= window.mean
