@@ -7,6 +7,8 @@ from crkd_cli.config import DataConfig, Frame
 from crkd_cli.data.plan import Plan
 from crkd_cli.text import format_size
 
+FOREGROUND = 0.33  # share of the labeled patches that are chosen to contain foreground
+
 
 def follow(tree: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """Return the configuration `tree` with images and batches as planned."""
@@ -15,6 +17,7 @@ def follow(tree: dict[str, Any], plan: Plan) -> dict[str, Any]:
         "frame": {"patch": plan.patch} if plan.resize is None else {"resize": plan.resize},
         "labeled_batch_size": plan.batch,
         "unlabeled_batch_size": plan.batch,
+        "foreground": 0.0 if plan.patch is None else FOREGROUND,
     }
     return {**tree, "data": data}
 

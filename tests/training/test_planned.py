@@ -68,6 +68,7 @@ def test_images_and_batches_are_as_planned(planned, tmp_path, name):
     assert config.data.frame == Frame(resize=expected.resize, patch=expected.patch)
     batches = config.data.labeled_batch_size, config.data.unlabeled_batch_size
     assert batches == (expected.batch, expected.batch)
+    assert config.data.foreground == (0 if name == "2D images" else 0.33)
     assert config.model.name == ("vnet" if name == "volumes" else "unet")
     assert plan(request(sets=("data.labeled_batch_size=1",))).config.data.labeled_batch_size == 1
 
