@@ -26,9 +26,8 @@ class Case:
 
     images: tuple[ImageFile, ...]
     mask: Path  # relative to the output folder
-    label: str  # stands for it in messages: the path of its first file, of a folder, or its id
+    label: str  # stands for it in errors: the path of a file or folder
     problem: str = ""  # a sentence: why the case cannot be read
-    is_private: bool = False  # the names of its files reveal the patient
 
     @property
     def image(self) -> Path:
@@ -42,20 +41,14 @@ class Case:
 
     @property
     def title(self) -> str:
-        """The end of the label."""
-        return Path(self.label).name
+        """The name of the only file; of channels and of DICOM that of the mask."""
+        is_file = len(self.images) == 1 and not self.series
+        return self.image.name if is_file else self.name.name
 
     @property
     def name(self) -> Path:
         """The name of the mask without its suffix, which other files of the case share."""
         return self.mask.with_name(formats.stem(self.mask))
-
-    def failure(self, message: str) -> str:
-        """Return an error message that names the case, and no file that reveals the patient."""
-        if self.is_private:
-            for path in (path for image in self.images for path in image.slices):
-                message = message.replace(str(path), self.label)
-        return message if self.label in message else f"{self.label}: {message}"
 
 
 def find_cases(source: Path, out: Path, spec: DatasetSpec, notify: Notify) -> list[Case]:
@@ -155,11 +148,11 @@ def _find_series(files: Sequence[RawFile], record: FileRecord, spec: DatasetSpec
 
 def _dicom_case(file: RawFile, case: DicomCase, folder: Path, spec: DatasetSpec) -> Case:
     """Return the case of a DICOM series below `folder`, or of one series per channel."""
-    label = case.id if case.is_private else str(folder / file.name)
+    label = str(folder / file.name)
     name = Path(case.id if case.is_private else file.name)
     mask = name.with_name(f"{formats.stem(name)}.nii.gz")
     problem = file.problem or _modality_problem(case.images, spec)
-    return Case(case.images, mask, label, problem and f"{label} {problem}", case.is_private)
+    return Case(case.images, mask, label, problem and f"{label} {problem}")
 
 
 def _modality_problem(images: Sequence[ImageFile], spec: DatasetSpec) -> str:

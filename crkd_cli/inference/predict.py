@@ -100,4 +100,5 @@ def _written_or_error(outcome: Future[bool], case: Case) -> bool | str:
     except DiskFullError:
         raise
     except CrkdError as error:
-        return case.failure(str(error))
+        message = str(error)
+        return message if case.label in message else f"{case.label}: {message}"

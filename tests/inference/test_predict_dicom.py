@@ -200,16 +200,17 @@ def test_patients_are_named_in_segmentations_alone(scans, checkpoint, voxels):
 
 @pytest.mark.slow
 def test_paths_that_name_the_patient_are_not_repeated(scans, checkpoint, voxels):
-    """Neither in the names of masks, nor in messages."""
+    """Neither in the names of masks, nor in messages; only errors name the file."""
     tags = {"PatientName": "Miller^Zoe", "StudyInstanceUID": ""}
     write_series(scans / "Miller_Zoe" / "ct", voxels, tags=tags)
     lines: list[str] = []
-    result = run(scans, checkpoint, lines, options=PredictOptions(dicom_seg=True))
-    (failure,) = result.failures
-    assert "has no StudyInstanceUID" in failure
     result = run(scans, checkpoint, lines)
     assert result.written == 1
-    assert "Miller" not in "".join([failure, *lines, *files_of(result.folder)])
+    assert "Miller" not in "".join([*lines, *files_of(result.folder)])
+    options = PredictOptions(dicom_seg=True, overwrite=True)
+    (failure,) = run(scans, checkpoint, options=options).failures
+    assert failure.startswith(f"{scans}/Miller_Zoe/ct/IM")
+    assert "has no StudyInstanceUID" in failure
 
 
 CHANNELS = (
