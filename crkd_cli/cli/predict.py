@@ -15,7 +15,8 @@ CLASSES_PER_LINE = 8
 @command
 def predict(
     source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="An image, or a folder of images.")
+        Path,
+        typer.Argument(metavar="INPUT", help="An image, or a folder of images or series."),
     ],
     checkpoint: Annotated[
         Path | None,
@@ -91,8 +92,7 @@ def predict(
     Masks contain the label values that the model was trained on. Masks of
     JPG images are PNG files, those of DICOM series NIfTI files.
 
-    Formats: PNG, JPG, TIFF, BMP, GIF, DICOM, NIfTI, NRRD, MetaImage, and HDF5 with an array
-    `image`.
+    Formats: PNG, JPG, TIFF, BMP, GIF, NIfTI, NRRD, MetaImage, DICOM, HDF5.
 
     Example: crkd predict scans/ --checkpoint runs/la-crkd-4/last.pth --overlay
     """
