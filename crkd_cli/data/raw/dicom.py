@@ -32,6 +32,7 @@ NEEDS_PYDICOM = 'is DICOM, which needs pydicom; run: pip install "crkd[dicom]"'
 DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
 # Objects that are not images, although some of them contain pixels.
 OTHER_MODALITIES = ("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "SR", "PR", "KO", "REG")
+UNKNOWN_KIND = "an unknown kind of object"
 COLORS = ("RGB", "YBR", "PALETTE")
 INT16 = np.iinfo(np.int16)
 TAGS = [
@@ -86,7 +87,8 @@ class Tags:
     @property
     def is_image(self) -> bool:
         """Whether it is an image, which a segmentation, a dose or a report is not."""
-        return min(self.size) > 0 and self.modality not in OTHER_MODALITIES
+        has_kind = "Image Storage" in self.kind or self.kind == UNKNOWN_KIND
+        return has_kind and min(self.size) > 0 and self.modality not in OTHER_MODALITIES
 
     @property
     def is_localizer(self) -> bool:
@@ -123,11 +125,11 @@ def read_tags(path: Path) -> Tags:
     try:
         status = path.stat()
         return _read_tags(os.fspath(path), status.st_mtime_ns, status.st_size)
-    except OSError as error:
-        raise CrkdError(f"{path} cannot be read: {error.strerror or error}") from None
     except MemoryError:
         raise
-    except Exception:  # pydicom raises many; their messages contain values of tags
+    except Exception as error:  # pydicom raises many; their messages contain values of tags
+        if isinstance(error, OSError) and error.errno is not None:
+            raise CrkdError(f"{path} cannot be read: {error.strerror}") from None
         raise CrkdError(f"{path} is a damaged DICOM file; copy it again") from None
 
 
@@ -241,7 +243,7 @@ def _read_tags(path: str, _modified: int, _size: int) -> Tags:
         syntax = dataset.file_meta.get("TransferSyntaxUID")
         parts = ("EchoTime", "AcquisitionNumber", "TemporalPositionIdentifier", "ImageType")
         size = (_integer(dataset, "Columns"), _integer(dataset, "Rows"))
-        kind = sys.intern(str(pydicom.uid.UID(sop_class).name)) if sop_class else "no class"
+        kind = _uid_name(sop_class) or UNKNOWN_KIND
         if "Image Storage" in kind and min(size) < 1:
             raise EOFError("it has no pixels")
         return Tags(
@@ -254,7 +256,7 @@ def _read_tags(path: str, _modified: int, _size: int) -> Tags:
             modality=_text(dataset, "Modality"),
             patient=_text(dataset, "PatientID").strip(),
             patient_name=_text(dataset, "PatientName"),
-            syntax=sys.intern(str(getattr(syntax, "name", "no transfer syntax"))),
+            syntax=_uid_name(str(syntax)) or "an unknown transfer syntax",
             image_type=_text(dataset, "ImageType"),
             parts=tuple(_text(dataset, part) for part in parts),
             size=size,
@@ -329,6 +331,14 @@ def _rescaling_count(dataset: Any) -> int:
             slope, intercept = (_text(item, f"Rescale{name}") for name in ("Slope", "Intercept"))
             rescalings.add((slope, intercept))
     return len(rescalings)
+
+
+def _uid_name(text: str) -> str:
+    """Return the name of a UID of the standard, "" for others: it may be damaged."""
+    import pydicom
+
+    name = pydicom.uid.UID(text).name
+    return "" if name == text else sys.intern(name)
 
 
 def _text(dataset: Any, keyword: str) -> str:
