@@ -135,7 +135,7 @@ class _Run:
             self._make_plan = partial(make_plan, fingerprint, given, self._memory)
             foreground = spec.description.classes or {"unknown": 1}
             plan = self._make_plan(1 + len(foreground)).plan
-            spec = msgspec.structs.replace(spec, plan=plan)
+            spec = msgspec.structs.replace(spec, plan=plan, stored_size=plan.resize)
         return decide_intensities(self._source, self._cases, spec, progress, workers)
 
     def _note_description(self) -> None:

@@ -43,7 +43,7 @@ def test_own_data(prepare_data, raw_folder, tmp_path):
     code, err = prepare_data("mine", "--source", raw_folder)
     assert code == 0
     lines = err.splitlines()
-    assert lines[-2] == "4 cases, 4 labeled; size 20 × 30; classes: background, class 1"
+    assert lines[-2] == "4 cases, 4 labeled; size 32 × 32; classes: background, class 1"
     root = tmp_path / "data"
     following = f"Next: crkd make-splits mine --data-root {root}"
     assert lines[-1] == f"store: {root / 'prepared/mine'}. {following}"
@@ -68,7 +68,7 @@ def test_check_writes_nothing_and_names_a_command_that_works(
     assert message == "no problem found; no store written. "
     assert cli(*shlex.split(command)).exit_code == 0
     store = Store(tmp_path / "data/prepared/mine")
-    assert store.cases["a"].spacing_mm == (2.0, 2.0)
+    assert store.cases["a"].native_spacing_mm == (2.0, 2.0)
     assert store.spec.ignore == -1
 
 
@@ -190,7 +190,7 @@ def test_check_verifies_the_store(prepare_data, raw_folder, tmp_path):
     root = tmp_path / "data" / "prepared" / "mine"
     assert prepare_data("mine", "--source", raw_folder)[0] == 0
     code, err = prepare_data("mine", "--check")  # without the raw files
-    assert (code, "store verified: all 12 arrays in" in err) == (0, True)
+    assert (code, "store verified: all 16 arrays in" in err) == (0, True)
     assert "no raw files of mine: only the store was checked" in err
     code, err = prepare_data("mine", "--source", raw_folder, "--check")
     assert (code, "store verified" in err, "no problem found" in err) == (0, True, True)

@@ -59,7 +59,7 @@ def test_one_line_is_changed(prepare_data, raw_folder, store):
     code, err = prepare_data("mine", "--source", raw_folder)
     assert code == 0, err
     assert "note: left out (dataset.yaml is read instead): dataset.json" in err
-    assert store().cases["a"].spacing_mm == (2.0, 0.5)
+    assert store().cases["a"].native_spacing_mm == (2.0, 0.5)
     assert store().cases["a"].group == "a"
     code, err = prepare_data("mine", "--source", raw_folder, "--spacing", "3")
     assert store().cases["a"].spacing_mm == (3.0, 3.0)
@@ -155,7 +155,9 @@ def test_json(cli, raw_folder, tmp_path):
     names = ["prepare-data", "mine", "--data-root", str(tmp_path / "data")]
     tree = json.loads(cli(*names, "--json", "--check").stdout)  # without the raw files
     assert (tree["raw"], tree["store"]) == (None, str(tmp_path / "data/prepared/mine"))
-    assert tree["arrays"] == 10  # of four images, three labels and their foreground
+    assert (
+        tree["arrays"] == 13
+    )  # of four images, and of three labels, at two sizes, with their foreground
 
 
 def test_json_if_the_dataset_as_a_whole_is_refused(cli, raw_folder, tmp_path):

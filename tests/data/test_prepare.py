@@ -44,9 +44,10 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_the_index_describes_the_raw_files(raw_folder, prepared):
     store = prepared("mine", raw_folder)
     a, _, c = store.index.cases
-    assert (a.id, a.group, a.shape, a.source) == ("a", "a", (20, 30), "images/a.png")
+    assert (a.id, a.group, a.source) == ("a", "a", "images/a.png")
+    assert (a.shape, a.native_shape) == ((32, 32), (20, 30))  # of the plan, and of the file
     assert a.sha256 == hashlib.sha256((raw_folder / "images/a.png").read_bytes()).hexdigest()
-    assert a.label_sha256 == hashlib.sha256(store.label("a").tobytes()).hexdigest()
+    assert a.label_sha256 == hashlib.sha256(store.native_label("a").tobytes()).hexdigest()
     raw = np.asarray(Image.open(raw_folder / "images/a.png")).astype(float)
     expected = {"min": raw.min(), "max": raw.max(), "mean": raw.mean(), "std": raw.std()}
     assert msgspec.to_builtins(a.intensity[0]) == pytest.approx(expected)
@@ -68,6 +69,8 @@ def test_the_same_files_give_the_same_bytes_and_splits_are_kept(raw_folder, prep
         "index.json",
         "labels/a.npy",
         "labels/b.npy",
+        "native/a.png",
+        "native/b.png",
     ]
     (store.root / "splits").mkdir()
     (store.root / "splits/2.yaml").write_text("written by hand")

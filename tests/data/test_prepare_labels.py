@@ -1,7 +1,6 @@
 """From label files to class numbers in the store: merged masks, ignored pixels, many classes."""
 
 import h5py
-import msgspec
 import numpy as np
 import pytest
 import yaml
@@ -33,13 +32,6 @@ def save(tmp_path, rng):
     return make
 
 
-class Small(Folder):
-    """Stores its images at 10 × 15."""
-
-    def spec(self, name, cases):
-        return msgspec.structs.replace(super().spec(name, cases), stored_size=(10, 15))
-
-
 def run(source, root):
     store = root.parent / "prepared" / "mine"
     report = prepare("mine", source, root, store, progress)
@@ -55,6 +47,12 @@ def box(value, top, bottom, dtype=np.uint8):
     return label
 
 
+def at_training_size(label):
+    """The nearest pixels of a label [20, 30] at 32 × 32."""
+    rows, columns = ((np.arange(32) + 0.5)[:, None] * SHAPE / 32).astype(int).T
+    return label[np.ix_(rows, columns)]
+
+
 def describe(root, **lines):
     (root / "dataset.yaml").write_text(yaml.safe_dump(lines, sort_keys=False))
 
@@ -62,7 +60,7 @@ def describe(root, **lines):
 def test_masks_of_one_image_are_united(save):
     root = save("a", a_mask=box(255, 0, 4), a_mask_1=box(255, 2, 6), a_mask_2=box(1, 9, 10))
     _, store = run(Folder(), root)
-    np.testing.assert_array_equal(Store(store).label("a"), box(1, 0, 6) + box(1, 9, 10))
+    np.testing.assert_array_equal(Store(store).native_label("a"), box(1, 0, 6) + box(1, 9, 10))
 
 
 def test_masks_of_one_class_each_are_merged(save):
@@ -71,7 +69,7 @@ def test_masks_of_one_class_each_are_merged(save):
     report, path = run(Folder(), root)
     store = Store(path)
     assert store.spec.class_names == ("background", "heart", "liver")
-    np.testing.assert_array_equal(store.label("a"), box(2, 0, 4) + box(1, 4, 6))
+    np.testing.assert_array_equal(store.native_label("a"), box(2, 0, 4) + box(1, 4, 6))
     assert [case.class_sizes for case in store.index.cases] == [(420, 60, 120), (540, 0, 60)]
     assert report.classes[1] == "heart (1): in 1 of 2 labels, 5 % of the pixels"
 
@@ -99,12 +97,12 @@ def test_ignored_pixels_have_the_number_after_the_last_class(save, stated):
     root = save("a", a=label)
     if stated:
         describe(root, ignore=255)
-    report, path = run(Small() if stated else Small(ignore=255), root)
+    report, path = run(Folder() if stated else Folder(ignore=255), root)
     store = Store(path)
     assert (store.spec.ignore, len(store.spec.classes)) == (255, 2)
     expected = box(1, 0, 4) + box(2, 10, 20)
     np.testing.assert_array_equal(store.native_label("a"), expected)
-    np.testing.assert_array_equal(store.label("a"), expected[1::2, 1::2])  # the nearest pixels
+    np.testing.assert_array_equal(store.label("a"), at_training_size(expected))
     assert store.label("a").dtype == store.native_label("a").dtype == np.uint8
     assert store.cases["a"].class_sizes == (180, 120)
     assert "ignored pixels or voxels (value 255): 300 in 1 of 1 label" in store.index.notes
@@ -115,20 +113,20 @@ def test_a_mask_counts_where_another_is_ignored(save):
     root = save("a", a_mask_liver=box(255, 0, 4), a_mask_heart=box(9, 3, 6) + box(1, 8, 9))
     _, path = run(Folder(ignore=9), root)
     expected = box(2, 0, 4) + box(3, 4, 6) + box(1, 8, 9)
-    np.testing.assert_array_equal(Store(path).label("a"), expected)
+    np.testing.assert_array_equal(Store(path).native_label("a"), expected)
 
 
 def test_more_classes_than_uint8_can_count(save):
     label = np.arange(600, dtype=np.uint16).reshape(SHAPE) * 7
     root = save("a", a=label)
     with pytest.raises(CrkdError, match=r"599 different values besides 0 .*dataset\.yaml lists"):
-        run(Small(), root)
+        run(Folder(), root)
     describe(root, classes={f"region {v}": v for v in range(7, 4193, 7)}, ignore=4193)
-    _, path = run(Small(), root)
+    _, path = run(Folder(), root)
     store = Store(path)
     expected = np.arange(600).reshape(SHAPE)  # 4193 is the last one, and ignored
     np.testing.assert_array_equal(store.native_label("a"), expected)
-    np.testing.assert_array_equal(store.label("a"), expected[1::2, 1::2])
+    np.testing.assert_array_equal(store.label("a"), at_training_size(expected))
     assert store.label("a").dtype == store.native_label("a").dtype == np.int16
     assert store.spec.classes[598].values == (4186,)
     assert store.cases["a"].class_sizes == (1,) * 599
