@@ -62,7 +62,7 @@ def test_one_line_is_changed(prepare_data, raw_folder, store):
     assert store().cases["a"].native_spacing_mm == (2.0, 0.5)
     assert store().cases["a"].group == "a"
     code, err = prepare_data("mine", "--source", raw_folder, "--spacing", "3")
-    assert store().cases["a"].spacing_mm == (3.0, 3.0)
+    assert store().cases["a"].native_spacing_mm == (3.0, 3.0)
     assert store().spec.description.spacing == (3.0, 3.0)
 
 
@@ -155,9 +155,8 @@ def test_json(cli, raw_folder, tmp_path):
     names = ["prepare-data", "mine", "--data-root", str(tmp_path / "data")]
     tree = json.loads(cli(*names, "--json", "--check").stdout)  # without the raw files
     assert (tree["raw"], tree["store"]) == (None, str(tmp_path / "data/prepared/mine"))
-    assert (
-        tree["arrays"] == 13
-    )  # of four images, and of three labels, at two sizes, with their foreground
+    # Of four images, and of three labels at two sizes and with their foreground.
+    assert tree["arrays"] == 13
 
 
 def test_json_if_the_dataset_as_a_whole_is_refused(cli, raw_folder, tmp_path):
