@@ -109,20 +109,21 @@ def bring_to_plan(volume: Volume, plan: Plan, path: Path) -> StoredImage:
     orientation = None if volume.geometry is None else volume.geometry.orientation
     target = None if plan.orientation == NATIVE else plan.orientation
     turn = Turn.between(orientation, target, len(volume.size))
-    array = np.ascontiguousarray(turn.apply(volume.array))
+    array = turn.apply(volume.array)
     size, spacing = turn.reorder(volume.size), volume.spacing_mm and turn.reorder(volume.spacing_mm)
-    if plan.spacing is None or plan.spacing == NATIVE:
-        return StoredImage(array, spacing, turn, size, spacing)
-    if spacing is None:
-        raise CrkdError(
-            f"{path} does not state its spacing, but volumes are resampled to "
-            f"{_product(plan.spacing)} mm; state it in its header, or prepare the dataset with "
-            "--spacing"
-        )
-    new_size = resampled_size(size, spacing, plan.spacing)
-    _check_memory(path, new_size, plan.spacing)
-    array = resample_image(array, new_size, coarse_axis(spacing, plan.spacing))
-    return StoredImage(array, resampled_spacing(size, spacing, new_size), turn, size, spacing)
+    stored_spacing = spacing
+    if isinstance(plan.spacing, tuple):
+        if spacing is None:
+            raise CrkdError(
+                f"{path} does not state its spacing, but volumes are resampled to "
+                f"{_product(plan.spacing)} mm; state it in its header, or prepare the dataset with "
+                "--spacing"
+            )
+        new_size = resampled_size(size, spacing, plan.spacing)
+        _check_memory(path, new_size, plan.spacing)
+        array = resample_image(array, new_size, coarse_axis(spacing, plan.spacing))
+        stored_spacing = resampled_spacing(size, spacing, new_size)
+    return StoredImage(np.ascontiguousarray(array), stored_spacing, turn, size, spacing)
 
 
 def resampled_size(
@@ -168,7 +169,8 @@ def resample_image(image: NDArray[Any], size: Sequence[int], coarse: int | None)
         values = channel
         if coarse is not None:
             values = _nearest(values, size[coarse], coarse)
-        values = _apply(_axis_weights(values.shape, size, _CUBIC), values.astype(np.float32))
+        values = np.ascontiguousarray(values, np.float32)
+        values = _apply(_axis_weights(values.shape, size, _CUBIC), values)
         np.clip(values, channel.min(), channel.max(), out=values)
         resampled[...] = np.rint(values) if image.dtype.kind == "u" else values
     return result
