@@ -1,8 +1,8 @@
 """Volumes are stored on the grid of the plan, and their labels also on that of their files."""
 
+from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from crkd_cli.data.prepare_case import (
     read_case,
     store_class_numbers,
 )
+from crkd_cli.data.raw.formats import Volume
 from crkd_cli.data.sources.folder import Folder
 from crkd_cli.data.store import (
     RECIPE,
@@ -28,8 +29,9 @@ from crkd_cli.data.store import (
     numbered_classes,
     write_index,
 )
+from crkd_cli.errors import CrkdError
 
-SHAPE, SPACING = (12, 10, 6), (0.8, 1.0, 3.0)  # x, y, z
+SHAPE = (12, 10, 6)  # x, y, z
 AFFINE = np.diag([-0.8, -1.0, 3.0, 1.0])  # LPS
 
 
@@ -130,14 +132,17 @@ def test_volumes_are_resampled(tmp_path, rng):
     assert again.index.sha256 == before
 
 
-def test_the_spacing_must_be_known_to_resample(tmp_path, rng):
-    with h5py.File(tmp_path / "b.h5", "w") as h5:
-        h5["image"] = rng.normal(size=(6, 10, 12))
-    raw = labeled_case("b", "b", tmp_path / "b.h5", None)
-    result = read_case(Folder(), raw, spec(Plan("RAS", (2.0, 2.0, 2.0))), None)
-    assert "b.h5 does not state its spacing" in str(result.error)
-    assert "--spacing" in str(result.error)
-    assert read_case(Folder(), raw, spec(Plan("RAS", "native")), None).error is None
+def test_the_spacing_must_be_known_to_resample(rng):
+    array = rng.normal(size=(1, 6, 10, 12))
+    volume = Volume(array, None, array.shape[1:])  # as HDF5 and TIFF are read
+    path = Path("b.h5")
+    with pytest.raises(CrkdError, match=r"b\.h5 does not state its spacing.*--spacing"):
+        Folder().finish(volume, path, spec(Plan("RAS", (2.0, 2.0, 2.0))))
+    stored = Folder().finish(volume, path, spec(Plan("RAS", "native")))
+    assert stored.array.shape == array.shape
+    described = replace(volume, spacing_mm=(4.0, 2.0, 2.0))
+    stored = Folder().finish(described, path, spec(Plan("RAS", (2.0, 2.0, 2.0))))
+    assert (stored.array.shape, stored.native_size) == ((1, 12, 10, 12), (6, 10, 12))
 
 
 def test_a_volume_that_would_be_too_large_is_refused(tmp_path, rng):
