@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crkd_cli.cli.console import command, info, plain_text
-from crkd_cli.cli.options import DataRoot, Json, Quiet, Verbose
+from crkd_cli.cli.options import DataRoot, Json, Quiet, Verbose, as_typed
 
 if TYPE_CHECKING:
     from crkd_cli.data.make_splits import NewSplit
@@ -110,8 +110,9 @@ def make_splits(
     elif not quiet:
         _print_table(new.split, store)
         info(f"written to {file}")
-        option = f"--split {file}" if out else f"--labeled {labeled or 'all'}"
-        info(f"next: crkd train --dataset {name} {option}")
+        chosen = {"--split": file} if out else {"--labeled": labeled or "all"}
+        options = as_typed({"--dataset": name, **chosen, "--data-root": data_root})
+        info(f"next: crkd train{options}")
 
 
 def _tree(new: "NewSplit", file: Path) -> dict[str, Any]:

@@ -46,3 +46,14 @@ def given_options(context: typer.Context, *without: str) -> list[str]:
             values = value if isinstance(value, list) else [value]
             words += [f"{option}={value}" for value in values]
     return words
+
+
+def as_typed(options: dict[str, Path | str | None]) -> str:
+    """Return the options that have a value as they are typed in a shell, each after a space."""
+    import shlex
+
+    return "".join(
+        f" {option} {shlex.quote(str(value))}"
+        for option, value in options.items()
+        if value is not None
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crkd_cli.cli.console import command, info, plain_text, progress, warn
-from crkd_cli.cli.options import DataRoot, Json, Quiet, Verbose
+from crkd_cli.cli.options import DataRoot, Json, Quiet, Verbose, as_typed
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -137,7 +137,7 @@ def prepare_data(
     _raise_errors(raw, report)
     _show_report(report, raw, reader)
     if check:
-        options = _options(
+        options = as_typed(
             {
                 "--source": source if raw == source else None,
                 "--spacing": spacing,
@@ -151,7 +151,7 @@ def prepare_data(
             _check_store(store)
         info(f"no problem found; no store written. Next: crkd prepare-data {name}{options}{crop}")
     else:
-        options = _options({"--data-root": data_root})
+        options = as_typed({"--data-root": data_root})
         info(f"store: {store}. Next: crkd make-splits {name}{options}")
 
 
@@ -241,17 +241,6 @@ def _print_json(tree: dict[str, object]) -> None:
     import json
 
     print(json.dumps(tree, indent=2))  # in ASCII, whatever the names contain
-
-
-def _options(values: dict[str, Path | str | None]) -> str:
-    """Return the options that have a value as they are typed in a shell."""
-    import shlex
-
-    return "".join(
-        f" {option} {shlex.quote(str(value))}"
-        for option, value in values.items()
-        if value is not None
-    )
 
 
 def _show(findings: tuple["Finding", ...]) -> None:

@@ -11,7 +11,7 @@ import typer
 import typer.core
 
 from crkd_cli.cli.console import command, info, progress, run_output, warn
-from crkd_cli.cli.options import DataRoot, Device, Quiet, Verbose, given_options
+from crkd_cli.cli.options import DataRoot, Device, Quiet, Verbose, as_typed, given_options
 from crkd_cli.errors import UsageError
 from crkd_cli.methods import METHODS
 from crkd_cli.metrics.names import UNDEFINED
@@ -288,6 +288,7 @@ def _run(run: "Run", finish: Callable[[dict[str, Any]], None]) -> None:
 
 def _finish(plan: "Plan", metrics: dict[str, Any]) -> None:
     """Write metrics.json and curves.png, and say what the result is."""
+    from crkd_cli.paths import resolve_data_root
     from crkd_cli.reporting.curves import draw_curves
     from crkd_cli.runtime.metrics_log import write_metrics
 
@@ -296,7 +297,10 @@ def _finish(plan: "Plan", metrics: dict[str, Any]) -> None:
     result = plan.folder / ("best.pth" if metrics["best"] else "last.pth")
     steps = plan.config.train.steps
     outcome = "done" if plan.stop == steps else f"stopped after {plan.stop} of {steps} steps"
-    info(f"{outcome}: {result}; next: crkd evaluate {result}")
+    data_root = plan.store.root.parent.parent
+    is_default = data_root == resolve_data_root(None)
+    options = as_typed({"--data-root": None if is_default else data_root})
+    info(f"{outcome}: {result}; next: crkd evaluate {result}{options}")
 
 
 def _write_missing_files(plan: "Plan") -> None:

@@ -30,7 +30,10 @@ def test_the_official_split_is_shown_and_written(run, make_store):
     official = official_splits("acdc")
     assert official is not None
     assert read_split(store.root / "splits" / "3.yaml") == official.split("acdc", "3")
-    assert "next: crkd train --dataset acdc --labeled 3" in result.stderr
+    assert (
+        f"next: crkd train --dataset acdc --labeled 3 --data-root {store.root.parent.parent}"
+        in result.stderr
+    )
     assert "\x1b" not in result.stdout
 
 
