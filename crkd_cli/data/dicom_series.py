@@ -1,21 +1,19 @@
 """DICOM series: files are grouped by their tags, and sorted by the positions of their slices."""
 
 import hashlib
-import os
-import re
+import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from crkd_cli.data.cases import ImageFile
 from crkd_cli.data.inventory import RawFile
+from crkd_cli.data.privacy import patient_words, reveals
 from crkd_cli.data.raw.dicom import Tags
 from crkd_cli.data.raw.slices import arrange
 from crkd_cli.text import printable
 
-MIN_WORD = 3  # characters of a part of a patient's name or ID that a path may reveal
 HEX_DIGITS = 10
 
 
@@ -54,7 +52,7 @@ class Series:
     def folder(self) -> str:
         """The folder that contains all files, relative to the root; "" for the root."""
         folders = {file.folder for file in self.files}
-        return folders.pop() if len(folders) == 1 else os.path.commonpath(list(folders))
+        return folders.pop() if len(folders) == 1 else posixpath.commonpath(list(folders))
 
     @property
     def pseudonym(self) -> str:
@@ -73,14 +71,16 @@ class Series:
     @property
     def is_private(self) -> bool:
         """Whether the path of a file contains a part of the patient's name or ID."""
-        words = _words(self.tags)
-        return any(word in file.raw.name.lower() for word in words for file in self.files)
+        words = self.words
+        folders = {file.folder.lower() for file in self.files}
+        if any(word in folder for word in words for folder in folders):
+            return True
+        return any(reveals(file.raw.path.name, words) for file in self.files)
 
-    def describe(self) -> str:
-        """Return the description, modality and size for a message."""
-        size = " × ".join(map(str, self.size))
-        part = f", {printable(self.part)}" if self.part else ""
-        return f"{printable(self.tags.description)!r} ({self.tags.modality}, {size}{part})"
+    @property
+    def words(self) -> frozenset[str]:
+        """The parts of the patient's name and ID, in lower case."""
+        return patient_words(self.tags.patient_name, self.tags.patient)
 
 
 def group_series(images: Iterable[DicomFile]) -> list[Series]:
@@ -106,7 +106,7 @@ def _parts(files: list[DicomFile]) -> list[Series]:
     copies = Counter(file.tags.instance for file in files)
     twice = [file for file in files if copies[file.tags.instance] > 1 and file.tags.instance]
     if twice:
-        names = " and ".join(Path(file.raw.name).name for file in twice[:2])
+        names = " and ".join(file.raw.name for file in twice[:2])
         problem = f"contains a slice twice ({printable(names)}); remove one of them"
         return [Series(tuple(files), problem=problem)]
     if _have_own_places(files):
@@ -131,12 +131,6 @@ def _arranged(files: Sequence[DicomFile], part: str = "") -> Series:
         return Series(tuple(files), part, problem)
     stack = arrange([file.tags.frames[0] for file in files])
     return Series(tuple(files[number] for number in stack.order), part, stack.problem)
-
-
-def _words(tags: Tags) -> list[str]:
-    """Return the parts of a patient's name and ID that a path must not reveal."""
-    parts = [tags.patient, *re.split(r"[\s^=,]+", tags.patient_name)]
-    return [part.lower() for part in parts if len(part) >= MIN_WORD]
 
 
 def pseudonym(text: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from crkd_cli.data.cases import DicomCase, RawCase
+from crkd_cli.data.privacy import reveals
 from crkd_cli.data.raw import formats
 from crkd_cli.errors import CrkdError, pluralize
 from crkd_cli.text import printable
@@ -66,6 +67,11 @@ class FileRecord:
     unused: dict[Path, str] = field(default_factory=dict)  # why; not worth a notice
     refused: dict[Path, str] = field(default_factory=dict)  # why: a sentence
     series: dict[Path, SeriesFile] = field(default_factory=dict)  # the files of DICOM series
+    patient_words: set[str] = field(default_factory=set)  # of DICOM: see `patient_words`
+
+    def reveals(self, text: str) -> bool:
+        """Tell whether a text contains a part of the name or the ID of a DICOM patient."""
+        return reveals(text, self.patient_words)
 
     def __contains__(self, path: Path) -> bool:
         return any(path in part for part in (self.used, self.left_out, self.unused, self.refused))
@@ -197,6 +203,8 @@ def take_inventory(
         if file.skipped:
             role = _Role("left out", file.skipped)
         name = listed.alias or file.name
+        if file.path not in record.series and record.reveals(file.path.name):
+            name = f"{file.name.rpartition('/')[0]}/(a file named after a patient)".lstrip("/")
         if file.path in private:
             name = f"label of {private[file.path]}"
         entries.append(FileEntry(file.path, name, *role, series=listed.series))

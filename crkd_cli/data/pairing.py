@@ -79,7 +79,7 @@ def label_by_name(
     if by_class:
         notes.append(_describe_classes(label_files.values()))
     cases = _build(images, label_files, record)
-    _hint(unmatched, cases, notes)
+    _hint([label for label in unmatched if not record.reveals(label.stem)], cases, notes)
     return cases
 
 

@@ -276,7 +276,9 @@ class _Preparation:
                 self._spec, classes=self._classes.classes, description=self.description()
             ),
             cases=tuple(case_info(result, root) for result in self._results),
-            notes=tuple(notice.what for notice in notices),
+            notes=tuple(
+                notice.what for notice in notices if not self._source.files.reveals(notice.what)
+            ),
         )
 
     def summary(self) -> str:

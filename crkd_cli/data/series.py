@@ -3,7 +3,7 @@
 Patients are never named: not in the ids of cases, the groups, or the names of files in a report.
 """
 
-import os
+import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from crkd_cli.data.choose_series import choose
 from crkd_cli.data.dicom_series import DicomFile, Series, group_series, pseudonym
 from crkd_cli.data.inventory import FileRecord, RawFile, SeriesFile
 from crkd_cli.data.layout import SIDECARS
+from crkd_cli.data.privacy import patient_words
 from crkd_cli.data.raw import dicom, formats
 from crkd_cli.errors import CrkdError, pluralize
 from crkd_cli.text import printable
@@ -47,6 +48,8 @@ def find_series(
     series, or if a case lacks a channel.
     """
     candidates = [file for file in files if _may_be_dicom(file) and dicom.is_dicom(file.path)]
+    if not candidates and selection is not None:
+        raise CrkdError("the description chooses DICOM series, but there are none; drop series")
     if not candidates:
         return FoundSeries(list(files))
     paths = {file.path for file in candidates}
@@ -103,6 +106,7 @@ def _read_all(
             damaged.append(file._replace(problem=problem, dicom=case))
             continue
         image = DicomFile(file, tags)
+        record.patient_words |= patient_words(tags.patient_name, tags.patient)
         if reason := _why_no_image(image):
             _leave_out(Series((image,)), reason, record)
         else:
@@ -190,7 +194,7 @@ def _as_file(
 
 
 def _case_folder(case: tuple[Series, ...]) -> str:
-    return os.path.commonpath([one.folder for one in case]) if len(case) > 1 else case[0].folder
+    return posixpath.commonpath([one.folder for one in case]) if len(case) > 1 else case[0].folder
 
 
 def _leave_out(series: Series, reason: str, record: FileRecord) -> None:

@@ -70,6 +70,9 @@ def test_a_table_of_patients_names_folders(tmp_path, voxels):
     for case in ("a", "b", "Doe 1"):
         write_series(tmp_path / "images" / case, voxels, name=case)
     write_label(tmp_path / "labels" / "a.nii.gz", voxels > 2000)
+    source = Folder()
+    source.find(tmp_path)
+    assert any("the same patient ID" in note for note in source.notes)
     (tmp_path / "patients.csv").write_text("image,patient\na,1\nimages/b,1\nDoe 1,Jane")
     assert [case.group for case in Folder().find(tmp_path)][:2] == ["1", "1"]
     (case,) = [case for case in Folder().find(tmp_path) if case.is_private]
@@ -159,7 +162,7 @@ def test_a_copied_slice_is_refused(tmp_path, voxels):
     files = write_series(tmp_path / "a", voxels)
     files[0].with_name("copy").write_bytes(files[0].read_bytes())
     (file,) = find_series(list_files(tmp_path), FileRecord()).files
-    assert file.problem == "contains a slice twice (IM0003 and copy); remove one of them"
+    assert file.problem == "contains a slice twice (a/IM0003 and a/copy); remove one of them"
 
 
 def test_single_files_are_cases(tmp_path, voxels, rng):
@@ -207,6 +210,7 @@ def test_no_patient_is_named(tmp_path, voxels, cli):
         if number < 2:
             write_label(root / "labels" / f"{folder}.nii.gz", voxels > 2000)
     write_object(root / "images" / "Erika" / "report", "SR", REPORT, private)
+    write_label(root / "labels" / "mustermann_2.nii.gz", voxels > 2000)  # of no image
     store = tmp_path / "prepared" / "mine"
     options = ("prepare-data", "mine", "--source", str(root), "--data-root", str(tmp_path))
     outputs = [cli(*options, "--check"), cli(*options, "--json"), cli(*options)]

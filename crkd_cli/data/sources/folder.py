@@ -121,6 +121,11 @@ class Folder(Source):
         if not table.exists():
             if given is not None:
                 raise CrkdError(f"{table} does not exist; correct patients in the description")
+            if len(cases) > 1 and len({case.group for case in cases}) == 1:
+                self.notes.append(
+                    "all DICOM series have the same patient ID, so no split divides them; list "
+                    f"the patients in {TABLE} if that is wrong"
+                )
             return cases
         self.files.used[table] = "table of patients"
         name = table.relative_to(root).as_posix()
