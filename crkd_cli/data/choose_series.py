@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from crkd_cli.data.dicom_series import Series
 from crkd_cli.errors import CrkdError
@@ -11,10 +12,19 @@ from crkd_cli.text import printable
 MAX_NAMES = 10
 
 
-def choose(
-    series: Sequence[Series], selection: str | Mapping[str, str]
-) -> list[tuple[Series, ...]]:
-    """Return the series of every case. Raises CrkdError if there are none, or if one is missing."""
+class Choice(NamedTuple):
+    """The series of a case."""
+
+    series: tuple[Series, ...]  # in the order of the channels, if there is no problem
+    problem: str = ""  # why it cannot be used: the rest of a sentence that starts with its name
+
+
+def choose(series: Sequence[Series], selection: str | Mapping[str, str]) -> list[Choice]:
+    """Return the series of every case. Raises CrkdError if there are none.
+
+    For several channels, the series of a study are a case, or those of a folder if more folders
+    than studies have one series per channel.
+    """
     patterns = {"": selection} if isinstance(selection, str) else selection
     fitting = [one for one in series if any(_matches(text, one) for text in patterns.values())]
     if not fitting:
@@ -23,16 +33,12 @@ def choose(
             f"{', '.join(map(repr, patterns.values()))}; there are {_names(series)}"
         )
     if isinstance(selection, str):
-        return [(one,) for one in fitting]
+        return [Choice((one,), one.problem) for one in fitting]
     by_study = _groups(fitting, lambda one: one.tags.study)
     by_folder = _groups(fitting, lambda one: one.folder.rpartition("/")[0])
-    for groups in (by_study, by_folder):
-        cases = [_by_channel(group, selection) for group in groups]
-        if all(len(matches) == 1 for case in cases for matches in case.values()):
-            return [tuple(matches[0] for matches in case.values()) for case in cases]
-    for group in by_study:
-        _check_channels(group, selection)
-    raise AssertionError("a study is incomplete")
+    choices = [[_choose_channels(group, selection) for group in by_study]]
+    choices.append([_choose_channels(group, selection) for group in by_folder])
+    return max(choices, key=lambda cases: sum(not case.problem for case in cases))
 
 
 def _matches(pattern: str, series: Series) -> bool:
@@ -49,28 +55,20 @@ def _groups(series: Iterable[Series], key: Callable[[Series], str]) -> list[list
     return list(groups.values())
 
 
-def _by_channel(group: Sequence[Series], selection: Mapping[str, str]) -> dict[str, list[Series]]:
-    return {
-        channel: [one for one in group if _matches(pattern, one)]
-        for channel, pattern in selection.items()
-    }
-
-
-def _check_channels(group: Sequence[Series], selection: Mapping[str, str]) -> None:
-    """Raise CrkdError unless a study has one series per channel."""
-    place = printable(group[0].folder) or "the folder"
-    for channel, matches in _by_channel(group, selection).items():
-        wanted = f"for the channel {channel} ({selection[channel]!r})"
+def _choose_channels(group: Sequence[Series], selection: Mapping[str, str]) -> Choice:
+    """Return the series of each channel, or what is wrong with them."""
+    chosen = []
+    for channel, pattern in selection.items():
+        matches = [one for one in group if _matches(pattern, one)]
+        wanted = f"for the channel {channel} ({pattern!r})"
         if not matches:
-            raise CrkdError(
-                f"the study in {place} has no DICOM series {wanted}, only {_names(group)}; add it, "
-                "or remove the study"
-            )
+            problem = f"has no DICOM series {wanted}, only {_names(group)}; add it, or remove them"
+            return Choice(tuple(group), problem)
         if len(matches) > 1:
-            raise CrkdError(
-                f"the study in {place} has {len(matches)} DICOM series {wanted}: "
-                f"{_names(matches)}; make its pattern more specific"
-            )
+            problem = f"has {len(matches)} DICOM series {wanted}: {_names(matches)}"
+            return Choice(tuple(group), f"{problem}; make its pattern more specific")
+        chosen += matches
+    return Choice(tuple(chosen), next((one.problem for one in chosen if one.problem), ""))
 
 
 def _names(series: Iterable[Series]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crkd_cli.data.cases import DicomCase, ImageFile
-from crkd_cli.data.choose_series import choose
+from crkd_cli.data.choose_series import Choice, choose
 from crkd_cli.data.dicom_series import DicomFile, Series, group_series, pseudonym
 from crkd_cli.data.inventory import FileRecord, RawFile, SeriesFile
 from crkd_cli.data.layout import SIDECARS
@@ -45,7 +45,7 @@ def find_series(
     `selection` is a description or UID of the series to use, with `*` for any text, or one per
     channel: then the series of a study or a folder are one case. `record` receives the objects
     that are no images, and the series that are not used. Raises CrkdError if `selection` fits no
-    series, or if a case lacks a channel.
+    series.
     """
     candidates = [file for file in files if _may_be_dicom(file) and dicom.is_dicom(file.path)]
     if not candidates and selection is not None:
@@ -58,12 +58,12 @@ def find_series(
         return FoundSeries(_sorted([*others, *_unreadable(candidates)]))
     images, damaged = _read_all(candidates, record)
     series = _split_off_captures(group_series(images), record)
-    cases: list[tuple[Series, ...]] = [(one,) for one in series]
+    cases = [Choice((one,), one.problem) for one in series]
     channels: list[str] = []
     if selection is not None:
         cases = choose(series, selection)
         channels = [] if isinstance(selection, str) else list(selection)
-    used = {one: None for case in cases for one in case}
+    used = {one: None for case in cases for one in case.series}
     for one in series:
         if one not in used:
             _leave_out(one, NOT_CHOSEN, record)
@@ -151,46 +151,45 @@ def _patient(series: Series) -> str:
 
 
 def _as_files(
-    cases: Sequence[tuple[Series, ...]],
+    cases: Sequence[Choice],
     channels: Sequence[str],
     patients: Mapping[str, str],
     record: FileRecord,
 ) -> list[RawFile]:
     """Return every case as one file, with the name of its folder if that contains no other."""
-    per_folder = Counter(_case_folder(case) for case in cases)
+    per_folder = Counter(_case_folder(case.series) for case in cases)
     listed = []
     for case in cases:
-        folder = _case_folder(case)
+        folder = _case_folder(case.series)
         is_named = per_folder[folder] == 1 and Path(folder).name.lower() not in COMMON_FOLDERS
         file = _as_file(case, folder if is_named else "", channels, patients)
         assert file.dicom is not None
         shown = file.dicom.id if file.dicom.is_private else file.name
-        _group_files(case, shown, file.dicom.is_private, record)
+        _group_files(case.series, shown, file.dicom.is_private, record)
         listed.append(file)
     return listed
 
 
 def _as_file(
-    case: tuple[Series, ...], name: str, channels: Sequence[str], patients: Mapping[str, str]
+    case: Choice, name: str, channels: Sequence[str], patients: Mapping[str, str]
 ) -> RawFile:
     """Return a case as one file called `name` unless that is empty."""
-    first = case[0]
-    files = [file.raw for one in case for file in one.files]
-    is_private = any(one.is_private for one in case)
+    first = case.series[0]
+    files = [file.raw for one in case.series for file in one.files]
+    is_private = any(one.is_private for one in case.series)
     id = first.pseudonym if is_private else ""
     if len(files) == 1:
         name = files[0].name
     elif not name:
         id = first.pseudonym
-        name = f"{_case_folder(case)}/{id}".lstrip("/")
-    images = tuple(one.image for one in case)
-    if len(channels) > 1:
+        name = f"{_case_folder(case.series)}/{id}".lstrip("/")
+    images = tuple(one.image for one in case.series)
+    if len(channels) > 1 and not case.problem:
         named = zip(images, channels, strict=True)
         images = tuple(image._replace(channel=channel) for image, channel in named)
     names = tuple(file.name for file in files)
     dicom_case = DicomCase(images, id, patients[_patient(first)], is_private, names)
-    problem = next((one.problem for one in case if one.problem), "")
-    return RawFile(images[0].path, name, problem, dicom=dicom_case)
+    return RawFile(images[0].path, name, case.problem, dicom=dicom_case)
 
 
 def _case_folder(case: tuple[Series, ...]) -> str:

@@ -22,7 +22,7 @@ from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
 from crkd_cli.inference.cases import Case
-from crkd_cli.inference.dicom_seg import check_segmentations, read_tags, write_segmentation
+from crkd_cli.inference.dicom_seg import read_tags, write_segmentation
 from crkd_cli.inference.inferer import Inferer
 from crkd_cli.inference.masks import MaskValues
 from crkd_cli.inference.overlay import draw_overlay
@@ -66,8 +66,6 @@ class _Prediction(NamedTuple):
 class CasePredictor:
     """Predicts a case in three steps, which pass on None if the case is skipped.
 
-    Raises UsageError if DICOM Segmentations are to be written, but cannot be.
-
     Args:
         inferer: The network.
         spec: The dataset that it was trained on.
@@ -82,8 +80,6 @@ class CasePredictor:
         self._source = SOURCES[spec.source]()
         self.mask_values = MaskValues(spec, class_numbers=options.class_numbers)
         self._noted = False  # that an orientation is unknown
-        if options.dicom_seg:
-            check_segmentations(len(spec.classes))
 
     def check_targets(self, cases: Sequence[Case]) -> None:
         """Check what `cases` would write.

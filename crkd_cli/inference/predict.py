@@ -10,6 +10,7 @@ from crkd_cli import world
 from crkd_cli.errors import CrkdError, UsageError, pluralize
 from crkd_cli.inference.case_predictor import SUBFOLDERS, CasePredictor, PredictOptions
 from crkd_cli.inference.cases import Case, find_cases, output_folder
+from crkd_cli.inference.dicom_seg import check_segmentations
 from crkd_cli.inference.inferer import build_inferer
 from crkd_cli.paths import DiskFullError
 from crkd_cli.pipeline import run_pipeline
@@ -45,9 +46,9 @@ def predict(
     Several processes share the cases. While a case is predicted, the next one is read and the
     masks of the previous one are written.
 
-    Raises CrkdError if there is no image or no checkpoint, if the images do not have the model's
-    channels, or if the output is not writable, and UsageError if the output would replace the
-    images, if a format cannot hold the values, or if there is no DICOM for DICOM Segmentations.
+    Raises CrkdError if there is no image or no checkpoint, or if the output is not writable, and
+    UsageError if the output would replace the images, if a format cannot hold the values, or if
+    DICOM Segmentations cannot be written.
     """
     options = options or PredictOptions()
     out = output_folder(source, out)
@@ -55,8 +56,10 @@ def predict(
     if loaded.path != checkpoint:  # a run folder was given
         notify(f"checkpoint: {loaded.path}")
     cases = find_cases(source, out, loaded.spec, notify)
-    if options.dicom_seg and not any(case.series for case in cases):
-        raise UsageError(f"{source} contains no DICOM series; drop --dicom-seg")
+    if options.dicom_seg:
+        check_segmentations(len(loaded.spec.classes))
+        if not any(case.series for case in cases):
+            raise UsageError(f"{source} contains no DICOM series; drop --dicom-seg")
     places = {case.mask.parent for case in cases}
     subfolders = [str(Path(part, place)) for part in ("", *SUBFOLDERS) for place in places]
     with joint_output_folder(out, "--out", *subfolders):

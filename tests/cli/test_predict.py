@@ -124,6 +124,7 @@ def test_wrong_input(cli, checkpoint, scans, tmp_path):
         ([tmp_path / "nothing"], 1, "contains no images"),
         ([tmp_path / "text.csv"], 1, "has no supported format"),
         ([scans, "--out", scans], 2, "images' own folder"),
+        ([scans, "--dicom-seg"], 2, "contains no DICOM series; drop --dicom-seg"),
         ([scans, "--out", tmp_path / "a file" / "x"], 1, "cannot write to"),
     ):
         result = cli("predict", *arguments, "--checkpoint", checkpoint)

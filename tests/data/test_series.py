@@ -142,8 +142,10 @@ def test_the_series_of_a_study_are_channels(tmp_path, voxels):
 
     for file in (tmp_path / "images/b/x").iterdir():
         file.unlink()
-    with pytest.raises(CrkdError, match=r"images/b/y has no DICOM series for the channel flair"):
-        cases(tmp_path)
+    source = Folder()
+    assert [case.id for case in source.find(tmp_path)] == ["a"]
+    (reason,) = source.files.refused.values()
+    assert reason.startswith("images/b/y has no DICOM series for the channel flair ('FLAIR'), only")
 
 
 def test_echoes_of_a_series_are_cases(tmp_path, voxels):

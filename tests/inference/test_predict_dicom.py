@@ -247,6 +247,17 @@ def test_channels_are_chosen_by_their_descriptions(scans, make_checkpoint, rng):
 
 
 @pytest.mark.slow
+def test_a_study_without_a_channel_does_not_stop_the_others(scans, make_checkpoint, voxels):
+    spec = msgspec.structs.replace(SOLID, channels=CHANNELS, description=BY_CHANNEL)
+    write_study(scans / "anna", voxels, {"a": "FLAIR", "b": "T1 MPRAGE", "c": "T2"})
+    write_study(scans / "ben", voxels, {"a": "FLAIR", "c": "T2"})
+    result = run(scans, make_checkpoint(spec, FRAME))
+    assert files_of(result.folder) == ["anna.nii.gz"]
+    (failure,) = result.failures
+    assert failure.startswith(f"{scans}/ben/a has no DICOM series for the channel T1")
+
+
+@pytest.mark.slow
 def test_a_single_series_needs_no_choice(scans, make_checkpoint, voxels):
     """The series that the description chooses has another name in another hospital."""
     spec = msgspec.structs.replace(SOLID, description=Description(series="CT thin"))
