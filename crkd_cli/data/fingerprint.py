@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from crkd_cli.data.cases import RawCase
-from crkd_cli.data.grid import Turn, resampled_size
+from crkd_cli.data.grid import Turn, resampled_size, target_spacing
 from crkd_cli.data.plan import MAX_SPACING_MM, MIN_SPACING_MM, NATIVE, Native
 from crkd_cli.data.raw import formats
 from crkd_cli.data.store import DatasetSpec
@@ -31,8 +31,9 @@ class ImageHeader(NamedTuple):
         """Return the voxels after resampling to `spacing`, or unchanged for `native`."""
         if self.spacing is None or isinstance(spacing, str):
             return self
-        size = resampled_size(self.size, self.spacing, spacing)
-        return ImageHeader(size, spacing, self.orientation)
+        target = target_spacing(self.spacing, spacing)
+        size = resampled_size(self.size, self.spacing, target)
+        return ImageHeader(size, target, self.orientation)
 
 
 @dataclass(frozen=True)

@@ -119,11 +119,20 @@ def bring_to_plan(volume: Volume, plan: Plan, path: Path) -> StoredImage:
                 f"{_product(plan.spacing)} mm; state it in its header, or prepare the dataset with "
                 "--spacing"
             )
-        new_size = resampled_size(size, spacing, plan.spacing)
+        new_spacing = target_spacing(spacing, plan.spacing)
+        new_size = resampled_size(size, spacing, new_spacing)
         _check_memory(path, new_size, plan.spacing)
-        array = resample_image(array, new_size, coarse_axis(spacing, plan.spacing))
+        array = resample_image(array, new_size, coarse_axis(spacing, new_spacing))
         stored_spacing = resampled_spacing(size, spacing, new_size)
     return StoredImage(np.ascontiguousarray(array), stored_spacing, turn, size, spacing)
+
+
+def target_spacing(spacing: Sequence[float], planned: Sequence[float]) -> tuple[float, ...]:
+    """Return the spacing of a volume on the grid of a plan.
+
+    If the plan has that of slices only, slices keep their distance.
+    """
+    return (*spacing[: len(spacing) - len(planned)], *planned)
 
 
 def resampled_size(

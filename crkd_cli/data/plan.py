@@ -22,7 +22,7 @@ class Plan(Strict, frozen=True):
 
     # Where the axes x, y and z of stored volumes point to, such as RAS, or native.
     orientation: str | None = None
-    # In mm per axis of stored volumes: z, y, x.
+    # In mm per axis of stored volumes: z, y, x; or y, x, if slices keep their distance.
     spacing: tuple[Millimeters, ...] | Native | None = None
     network: Literal["2D", "3D"] | None = None  # 2D: volumes are cut into slices along z
     patch: tuple[Size, ...] | None = None  # of volumes or their slices: the network's input
@@ -43,8 +43,22 @@ class Plan(Strict, frozen=True):
         for key, size in (("patch", self.patch), ("resize", self.resize)):
             if size is not None:
                 _check_size(key, size)
-        if self.patch is not None and self.network not in (None, f"{len(self.patch)}D"):
-            raise ValueError(f"patch has {len(self.patch)} numbers, but network is {self.network}")
+        self._check_dims()
+
+    def _check_dims(self) -> None:
+        """Raise ValueError unless network, patch and spacing have the same number of axes."""
+        network = self.network
+        if self.patch is not None:
+            count = len(self.patch)
+            if network not in (None, f"{count}D"):
+                raise ValueError(f"patch has {count} numbers, but network is {network}")
+            network = "2D" if count == 2 else "3D"
+        if isinstance(self.spacing, tuple):
+            count = len(self.spacing)
+            if count not in (2, 3):
+                raise ValueError(f"spacing has {count} numbers; give z, y, x, or y, x")
+            if count == 2 and network == "3D":
+                raise ValueError("spacing has 2 numbers, but the network is 3D; give z, y, x")
 
     @property
     def frame(self) -> Frame:

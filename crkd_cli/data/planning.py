@@ -22,6 +22,7 @@ ANISOTROPY = 3
 MIN_SLICES_3D = 16  # volumes with fewer slices are segmented slice by slice
 MAX_RESIZE, RESIZE_STEP = 256, 16  # of 2D images
 GIVEN = "as described"
+AXES = "zyx"
 
 
 class PlanWithReasons(NamedTuple):
@@ -76,10 +77,10 @@ def _plan_volumes(images: Sequence[ImageHeader], given: Plan, budget: Budget) ->
     """Plan a dataset of volumes: the grid that they are stored on, then the patches of it."""
     orientation, orientation_reason = _orientation(images, given)
     turned = [image.turned(orientation) for image in images]
-    spacing, spacing_reason = _spacing(turned, given)
-    stored = [image.resampled(spacing) for image in turned]
-    network, network_reason = _network(stored, given)
+    network, network_reason = _network(turned, given)
     axes = slice(1 if network == "2D" else 0, 3)
+    spacing, spacing_reason = _spacing(turned, axes, given)
+    stored = [image.resampled(spacing) for image in turned]
     sizes = [image.size[axes] for image in stored]
     patch, patch_reason = given.patch, GIVEN
     if patch is None:
@@ -114,58 +115,68 @@ def _orientation(images: Sequence[ImageHeader], given: Plan) -> tuple[str, str]:
     return orientation, reason
 
 
-def _spacing(images: Sequence[ImageHeader], given: Plan) -> tuple[Spacing | Native, str]:
-    """Return the spacing of stored volumes: `native` unless their spacings differ."""
+def _spacing(
+    images: Sequence[ImageHeader], axes: slice, given: Plan
+) -> tuple[Spacing | Native, str]:
+    """Return the spacing of stored volumes along `axes`: `native` unless their spacings differ.
+
+    If volumes are cut into slices, these keep their distance: new ones would only be repetitions.
+    """
     if given.spacing is not None:
         return given.spacing, GIVEN
-    spacings = [image.spacing for image in images if image.spacing is not None]
-    if not spacings:
+    known = [image for image in images if image.spacing is not None]
+    if not known:
         return NATIVE, "unknown, distances will be in voxels; set it with --spacing"
+    spacings = [image.spacing[axes] for image in known if image.spacing is not None]
     ranges = [(min(axis), max(axis)) for axis in zip(*spacings, strict=True)]
     smallest, largest = ([pair[end] for pair in ranges] for end in (0, 1))
     ratio = max(high / low for low, high in ranges)
+    names = ", ".join(AXES[axes])
     if ratio == 1:
-        return NATIVE, f"{format_size(smallest)} mm in all files"
-    from_to = f"from {format_size(smallest)} to {format_size(largest)} mm"
+        return NATIVE, f"{format_size(smallest)} mm along {names} in all files"
+    from_to = f"from {format_size(smallest)} to {format_size(largest)} mm along {names}"
     if ratio <= MAX_SPACING_RATIO:
         return NATIVE, f"nearly equal, {from_to}"
-    target, middle = _target_spacing([image for image in images if image.spacing is not None])
-    reason = f"mm along z, y, x: {middle}; files have {from_to} and are resampled"
-    if unknown := len(images) - len(spacings):
+    sizes = [image.size[axes] for image in known]
+    target, name = _target_spacing(sizes, spacings, AXES[axes])
+    reason = f"{name}; files have {from_to} and are resampled"
+    if unknown := len(images) - len(known):
         reason += f"; {unknown} must state theirs"
     return target, reason
 
 
-def _target_spacing(images: Sequence[ImageHeader]) -> tuple[Spacing, str]:
-    """Return the median spacing, and what it is.
+def _target_spacing(
+    sizes: Sequence[Size], spacings: Sequence[Spacing], names: str
+) -> tuple[Spacing, str]:
+    """Return the median of the spacings of images of these sizes, and what it is.
 
     Along the coarse axis of an anisotropic dataset, the 10th percentile takes its place.
     """
-    target = list(_typical_spacing(images))
-    size = [median(axis) for axis in zip(*(image.size for image in images), strict=True)]
-    coarse = max(range(3), key=target.__getitem__)
-    finer = [axis for axis in range(3) if axis != coarse]
-    coarsest_other = max(target[axis] for axis in finer)
-    has_few = all(size[coarse] < size[axis] for axis in finer)
-    name = "the median"
-    if target[coarse] >= ANISOTROPY * coarsest_other and has_few:
-        steps = [image.spacing[coarse] for image in images if image.spacing is not None]
-        tenth = quantiles(steps, n=10, method="inclusive")[0]
-        target[coarse] = max(tenth, coarsest_other)
-        name = f"the median, and the 10th percentile along the coarse axis {'zyx'[coarse]}"
-    return tuple(float(f"{step:.4g}") for step in target), name
+    target, size = _medians(spacings), _medians(sizes)
+    coarse = target.index(max(target))
+    finest_size = min(side for axis, side in enumerate(size) if axis != coarse)
+    others = max(step for axis, step in enumerate(target) if axis != coarse)
+    reason = "median"
+    if target[coarse] >= ANISOTROPY * others and size[coarse] < finest_size:
+        steps = [spacing[coarse] for spacing in spacings]
+        target[coarse] = max(quantiles(steps, n=10, method="inclusive")[0], others)
+        reason = f"median, along {names[coarse]} the 10th percentile"
+    return tuple(float(f"{step:.4g}") for step in target), reason
 
 
 def _network(images: Sequence[ImageHeader], given: Plan) -> tuple[Network, str]:
     """Return 2D if most volumes are better segmented slice by slice, else 3D.
 
-    That is where slices are at least three times as thick as pixels are wide, or fewer than 16.
+    That is if slices are at least three times as thick as pixels are wide, or fewer than 16.
     """
     if given.network is not None:
         return given.network, GIVEN
     if given.patch is not None:
         dims: Network = "2D" if len(given.patch) == 2 else "3D"
         return dims, f"the described patch has {len(given.patch)} numbers"
+    if isinstance(given.spacing, tuple) and len(given.spacing) == 2:
+        return "2D", "the described spacing is that of slices"
+    images = [image.resampled(given.spacing or NATIVE) for image in images]
     spacings = [image.spacing for image in images if image.spacing is not None]
     thick = sum(step[0] >= ANISOTROPY * max(step[1:]) for step in spacings)
     few = sum(image.size[0] < MIN_SLICES_3D for image in images)
@@ -176,14 +187,19 @@ def _network(images: Sequence[ImageHeader], given: Plan) -> tuple[Network, str]:
     return "3D", f"at least {MIN_SLICES_3D} slices, less than 3 times as thick as pixels are wide"
 
 
-def _typical_spacing(images: Sequence[ImageHeader]) -> Spacing:
+def _typical_spacing(images: Sequence[ImageHeader]) -> Sequence[float]:
     """Return the median of the known spacings per axis; equal ones if none is known."""
     spacings = [image.spacing for image in images if image.spacing is not None]
-    return tuple(median(axis) for axis in zip(*spacings, strict=True)) or (1.0, 1.0, 1.0)
+    return _medians(spacings) or (1.0, 1.0, 1.0)
+
+
+def _medians(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Return the median per axis."""
+    return [median(axis) for axis in zip(*rows, strict=True)]
 
 
 def _median_size(sizes: Sequence[Size]) -> str:
-    return format_size([round(median(axis)) for axis in zip(*sizes, strict=True)])
+    return format_size(map(round, _medians(sizes)))
 
 
 def _shown(value: object) -> str:
@@ -211,11 +227,7 @@ def _check_volumes(images: Sequence[ImageHeader], given: Plan) -> None:
         raise _unfit("resize", "is for 2D images, but the images are volumes; give patch instead")
     if given.orientation not in (None, NATIVE) and not any(image.orientation for image in images):
         raise _unfit("orientation", f"is {given.orientation}, but no file states its own; drop it")
-    if not isinstance(given.spacing, tuple):
-        return
-    if len(given.spacing) != 3:
-        raise _unfit("spacing", f"has {len(given.spacing)} numbers; give three, for z, y and x")
-    if not any(image.spacing for image in images):
+    if isinstance(given.spacing, tuple) and not any(image.spacing for image in images):
         raise _unfit("spacing", "needs the spacing of the files; state it with --spacing")
 
 

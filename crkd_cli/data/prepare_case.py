@@ -194,7 +194,8 @@ def _resample_label(label: NDArray[Any], image: ImageFacts, spec: DatasetSpec) -
     assert spec.plan is not None
     assert isinstance(spec.plan.spacing, tuple)
     assert image.native_spacing_mm is not None
-    coarse = grid.coarse_axis(image.native_spacing_mm, spec.plan.spacing)
+    target = grid.target_spacing(image.native_spacing_mm, spec.plan.spacing)
+    coarse = grid.coarse_axis(image.native_spacing_mm, target)
     return grid.resample_label(label, image.shape, coarse)
 
 

@@ -54,6 +54,12 @@ def test_a_described_part_and_the_memory(cli, prepare_data, raw_folder, tmp_path
         ("plan: {orientation: RAX}", (), "plan: orientation is 'RAX'; give one letter"),
         ("plan: {spacing: fine}", (), "plan.spacing is 'fine'; choose from native"),
         ("plan: {network: 3D, patch: [32, 32]}", (), "patch has 2 numbers, but network is 3D"),
+        (
+            "plan: {network: 3D, spacing: [1, 1]}",
+            (),
+            "spacing has 2 numbers, but the network is 3D",
+        ),
+        ("plan: {spacing: [1]}", (), "spacing has 1 numbers; give z, y, x, or y, x"),
         ("plan: {patch: [32, 32], resize: [32, 32]}", (), "give either patch"),
         ("plan: {pach: [32, 32]}", (), "unknown key plan.pach; did you mean 'patch'"),
     ],

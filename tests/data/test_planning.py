@@ -78,12 +78,25 @@ def test_sizes_and_spacings_are_those_after_turning():
 )
 def test_spacing(spacings, expected):
     fingerprint = volumes(*(((20, 60, 60), spacing, "RAS") for spacing in spacings))
-    assert plan_of(fingerprint).plan.spacing == pytest.approx(expected)
+    assert plan_of(fingerprint, network="3D").plan.spacing == pytest.approx(expected)
 
 
 def test_thick_slices_need_fewer_slices_than_pixels_to_be_the_coarse_axis():
     fingerprint = volumes(*(((90, 60, 60), (z, 1.0, 1.0), None) for z in (5.0, 6.0, 7.0)))
-    assert plan_of(fingerprint).plan.spacing == (6.0, 1.0, 1.0)
+    assert plan_of(fingerprint, network="3D").plan.spacing == (6.0, 1.0, 1.0)
+
+
+def test_slices_keep_their_distance():
+    """Only their pixels are resampled; the median of 1.2, 1.5 and 1.5 mm is 1.5 mm."""
+    sizes = [(20, 200, 160), (10, 160, 160), (12, 160, 160)]
+    spacings = [(5.0, 1.2, 1.5), (10.0, 1.5, 1.5), (8.0, 1.5, 1.5)]
+    images = [(*image, "RAS") for image in zip(sizes, spacings, strict=True)]
+    plan, reasons = plan_of(volumes(*images))
+    assert (plan.network, plan.spacing, plan.patch) == ("2D", (1.5, 1.5), (160, 160))
+    assert reasons["spacing"].startswith("median; files have from 1.2 × 1.5 to 1.5 × 1.5 mm")
+    assert plan_of(volumes(*images[1:])).plan.spacing == "native"
+    assert plan_of(volumes(*images), spacing=(1.0, 1.0)).plan.network == "2D"
+    assert plan_of(volumes(*images), spacing=(1.0, 1.0, 1.0)).plan.network == "3D"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +180,6 @@ def test_given_parts_are_kept_and_the_others_fit_them():
         (pictures((5, 5)), {"patch": (32, 32)}, "plan.patch .* give resize"),
         (volumes(((5, 5, 5),)), {"resize": (32, 32)}, "plan.resize .* give patch"),
         (volumes(((5, 5, 5),)), {"orientation": "RAS"}, "plan.orientation .* no file states"),
-        (volumes(((5, 5, 5),)), {"spacing": (1.0, 1.0)}, "plan.spacing .* has 2 numbers"),
         (volumes(((5, 5, 5),)), {"spacing": (1.0,) * 3}, "plan.spacing .* with --spacing"),
     ],
 )

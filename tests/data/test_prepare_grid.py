@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from crkd_cli.data.cases import labeled_case
-from crkd_cli.data.grid import resample_label
+from crkd_cli.data.grid import resample_image, resample_label
 from crkd_cli.data.labels import ClassAssignment
 from crkd_cli.data.plan import Plan
 from crkd_cli.data.prepare_case import (
@@ -130,6 +130,21 @@ def test_volumes_are_resampled(tmp_path, rng):
     before = dict(store.index.sha256)
     again, _ = prepare(tmp_path, Plan("RAS", (2.0, 2.0, 2.0)))
     assert again.index.sha256 == before
+
+
+def test_slices_keep_their_distance(tmp_path, rng):
+    """With the spacing of slices alone, every slice is resampled for itself."""
+    image, label = write_pair(tmp_path, rng)
+    store, _ = prepare(tmp_path, Plan("LPS", (2.0, 2.0)))
+    case = store.cases["a"]
+    assert case.shape == (6, 5, 5)
+    assert case.spacing_mm == pytest.approx((3.0, 2.0, 12 * 0.8 / 5))
+    slices = normalized(image).T
+    resampled = np.stack([resample_image(slice_[None], (5, 5), None)[0] for slice_ in slices])
+    np.testing.assert_allclose(store.image("a")[0], resampled, atol=1e-5)
+    numbers = np.where(label == 255, 3, label).T
+    labels = np.stack([resample_label(slice_[None], (1, 5, 5), None)[0] for slice_ in numbers])
+    np.testing.assert_array_equal(store.label("a"), labels)
 
 
 def test_the_spacing_must_be_known_to_resample(rng):
