@@ -30,6 +30,7 @@ from crkd_cli.inference.resizing import most_probable
 from crkd_cli.paths import atomic_write
 
 SUBFOLDERS = ("overlays", "probabilities")  # of the output folder
+COUNTED_AT_ONCE = 2**24  # voxels
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,10 @@ def largest_components(labels: NDArray[Any]) -> NDArray[Any]:
     for k, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is None:
             continue
-        components, _ = ndimage.label(labels[box] == k)
-        sizes = np.bincount(components.ravel())[1:]
-        kept[box][components == 1 + sizes.argmax()] = k
+        components, count = ndimage.label(labels[box] == k)
+        sizes = np.zeros(count + 1, np.int64)
+        # Part by part, because bincount needs 8 bytes a voxel.
+        for part in np.array_split(components.ravel(), 1 + components.size // COUNTED_AT_ONCE):
+            sizes += np.bincount(part, minlength=count + 1)
+        kept[box][components == 1 + sizes[1:].argmax()] = k
     return kept

@@ -236,7 +236,8 @@ class Inferer:
         for batch in batches:
             yield from sums.take(batch[0][0].start)
             crops = torch.stack([x[(slice(None), *window)] for window in batch])
-            crops = F.pad(crops, [amount for pair in reversed(pads) for amount in pair])
+            if any(map(any, pads)):
+                crops = F.pad(crops, [amount for pair in reversed(pads) for amount in pair])
             probabilities = self._infer_crops(crops)[tuple(inside)]
             for window, values in zip(batch, probabilities, strict=True):
                 sums.add(window, values, weight)

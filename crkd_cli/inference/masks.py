@@ -45,5 +45,8 @@ class MaskValues:
     def encode(self, labels: NDArray[Any]) -> NDArray[Any]:
         """Replace the class numbers `labels` [*S] by values. `check` must have passed."""
         table = compact(np.array([value for value, _ in self.classes], dtype=np.int64))
-        encoded: NDArray[Any] = table[labels]
+        encoded = np.empty(labels.shape, table.dtype)
+        # Row by row or plane by plane, because indices take 8 bytes a voxel.
+        for values, numbers in zip(encoded, labels, strict=True):
+            values[...] = table[numbers]
         return encoded
