@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Labels = NDArray[np.integer[Any]]
 Scores = NDArray[np.float64]
+COUNTED_AT_ONCE = 2**22  # voxels
 
 
 def confusion(prediction: Labels, truth: Labels, classes: int) -> NDArray[np.int64]:
@@ -25,8 +26,14 @@ def confusion(prediction: Labels, truth: Labels, classes: int) -> NDArray[np.int
     columns = classes + 1  # with the ignored voxels
     # The smallest type that can number all pairs of classes.
     dtype = np.dtype(np.uint8 if classes * columns <= 256 else np.int32)
-    pairs = prediction.ravel().astype(dtype) * dtype.type(columns) + truth.ravel().astype(dtype)
-    return np.bincount(pairs, minlength=classes * columns).reshape(classes, columns)[:, :classes]
+    counts = np.zeros(classes * columns, np.int64)
+    # Part by part, because bincount needs 8 bytes a voxel.
+    count = 1 + truth.size // COUNTED_AT_ONCE
+    parts = (np.array_split(labels.ravel(), count) for labels in (prediction, truth))
+    for predicted, true in zip(*parts, strict=True):
+        pairs = predicted.astype(dtype) * dtype.type(columns) + true.astype(dtype)
+        counts += np.bincount(pairs, minlength=len(counts))
+    return counts.reshape(classes, columns)[:, :classes]
 
 
 def dice(voxels: NDArray[np.int64]) -> Scores:

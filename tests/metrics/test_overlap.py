@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from medpy.metric import binary
 
+from crkd_cli.metrics import overlap
 from crkd_cli.metrics.overlap import confusion, dice, jaccard
 
 
-def test_hand_counted():
+@pytest.mark.parametrize("counted_at_once", [2**22, 4])
+def test_hand_counted(monkeypatch, counted_at_once):
+    monkeypatch.setattr(overlap, "COUNTED_AT_ONCE", counted_at_once)
     prediction = np.array([[0, 1, 1], [2, 2, 0]], np.uint8)
     truth = np.array([[0, 1, 2], [2, 2, 1]], np.uint8)
     voxels = confusion(prediction, truth, 4)
