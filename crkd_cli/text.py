@@ -24,6 +24,12 @@ def printable(text: object) -> str:
     return "".join(char if char.isprintable() else _escape(char) for char in characters)
 
 
+def channel_title(name: str) -> str:
+    """Return "channel T1", or "channel 1" for a channel with that name."""
+    title = name if name.startswith("channel ") else f"channel {name}"
+    return printable(title)
+
+
 def unicode_path(path: object) -> str:
     """Return a path as text that every file can hold; bytes that are not UTF-8 become escapes."""
     return str(path).encode("utf-8", "backslashreplace").decode("utf-8")

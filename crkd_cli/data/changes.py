@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from crkd_cli.data.plan import Plan
 from crkd_cli.data.store import ChannelInfo, DatasetSpec, Store, Window, digest
 from crkd_cli.errors import pluralize
-from crkd_cli.text import printable
+from crkd_cli.text import channel_title, printable
 
 # What is compared for every case, as named in messages.
 FACTS = ("image", "label", "spacing", "patient")
@@ -64,7 +64,7 @@ def _compare_channels(
     channels = "the channel" if len(before) == len(now) == 1 else "the list of channels"
     yield channels, old, new
     for was, info in zip(before, now, strict=False):
-        name = f"channel {printable(info.name)}"
+        name = channel_title(info.name)
         yield f"the modality of {name}", was.modality, info.modality
         yield f"the normalization of {name}", was.intensity, info.intensity
         yield f"the window of {name}", _describe(was.window), _describe(info.window)

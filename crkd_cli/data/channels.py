@@ -29,7 +29,7 @@ from crkd_cli.data.naming import (
 from crkd_cli.data.raw import formats
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import pluralize
-from crkd_cli.text import printable
+from crkd_cli.text import channel_title, printable
 
 Patterns = Mapping[str | None, str]  # by channel or class; None: all of them
 
@@ -173,6 +173,7 @@ def _readings(file: RawFile, image_patterns: Patterns, record: FileRecord) -> It
             f"{printable(file.name)} matches the patterns of several channels: "
             f"{printable(', '.join(map(str, channels)))}; make these patterns more specific"
         )
+        return
     channel = channels[0]
     stem = formats.stem(Path(file.name))
     id = next(patterns.match(image_patterns[channel], matches[channel], "name"), stem)
@@ -269,13 +270,11 @@ def _find_problem(
                 "remove it, or describe all channels of the dataset"
             )
         if len(files) > 1:
-            return (
-                f"{case} has several files of the channel {printable(channel)}: {listed}; keep one"
-            )
+            return f"{case} has several files of {channel_title(channel)}: {listed}; keep one"
     for channel, name in expected.items():
         if channel not in by_channel:
             return (
-                f"{case} lacks the channel {printable(channel)}: there is no {printable(name)}; "
+                f"{case} lacks {channel_title(channel)}: there is no {printable(name)}; "
                 "add it, or remove the case"
             )
     return ""

@@ -57,6 +57,7 @@ class Description(Strict, frozen=True):
 
     def __post_init__(self) -> None:
         _check_classes(self)
+        _check_channels(self)
         for pattern in self.image_patterns.values():
             needed = "" if isinstance(self.images, str) else "name"
             patterns.check("images", pattern, allowed=("name",), needed=needed)
@@ -67,7 +68,6 @@ class Description(Strict, frozen=True):
         if self.patients is not None:
             needed = "" if self.patients.lower().endswith(".csv") else "patient"
             patterns.check("patients", self.patients, allowed=("patient",), needed=needed)
-        _check_channels(self)
         if self.spacing is not None and len(self.spacing) not in (2, 3):
             raise ValueError(f"spacing has {len(self.spacing)} numbers; give one per axis")
 

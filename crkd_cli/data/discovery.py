@@ -142,7 +142,7 @@ class Discovery:
         labels = {name: patterns.common_template(by_class[name]) for name in classes}
         given = self.description
         is_clear = all(templates.values()) and (None not in templates or len(templates) == 1)
-        if not given.images and is_clear:
+        if not given.images and templates and is_clear:
             given = msgspec.structs.replace(given, images=templates.get(None) or templates)
         if not given.labels and labels and all(labels.values()):
             given = msgspec.structs.replace(given, labels=labels.get(None) or labels)

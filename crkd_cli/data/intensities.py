@@ -29,6 +29,7 @@ from crkd_cli.data.store import ChannelInfo, DatasetSpec, ValueStatistics, Windo
 from crkd_cli.data.workers import map_cases
 from crkd_cli.errors import CrkdError, pluralize
 from crkd_cli.progress import Progress
+from crkd_cli.text import channel_title
 
 Modalities = tuple[ChannelModality | None, ...]  # of the channels; None: unknown
 
@@ -119,7 +120,7 @@ def channel_lines(
     for number, info in enumerate(channels):
         lowest = min(of_case[number].min for of_case in statistics)
         highest = max(of_case[number].max for of_case in statistics)
-        line = f"channel {info.name} ({info.modality}): values {lowest:.6g} to {highest:.6g}"
+        line = f"{channel_title(info.name)} ({info.modality}): values {lowest:.6g} to {highest:.6g}"
         if info.window is not None:
             line += f", {_describe(info.window)}"
         lines.append(line)
@@ -141,7 +142,7 @@ def note_unlike_ct(
         with_air = sum(value <= AIR for value in lowest.values())
         if unlike and with_air > len(unlike):
             yield (
-                f"{pluralize(len(unlike), 'image')} of channel {info.name} have no negative "
+                f"{pluralize(len(unlike), 'image')} of {channel_title(info.name)} have no negative "
                 f"values, so they may not be in Hounsfield units as the others are: "
                 f"{preview(unlike)}"
             )
@@ -219,8 +220,8 @@ def _with_modality(info: ChannelInfo, modality: ChannelModality, dims: int) -> C
 
 def _note_ct(info: ChannelInfo) -> str:
     return (
-        f"channel {info.name} looks like CT (Hounsfield units) and is normalized as CT; if it is "
-        f"not, describe it: channels: [{{name: {info.name}, modality: MR}}]"
+        f"{channel_title(info.name)} looks like CT (Hounsfield units) and is normalized as CT; "
+        f"if it is not, describe it: channels: [{{name: {info.name}, modality: MR}}]"
     )
 
 
@@ -229,7 +230,7 @@ def _note_contradictions(info: ChannelInfo, votes: Mapping[str, ChannelModality]
     others = [case for case, modality in votes.items() if modality != info.modality]
     if others:
         yield (
-            f"channel {info.name} is taken as {info.modality}, but {len(others)} of "
+            f"{channel_title(info.name)} is taken as {info.modality}, but {len(others)} of "
             f"{pluralize(len(votes), 'image')} checked look different: {preview(others)}"
         )
 
@@ -315,8 +316,8 @@ def _window(values: NDArray[np.float64], info: ChannelInfo) -> Window:
         mean, std = float(values.mean()), float(values.std())
     if low == high:
         raise CrkdError(
-            f"channel {info.name} is CT, but most values in the labeled foreground are {low:.6g}; "
-            "check whether images and labels match, or describe the channel as MR"
+            f"{channel_title(info.name)} is CT, but most values in the labeled foreground are "
+            f"{low:.6g}; check whether images and labels match, or describe the channel as MR"
         )
     return Window(low=low, high=high, mean=mean, std=std)
 

@@ -18,7 +18,7 @@ from crkd_cli.data.cases import DicomCase, RawCase
 from crkd_cli.data.privacy import reveals
 from crkd_cli.data.raw import formats
 from crkd_cli.errors import CrkdError, pluralize
-from crkd_cli.text import printable
+from crkd_cli.text import channel_title, printable
 
 Status = Literal["used", "unlabeled", "left out", "refused"]
 MAX_LINKED_DEPTH = 2  # links to folders are followed in the root and in its folders
@@ -188,7 +188,7 @@ def take_inventory(
         roles |= {path: _Role("used", "label", case.id) for path in labels}
         what = "labeled image" if case.image in labels else "image"
         for image in case.images:
-            content = what if image.channel is None else f"{what}, channel {image.channel}"
+            content = what if image.channel is None else f"{what}, {channel_title(image.channel)}"
             for path in image.slices or (image.path,):
                 roles[path] = _Role("used" if labels else "unlabeled", content, case.id)
     for path, reason in record.refused.items():

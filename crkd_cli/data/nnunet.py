@@ -41,10 +41,15 @@ def description_tree(tree: dict[str, Any], file: Path) -> dict[str, Any]:
 
 
 def _channels(channels: dict[str, Any]) -> list[dict[str, Any]]:
-    names = [str(name) for name in channels.values()]
+    numbers = sorted(channels, key=lambda number: (len(number), number))
+    names = [str(channels[number]) for number in numbers]
     if [name.lower() for name in names] in COLORS:
         return [{"name": "image", "modality": "RGB"}]
-    return [{"name": name, "modality": MODALITIES.get(name.lower())} for name in names]
+    modalities = [MODALITIES.get(name.lower()) for name in names]
+    if len(set(names)) < len(names):  # the names of modalities, such as MRI
+        names = [f"{name} {number}" for number, name in zip(numbers, names, strict=True)]
+    pairs = zip(names, modalities, strict=True)
+    return [{"name": name, "modality": modality} for name, modality in pairs]
 
 
 def _classes(labels: dict[str, Any], file: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from crkd_cli.data.stacking import stack
 from crkd_cli.data.store import ChannelInfo, DatasetSpec, Window
 from crkd_cli.errors import CrkdError, pluralize
 from crkd_cli.progress import Advance
+from crkd_cli.text import channel_title
 
 # Values at most this many times their spread away from 0 are exact to 1e-6 of the spread.
 MAX_OFFSET_FLOAT32, MAX_OFFSET = 2.0**4, 2.0**33
@@ -242,14 +243,14 @@ def _check_image(array: NDArray[Any], image: ImageFile, spec: DatasetSpec) -> No
 
 def _name(path: Path, channel: str | None) -> str:
     """Return the name of an image, or of its channel, for messages."""
-    return f"{path}" if channel is None else f"{path} (channel {channel})"
+    return f"{path}" if channel is None else f"{path} ({channel_title(channel)})"
 
 
 def _check_channel_count(count: int, image: ImageFile, spec: DatasetSpec) -> None:
     if image.channel is not None and count > 1:
         raise CrkdError(
-            f"{image.path} has {count} channels, but is the channel {image.channel} of its case; "
-            "give a file per channel, or one file with all of them"
+            f"{image.path} has {count} channels, but is {channel_title(image.channel)} of its "
+            "case; give a file per channel, or one file with all of them"
         )
     if image.channel is None and count != spec.channel_count:
         names = f" ({', '.join(spec.channel_names)})" if len(spec.channels) > 1 else ""
