@@ -55,16 +55,18 @@ def test_own_data_page_names_all_folders_and_endings():
 
 
 def test_description_on_the_own_data_page_is_valid(tmp_path):
-    description, _, plan = code_blocks("docs/own-data.md", "yaml")
+    description, channels, _, plan = code_blocks("docs/own-data.md", "yaml")
     file = tmp_path / "dataset.yaml"
     file.write_text(description, encoding="utf-8")
     assert list(read_description(file).classes) == ["liver", "tumor"]
+    file.write_text(channels, encoding="utf-8")
+    assert read_description(file).channel_names == ("T1", "FLAIR")
     file.write_text(plan, encoding="utf-8")
     assert read_description(file).plan.spacing == (3, 1, 1)
 
 
 def test_split_on_the_own_data_page_is_valid(tmp_path):
-    _, split, _ = code_blocks("docs/own-data.md", "yaml")
+    _, _, split, _ = code_blocks("docs/own-data.md", "yaml")
     file = tmp_path / "polyps.yaml"
     file.write_text(split, encoding="utf-8")
     assert splits.read_split(file).unlabeled == ("ben", "carl")
