@@ -137,11 +137,11 @@ def test_one_file_is_stored_like_a_file_per_channel(form, write, prepared, tmp_p
 
 def test_gray_pictures_per_channel(tmp_path, rng, prepared):
     (tmp_path / "raw/images").mkdir(parents=True)
-    pictures = rng.integers(0, 200, (2, 16, 32), dtype=np.uint8)
+    pictures = rng.integers(0, 200, (2, 32, 32), dtype=np.uint8)
     for number, picture in enumerate(pictures):
         Picture.fromarray(picture).save(tmp_path / f"raw/images/a_{number:04d}.png")
     (tmp_path / "raw/labels").mkdir()
-    Picture.fromarray(np.eye(16, 32, dtype=np.uint8)).save(tmp_path / "raw/labels/a.png")
+    Picture.fromarray(np.eye(32, 32, dtype=np.uint8)).save(tmp_path / "raw/labels/a.png")
     store = prepared("mine", tmp_path / "raw")
     assert [channel.modality for channel in store.spec.channels] == ["gray", "gray"]
     low, high = (f(pictures, axis=(1, 2), keepdims=True).astype(float) for f in (np.min, np.max))
