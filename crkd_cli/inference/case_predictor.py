@@ -52,12 +52,18 @@ class _Scan(NamedTuple):
 
     case: Case
     volume: Volume  # with the values of the files
-    stored: StoredImage  # normalized, on the grid of the store
     tags: list[Any]  # of the DICOM files, if a Segmentation is to be written
 
 
+class _Input(NamedTuple):
+    """A scan with what the network sees of it."""
+
+    scan: _Scan
+    stored: StoredImage  # normalized, on the grid of the store
+
+
 class _Prediction(NamedTuple):
-    """What the network predicts for a scan."""
+    """A scan with what the network predicts, without its input, which is large."""
 
     scan: _Scan
     labels: NDArray[Any]  # [*S] class numbers, in the axes of the file
@@ -99,7 +105,7 @@ class CasePredictor:
                         "rename one of them"
                     )
 
-    def read(self, case: Case) -> _Scan | None:
+    def read(self, case: Case) -> _Input | None:
         """Read and normalize `case`. Return None if its files exist already and are kept."""
         targets = self._targets(case)
         if not self._options.overwrite and all(file.is_file() for file in targets.values()):
@@ -110,7 +116,7 @@ class CasePredictor:
         volume = self._source.open_image(case.images, self._spec)
         stored = self._source.finish(volume, case.image, self._spec)
         self._note_orientation(case, volume)
-        return _Scan(case, volume, stored, tags)
+        return _Input(_Scan(case, volume, tags), stored)
 
     def _note_orientation(self, case: Case, volume: Volume) -> None:
         """Tell the user, once, that an image is not turned because it states no orientation."""
@@ -124,11 +130,11 @@ class CasePredictor:
             )
             self._noted = True
 
-    def infer(self, scan: _Scan | None) -> _Prediction | None:
+    def infer(self, loaded: _Input | None) -> _Prediction | None:
         """Predict the labels and, if they are to be written, the probabilities."""
-        if scan is None:
+        if loaded is None:
             return None
-        stored = scan.stored
+        scan, stored = loaded
         if not self._options.probabilities:
             labels = self._inferer(stored.array, stored.native_size)
             return _Prediction(scan, stored.turn.undo(labels), None)
