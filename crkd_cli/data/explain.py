@@ -55,7 +55,8 @@ def why_unlabeled(
             f"image in place of {{name}} (such as {printable(example)}); correct it"
         )
     layout = find_layout(files, base, FileRecord())
-    if layout is not None and (lines := lines_for_channels(layout.images, layout.labels)):
+    images = [] if layout is None else [x for x in layout.images if x.file.dicom is None]
+    if layout is not None and (lines := lines_for_channels(images, layout.labels)):
         return (
             f"{root} has several images per label; if they are channels, add to dataset.yaml: "
             f"{lines}"

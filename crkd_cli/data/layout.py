@@ -1,5 +1,6 @@
 """Find the folders with the images and labels of a user's dataset."""
 
+import posixpath
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -67,7 +68,7 @@ def find_layout(files: Sequence[RawFile], base: str, record: FileRecord) -> Layo
     elif any(file.is_image and file.dicom is None for file in direct):
         images, image_files = base, direct
     elif series := _series_outside(inside, base, labels):
-        images, image_files = base, series
+        images, image_files = _common_folder(series), series
     elif labels is None:
         return _case_folders(inside, base, record)
     else:
@@ -188,6 +189,18 @@ def _series_outside(inside: Sequence[RawFile], base: str, labels: str | None) ->
         if file.dicom is not None and not is_label and folder not in TEST_PARTS:
             series.append(file)
     return series
+
+
+def _common_folder(series: Sequence[RawFile]) -> str:
+    """Return the folder that contains the folders of all patients, with / at its end, or ""."""
+    if len(series) == 1:
+        return _folder(series[0])
+    patients: dict[str, list[str]] = {}
+    for file in series:
+        patients.setdefault(file.dicom.group if file.dicom else "", []).append(file.name)
+    folders = list(map(posixpath.commonpath, patients.values()))
+    folder = posixpath.commonpath(folders)
+    return f"{folder}/" if folder else ""
 
 
 def _beside_series(files: Sequence[RawFile], prefix: str) -> list[RawFile]:

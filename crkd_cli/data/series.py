@@ -197,7 +197,7 @@ def _case_folder(case: tuple[Series, ...]) -> str:
 
 
 def _leave_out(series: Series, reason: str, record: FileRecord) -> None:
-    name = f"{series.folder}/{series.pseudonym}".lstrip("/")
+    name = series.folder or series.pseudonym
     if len(series.files) == 1:
         name = series.files[0].raw.name
     shown = series.pseudonym if series.is_private else name

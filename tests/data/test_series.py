@@ -242,3 +242,23 @@ def test_a_label_may_lie_beside_a_series(tmp_path, voxels, images):
         ("a", [3], ["liver.nii.gz"]),
         ("b", [3], ["liver.nii.gz"]),
     ]
+
+
+def test_folders_of_series_may_be_nested(tmp_path, voxels):
+    for case in ("a", "b"):
+        tags = {"PatientID": case}
+        for name in ("thin", "thick"):
+            folder = tmp_path / "scans" / case / "study 1" / name
+            series_tags = {**tags, "SeriesDescription": name}
+            write_series(folder, voxels, name=f"{case} {name}", tags=series_tags)
+        write_label(tmp_path / "masks" / f"{case}.nii.gz", voxels > 2000)
+    source = Folder()
+    assert [case.id for case in source.find(tmp_path)] == [
+        *("a_study 1_thick", "a_study 1_thin", "b_study 1_thick", "b_study 1_thin")
+    ]
+    assert "with 2 DICOM series (a_" in source.files.refused[tmp_path / "masks" / "a.nii.gz"]
+    (tmp_path / "dataset.yaml").write_text("series: thin")
+    assert {id: case[1:] for id, case in cases(tmp_path).items()} == {
+        "a": ([3], ["a.nii.gz"]),
+        "b": ([3], ["b.nii.gz"]),
+    }
