@@ -95,6 +95,8 @@ class _Run:
         self._cases = self._source.find(self._raw)
         if not self._source.reads_description:
             self._note_description()
+        if not self._cases and self._source.files.refused:
+            return self._report(self._errors())
         spec = _with_spacing(self._source, self._source.spec(self._name, self._cases))
         _check_official_groups(self._name, self._cases, self._raw)
         self._duplicates = _duplicate_ids(self._cases)

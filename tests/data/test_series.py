@@ -183,14 +183,13 @@ def test_single_files_are_cases(tmp_path, voxels, rng):
     assert [one.size for one in found.series] == [(9, 8), (9, 8), (16, 16, 3), (16, 16, 3)]
 
 
-def test_pydicom_is_optional(tmp_path, voxels, monkeypatch):
+def test_pydicom_is_optional(tmp_path, voxels, monkeypatch, cli):
     write_series(tmp_path / "images" / "a", voxels)
     write_label(tmp_path / "labels" / "a.nii.gz", voxels > 2000)
     monkeypatch.setattr(dicom, "is_available", lambda: False)
-    source = Folder()
-    source.find(tmp_path)
-    (reason,) = source.files.refused.values()
-    assert reason.endswith('is DICOM, which needs pydicom; run: pip install "crkd[dicom]"')
+    result = cli("prepare-data", "mine", "--source", tmp_path, "--data-root", tmp_path / "data")
+    assert result.exit_code == 1
+    assert 'is DICOM, which needs pydicom; run: pip install "crkd[dicom]"' in result.stderr
 
 
 def test_no_patient_is_named(tmp_path, voxels, cli):
