@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crkd_cli.data.raw.byte_arrays import count_bytes, look_up
 from crkd_cli.data.splits import preview
 from crkd_cli.data.store import ClassInfo, label_dtype
 from crkd_cli.errors import CrkdError, pluralize
@@ -18,7 +19,6 @@ Numbers = Mapping[int, int]
 # Of the values in the label files of one case; masks have a few.
 MAX_COMBINATIONS = 2**24
 MAX_LINES = 20  # classes shown
-COUNTED_AT_ONCE = 1 << 19  # pixels or voxels
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class CodedLabel:
     def sizes(self) -> tuple[int, ...]:
         """Return the number of pixels or voxels of every combination."""
         count = len(self.combinations)
+        if self.codes.dtype == np.uint8:
+            return tuple(count_bytes(self.codes)[:count].tolist())
         sizes = np.zeros(count, dtype=np.int64)
         for plane in self.codes:  # bincount converts to int64
             sizes += np.bincount(plane.ravel(), minlength=count)
@@ -60,11 +62,9 @@ class CodedLabel:
 
 def count_values(array: NDArray[Any]) -> Counts:
     """Count the pixels or voxels of every value in a label map."""
-    if array.dtype == np.uint8:  # without sorting, in parts that fit into the cache
-        totals = np.zeros(256, np.int64)
-        for part in np.array_split(array.ravel(order="K"), 1 + array.size // COUNTED_AT_ONCE):
-            totals += np.bincount(part, minlength=256)
-        return {value: count for value, count in enumerate(totals.tolist()) if count}
+    if array.dtype == np.uint8:
+        totals = count_bytes(array).tolist()
+        return {value: count for value, count in enumerate(totals) if count}
     values, counts = np.unique(array, return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
@@ -75,13 +75,18 @@ def encode(array: NDArray[Any], counts: Counts) -> CodedLabel:
     The values may be any integers, so no lookup table covers their range.
     """
     values = np.array(list(counts), dtype=array.dtype)
+    combinations = tuple((value,) for value in counts)
+    if array.dtype == np.uint8:
+        table = np.zeros(256, np.uint8)
+        table[values] = np.arange(len(values))
+        return CodedLabel(look_up(table, array), combinations)
     codes = np.empty(array.shape, dtype=np.min_scalar_type(len(values) - 1))
     if values[0] == 0 and values[-1] == len(values) - 1:
         codes[...] = array
     else:
         for plane, plane_codes in zip(array, codes, strict=True):
             plane_codes[...] = np.searchsorted(values, plane)
-    return CodedLabel(codes, tuple((value,) for value in counts))
+    return CodedLabel(codes, combinations)
 
 
 def merge(first: CodedLabel, second: CodedLabel) -> CodedLabel:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from crkd_cli.data.raw.formats import Volume, label_name, probe, read_image, read_label, write_label
+from crkd_cli.data.raw.pictures import resize
 from crkd_cli.errors import CrkdError
 
 GRAY = np.arange(6, dtype=np.uint8).reshape(2, 3)
@@ -298,3 +299,11 @@ def test_values_that_a_format_cannot_hold(tmp_path, kind, values, message):
     with pytest.raises(CrkdError, match=rf"cannot write .*x\{kind}: {message}"):
         write_label(tmp_path / f"x{kind}", label, Volume(label[None], None, label.shape))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["bilinear", "nearest"])
+def test_colors_are_resized_as_single_channels_are(rng, method):
+    array = rng.integers(0, 256, (3, 37, 50), dtype=np.uint8)
+    for size in ((16, 24), (64, 50)):
+        expected = np.stack([resize(channel, size, method) for channel in array])
+        np.testing.assert_array_equal(resize(array, size, method), expected)
