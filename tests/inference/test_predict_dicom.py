@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from pydicom.uid import BasicTextSRStorage
+from pydicom.uid import BasicTextSRStorage, DigitalXRayImageStorageForPresentation
 
 from crkd_cli.cli.console import progress
 from crkd_cli.config import Frame
@@ -21,7 +21,17 @@ from crkd_cli.data.store import ChannelInfo, DatasetSpec, numbered_classes
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.inference.case_predictor import PredictOptions
 from crkd_cli.inference.predict import predict
-from tests.dicom import IN_PLANE, uid, write_enhanced, write_object, write_series, write_study
+from tests.conftest import FLAT
+from tests.dicom import (
+    IN_PLANE,
+    save,
+    slice_dataset,
+    uid,
+    write_enhanced,
+    write_object,
+    write_series,
+    write_study,
+)
 
 SHAPE = (9, 17, 20)  # z, y, x
 OBLIQUE = ((0.8, 0.6, 0.0), (0.6, -0.8, 0.0))
@@ -156,6 +166,29 @@ def test_a_multi_frame_file(scans, make_checkpoint, voxels):
     mask = sitk.ReadImage(str(result.folder / "enhanced.nii.gz"))
     labels = segmentation_on_grid_of(mask, result.folder / "enhanced.dcm")
     assert np.array_equal(labels, sitk.GetArrayFromImage(mask))
+
+
+@pytest.mark.slow
+def test_radiographs(scans, make_checkpoint, rng):
+    """Two images of a series without positions are two cases in 2D."""
+    checkpoint = make_checkpoint(FLAT, Frame(resize=(32, 32)))
+    for name in ("left", "right"):
+        dataset = slice_dataset(rng.integers(0, 4000, (33, 21)), "views", 0)
+        dataset.SOPClassUID = DigitalXRayImageStorageForPresentation
+        dataset.SOPInstanceUID, dataset.Modality = uid(name), "DX"
+        dataset.PixelSpacing = [0.2, 0.1]
+        save(dataset, scans / f"{name}.dcm")
+    result = run(scans, checkpoint, options=PredictOptions(dicom_seg=True))
+    assert (result.written, result.failures) == (2, [])
+    for name in ("left", "right"):
+        mask = sitk.ReadImage(str(result.folder / f"{name}.nii.gz"))
+        assert mask.GetSize() == (21, 33)
+        assert mask.GetSpacing() == pytest.approx((0.1, 0.2))
+        labels = sitk.GetArrayFromImage(mask)
+        assert 0.02 < labels.mean() < 0.98
+        segmentation = highdicom.seg.segread(result.folder / f"{name}.dcm")
+        frames = segmentation.get_pixels_by_source_instance([uid(name)], combine_segments=True)
+        assert np.array_equal(frames, labels[None])
 
 
 @pytest.mark.slow
