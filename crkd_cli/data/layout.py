@@ -102,7 +102,10 @@ def candidates(files: Iterable[RawFile], prefix: str, record: FileRecord) -> lis
     """
     files = _below(files, prefix)
     data_files = _data_files(files)
-    folders = {file.name[len(prefix) :].rpartition("/")[0] for file in files}
+    names: list[str] = []
+    for file in files:
+        names += [file.name] if file.dicom is None else file.dicom.names
+    folders = {name[len(prefix) :].rpartition("/")[0] for name in names}
     predicted = {f"{folder}{PREDICTED_MASKS}" for folder in folders if folder}
     accepted = []
     for file in files:

@@ -12,7 +12,7 @@ from crkd_cli.data.naming import split_masks
 from crkd_cli.data.raw import dicom, formats
 from crkd_cli.data.series import FoundSeries, find_series
 from crkd_cli.data.store import DatasetSpec
-from crkd_cli.errors import CrkdError, UsageError, pluralize
+from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.progress import Notify
 from crkd_cli.text import printable
 
@@ -66,13 +66,14 @@ def find_cases(source: Path, out: Path, spec: DatasetSpec, notify: Notify) -> li
     for line in found.lines:
         notify(line)
     cases = [_dicom_case(file, file.dicom, source, spec) for file in found.files if file.dicom]
-    others = [file for file in found.files if file.dicom is None]
-    images, unused = images_to_predict(_images_among(others, source, record), source, spec)
+    files_of_images = _images_among(found.files, source, record)
+    images, unused = images_to_predict(files_of_images, source, spec)
     for note in take_inventory(files, (), record, "").notices():
         notify(f"note: {note}")
     if unused:
-        names = ", ".join(file.relative_to(source).as_posix() for file in unused[:MAX_NOTED])
-        notify(f"note: {pluralize(len(unused), 'file')} left out, not a channel: {names} …")
+        names = ", ".join(printable(file.relative_to(source)) for file in unused[:MAX_NOTED])
+        more = f" and {len(unused) - MAX_NOTED} more" if len(unused) > MAX_NOTED else ""
+        notify(f"note: left out (not a channel): {names}{more}")
     cases += [_case(image) for image in images]
     if not cases:
         suffixes = ", ".join(formats.SUFFIXES)
@@ -113,8 +114,8 @@ def _files_in(folder: Path, out: Path) -> list[RawFile]:
 
 
 def _images_among(files: Sequence[RawFile], folder: Path, record: FileRecord) -> list[Path]:
-    """Return the images in `folder` or, if there are none, in its subfolders."""
-    images = candidates(files, "", record)
+    """Return the images in `folder`, except DICOM, or, if there are none, in its subfolders."""
+    images = [image for image in candidates(files, "", record) if image.file.dicom is None]
     for image in images:
         if not is_text(image.file.name):
             raise CrkdError(f"{printable(folder)}: {record.refused[image.file.path]}")

@@ -199,6 +199,11 @@ def test_a_series_folder_is_predicted_like_a_folder_of_series(scans, checkpoint,
     (mask,) = alone.folder.iterdir()
     assert alone.folder.name == "anna-masks"
     assert mask.read_bytes() == (together.folder / "anna.nii.gz").read_bytes()
+    lines: list[str] = []
+    assert run(scans, checkpoint, lines, out=scans.with_name("again")).written == 1
+    assert (
+        f"note: left out (predicted masks of the images in anna/): anna-masks/{mask.name}" in lines
+    )
 
 
 @pytest.mark.slow
