@@ -102,11 +102,7 @@ def candidates(files: Iterable[RawFile], prefix: str, record: FileRecord) -> lis
     """
     files = _below(files, prefix)
     data_files = _data_files(files)
-    names: list[str] = []
-    for file in files:
-        names += [file.name] if file.dicom is None else file.dicom.names
-    folders = {name[len(prefix) :].rpartition("/")[0] for name in names}
-    predicted = {f"{folder}{PREDICTED_MASKS}" for folder in folders if folder}
+    predicted = _mask_folders(files, prefix)
     accepted = []
     for file in files:
         folder, _, name = file.name[len(prefix) :].rpartition("/")
@@ -224,6 +220,15 @@ def _folder(file: RawFile) -> str:
 
 def _below(files: Iterable[RawFile], prefix: str) -> list[RawFile]:
     return [file for file in files if file.name.startswith(prefix)]
+
+
+def _mask_folders(files: Iterable[RawFile], prefix: str) -> set[str]:
+    """Return the folders of predicted masks that the folders of `files` may have beside them."""
+    names: list[str] = []
+    for file in files:
+        names += [file.name] if file.dicom is None else file.dicom.names
+    folders = {name[len(prefix) :].rpartition("/")[0] for name in names}
+    return {f"{folder}{PREDICTED_MASKS}" for folder in folders if folder}
 
 
 def _data_files(files: Iterable[RawFile]) -> set[Path]:
