@@ -13,7 +13,7 @@ from crkd_cli.data.cases import DicomCase, ImageFile
 from crkd_cli.data.choose_series import Choice, choose
 from crkd_cli.data.dicom_series import DicomFile, Series, group_series, pseudonym
 from crkd_cli.data.inventory import FileRecord, RawFile, SeriesFile
-from crkd_cli.data.layout import SIDECARS
+from crkd_cli.data.layout import IMAGES, LABELS, SIDECARS, TEST_PARTS
 from crkd_cli.data.privacy import patient_words
 from crkd_cli.data.raw import dicom, formats
 from crkd_cli.errors import CrkdError, pluralize
@@ -21,7 +21,7 @@ from crkd_cli.text import printable
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # the start of their SOP classes
 # Folders with these names are not named after a case.
-COMMON_FOLDERS = ("", "images", "imagestr", "imagests", "labels", "masks", "labelstr", "dicom")
+COMMON_FOLDERS = ("", *map(str.lower, (*IMAGES, *LABELS)), *TEST_PARTS)
 MAX_LINES = 10
 NOT_CHOSEN = "another DICOM series than the description says"
 

@@ -234,7 +234,7 @@ def test_no_patient_is_named(tmp_path, voxels, cli):
 
 @pytest.mark.parametrize("images", ["images/", ""])
 def test_a_label_may_lie_beside_a_series(tmp_path, voxels, images):
-    for case, folder in (("a", "a"), ("b", "b/scan")):
+    for case, folder in (("a", "a"), ("b", "b/DICOM")):
         write_series(tmp_path / images / folder, voxels, name=case)
         write_label(tmp_path / images / case / "liver.nii.gz", voxels > 2000)
     assert [(id, *case[1:]) for id, case in cases(tmp_path).items()] == [
