@@ -75,8 +75,8 @@ def prepare_data(
     memory: Annotated[
         str | None,
         typer.Option(
-            help="Memory for training, such as 8GB (default) or 500MB: the plan's patches and "
-            "batches are as large as fits in it.",
+            help="Memory for training, such as 8GB or 500MB: the plan's patches and batches are as "
+            "large as fits in it. Default: that of the GPU, else 8GB.",
             metavar="SIZE",
             rich_help_panel="Preparation",
         ),

@@ -1,6 +1,7 @@
 """The sizes of patches and batches: as large as memory allows, and mostly image."""
 
 import re
+import subprocess
 from collections.abc import Sequence
 from math import prod
 from statistics import fmean, median
@@ -20,7 +21,7 @@ MIN_SIDE = 16  # to which a lack of memory may shrink a side
 MIN_BATCH: dict[int, int] = {2: 4, 3: 2}
 MAX_BATCH: dict[int, int] = {2: 12, 3: 4}
 
-DEFAULT_MEMORY = 8e9
+DEFAULT_MEMORY = 8e9  # without a GPU
 # The peak memory of `crkd train` with CRKD on a CPU in fp32: 0.90 and 3.69 GB for patches of
 # 32×48×32 and 64×80×80, batch 2 + 2, with custom3d.yaml, and 0.91 and 2.45 GB for 128×128 and
 # 256×256, batch 4 + 4, with custom2d.yaml: 1,940 bytes per voxel and 3,920 per pixel. With 26
@@ -36,12 +37,18 @@ class Budget:
 
     Args:
         classes: K.
-        memory: In bytes; None for the default.
+        memory: In bytes; None for that of the GPU.
     """
 
     def __init__(self, classes: int, memory: float | None) -> None:
-        self.memory = memory or DEFAULT_MEMORY
-        self.is_default = memory is None
+        self.source = "of --memory"
+        if memory is None:
+            memory = gpu_memory()
+            self.source = "of the GPU; see --memory"
+        if memory is None:
+            memory = DEFAULT_MEMORY
+            self.source = "assumed; see --memory"
+        self.memory = memory
         self._classes = classes
 
     def needed(self, size: Size, batch: int) -> float:
@@ -70,6 +77,19 @@ def parse_memory(text: str) -> float:
     if match is None or float(match[1]) == 0:
         raise UsageError(f"--memory {shorten(text)!r}: expected a size such as 8GB or 500MB")
     return float(match[1]) * (1e9 if match[2].upper() == "G" else 1e6)
+
+
+def gpu_memory() -> float | None:
+    """Return the bytes of the smallest NVIDIA GPU; None without one.
+
+    Asks the driver's program, because loading PyTorch takes seconds.
+    """
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        output = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+        return min(float(line) for line in output.stdout.splitlines()) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
 
 
 def fit_patch(
@@ -114,10 +134,9 @@ def fit_batch(size: Size, given: int | None, budget: Budget) -> tuple[int, str]:
     if not given:
         budget.require(size, batch)
     total = f"{budget.memory / 1e9:.3g} GB"
-    source = "assumed; see --memory" if budget.is_default else "of --memory"
     return batch, (
         f"labeled and as many unlabeled; a step needs about "
-        f"{budget.needed(size, batch) / 1e9:.2g} GB, {total} {source}"
+        f"{budget.needed(size, batch) / 1e9:.2g} GB, {total} {budget.source}"
     )
 
 

@@ -21,7 +21,7 @@ def test_the_plan_is_printed_and_stored(prepare_data, raw_folder, tmp_path):
     assert network == "plan: network 2D (2D images)"
     assert resize == "plan: resize 32 × 32 (the median image is 20 × 30)"
     assert batch.startswith("plan: batch 12 (labeled and as many unlabeled; a step needs about ")
-    assert batch.endswith("8 GB assumed; see --memory)")
+    assert batch.endswith("see --memory)")
     assert Store(tmp_path / "data/prepared/mine").spec.plan == PLANNED
 
 

@@ -24,7 +24,7 @@ def pictures(*sizes):
     return Fingerprint(2, tuple(ImageHeader(size) for size in sizes))
 
 
-def plan_of(fingerprint, classes=2, memory=None, **given):
+def plan_of(fingerprint, classes=2, memory=8e9, **given):
     return make_plan(fingerprint, Plan(**given), memory, classes)
 
 
@@ -228,3 +228,27 @@ def test_every_plan_is_valid(images, classes, memory):
         assert covered.mean() >= 0.9
     again = make_plan(Fingerprint(3, tuple(images)), plan, memory, classes)
     assert again.plan == plan
+
+
+@pytest.mark.parametrize(
+    ("output", "size", "source"),
+    [
+        ("echo 81559; echo 24564", 24564 * 2**20, "of the GPU; see --memory"),
+        ("echo no devices were found; exit 6", 8e9, "assumed; see --memory"),
+        ("echo '[N/A]'", 8e9, "assumed; see --memory"),
+    ],
+)
+def test_the_default_is_the_memory_of_the_smallest_gpu(
+    output, size, source, tmp_path, monkeypatch
+):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{output}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    budget = Budget(2, None)
+    assert (budget.memory, budget.source) == (size, source)
+
+
+def test_without_the_driver_the_default_is_8_gb(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert Budget(2, None).memory == 8e9
