@@ -4,8 +4,6 @@ A Segmentation belongs to the study of its series, so it contains the tags of th
 and the scanner. Nothing else that crkd writes does.
 """
 
-import logging
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli import __version__
+from crkd_cli.data.raw.dicom import hide_values
 from crkd_cli.data.raw.formats import Volume
 from crkd_cli.data.raw.geometry import LPS_TO_RAS
 from crkd_cli.errors import CrkdError, UsageError
@@ -57,7 +56,8 @@ def read_tags(series: Sequence[Path]) -> list[Any]:
     Invalid dates, times and sexes, as anonymization leaves them behind, become empty. Raises
     CrkdError if a file lacks a tag that a Segmentation needs.
     """
-    _hide_values_in_warnings()
+    for package in ("pydicom", "highdicom"):
+        hide_values(package)
     pydicom: Any = import_module("pydicom")
     images = []
     for file in series:
@@ -216,14 +216,3 @@ def _describe_segments(class_names: Sequence[str]) -> list[Any]:
         )
         segments.append(segment)
     return segments
-
-
-def _hide_values_in_warnings() -> None:
-    """Silence warnings about unusual tags, which would print their values.
-
-    The filters stay, because catch_warnings would restore them while another thread depends on
-    them.
-    """
-    for package in ("highdicom", "pydicom"):
-        logging.getLogger(package).setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", module=package)

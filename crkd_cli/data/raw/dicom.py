@@ -8,8 +8,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, MutableSequence, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import MutableSequence, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -133,6 +133,16 @@ def read_tags(path: Path) -> Tags:
         raise CrkdError(f"{path} is a damaged DICOM file; copy it again") from None
 
 
+def hide_values(package: str) -> None:
+    """Silence the warnings of `package`, pydicom or highdicom, which contain values of tags.
+
+    The filter stays, because catch_warnings would restore all filters while another thread may
+    depend on its own.
+    """
+    logging.getLogger(package).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=package)
+
+
 def read(path: Path, slices: Sequence[Path] = ()) -> tuple[NDArray[Any], Geometry]:
     """Read an image from a file, or from all `slices` of a series, as [C, *S].
 
@@ -237,47 +247,34 @@ def _read_tags(path: str, _modified: int, _size: int) -> Tags:
     """Return the tags of a file; the other arguments notice that it was replaced."""
     import pydicom
 
-    with _silent():
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
-        sop_class = _text(dataset, "SOPClassUID")
-        syntax = dataset.file_meta.get("TransferSyntaxUID")
-        parts = ("EchoTime", "AcquisitionNumber", "TemporalPositionIdentifier", "ImageType")
-        size = (_integer(dataset, "Columns"), _integer(dataset, "Rows"))
-        kind = _uid_name(sop_class) or UNKNOWN_KIND
-        if "Image Storage" in kind and min(size) < 1:
-            raise EOFError("it has no pixels")
-        return Tags(
-            kind=kind,
-            sop_class=sop_class,
-            instance=str(dataset.get("SOPInstanceUID") or ""),
-            study=_text(dataset, "StudyInstanceUID"),
-            series=_text(dataset, "SeriesInstanceUID"),
-            description=" ".join(_text(dataset, "SeriesDescription").split()),
-            modality=_text(dataset, "Modality"),
-            patient=_text(dataset, "PatientID").strip(),
-            patient_name=_text(dataset, "PatientName"),
-            syntax=_uid_name(str(syntax)) or "an unknown transfer syntax",
-            image_type=_text(dataset, "ImageType"),
-            parts=tuple(_text(dataset, part) for part in parts),
-            size=size,
-            color=_text(dataset, "PhotometricInterpretation"),
-            sample_bytes=max(1, _integer(dataset, "BitsAllocated") // 8),
-            frames=_frames(dataset),
-            rescalings=_rescaling_count(dataset),
-        )
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep pydicom from writing warnings, which contain values of tags."""
-    logger = logging.getLogger("pydicom")
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = disabled
+    hide_values("pydicom")
+    dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
+    sop_class = _text(dataset, "SOPClassUID")
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    parts = ("EchoTime", "AcquisitionNumber", "TemporalPositionIdentifier", "ImageType")
+    size = (_integer(dataset, "Columns"), _integer(dataset, "Rows"))
+    kind = _uid_name(sop_class) or UNKNOWN_KIND
+    if "Image Storage" in kind and min(size) < 1:
+        raise EOFError("it has no pixels")
+    return Tags(
+        kind=kind,
+        sop_class=sop_class,
+        instance=str(dataset.get("SOPInstanceUID") or ""),
+        study=_text(dataset, "StudyInstanceUID"),
+        series=_text(dataset, "SeriesInstanceUID"),
+        description=" ".join(_text(dataset, "SeriesDescription").split()),
+        modality=_text(dataset, "Modality"),
+        patient=_text(dataset, "PatientID").strip(),
+        patient_name=_text(dataset, "PatientName"),
+        syntax=_uid_name(str(syntax)) or "an unknown transfer syntax",
+        image_type=_text(dataset, "ImageType"),
+        parts=tuple(_text(dataset, part) for part in parts),
+        size=size,
+        color=_text(dataset, "PhotometricInterpretation"),
+        sample_bytes=max(1, _integer(dataset, "BitsAllocated") // 8),
+        frames=_frames(dataset),
+        rescalings=_rescaling_count(dataset),
+    )
 
 
 def _frames(dataset: Any) -> tuple[Frame, ...]:
