@@ -238,9 +238,7 @@ def test_every_plan_is_valid(images, classes, memory):
         ("echo '[N/A]'", 8e9, "assumed; see --memory"),
     ],
 )
-def test_the_default_is_the_memory_of_the_smallest_gpu(
-    output, size, source, tmp_path, monkeypatch
-):
+def test_the_default_is_the_memory_of_the_smallest_gpu(output, size, source, tmp_path, monkeypatch):
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\n{output}\n")
     program.chmod(0o755)
