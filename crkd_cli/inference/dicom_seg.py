@@ -54,25 +54,21 @@ def read_tags(series: Sequence[Path]) -> list[Any]:
     """Return the tags of the files of a series, without voxels, for `write_segmentation`.
 
     Invalid dates, times and sexes, as anonymization leaves them behind, become empty. Raises
-    CrkdError if a file lacks a tag that a Segmentation needs.
+    CrkdError if a file lacks a tag that a Segmentation needs, or if it is damaged.
     """
     for package in ("pydicom", "highdicom"):
         hide_values(package)
-    pydicom: Any = import_module("pydicom")
     images = []
     for file in series:
-        image = pydicom.dcmread(file, stop_before_pixels=True)
-        is_volume = len(series) > 1 or "PerFrameFunctionalGroupsSequence" in image
-        needed = VOLUME_IDENTIFIERS if is_volume else IDENTIFIERS
-        missing = next((name for name in needed if not image.get(name)), None)
-        if missing is not None:
+        try:
+            image, missing = _read_file(file, len(series))
+        except Exception:  # pydicom raises many; their messages contain values of tags
+            raise CrkdError(f"{file} is a damaged DICOM file; copy it again") from None
+        if missing:
             raise CrkdError(
                 f"{file} has no {missing}, so that no DICOM Segmentation can refer to it; drop "
                 "--dicom-seg"
             )
-        for name in COPIED:
-            if name not in image or not _is_valid(image[name]):
-                setattr(image, name, None)
         images.append(image)
     return images
 
@@ -119,6 +115,8 @@ def write_segmentation(
             series_description="crkd segmentation",
             specific_character_set="ISO_IR 192",  # for names of classes in any language
         )
+    except MemoryError:
+        raise CrkdError(f"cannot write {path}: not enough memory; drop --dicom-seg") from None
     except Exception as error:  # unusual tags fail in many ways
         # The message may contain the values of tags.
         raise CrkdError(
@@ -127,6 +125,18 @@ def write_segmentation(
         ) from None
     with atomic_write(path) as temporary:
         segmentation.save_as(temporary)
+
+
+def _read_file(file: Path, count: int) -> tuple[Any, str]:
+    """Return the tags of one of `count` files, and the name of one that is missing, or ""."""
+    pydicom: Any = import_module("pydicom")
+    image = pydicom.dcmread(file, stop_before_pixels=True)
+    is_volume = count > 1 or "PerFrameFunctionalGroupsSequence" in image
+    needed = VOLUME_IDENTIFIERS if is_volume else IDENTIFIERS
+    for name in COPIED:
+        if name not in image or not _is_valid(image[name]):
+            setattr(image, name, None)
+    return image, next((name for name in needed if not image.get(name)), "")
 
 
 def _is_valid(element: Any) -> bool:
@@ -208,7 +218,8 @@ def _describe_segments(class_names: Sequence[str]) -> list[Any]:
     for number, name in enumerate(class_names[1:], start=1):
         segment = highdicom.seg.SegmentDescription(
             segment_number=number,
-            segment_label=shorten(printable(name), MAX_LABEL),
+            # A backslash would separate two values.
+            segment_label=shorten(printable(name).replace("\\", "/"), MAX_LABEL),
             segmented_property_category=codes.SCT.Tissue,
             segmented_property_type=codes.SCT.Tissue,
             algorithm_type="AUTOMATIC",

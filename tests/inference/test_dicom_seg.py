@@ -16,7 +16,7 @@ from tests.dicom import IN_PLANE, write_enhanced, write_series
 
 SHAPE = (5, 7, 9)  # z, y, x
 OBLIQUE = ((0.8, 0.6, 0.0), (0.6, -0.8, 0.0))
-NAMES = ("background", "Leber 肝", "tumor", "absent")
+NAMES = ("background", "Leber 肝", "tumor\\core", "absent")
 
 
 @pytest.fixture
@@ -60,7 +60,8 @@ def test_voxels_names_and_references(tmp_path, rng, axes, z_last):
     assert np.array_equal(written(file, files), labels.transpose(2, 1, 0) if z_last else labels)
     segmentation = highdicom.seg.segread(file)
     segments = [segmentation.get_segment_description(number) for number in (1, 2, 3)]
-    assert [segment.segment_label for segment in segments] == list(NAMES[1:])
+    labels_of_segments = [segment.segment_label for segment in segments]
+    assert labels_of_segments == ["Leber 肝", "tumor/core", "absent"]
     assert {segment.algorithm_type.value for segment in segments} == {"AUTOMATIC"}
     assert segmentation.SegmentationType == "BINARY"
     source = pydicom.dcmread(files[0])
@@ -157,6 +158,15 @@ def test_series_that_no_segmentation_can_refer_to(tmp_path, files, tags, message
     with pytest.raises(CrkdError, match=f"{message}.*; drop --dicom-seg"):
         write_segmentation(tmp_path / "case.dcm", labels, NAMES, image, read_tags(files))
     assert not list(tmp_path.glob("*.dcm"))
+
+
+def test_a_damaged_file(files):
+    files[1].write_bytes(files[1].read_bytes()[:400])
+    with pytest.raises(CrkdError, match=f"{files[1]} (is a damaged DICOM file|has no )"):
+        read_tags(files)
+    files[1].unlink()
+    with pytest.raises(CrkdError, match=f"{files[1]} is a damaged DICOM file; copy it again"):
+        read_tags(files)
 
 
 def test_more_classes_than_segments():
