@@ -54,8 +54,10 @@ def test_own_data_page_names_all_folders_and_endings():
         assert re.search(rf"`{word}/?`", text), word
 
 
-def test_description_on_the_own_data_page_is_valid(tmp_path):
-    description, channels, _, plan = code_blocks("docs/own-data.md", "yaml")
+def test_descriptions_on_the_pages_are_valid(tmp_path):
+    description, _ = code_blocks("docs/own-data.md", "yaml")
+    (channels,) = code_blocks("docs/formats.md", "yaml")
+    (plan,) = code_blocks("docs/plan.md", "yaml")
     file = tmp_path / "dataset.yaml"
     file.write_text(description, encoding="utf-8")
     assert list(read_description(file).classes) == ["liver", "tumor"]
@@ -66,14 +68,14 @@ def test_description_on_the_own_data_page_is_valid(tmp_path):
 
 
 def test_split_on_the_own_data_page_is_valid(tmp_path):
-    _, _, split, _ = code_blocks("docs/own-data.md", "yaml")
+    _, split = code_blocks("docs/own-data.md", "yaml")
     file = tmp_path / "polyps.yaml"
     file.write_text(split, encoding="utf-8")
     assert splits.read_split(file).unlabeled == ("ben", "carl")
 
 
 def test_patients_table_on_the_own_data_page_is_read(tmp_path):
-    (table,) = code_blocks("docs/own-data.md", "")
+    _, table = code_blocks("docs/own-data.md", "")
     (tmp_path / TABLE).write_text(table, encoding="utf-8")
     for name in ("images/polyp-001", "images/polyp-002", "images/polyp-003", "labels/polyp-001"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
