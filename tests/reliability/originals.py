@@ -16,6 +16,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from crkd_cli.data.raw import formats
+from tests.dicom import save, slice_dataset, write_enhanced
 from tests.reliability.mutate import mutate_bytes, mutate_png, mutate_text, write_number
 
 SIDE = 16
@@ -127,6 +128,8 @@ def label(dims: int) -> np.ndarray:
 def originals(content: Callable[[int], np.ndarray]) -> list[Original]:
     """Return a file of every supported format, with `image` or `label`."""
     made = [*_pictures(content), *_volumes(content(3)), *_hdf5()]
+    if content is image:  # labels are not DICOM
+        made += _dicom()
     return [original for original in made if original.suffix in formats.SUFFIXES]
 
 
@@ -229,6 +232,20 @@ def _with_text(
 
     protected = (range(start, len(data)),) if compressed else ()
     return Original(name, suffix, 3, data, parts or {}, protected=protected, special=mutate_header)
+
+
+def _dicom() -> list[Original]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        picture = slice_dataset(image(2), "picture", 0)
+        raw = save(picture, folder / "raw").read_bytes()
+        packed = save(picture, folder / "rle", compressed=True).read_bytes()
+        frames = write_enhanced(folder / "frames", image(3)).read_bytes()
+    return [
+        Original("dcm-raw", ".dcm", 2, raw),
+        Original("dcm-rle", ".dcm", 2, packed),
+        Original("dcm-frames", ".dcm", 3, frames),
+    ]
 
 
 def _hdf5() -> list[Original]:

@@ -34,6 +34,9 @@ DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
 OTHER_MODALITIES = ("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "SR", "PR", "KO", "REG")
 UNKNOWN_KIND = "an unknown kind of object"
 COLORS = ("RGB", "YBR", "PALETTE")
+# The memory of the process that decodes; damaged files make GDCM reserve gigabytes.
+COPIES = 8  # of the voxels, of which some are 64-bit floats
+OVERHEAD_BYTES = 1 << 30  # of the libraries, mostly reserved but not used
 INT16 = np.iinfo(np.int16)
 TAGS = [
     "SOPClassUID",
@@ -158,7 +161,10 @@ def read(path: Path, slices: Sequence[Path] = ()) -> tuple[NDArray[Any], Geometr
     check_declared_size(path, declared, compressed=True, stored=stored)
     names = [str(file) for file in files]
     array: NDArray[Any]
-    (array,) = call_isolated(load, path, names, list(first.size), first.syntax, size=stored)
+    memory = COPIES * (declared + stored) + OVERHEAD_BYTES
+    (array,) = call_isolated(
+        load, path, names, list(first.size), first.syntax, size=stored, memory=memory
+    )
     if len(array) != count:
         raise CrkdError(f"{path} has another number of frames than its tags say; copy it again")
     if first.is_color:

@@ -30,7 +30,7 @@ def serve() -> None:
     with Path(os.devnull).open("w") as nowhere:
         for line in sys.stdin.buffer:
             request = json.loads(line)
-            _limit_memory()
+            _limit_memory(request["memory"])
             # Ends this process even if a library does not return.
             faulthandler.dump_traceback_later(request["seconds"], exit=True, file=nowhere)
             answer, arrays = _answer(request)
@@ -72,15 +72,15 @@ def _write(output: IO[bytes], answer: dict[str, Any], arrays: list[Any]) -> bool
     return True
 
 
-def _limit_memory() -> None:
-    """Limit this process to the memory that is free now; more is a MemoryError (Linux only)."""
-    free = available_memory()
+def _limit_memory(needed: int | None) -> None:
+    """Limit this process to the memory that is needed, or free; more is an error (Linux only)."""
+    limits = [limit for limit in (available_memory(), needed) if limit is not None]
     statistics = Path("/proc/self/statm")
-    if free is None or not statistics.exists():
+    if not limits or not statistics.exists():
         return
     import resource
 
     used = int(statistics.read_text().split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     with suppress(ValueError, OSError):  # the limit is below what is used, or above `hard`
-        resource.setrlimit(resource.RLIMIT_AS, (used + free, hard))
+        resource.setrlimit(resource.RLIMIT_AS, (used + min(limits), hard))

@@ -36,13 +36,18 @@ class IsolatedProcessError(Exception):
 
 
 def call_isolated(
-    function: Callable[..., tuple[Any, ...]], path: Path, *args: Any, size: int | None = None
+    function: Callable[..., tuple[Any, ...]],
+    path: Path,
+    *args: Any,
+    size: int | None = None,
+    memory: int | None = None,
 ) -> Any:
     """Return `function(path, *args)`, called in the other process.
 
     The function is a public one of its module; further arguments and the items of the tuple that it
     returns are numbers, texts, None, lists of them, or (items) arrays. `size` is the number of
-    bytes that it reads (default: those of `path`), which limits its time.
+    bytes that it reads (default: those of `path`), which limits its time, and `memory` the number
+    of bytes that it may use on Linux (default: all that are free).
 
     Raises CrkdError and MemoryError as the function does, ValueError for other exceptions,
     IsolatedProcessError if the process crashes or takes too long, and CrkdError if it cannot be
@@ -55,6 +60,7 @@ def call_isolated(
         "path": str(path),
         "args": args,
         "seconds": seconds,
+        "memory": memory,
     }
     return _PROCESS.call(json.dumps(request).encode("ascii"), seconds)
 
