@@ -35,8 +35,8 @@ class Target(NamedTuple):
 
 
 TARGETS = {
-    "pictures": Target(readers.pictures, 4, "pictures: PNG, JPG, TIFF, BMP, GIF, HDF5"),
-    "volumes": Target(readers.volumes, 4, "volumes: NIfTI, NRRD, MetaImage, TIFF, HDF5"),
+    "pictures": Target(readers.pictures, 4, "pictures: PNG, JPG, TIFF, BMP, GIF, HDF5, DICOM"),
+    "volumes": Target(readers.volumes, 4, "volumes: NIfTI, NRRD, MetaImage, TIFF, HDF5, DICOM"),
     "label": Target(readers.damaged_label, 6, "label maps of these formats"),
     "description": Target(targets.description, 8, "`dataset.yaml`, `dataset.json`, `patients.csv`"),
     "names": Target(targets.names, 3, "names of files"),
