@@ -1,14 +1,14 @@
 """Turn the values in label files into class numbers, and merge the label files of a case."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crkd_cli.data.raw.byte_arrays import count_bytes, look_up
+from crkd_cli.data.raw.byte_arrays import count_bytes
 from crkd_cli.data.splits import preview
 from crkd_cli.data.store import ClassInfo, label_dtype
 from crkd_cli.errors import CrkdError, pluralize
@@ -48,16 +48,12 @@ class CodedLabel:
 
     codes: NDArray[Any]  # [*S] unsigned
     combinations: tuple[tuple[int, ...], ...]  # by code: one value per file
+    sizes: tuple[int, ...]  # by code: pixels or voxels
 
-    def sizes(self) -> tuple[int, ...]:
-        """Return the number of pixels or voxels of every combination."""
-        count = len(self.combinations)
-        if self.codes.dtype == np.uint8:
-            return tuple(count_bytes(self.codes)[:count].tolist())
-        sizes = np.zeros(count, dtype=np.int64)
-        for plane in self.codes:  # bincount converts to int64
-            sizes += np.bincount(plane.ravel(), minlength=count)
-        return tuple(sizes.tolist())
+    def crop(self, box: tuple[slice, ...]) -> "CodedLabel":
+        """Return a part of the label."""
+        codes = self.codes[box]
+        return replace(self, codes=codes, sizes=_count_codes(codes, len(self.combinations)))
 
 
 def count_values(array: NDArray[Any]) -> Counts:
@@ -75,18 +71,15 @@ def encode(array: NDArray[Any], counts: Counts) -> CodedLabel:
     The values may be any integers, so no lookup table covers their range.
     """
     values = np.array(list(counts), dtype=array.dtype)
-    combinations = tuple((value,) for value in counts)
-    if array.dtype == np.uint8:
-        table = np.zeros(256, np.uint8)
-        table[values] = np.arange(len(values))
-        return CodedLabel(look_up(table, array), combinations)
     codes = np.empty(array.shape, dtype=np.min_scalar_type(len(values) - 1))
     if values[0] == 0 and values[-1] == len(values) - 1:
         codes[...] = array
+    elif len(values) == 2:  # a mask
+        codes[...] = array == values[1]
     else:
         for plane, plane_codes in zip(array, codes, strict=True):
             plane_codes[...] = np.searchsorted(values, plane)
-    return CodedLabel(codes, combinations)
+    return CodedLabel(codes, tuple((value,) for value in counts), tuple(counts.values()))
 
 
 def merge(first: CodedLabel, second: CodedLabel) -> CodedLabel:
@@ -109,7 +102,8 @@ def merge(first: CodedLabel, second: CodedLabel) -> CodedLabel:
         first.combinations[code // count] + second.combinations[code % count]
         for code in kept.tolist()
     ]
-    return CodedLabel(table[joint], tuple(combinations))
+    codes = table[joint]
+    return CodedLabel(codes, tuple(combinations), _count_codes(codes, len(combinations)))
 
 
 def compact(array: NDArray[Any]) -> NDArray[Any]:
@@ -235,6 +229,14 @@ def class_lines(
     if others > 0:
         lines.append(f"… and {others} more")
     return lines
+
+
+def _count_codes(codes: NDArray[Any], count: int) -> tuple[int, ...]:
+    """Return the pixels or voxels of the codes from 0 to `count` − 1."""
+    sizes = np.zeros(count, dtype=np.int64)
+    for plane in codes:  # bincount converts to int64
+        sizes += np.bincount(plane.ravel(), minlength=count)
+    return tuple(sizes.tolist())
 
 
 def _describe(info: ClassInfo) -> str:

@@ -263,14 +263,14 @@ def _store(
     stored = source.finish(volume, raw.image, spec)
     image, is_resized = stored.array, stored.array.shape[1:] != stored.native_size
     if label is not None:
-        label = CodedLabel(stored.turn.apply(label.codes), label.combinations)
+        label = replace(label, codes=stored.turn.apply(label.codes))
     if source.published_crop:
         mask = None if label is None else foreground(label, result.files[0].counts)
         box = source.crop(raw.id, mask)
         image = image[(slice(None), *box)]
-        label = None if label is None else CodedLabel(label.codes[box], label.combinations)
+        label = None if label is None else label.crop(box)
     if label is not None:
-        result.combinations, result.sizes = label.combinations, label.sizes()
+        result.combinations, result.sizes = label.combinations, label.sizes
     if folder is not None:
         _write_array(_array_file(folder, "images", raw), image)
         if label is not None:

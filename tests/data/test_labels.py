@@ -91,7 +91,7 @@ def test_any_integers_have_small_codes(values, dtype):
     assert coded.codes.dtype == np.uint8
     decoded = [[coded.combinations[code][0] for code in row] for row in coded.codes.tolist()]
     assert decoded == array.tolist()
-    assert coded.sizes() == (2,) * len(values)
+    assert coded.sizes == (2,) * len(values)
 
 
 @pytest.mark.parametrize(
