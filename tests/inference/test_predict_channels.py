@@ -109,8 +109,8 @@ def test_a_missing_channel_does_not_stop_the_others(scans, checkpoint, rng):
     result = run(scans, checkpoint)
     assert result.written == 1
     ben, carl = result.failures
-    assert "the case ben lacks the channel FLAIR" in ben
-    assert "the case carl lacks the channel T1" in carl
+    assert "the case ben lacks channel FLAIR" in ben
+    assert "the case carl lacks channel T1" in carl
     assert all("\n" not in failure for failure in result.failures)
 
 
