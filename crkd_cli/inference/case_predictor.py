@@ -86,7 +86,7 @@ class CasePredictor:
         self._inferer, self._spec, self._out, self._options = inferer, spec, out, options
         self._source = SOURCES[spec.source]()
         self.mask_values = MaskValues(spec, class_numbers=options.class_numbers)
-        self._noted = False  # that an orientation is unknown
+        self._noted: set[str] = set()  # what the user was told
 
     def check_targets(self, cases: Sequence[Case]) -> None:
         """Check what `cases` would write.
@@ -115,20 +115,24 @@ class CasePredictor:
         tags = read_tags(case.series) if "segmentation" in targets else []
         volume = self._source.open_image(case.images, self._spec)
         stored = self._source.finish(volume, case.image, self._spec)
-        self._note_orientation(case, volume)
+        self._note_grid(case, volume)
         return _Input(_Scan(case, volume, tags), stored)
 
-    def _note_orientation(self, case: Case, volume: Volume) -> None:
-        """Tell the user, once, that an image is not turned because it states no orientation."""
+    def _note_grid(self, case: Case, volume: Volume) -> None:
+        """Tell the user that channels are resampled, or that an orientation is assumed."""
+        if volume.is_resampled:
+            self._note_once(case, "channels are resampled to the grid of the first one")
         plan = self._spec.plan
-        if self._noted or plan is None or volume.array.ndim == 3:
+        if plan is None or volume.array.ndim == 3 or plan.orientation == NATIVE:
             return
-        is_stated = volume.geometry is not None and volume.geometry.orientation is not None
-        if plan.orientation != NATIVE and not is_stated:
-            self._inferer.notify(
-                f"note: {case.label} does not state its orientation, assumed: {plan.orientation}"
-            )
-            self._noted = True
+        if volume.geometry is None or volume.geometry.orientation is None:
+            self._note_once(case, f"the orientation is not stated, assumed: {plan.orientation}")
+
+    def _note_once(self, case: Case, text: str) -> None:
+        """Tell the user `text` about `case`, unless it was said of another one."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self._inferer.notify(f"note: {case.title}: {text}")
 
     def infer(self, loaded: _Input | None) -> _Prediction | None:
         """Predict the labels and, if they are to be written, the probabilities."""

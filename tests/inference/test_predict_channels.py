@@ -123,3 +123,17 @@ def test_a_file_with_another_number_of_channels_is_refused(scans, checkpoint, rn
     one, three = result.failures
     assert "one.nii.gz has 1 channel, but" in one
     assert "three.nrrd has 3 channels, but" in three
+
+
+@pytest.mark.slow
+def test_a_channel_on_another_grid_is_resampled_with_a_note(scans, checkpoint, rng):
+    """The mask lies on the grid of the first channel."""
+    for name in ("anna", "ben"):
+        write(scans / f"{name}_0000.nii.gz", rng.normal(100, 20, SHAPE))
+        write(scans / f"{name}_0001.nii.gz", rng.normal(100, 20, (5, 17, 20)))
+    lines: list[str] = []
+    result = predict(scans, checkpoint, lines.append, progress)
+    assert (result.written, result.failures) == (2, [])
+    assert sitk.ReadImage(str(result.folder / "anna.nii.gz")).GetSize() == SHAPE[::-1]
+    notes = [line for line in lines if line.startswith("note:")]
+    assert notes == ["note: anna: channels are resampled to the grid of the first one"]

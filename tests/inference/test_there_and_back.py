@@ -118,4 +118,4 @@ def test_files_without_orientation_are_not_turned(tmp_path, rng):
         predictor.write(predictor.infer(predictor.read(case)))
         mask = nib.load(tmp_path / f"{name}.nii").get_fdata()
         np.testing.assert_array_equal(mask > 0, image > image.mean())
-    assert notes == [f"note: {tmp_path}/a.nii does not state its orientation, assumed: LPI"]
+    assert notes == ["note: a.nii: the orientation is not stated, assumed: LPI"]
