@@ -1,5 +1,6 @@
 """Inference against MONAI's sliding window and scipy's zoom, and with an identity model."""
 
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from crkd_cli.config import Frame
 from crkd_cli.data.store import ChannelInfo, DatasetSpec
 from crkd_cli.errors import CrkdError
 from crkd_cli.inference.inferer import Inferer
+from tests.conftest import CHECKOUT
 
 CPU = torch.device("cpu")
 SHAPES = [(16, 16), (17, 31), (5, 40), (33, 9), (1, 1), (16, 16, 16), (19, 7, 33), (40, 16, 5)]
@@ -304,32 +306,15 @@ def test_gpu_and_cpu_agree(frame):
     np.testing.assert_allclose(on_cpu, on_gpu, atol=1e-2)  # TF32
 
 
-# In a process of its own, because memory that was used before would count.
-MEASURE = """
-import resource
-import sys
-import numpy as np
-import torch
-from crkd_cli.config import Frame
-from crkd_cli.data.store import ChannelInfo, DatasetSpec
-from crkd_cli.inference.inferer import Inferer
-
-names = tuple(f"class {k}" for k in range(25))
-spec = DatasetSpec("x", "folder", names, (ChannelInfo("CT", "zscore"),), 3)
-model, frame = torch.nn.Conv3d(1, 25, 1), Frame(patch=(32, 32, 32))
-infer = Inferer(model, frame, spec, torch.device("cpu"), window_batch=1)
-image = np.random.default_rng(0).standard_normal((1, 160, 96, 96), dtype=np.float32)
-infer(image[:, :64, :64, :64])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-labels = infer(image, [int(side) for side in sys.argv[1:]])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "limit"), [((160, 96, 96), 75), ((240, 144, 144), 200)], ids=str)
-def test_memory_does_not_grow_with_the_number_of_planes(size, limit):
-    """The probabilities of 25 classes would take 150 and 500 MB."""
-    command = [sys.executable, "-c", MEASURE, *map(str, size)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert int(output) < limit * 1024  # KiB on Linux
+@pytest.mark.parametrize(
+    ("size", "resampled", "limit"), [((160, 96, 96), 1.0, 75), ((240, 144, 144), 1.5, 200)], ids=str
+)
+def test_memory_does_not_grow_with_the_number_of_planes(size, resampled, limit):
+    """The probabilities of all classes would take 150 and 500 MB."""
+    command = [sys.executable, "-m", "tests.inference.large_case", *map(str, size)]
+    command += ["--resampled", str(resampled), "--patch", "32", "32", "32"]
+    output = subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=CHECKOUT
+    ).stdout
+    assert float(re.search(r"growth_mib=([\d.]+)", output)[1]) < limit
