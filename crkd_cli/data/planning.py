@@ -109,9 +109,9 @@ def _orientation(images: Sequence[ImageHeader], given: Plan) -> tuple[str, str]:
     (orientation, count), *others = counts.most_common()
     reason = f"as {count} of {pluralize(len(images), 'file')}"
     if others:
-        reason += f"; {sum(other for _, other in others)} are turned"
+        reason += f"; {sum(other for _, other in others)} turned to it"
     if unknown := len(images) - counts.total():
-        reason += f"; {unknown} without orientation are kept as they are"
+        reason += f"; {unknown} without orientation kept as stored"
     return orientation, reason
 
 

@@ -66,7 +66,7 @@ def test_from_files_of_mixed_grids_to_masks(cli, tmp_path, rng, monkeypatch, net
     (tmp_path / "split.yaml").write_text(SPLIT)
 
     prepared = run(cli, "prepare-data", "mixed", "--source", "raw")
-    assert "plan: orientation LPS (as 3 of 6 files; 3 are turned)" in prepared
+    assert "plan: orientation LPS (as 3 of 6 files; 3 turned to it)" in prepared
     assert "are resampled" in prepared
     run(
         cli, "train", "--dataset", "mixed", "--split", "split.yaml", "--method", "supervised",

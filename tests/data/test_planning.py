@@ -47,7 +47,7 @@ def test_the_most_common_orientation():
     plan, reasons = plan_of(volumes(*scans))
     assert plan.orientation == "LPS"
     assert reasons["orientation"] == (
-        "as 2 of 4 files; 1 are turned; 1 without orientation are kept as they are"
+        "as 2 of 4 files; 1 turned to it; 1 without orientation kept as stored"
     )
     assert plan_of(volumes(*scans), orientation="native").plan.orientation == "native"
     assert plan_of(volumes(scans[3])).plan.orientation == "native"
