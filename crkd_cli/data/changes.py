@@ -10,6 +10,7 @@ from crkd_cli.text import channel_title, printable
 # What is compared for every case, as named in messages.
 FACTS = ("image", "label", "spacing", "patient")
 DIGITS = 8  # hexadecimal, kept of each digest
+GRID = ("orientation", "spacing")  # the parts of a plan that stored volumes depend on
 Fingerprints = Mapping[str, tuple[str, ...]]
 
 
@@ -21,7 +22,7 @@ def describe_other_kind(before: DatasetSpec, now: DatasetSpec) -> str:
         *_compare_channels(before.channels, now.channels),
         ("the stored size", before.stored_size, now.stored_size),
         ("whether z is the last axis", before.z_last, now.z_last),
-        *_compare_plans(before.plan, now.plan),
+        *_compare_grids(before.plan, now.plan),
     )
     different = (f"{what} was {old}, now {new}" for what, old, new in facts if old != new)
     return next(different, "")
@@ -58,16 +59,17 @@ def _compare_channels(
     before: Sequence[ChannelInfo], now: Sequence[ChannelInfo]
 ) -> Iterator[tuple[str, str, str]]:
     """Yield (what, before, now) for what the channels of two datasets have."""
-    old, new = (
-        printable(", ".join(channel.name for channel in channels)) for channels in (before, now)
-    )
     channels = "the channel" if len(before) == len(now) == 1 else "the list of channels"
-    yield channels, old, new
+    yield channels, _names(before), _names(now)
     for was, info in zip(before, now, strict=False):
         name = channel_title(info.name)
         yield f"the modality of {name}", was.modality, info.modality
         yield f"the normalization of {name}", was.intensity, info.intensity
         yield f"the window of {name}", _describe(was.window), _describe(info.window)
+
+
+def _names(channels: Sequence[ChannelInfo]) -> str:
+    return printable(", ".join(channel.name for channel in channels))
 
 
 def _describe(window: Window | None) -> str:
@@ -79,11 +81,14 @@ def _describe(window: Window | None) -> str:
     )
 
 
-def _compare_plans(before: Plan | None, now: Plan | None) -> Iterator[tuple[str, object, object]]:
-    """Yield (what, before, now) for every part of two plans."""
+def _compare_grids(before: Plan | None, now: Plan | None) -> Iterator[tuple[str, object, object]]:
+    """Yield (what, before, now) for the grids of two plans.
+
+    The other parts say how to train, which the configuration of a run states itself.
+    """
     if before is None or now is None:
         names = {True: "as published", False: "planned"}
         yield "the grid", names[before is None], names[now is None]
         return
-    for name in before.__struct_fields__:
+    for name in GRID:
         yield f"plan.{name}", getattr(before, name), getattr(now, name)

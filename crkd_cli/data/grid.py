@@ -169,7 +169,7 @@ def resample_image(image: NDArray[Any], size: Sequence[int], coarse: int | None)
     """Resample `image` [C, *S] to `size`: by cubic splines, and the nearest slice on axis `coarse`.
 
     Where voxels become larger, it is smoothed first: else fine noise and textures would become
-    coarse ones. The result has the type and the range of the image.
+    coarse ones. The result has the range of the image.
     """
     if image.shape[1:] == tuple(size):
         return image
@@ -180,8 +180,7 @@ def resample_image(image: NDArray[Any], size: Sequence[int], coarse: int | None)
             values = _nearest(values, size[coarse], coarse)
         values = np.ascontiguousarray(values, np.float32)
         values = _apply(_axis_weights(values.shape, size, _CUBIC), values)
-        np.clip(values, channel.min(), channel.max(), out=values)
-        resampled[...] = np.rint(values) if image.dtype.kind == "u" else values
+        np.clip(values, channel.min(), channel.max(), out=resampled)
     return result
 
 

@@ -284,17 +284,16 @@ def _is_foreground(
     ignored.
     """
     stated = (spec.description.classes or {}).get(BACKGROUND.name, ())
-    background = {0, *((stated,) if isinstance(stated, int) else stated)}
-    masks = [file.class_name is not None for file in files]
-    return np.array(
-        [
-            any(
-                value != 0 if is_mask else value not in background and value != spec.ignore
-                for value, is_mask in zip(values, masks, strict=True)
-            )
-            for values in label.combinations
-        ]
-    )
+    not_foreground = {0, spec.ignore, *((stated,) if isinstance(stated, int) else stated)}
+
+    def has_object(values: Sequence[int]) -> bool:
+        for file, value in zip(files, values, strict=True):
+            excluded = not_foreground if file.class_name is None else {0}
+            if value not in excluded:
+                return True
+        return False
+
+    return np.array([has_object(values) for values in label.combinations])
 
 
 def _why_no_foreground(samples: Sequence[ForegroundSample]) -> CrkdError:

@@ -41,15 +41,18 @@ class Budget:
     """
 
     def __init__(self, classes: int, memory: float | None) -> None:
-        self.source = "of --memory"
+        self._source = "of --memory"
         if memory is None:
             memory = gpu_memory()
-            self.source = "of the GPU; see --memory"
+            self._source = "of the GPU; see --memory"
         if memory is None:
             memory = DEFAULT_MEMORY
-            self.source = "assumed; see --memory"
+            self._source = "assumed; see --memory"
         self.memory = memory
         self._classes = classes
+
+    def __str__(self) -> str:
+        return f"{self.memory / 1e9:.3g} GB {self._source}"
 
     def needed(self, size: Size, batch: int) -> float:
         """Return the memory of a step of CRKD with this size of patches and batches."""
@@ -66,8 +69,9 @@ class Budget:
         if not self.fits(size, batch):
             least = -(-self.needed(size, batch) // 1e8) / 10
             raise UsageError(
-                f"--memory {self.memory / 1e9:.3g}GB is too small: a step with "
-                f"{format_size(size)} and batch {batch} needs about {least:.3g} GB"
+                f"a step with {format_size(size)} and batch {batch} needs about {least:.3g} GB, "
+                f"more than {self}; give a larger --memory, or a smaller patch, resize or batch in "
+                "plan"
             )
 
 
@@ -103,10 +107,7 @@ def fit_patch(
     """
     patch = tuple(_side_up_to(median(axis)) for axis in zip(*sizes, strict=True))
     while image_share(sizes, patch) < MIN_IMAGE_SHARE:
-        shares = [
-            image_share([(size[axis],) for size in sizes], (side,)) if side > SIDES[0] else 1.0
-            for axis, side in enumerate(patch)
-        ]
+        shares = [_share_along(axis, sizes, patch) for axis in range(len(patch))]
         if min(shares) == 1:
             break  # images are thinner than the smallest side
         patch = _shrink(patch, shares.index(min(shares)))
@@ -133,19 +134,24 @@ def fit_batch(size: Size, given: int | None, budget: Budget) -> tuple[int, str]:
         batch -= 1
     if not given:
         budget.require(size, batch)
-    total = f"{budget.memory / 1e9:.3g} GB"
-    return batch, (
-        f"labeled and as many unlabeled; a step needs about "
-        f"{budget.needed(size, batch) / 1e9:.2g} GB, {total} {budget.source}"
-    )
+    needed = f"{budget.needed(size, batch) / 1e9:.2g} GB"
+    return batch, f"labeled and as many unlabeled; a step needs about {needed}, {budget}"
 
 
 def image_share(sizes: Sequence[Size], patch: Size) -> float:
     """Return which share of a patch is image and not padding, on average over the images."""
-    return fmean(
-        prod(min(length, side) / side for length, side in zip(size, patch, strict=True))
-        for size in sizes
-    )
+    shares = []
+    for size in sizes:
+        sides = zip(size, patch, strict=True)
+        shares.append(prod(min(length, side) / side for length, side in sides))
+    return fmean(shares)
+
+
+def _share_along(axis: int, sizes: Sequence[Size], patch: Size) -> float:
+    """Return the share of image along an axis; 1 if the patch cannot shrink along it."""
+    if patch[axis] == SIDES[0]:
+        return 1.0
+    return image_share([(size[axis],) for size in sizes], (patch[axis],))
 
 
 def _side_up_to(length: float) -> int:

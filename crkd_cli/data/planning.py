@@ -128,9 +128,9 @@ def _spacing(
     if not known:
         return NATIVE, "unknown, distances will be in voxels; set it with --spacing"
     spacings = [image.spacing[axes] for image in known if image.spacing is not None]
-    ranges = [(min(axis), max(axis)) for axis in zip(*spacings, strict=True)]
-    smallest, largest = ([pair[end] for pair in ranges] for end in (0, 1))
-    ratio = max(high / low for low, high in ranges)
+    by_axis = list(zip(*spacings, strict=True))
+    smallest, largest = list(map(min, by_axis)), list(map(max, by_axis))
+    ratio = max(high / low for low, high in zip(smallest, largest, strict=True))
     names = ", ".join(AXES[axes])
     if ratio == 1:
         return NATIVE, f"{format_size(smallest)} mm along {names} in all files"

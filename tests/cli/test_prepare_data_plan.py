@@ -48,7 +48,7 @@ def test_a_described_part_and_the_memory(cli, prepare_data, raw_folder, tmp_path
     ("description", "options", "words"),
     [
         ("", ("--memory", "lots"), "--memory 'lots': expected a size such as 8GB or 500MB"),
-        ("", ("--memory", "1MB"), "--memory 0.001GB is too small"),
+        ("", ("--memory", "1MB"), "GB, more than 0.001 GB of --memory; give a larger --memory"),
         ("plan: {resize: [30, 30]}", (), "plan: resize: every size must be a multiple of 4"),
         ("plan: {patch: [32, 32]}", (), "plan.patch in the description is for volumes"),
         ("plan: {orientation: RAX}", (), "plan: orientation is 'RAX'; give one letter"),

@@ -27,6 +27,7 @@ SPEC = DatasetSpec(
         ({"channels": (FLAIR, T1)}, "the list of channels was T1, FLAIR, now FLAIR, T1"),
         ({"channels": (CT, FLAIR)}, "the modality of channel T1 was MR, now CT"),
         ({"dims": 2}, "the number of axes was 3, now 2"),
+        ({"plan": replace(SPEC.plan, network="2D", patch=(64, 64), batch=2)}, ""),
         ({"plan": None}, "the grid was planned, now as published"),
         (
             {"plan": replace(SPEC.plan, spacing=(2.0, 1.0, 1.0))},

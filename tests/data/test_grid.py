@@ -167,14 +167,6 @@ def test_one_slice_and_one_voxel(size):
     np.testing.assert_array_equal(resample_label(label, size, None), np.full(size, 3))
 
 
-def test_color_stays_8_bit(rng):
-    image = rng.integers(0, 256, (3, 4, 6, 8)).astype(np.uint8)
-    resampled = resample_image(image, (4, 9, 12), None)
-    assert resampled.dtype == np.uint8
-    exact = resample_image(image.astype(np.float32), (4, 9, 12), None)
-    np.testing.assert_allclose(resampled, exact, atol=0.5)
-
-
 @pytest.mark.parametrize("size", [(9, 20, 13), (4, 5, 30), (3, 4, 5)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16])
 def test_labels_are_the_largest_of_linear_shares(rng, size, dtype):

@@ -137,7 +137,7 @@ def test_the_side_that_is_longest_in_mm_shrinks_to_fit_the_memory():
     assert prod(plan_of(big, memory=8e9).plan.patch) > 1.5 * prod(plan.patch)
     many = plan_of(big, memory=4e9, classes=100).plan
     assert prod(many.patch) < prod(plan.patch) / 2
-    with pytest.raises(UsageError, match=r"--memory 0.5GB is too small.* needs about 0.6 GB"):
+    with pytest.raises(UsageError, match=r"needs about 0.6 GB, more than 0.5 GB of --memory"):
         plan_of(big, memory=0.5e9)
 
 
@@ -231,20 +231,20 @@ def test_every_plan_is_valid(images, classes, memory):
 
 
 @pytest.mark.parametrize(
-    ("output", "size", "source"),
+    ("output", "size", "text"),
     [
-        ("echo 81559; echo 24564", 24564 * 2**20, "of the GPU; see --memory"),
-        ("echo no devices were found; exit 6", 8e9, "assumed; see --memory"),
-        ("echo '[N/A]'", 8e9, "assumed; see --memory"),
+        ("echo 81559; echo 24564", 24564 * 2**20, "25.8 GB of the GPU; see --memory"),
+        ("echo no devices were found; exit 6", 8e9, "8 GB assumed; see --memory"),
+        ("echo '[N/A]'", 8e9, "8 GB assumed; see --memory"),
     ],
 )
-def test_the_default_is_the_memory_of_the_smallest_gpu(output, size, source, tmp_path, monkeypatch):
+def test_the_default_is_the_memory_of_the_smallest_gpu(output, size, text, tmp_path, monkeypatch):
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\n{output}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     budget = Budget(2, None)
-    assert (budget.memory, budget.source) == (size, source)
+    assert (budget.memory, str(budget)) == (size, text)
 
 
 def test_without_the_driver_the_default_is_8_gb(tmp_path, monkeypatch):
