@@ -180,7 +180,7 @@ def resample_image(image: NDArray[Any], size: Sequence[int], coarse: int | None)
             values = _nearest(values, size[coarse], coarse)
         values = np.ascontiguousarray(values, np.float32)
         values = _apply(_axis_weights(values.shape, size, _CUBIC), values)
-        np.clip(values, channel.min(), channel.max(), out=resampled)
+        resampled[...] = np.clip(values, channel.min(), channel.max(), out=values)
     return result
 
 
