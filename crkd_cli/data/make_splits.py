@@ -87,8 +87,8 @@ def _split_own_data(store: Store, labeled: str | None, val: str, test: str, seed
     n_val = parse_count(val, total, "--val")
     if n_test + n_val >= total:
         raise UsageError(
-            f"{dataset} has {pluralize(total, 'labeled patient')}: test {n_test} and val {n_val} leave none to "
-            "train on; give smaller --test and --val (0 is allowed)"
+            f"{dataset} has {pluralize(total, 'labeled patient')}: test {n_test} and val {n_val} "
+            "leave none to train on; give smaller --test and --val (0 is allowed)"
         )
     class_sets = {group: held_classes(store, group) for group in order}
     test_groups = draw(order, class_sets, n_test, later_parts=2 if n_val else 1)
@@ -108,7 +108,8 @@ def _split_own_data(store: Store, labeled: str | None, val: str, test: str, seed
         val=tuple(sorted(val_groups)),
         test=tuple(sorted(test_groups)),
     )
-    notes = [f"{pluralize(total, 'labeled patient')}: test {n_test} (--test {test}), val {n_val} (--val {val})"]
+    patients = pluralize(total, "labeled patient")
+    notes = [f"{patients}: test {n_test} (--test {test}), val {n_val} (--val {val})"]
     unlabeled = len(store.groups) - total
     if unlabeled:
         notes.append(f"without a label, used as unlabeled: {pluralize(unlabeled, 'patient')}")
