@@ -111,15 +111,18 @@ class Frame(Strict, frozen=True):
         An axis that is halved less often than others keeps its size first, at the high resolutions.
         """
         most = max(self.halvings)
-        return tuple(
-            tuple(2 if most - count <= number < most else 1 for count in self.halvings)
-            for number in range(DOWNSAMPLINGS)
-        )
+        by_axis = [_strides(count, most) for count in self.halvings]
+        return tuple(zip(*by_axis, strict=True))
 
 
 def _halvings(side: int) -> int:
     """Return how often `side` can be halved without a remainder, up to four times."""
     return max(count for count in range(DOWNSAMPLINGS + 1) if side % 2**count == 0)
+
+
+def _strides(count: int, most: int) -> tuple[int, ...]:
+    """Return the strides of an axis that is halved `count` times, others up to `most` times."""
+    return (1,) * (most - count) + (2,) * count + (1,) * (DOWNSAMPLINGS - most)
 
 
 class DataConfig(Strict, frozen=True):

@@ -44,6 +44,7 @@ FRAMES: dict[int, dict[str, Any]] = {
     3: {"patch": [48, 48, 32], "stride": [32, 32, 16]},
 }
 STEPS = 6
+POLYP_SIZE = (80, 64)
 
 
 def command_lines(*pages: Path) -> list[str]:
@@ -332,7 +333,8 @@ def add_raw_files(folder: Path, data: Path) -> None:
 def add_polyps(folder: Path, kvasir: Path) -> None:
     """Add two folders of images, and my-polyps/ with 42 images.
 
-    14 photos and their mirror images stand for 42 patients; every seventh has no label.
+    14 photos and their mirror images stand for 42 patients; every seventh has no label. They are
+    small, because the plan trains on images of their size.
     """
     photos = sorted((kvasir / "images").iterdir())
     for name in ("new-images", "folder"):
@@ -347,10 +349,10 @@ def add_polyps(folder: Path, kvasir: Path) -> None:
     for photo in photos:
         for suffix, change in variants.items():
             name = f"{photo.stem}{suffix}.png"
-            change(Image.open(photo)).save(images / name)
+            change(Image.open(photo)).resize(POLYP_SIZE).save(images / name)
             if number % 7:
                 mask = Image.open(kvasir / "masks" / photo.name).convert("L")
-                change(mask).save(labels / name)
+                change(mask).resize(POLYP_SIZE).save(labels / name)
             number += 1
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 POSITIONS = 1000  # at most, of every class in a case
 
@@ -14,28 +15,21 @@ def sample_positions(label: NDArray[Any], class_count: int, seed: int) -> NDArra
     Returns [1 + axes of *S, N]: the class numbers in ascending order, and the indices of the voxels
     on every axis. The draws depend on `seed` and on the voxels of a class alone.
     """
-    planes = label.reshape(-1, *label.shape[-2:])
-    totals = np.zeros(class_count + 1, np.int64)
-    for plane in planes:
-        totals += np.bincount(plane.ravel(), minlength=class_count + 1)
-    ranks = [_draw_ranks(int(total), [seed, number]) for number, total in enumerate(totals)]
-    found: list[list[NDArray[np.int64]]] = [[] for _ in range(class_count)]
-    seen = [0] * class_count
-    for start, plane in zip(range(0, label.size, planes[0].size), planes, strict=True):
-        values = plane.ravel()
-        (voxels,) = values.nonzero()
-        values = values[voxels]
-        for number in np.flatnonzero(np.bincount(values)).tolist():
-            if number == class_count:  # ignored
-                continue
-            of_class = voxels[values == number]
-            first, last = ranks[number].searchsorted([seen[number], seen[number] + len(of_class)])
-            found[number].append(start + of_class[ranks[number][first:last] - seen[number]])
-            seen[number] += len(of_class)
-    classes = [np.concatenate([np.empty(0, np.int64), *parts]) for parts in found]
-    numbers = np.repeat(np.arange(class_count), [len(indices) for indices in classes])
-    axes = np.unravel_index(np.concatenate(classes), label.shape)
-    return np.stack([numbers, *axes]).astype(np.int32)
+    boxes = ndimage.find_objects(label)[: class_count - 1]
+    positions = [np.empty((1 + label.ndim, 0), np.int32)]
+    for number, box in enumerate(boxes, start=1):
+        if box is None:
+            continue
+        inside = label[box]
+        voxels = np.flatnonzero(inside == number)
+        if len(voxels) > POSITIONS:
+            rng = np.random.default_rng([seed, number])
+            voxels = voxels[np.sort(rng.choice(len(voxels), POSITIONS, replace=False))]
+        numbers = np.full(len(voxels), number)
+        axes = np.unravel_index(voxels, inside.shape)
+        shifted = [axis + side.start for axis, side in zip(axes, box, strict=True)]
+        positions.append(np.stack([numbers, *shifted]).astype(np.int32))
+    return np.concatenate(positions, axis=1)
 
 
 def choose_position(
@@ -55,10 +49,3 @@ def choose_position(
         first, last = numbers.searchsorted([number, number + 1])
     voxel: list[int] = positions[1:, rng.integers(first, last)].tolist()
     return tuple(voxel)
-
-
-def _draw_ranks(count: int, seed: list[int]) -> NDArray[np.int64]:
-    """Return which of `count` voxels are recorded, in ascending order."""
-    if count <= POSITIONS:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(seed).choice(count, POSITIONS, replace=False))
