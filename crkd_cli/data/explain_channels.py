@@ -28,7 +28,7 @@ def lines_for_case_folders(files: Iterable[RawFile]) -> str | None:
     channels = [
         pattern
         for pattern in files_by_pattern
-        if pattern not in labels and not any(word in pattern.lower() for word in MASK_WORDS)
+        if pattern not in labels and not any(word in _stem(pattern).lower() for word in MASK_WORDS)
     ]
     if not labels or not channels:
         return None
@@ -38,24 +38,27 @@ def lines_for_case_folders(files: Iterable[RawFile]) -> str | None:
 def lines_for_channels(images: Sequence[Candidate], labels: Sequence[Candidate]) -> str | None:
     """Return the lines for images named after their labels and channels, or None.
 
-    For example, a_t1 and a_flair with the label a, or with a_seg beside them.
+    For example, a_t1 and a_flair, or a/t1 and a/flair, with the label a; or with a_seg beside them.
     """
     masks = labels or [image for image in images if _is_mask(image.stem)]
     first = 0 if labels else 1  # beside images, a label has one more word
     bases = {form.base for mask in masks for form in list(forms(mask.stem))[first:]}
-    found: dict[str, list[Candidate]] = defaultdict(list)  # images by the ends of their names
+    found: dict[str, list[Candidate]] = defaultdict(list)  # images by the pattern of their names
     cases = set()
     for image in images:
-        base = _base(image.stem, bases)
-        if base is not None and image not in masks:
-            found[image.stem[len(base) :]].append(image)
-            cases.add(base)
-    ends = [end for end, group in found.items() if 2 * len(group) > len(cases)]
+        case = _base(image.stem, bases)
+        pattern = "" if case is None else f"{{name}}{image.stem[len(case) :]}"
+        if case is None and image.folder in bases:
+            case, pattern = image.folder, f"{{name}}/{image.stem}"
+        if case is not None and image not in masks:
+            found[pattern].append(image)
+            cases.add(case)
+    usual = [pattern for pattern, group in found.items() if 2 * len(group) > len(cases)]
     label_ends = {mask.stem[len(_base(mask.stem, cases) or "") :] for mask in masks}
-    if len(ends) < 2 or len(label_ends) > 1:
+    if len(usual) < 2 or len(label_ends) > 1:
         return None
-    channels = [_pattern(found[end], end) for end in ends]
-    label = _pattern(masks, label_ends.pop())
+    channels = [_below(found[pattern], pattern) for pattern in usual]
+    label = _below(masks, f"{{name}}{label_ends.pop()}")
     return f'{_images_line(channels)} and labels: "{printable(label)}"'
 
 
@@ -108,11 +111,13 @@ def _images_line(channels: Sequence[str]) -> str:
     return f"images: {{{listed}}}"
 
 
-def _pattern(candidates: Sequence[Candidate], end: str) -> str:
-    """Return the pattern of files that end in `end`."""
-    folder = candidates[0].file.name.rpartition("/")[0]
+def _below(candidates: Sequence[Candidate], pattern: str) -> str:
+    """Return the `pattern` of the names of files with their folder and suffix."""
+    *folders, _ = candidates[0].file.name.split("/")
+    if candidates[0].folder:
+        folders[-1:] = [] if "/" in pattern else ["*"]
     suffix = patterns.common(formats.suffix(candidate.file.path) for candidate in candidates)
-    return "/".join(filter(None, (folder, f"{{name}}{end}{suffix}")))
+    return "/".join((*folders, f"{pattern}{suffix}"))
 
 
 def _stem(pattern: str) -> str:

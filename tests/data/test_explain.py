@@ -63,6 +63,10 @@ def test_the_suggested_line_finds_the_images(tmp_path):
         [f"{n}_{kind}.nii.gz" for n in (1, 2) for kind in ("flair", "t1", "seg")],
         [f"images/{n}-{kind}.nii.gz" for n in (1, 2) for kind in ("flair", "t1")]
         + [f"labels/{n}.nii.gz" for n in (1, 2)],
+        [f"images/p{n}/{kind}.nii.gz" for n in (1, 2) for kind in ("flair", "t1")]
+        + [f"labels/p{n}.nii.gz" for n in (1, 2)],
+        [f"images/p{n}/p{n}_{kind}.nii.gz" for n in (1, 2) for kind in ("flair", "t1")]
+        + [f"labels/p{n}.nii.gz" for n in (1, 2)],
     ],
 )
 def test_the_suggested_lines_help(files, tmp_path):

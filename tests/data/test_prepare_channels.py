@@ -63,6 +63,7 @@ def one_array(root: Path, case: str, channels: np.ndarray) -> None:
 
 
 JSON = json.dumps({"channel_names": {"1": FLAIR, "0": T1}, "labels": {"background": 0, "tumor": 1}})
+OLD_JSON = json.dumps({"modality": {"0": T1, "1": FLAIR}, "labels": {"0": "background", "1": "tumor"}})
 # Per form: how a case is written, and the description.
 FORMS = {
     "numbered": (numbered, {}),
@@ -78,6 +79,10 @@ FORMS = {
     "vectors": (lambda r, c, x: nifti(r / f"images/{c}.nii", x, "5D"), {}),
     "vectors of four axes": (lambda r, c, x: nifti(r / f"images/{c}.nii.gz", x, "4D"), {}),
     "four axes": (lambda r, c, x: nifti(r / f"images/{c}.nii.gz", x), {"dataset.yaml": NAMED}),
+    "four axes, described as in the Decathlon": (
+        lambda r, c, x: nifti(r / f"imagesTr/{c}.nii.gz", x),
+        {"dataset.json": OLD_JSON},
+    ),
     "NRRD": (lambda r, c, x: itk(r / f"images/{c}.nrrd", x), {"dataset.yaml": NAMED}),
     "MetaImage": (lambda r, c, x: itk(r / f"images/{c}.mha", x), {}),
     "arrays of h5": (several_arrays, {"dataset.yaml": NAMED}),
@@ -133,6 +138,16 @@ def test_one_file_is_stored_like_a_file_per_channel(form, write, prepared, tmp_p
     store = prepared("y", write(form))
     for case, array in expected.items():
         assert store.image(case).tobytes() == array.tobytes()
+
+
+def test_labels_beside_the_channels_of_an_h5_file(tmp_path, rng, prepared):
+    (tmp_path / "images").mkdir()
+    label = rng.integers(0, 2, (4, 5, 6)).astype(np.uint8)
+    with h5py.File(tmp_path / "images/a.h5", "w") as file:
+        file["T1"], file["FLAIR"] = rng.random((2, 4, 5, 6))
+        file["label"] = label
+    (tmp_path / "dataset.yaml").write_text(NAMED)
+    np.testing.assert_array_equal(prepared("mine", tmp_path).label("a"), label)
 
 
 def test_gray_pictures_per_channel(tmp_path, rng, prepared):
