@@ -63,7 +63,9 @@ def one_array(root: Path, case: str, channels: np.ndarray) -> None:
 
 
 JSON = json.dumps({"channel_names": {"1": FLAIR, "0": T1}, "labels": {"background": 0, "tumor": 1}})
-OLD_JSON = json.dumps({"modality": {"0": T1, "1": FLAIR}, "labels": {"0": "background", "1": "tumor"}})
+OLD_JSON = json.dumps(
+    {"modality": {"0": T1, "1": FLAIR}, "labels": {"0": "background", "1": "tumor"}}
+)
 # Per form: how a case is written, and the description.
 FORMS = {
     "numbered": (numbered, {}),
