@@ -25,6 +25,7 @@ BYTES_PER_WORKER = 1 << 23
 # The memory that a process needs: itself, and files that are decompressed and converted.
 WORKER_BYTES, BYTES_PER_FILE_BYTE = 1 << 28, 32
 SECONDS_TO_END = 10.0
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
 
 
@@ -112,7 +113,7 @@ class _Pool:
 
     def start(self, function: Callable[[Any], Any], workers: int) -> None:
         context = get_context("spawn")
-        with _signals_blocked():
+        with _signals_blocked(), _single_threaded():
             for _ in range(workers):
                 pipe, end = context.Pipe()
                 process = context.Process(target=_serve, args=(end, function))
@@ -194,6 +195,21 @@ def _signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Let numerical libraries use one thread in processes that are started in the block."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:

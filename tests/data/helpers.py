@@ -18,8 +18,8 @@ def make_files(root: Path, *names: str) -> Path:
     return root
 
 
-def describe_process(case: RawCase) -> tuple[str, int, bool]:
-    """Return the case's id, the process that is called, and whether it has loaded torch.
+def describe_process(case: RawCase) -> tuple[str, int, bool, str | None]:
+    """Return the id, the process that is called, whether it has loaded torch, and its threads.
 
     The ids "error" and "killed" do what they say.
     """
@@ -27,4 +27,4 @@ def describe_process(case: RawCase) -> tuple[str, int, bool]:
         raise CrkdError("error: this case is damaged", details=["more"])
     if case.id == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    return case.id, os.getpid(), "torch" in sys.modules
+    return case.id, os.getpid(), "torch" in sys.modules, os.environ.get("OMP_NUM_THREADS")

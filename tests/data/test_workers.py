@@ -32,21 +32,24 @@ def recorded(notes: list[str]) -> Progress:
     return progress
 
 
-def test_several_processes_return_the_results_in_order():
+def test_several_processes_return_the_results_in_order(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     names = [str(number) for number in range(20)]
     notes = []
     results = map_cases(describe_process, cases(*names), 2, recorded(notes), "reading")
-    ids, processes, with_torch = zip(*results, strict=True)
+    ids, processes, with_torch, threads = zip(*results, strict=True)
     assert list(ids) == names == notes
     assert len(set(processes)) <= 2
     assert os.getpid() not in processes
     assert not any(with_torch)
+    assert set(threads) == {"1"}
+    assert "OMP_NUM_THREADS" not in os.environ
     assert not multiprocessing.active_children()
 
 
 def test_one_process_is_this_one():
     results = map_cases(describe_process, cases("a", "b"), 1, recorded([]), "reading")
-    assert {process for _, process, _ in results} == {os.getpid()}
+    assert {process for _, process, *_ in results} == {os.getpid()}
 
 
 @pytest.mark.slow
