@@ -352,7 +352,7 @@ def add_polyps(folder: Path, kvasir: Path) -> None:
             change(Image.open(photo)).resize(POLYP_SIZE).save(images / name)
             if number % 7:
                 mask = Image.open(kvasir / "masks" / photo.name).convert("L")
-                change(mask).resize(POLYP_SIZE).save(labels / name)
+                change(mask).resize(POLYP_SIZE, Image.Resampling.NEAREST).save(labels / name)
             number += 1
 
 
