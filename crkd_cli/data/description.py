@@ -51,7 +51,7 @@ class Description(Strict, frozen=True):
     # "labels/{name}_mask*.png", or a pattern per class if each class has its own files.
     labels: str | dict[str, str] | None = None
     patients: str | None = None  # a CSV file, or a pattern with {patient}: "{patient}_*"
-    # In mm per axis of the stored images, for files that do not state it.
+    # In mm per axis of the files, z first, for those that do not state it.
     spacing: tuple[Millimeters, ...] | None = None
     plan: Plan | None = None  # overrides what is inferred from the images
 

@@ -70,8 +70,8 @@ class Budget:
             least = -(-self.needed(size, batch) // 1e8) / 10
             raise UsageError(
                 f"a step with {format_size(size)} and batch {batch} needs about {least:.3g} GB, "
-                f"more than {self}; give a larger --memory, or a smaller patch, resize or batch in "
-                "plan"
+                f"but training may use {self.memory / 1e9:.3g} GB; give a larger --memory, or a "
+                "smaller size or batch in plan"
             )
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from crkd_cli.config import BatchSize, Frame, Size, Strict
+from crkd_cli.errors import pluralize
 
 MIN_SPACING_MM, MAX_SPACING_MM = 1e-6, 1e4
 Millimeters = Annotated[float, msgspec.Meta(ge=MIN_SPACING_MM, le=MAX_SPACING_MM)]
@@ -56,7 +57,7 @@ class Plan(Strict, frozen=True):
         if isinstance(self.spacing, tuple):
             count = len(self.spacing)
             if count not in (2, 3):
-                raise ValueError(f"spacing has {count} numbers; give z, y, x, or y, x")
+                raise ValueError(f"spacing has {pluralize(count, 'number')}; give z, y, x, or y, x")
             if count == 2 and network == "3D":
                 raise ValueError("spacing has 2 numbers, but the network is 3D; give z, y, x")
 

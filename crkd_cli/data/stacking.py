@@ -41,13 +41,13 @@ def stack(volumes: Sequence[Volume], images: Sequence[ImageFile]) -> Volume:
 
 def _resample(volume: Volume, like: Volume, path: Path, first: Path) -> NDArray[Any]:
     """Return the channel [*S] in `volume`, read from `path`, on the grid of `like`, the `first`."""
-    own, target = _affine(volume), _affine(like)
-    if own is None or target is None or len(own) != len(target):
+    source, target = _affine(volume), _affine(like)
+    if source is None or target is None or len(source) != len(target):
         raise CrkdError(
             f"{path} has shape {volume.size}, the first channel {first} {like.size}, and the files "
             "do not state where their voxels are; resample it to the first channel"
         )
-    to_index = np.linalg.inv(own) @ target
+    to_index = np.linalg.inv(source) @ target
     array, overlaps = _interpolate(volume.array[0], to_index, like.size, like.z_last)
     if not overlaps:
         raise CrkdError(
@@ -85,9 +85,9 @@ def _interpolate(
     plane = np.indices(size[1:]).reshape(dims - 1, -1)
     overlaps = False
     for number, target in enumerate(result):
-        where = matrix[:, 1:-1] @ plane + matrix[:, :1] * number + matrix[:, -1:]
-        values = ndimage.map_coordinates(channel, where, dtype, order=1, mode="nearest")
-        outside = ((where < -HALF) | (where > last + HALF)).any(axis=0)
+        places = matrix[:, 1:-1] @ plane + matrix[:, :1] * number + matrix[:, -1:]
+        values = ndimage.map_coordinates(channel, places, dtype, order=1, mode="nearest")
+        outside = ((places < -HALF) | (places > last + HALF)).any(axis=0)
         values[outside] = lowest
         target[...] = values.reshape(size[1:])
         overlaps |= not outside.all()

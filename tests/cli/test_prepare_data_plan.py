@@ -48,7 +48,7 @@ def test_a_described_part_and_the_memory(cli, prepare_data, raw_folder, tmp_path
     ("description", "options", "words"),
     [
         ("", ("--memory", "lots"), "--memory 'lots': expected a size such as 8GB or 500MB"),
-        ("", ("--memory", "1MB"), "GB, more than 0.001 GB of --memory; give a larger --memory"),
+        ("", ("--memory", "1MB"), "GB, but training may use 0.001 GB; give a larger --memory"),
         ("plan: {resize: [30, 30]}", (), "plan: resize: every size must be a multiple of 4"),
         ("plan: {patch: [32, 32]}", (), "plan.patch in the description is for volumes"),
         ("plan: {orientation: RAX}", (), "plan: orientation is 'RAX'; give one letter"),
@@ -59,7 +59,7 @@ def test_a_described_part_and_the_memory(cli, prepare_data, raw_folder, tmp_path
             (),
             "spacing has 2 numbers, but the network is 3D",
         ),
-        ("plan: {spacing: [1]}", (), "spacing has 1 numbers; give z, y, x, or y, x"),
+        ("plan: {spacing: [1]}", (), "spacing has 1 number; give z, y, x, or y, x"),
         ("plan: {patch: [32, 32], resize: [32, 32]}", (), "give either patch"),
         ("plan: {pach: [32, 32]}", (), "unknown key plan.pach; did you mean 'patch'"),
     ],
