@@ -251,7 +251,8 @@ def _join(
     problem = _find_problem(id, {channel: by_channel[channel] for channel in order}, expected)
     files = tuple(file for channel in order for file in by_channel[channel])
     if problem:
-        return Image(files, id, key, tuple("" for _ in files), problem)
+        names = tuple(channel for channel in order for _ in by_channel[channel])
+        return Image(files, id, key, names, problem)
     return Image(files, id, key, tuple(order) if len(order) > 1 else ())
 
 

@@ -88,11 +88,14 @@ class Discovery:
         image_patterns = self.description.image_patterns
         label_patterns = self.description.label_patterns
         images = images_by_pattern(self.files, image_patterns, label_patterns, self.record)
-        if not images:
-            listed = ", ".join(map(repr, image_patterns.values()))
-            raise CrkdError(
-                f"no image in {self.root} matches the pattern images: {listed}; correct it"
-            )
+        matched = {channel for image in images for channel in image.channels}
+        is_joined = len(image_patterns) > 1
+        for channel, pattern in image_patterns.items():
+            if not images or (is_joined and channel not in matched):
+                key = "images" if channel is None else f"images.{channel}"
+                raise CrkdError(
+                    f"no image in {self.root} matches the pattern {key}: {pattern!r}; correct it"
+                )
         if label_patterns:
             return images, []
         labels = find_labels(self.files, self.base, self.record)

@@ -15,24 +15,26 @@ from crkd_cli.text import printable
 
 SEPARATORS = " _.-"
 MAX_CLASSES = 64  # in a file that is taken for a label map
+MASK_VALUES = 2
 
 
 def lines_for_case_folders(files: Iterable[RawFile]) -> str | None:
     """Return the lines for folders of cases with files of the same names, or None.
 
-    If no name is that of a label, a file that contains few integers is the label.
+    If no name is that of a label, the file with few integers is, or one for each class.
     """
     files_by_pattern = _common_patterns(files)
-    labels = [pattern for pattern in files_by_pattern if _is_mask(_stem(pattern))]
-    labels = labels or _label_maps(files_by_pattern)
+    counts = _count_values(files_by_pattern)
+    labels = [pattern for pattern in files_by_pattern if _is_mask(_stem(pattern))][:1]
+    labels = labels or _choose_labels(counts)
     channels = [
         pattern
         for pattern in files_by_pattern
-        if pattern not in labels and not any(word in _stem(pattern).lower() for word in MASK_WORDS)
+        if pattern not in labels and pattern not in counts and not _has_mask_word(pattern)
     ]
     if not labels or not channels:
         return None
-    return f'{_images_line(channels)} and labels: "{printable(labels[0])}"'
+    return f"images: {_patterns_text(channels)} and labels: {_patterns_text(labels)}"
 
 
 def lines_for_channels(images: Sequence[Candidate], labels: Sequence[Candidate]) -> str | None:
@@ -59,7 +61,7 @@ def lines_for_channels(images: Sequence[Candidate], labels: Sequence[Candidate])
         return None
     channels = [_below(found[pattern], pattern) for pattern in usual]
     label = _below(masks, f"{{name}}{label_ends.pop()}")
-    return f'{_images_line(channels)} and labels: "{printable(label)}"'
+    return f"images: {_patterns_text(channels)} and labels: {_patterns_text([label])}"
 
 
 def _common_patterns(files: Iterable[RawFile]) -> dict[str, list[RawFile]]:
@@ -85,8 +87,8 @@ def _common_patterns(files: Iterable[RawFile]) -> dict[str, list[RawFile]]:
     }
 
 
-def _label_maps(files_by_pattern: Mapping[str, Sequence[RawFile]]) -> list[str]:
-    """Return the patterns whose first file contains few integers, the most values first."""
+def _count_values(files_by_pattern: Mapping[str, Sequence[RawFile]]) -> dict[str, int]:
+    """Return the number of values by pattern, where the first file contains few integers."""
     counts = {}
     for pattern, files in files_by_pattern.items():
         try:
@@ -95,20 +97,28 @@ def _label_maps(files_by_pattern: Mapping[str, Sequence[RawFile]]) -> list[str]:
             continue
         if 1 < len(values) <= MAX_CLASSES:
             counts[pattern] = len(values)
-    return sorted(counts, key=lambda pattern: -counts[pattern])
+    return counts
 
 
-def _images_line(channels: Sequence[str]) -> str:
-    """Return the line for the patterns of channels, which are named by where they differ."""
-    if len(channels) == 1:
-        return f'images: "{printable(channels[0])}"'
-    stems = [_stem(pattern) for pattern in channels]
+def _choose_labels(counts: Mapping[str, int]) -> list[str]:
+    """Return the pattern of the label map, the one with the most values, or those of masks."""
+    most = max(counts.values(), default=0)
+    if most > MASK_VALUES:
+        return [pattern for pattern, count in counts.items() if count == most][:1]
+    return [pattern for pattern in counts if not _has_mask_word(pattern)] or list(counts)[:1]
+
+
+def _patterns_text(texts: Sequence[str]) -> str:
+    """Return a pattern, or several by their names, which are what they differ in."""
+    if len(texts) == 1:
+        return f'"{printable(texts[0])}"'
+    stems = [_stem(pattern) for pattern in texts]
     start, _, end = patterns.common(stems).partition("*")
     start = start[: max(start.rfind(separator) for separator in SEPARATORS) + 1]
     names = [stem[len(start) : len(stem) - len(end)].strip(SEPARATORS) or stem for stem in stems]
-    pairs = zip(names, channels, strict=True)
+    pairs = zip(names, texts, strict=True)
     listed = ", ".join(f'{printable(name)}: "{printable(text)}"' for name, text in pairs)
-    return f"images: {{{listed}}}"
+    return f"{{{listed}}}"
 
 
 def _below(candidates: Sequence[Candidate], pattern: str) -> str:
@@ -126,6 +136,10 @@ def _stem(pattern: str) -> str:
 
 def _is_mask(stem: str) -> bool:
     return len(list(forms(stem))) > 1
+
+
+def _has_mask_word(pattern: str) -> bool:
+    return any(word in _stem(pattern).lower() for word in MASK_WORDS)
 
 
 def _base(stem: str, bases: Iterable[str]) -> str | None:

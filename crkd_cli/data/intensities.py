@@ -170,7 +170,7 @@ def _choose_modalities(
             tags, guesses = _votes(tagged, number), _votes(guessed, number)
             info = _with_modality(info, _elect(tags or guesses, info.modality), spec.dims)
             if info.modality == "CT" and not tags:
-                source.notes.append(_note_ct(info))
+                source.notes.append(_note_ct(info, spec))
             source.notes += _note_contradictions(info, tags or guesses)
         channels.append(info)
     return tuple(channels)
@@ -218,10 +218,14 @@ def _with_modality(info: ChannelInfo, modality: ChannelModality, dims: int) -> C
     return msgspec.structs.replace(info, modality=modality, intensity=intensity)
 
 
-def _note_ct(info: ChannelInfo) -> str:
+def _note_ct(info: ChannelInfo, spec: DatasetSpec) -> str:
+    described = (
+        f"{{name: {name}, modality: MR}}" if name == info.name else f"{{name: {name}}}"
+        for name in spec.channel_names
+    )
     return (
         f"{channel_title(info.name)} looks like CT (Hounsfield units) and is normalized as CT; "
-        f"if it is not, describe it: channels: [{{name: {info.name}, modality: MR}}]"
+        f"if it is not, describe it: channels: [{', '.join(described)}]"
     )
 
 

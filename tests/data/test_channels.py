@@ -6,7 +6,7 @@ from crkd_cli.data.channels import images_to_predict
 from crkd_cli.data.description import Channel, Description
 from crkd_cli.data.sources.folder import Folder
 from crkd_cli.data.store import ChannelInfo, DatasetSpec
-from crkd_cli.errors import UsageError
+from crkd_cli.errors import CrkdError, UsageError
 from tests.data.helpers import make_files
 
 T1, FLAIR = "T1", "FLAIR"
@@ -126,6 +126,13 @@ def test_faults_are_named(name, tmp_path):
     source.find(root)
     (reason,) = source.files.refused.values()
     assert message in reason
+
+
+def test_a_pattern_without_a_file_is_wrong(tmp_path):
+    root = make_files(tmp_path, "a_t1.png", "a_t2.png", "a_seg.png")
+    (root / "dataset.yaml").write_text(NAMED_2.replace("_t2", "_T2"))
+    with pytest.raises(CrkdError, match=r"the pattern images\.T2: '{name}_T2\.png'; correct it"):
+        Folder().find(root)
 
 
 @pytest.mark.parametrize(

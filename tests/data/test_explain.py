@@ -1,6 +1,12 @@
 """Errors about folders that are not understood, and the lines of a description that help."""
 
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from crkd_cli.data.sources.folder import Folder
 from crkd_cli.errors import CrkdError
@@ -78,3 +84,28 @@ def test_the_suggested_lines_help(files, tmp_path):
     cases = Folder().find(tmp_path)
     assert len(cases) >= 2
     assert all(len(case.labels) == 1 for case in cases)
+
+
+def test_files_with_few_integers_are_labels(tmp_path, rng):
+    """Files of a folder per case that no name tells apart."""
+    for case in ("p1", "p2"):
+        (tmp_path / case).mkdir()
+        for name in ("ct", "pet"):
+            save(tmp_path / case / f"{name}.nii", rng.normal(size=(9, 8, 7)).astype(np.float32))
+        for name in ("liver", "spleen", "bodymask"):
+            save(tmp_path / case / f"{name}.nii", rng.integers(0, 2, (9, 8, 7), dtype=np.uint8))
+    channels = 'images: {ct: "{name}/ct.nii", pet: "{name}/pet.nii"}'
+    classes = 'labels: {liver: "{name}/liver.nii", spleen: "{name}/spleen.nii"}'
+    with pytest.raises(CrkdError) as error:
+        Folder().find(tmp_path)
+    assert str(error.value).endswith(f"add to dataset.yaml: {channels} and {classes}")
+
+    for case in ("p1", "p2"):
+        save(tmp_path / case / "tumor.nii", rng.integers(0, 5, (9, 8, 7)).astype(np.float32))
+    with pytest.raises(CrkdError) as error:
+        Folder().find(tmp_path)
+    assert str(error.value).endswith(f'{channels} and labels: "{{name}}/tumor.nii"')
+
+
+def save(path: Path, array: NDArray[Any]) -> None:
+    nib.save(nib.Nifti1Image(array, np.eye(4)), path)
