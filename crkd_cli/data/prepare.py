@@ -101,7 +101,7 @@ class _Run:
         _check_official_groups(self._name, self._cases, self._raw)
         self._duplicates = _duplicate_ids(self._cases)
         if workers is None:
-            workers = choose_workers(file for case in self._cases for file in case.image_files)
+            workers = choose_workers(self._cases)
         if self._source.reads_description:
             spec = self._measure(spec, progress, workers)
         with nullcontext() if check_only else temporary_folder(store) as folder:

@@ -8,7 +8,7 @@ import os
 import pickle
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -16,14 +16,15 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
+from crkd_cli.data.cases import RawCase
 from crkd_cli.data.raw.limits import available_memory
 from crkd_cli.errors import CrkdError
 from crkd_cli.progress import Progress
 
 # Starting a process takes about as long as reading files of this size.
 BYTES_PER_WORKER = 1 << 23
-# The memory that a process needs: itself, and files that are decompressed and converted.
-WORKER_BYTES, BYTES_PER_FILE_BYTE = 1 << 28, 32
+# The memory that a process needs: itself, and a case that is decompressed and converted.
+WORKER_BYTES, BYTES_PER_FILE_BYTE = 1 << 28, 20
 SECONDS_TO_END = 10.0
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
@@ -48,19 +49,17 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def choose_workers(files: Iterable[Path]) -> int:
-    """Return how many processes read `files` fastest: one per core, fewer for little data.
+def choose_workers(cases: Sequence[RawCase]) -> int:
+    """Return how many processes read `cases` fastest: one per core, fewer for little data.
 
-    There are also fewer if the memory is small for the largest file.
+    There are also fewer if the memory is small for the largest case.
     """
-    sizes = [0]
-    for file in files:
-        with suppress(OSError):  # reported when it is read
-            sizes.append(file.stat().st_size)
+    sizes = [sum(map(_size, case.image_files)) for case in cases]
     workers = min(available_cores(), sum(sizes) // BYTES_PER_WORKER)
     memory = available_memory()
     if memory is not None:
-        workers = min(workers, memory // (WORKER_BYTES + BYTES_PER_FILE_BYTE * max(sizes)))
+        needed = WORKER_BYTES + BYTES_PER_FILE_BYTE * max(sizes, default=0)
+        workers = min(workers, memory // needed)
     return max(workers, 1)
 
 
@@ -88,6 +87,13 @@ def map_cases(
             results.append(result)
             advance(1, note=case.id)
     return results
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # reported when it is read
+        return 0
 
 
 @contextmanager

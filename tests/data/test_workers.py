@@ -85,13 +85,14 @@ def test_processes_end_with_an_interruption():
 
 
 def test_little_data_is_read_by_one_process(tmp_path):
-    small, large = tmp_path / "small", tmp_path / "large"
-    small.write_bytes(b"0" * 1000)
-    with large.open("wb") as file:
-        file.truncate(2**30)  # takes no space
-    assert choose_workers([small] * 100) == 1
-    assert choose_workers([tmp_path / "missing"]) == 1
-    assert 1 <= choose_workers([large]) <= available_cores()
-    with large.open("wb") as file:
-        file.truncate(2**24)
-    assert choose_workers([large] * 100) == available_cores()
+    def of_size(size: int, count: int) -> list[RawCase]:
+        """Cases with an image of `size` bytes, which takes no space."""
+        file = tmp_path / "image"
+        with file.open("wb") as stream:
+            stream.truncate(size)
+        return [labeled_case(str(number), "a", file, None) for number in range(count)]
+
+    assert choose_workers(of_size(1000, 100)) == 1
+    assert choose_workers(cases("missing")) == 1
+    assert choose_workers(of_size(2**20, 100)) == min(available_cores(), 12)
+    assert choose_workers(of_size(2**40, 100)) == 1  # needs more memory than there is
