@@ -19,23 +19,23 @@ class Choice(NamedTuple):
     problem: str = ""  # why it cannot be used: the rest of a sentence that starts with its name
 
 
-def choose(series: Sequence[Series], selection: str | Mapping[str, str]) -> list[Choice]:
-    """Return the series of every case. Raises CrkdError if there are none.
+def choose(candidates: Sequence[Series], selection: str | Mapping[str, str]) -> list[Choice]:
+    """Return the series of every case among `candidates`. Raises CrkdError if there are none.
 
     For several channels, the series of a study are a case, or those of a folder if more folders
     than studies have one series per channel.
     """
     patterns = {"": selection} if isinstance(selection, str) else selection
-    fitting = [one for one in series if any(_matches(text, one) for text in patterns.values())]
+    fitting = [series for series in candidates if _matches_any(patterns.values(), series)]
     if not fitting:
         raise CrkdError(
             "no DICOM series has a description or UID that matches series: "
-            f"{', '.join(map(repr, patterns.values()))}; there are {_names(series)}"
+            f"{', '.join(map(repr, patterns.values()))}; there are {_names(candidates)}"
         )
     if isinstance(selection, str):
-        return [Choice((one,), one.problem) for one in fitting]
-    by_study = _groups(fitting, lambda one: one.tags.study)
-    by_folder = _groups(fitting, lambda one: one.folder.rpartition("/")[0])
+        return [Choice((series,), series.problem) for series in fitting]
+    by_study = _groups(fitting, lambda series: series.tags.study)
+    by_folder = _groups(fitting, lambda series: series.folder.rpartition("/")[0])
     choices = [[_choose_channels(group, selection) for group in by_study]]
     choices.append([_choose_channels(group, selection) for group in by_folder])
     return max(choices, key=lambda cases: sum(not case.problem for case in cases))
@@ -48,30 +48,35 @@ def _matches(pattern: str, series: Series) -> bool:
     return any(regex.fullmatch(text) for text in (series.tags.description, series.tags.series))
 
 
-def _groups(series: Iterable[Series], key: Callable[[Series], str]) -> list[list[Series]]:
+def _matches_any(patterns: Iterable[str], series: Series) -> bool:
+    return any(_matches(pattern, series) for pattern in patterns)
+
+
+def _groups(candidates: Iterable[Series], key: Callable[[Series], str]) -> list[list[Series]]:
     groups: dict[str, list[Series]] = defaultdict(list)
-    for one in series:
-        groups[key(one)].append(one)
+    for series in candidates:
+        groups[key(series)].append(series)
     return list(groups.values())
 
 
 def _choose_channels(group: Sequence[Series], selection: Mapping[str, str]) -> Choice:
     """Return the series of each channel, or what is wrong with them."""
-    chosen = []
+    chosen: list[Series] = []
     for channel, pattern in selection.items():
-        matches = [one for one in group if _matches(pattern, one)]
-        wanted = f"for the channel {channel} ({pattern!r})"
+        matches = [series for series in group if _matches(pattern, series)]
+        purpose = f"for the channel {channel} ({pattern!r})"
         if not matches:
-            problem = f"has no DICOM series {wanted}, only {_names(group)}; add it, or remove them"
+            problem = f"has no DICOM series {purpose}, only {_names(group)}; add it, or remove them"
             return Choice(tuple(group), problem)
         if len(matches) > 1:
-            problem = f"has {len(matches)} DICOM series {wanted}: {_names(matches)}"
+            problem = f"has {len(matches)} DICOM series {purpose}: {_names(matches)}"
             return Choice(tuple(group), f"{problem}; make its pattern more specific")
         chosen += matches
-    return Choice(tuple(chosen), next((one.problem for one in chosen if one.problem), ""))
+    problems = [series.problem for series in chosen if series.problem]
+    return Choice(tuple(chosen), problems[0] if problems else "")
 
 
-def _names(series: Iterable[Series]) -> str:
-    names = sorted({f"{printable(one.tags.description)!r}" for one in series})
+def _names(group: Iterable[Series]) -> str:
+    names = sorted({f"{printable(series.tags.description)!r}" for series in group})
     others = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return ", ".join(names[:MAX_NAMES]) + others

@@ -104,9 +104,9 @@ def _parts(files: list[DicomFile]) -> list[Series]:
         problem = arrange(files[0].tags.frames, are_ordered=True).problem
         return [Series(tuple(files), problem=problem)]
     copies = Counter(file.tags.instance for file in files)
-    twice = [file for file in files if copies[file.tags.instance] > 1 and file.tags.instance]
-    if twice:
-        names = " and ".join(file.raw.name for file in twice[:2])
+    duplicates = [file for file in files if copies[file.tags.instance] > 1 and file.tags.instance]
+    if duplicates:
+        names = " and ".join(file.raw.name for file in duplicates[:2])
         problem = f"contains a slice twice ({printable(names)}); remove one of them"
         return [Series(tuple(files), problem=problem)]
     if _have_own_places(files):

@@ -57,17 +57,17 @@ def find_series(
     if not dicom.is_available():
         return FoundSeries(_sorted([*others, *_unreadable(candidates)]))
     images, damaged = _read_all(candidates, record)
-    series = _split_off_captures(group_series(images), record)
-    cases = [Choice((one,), one.problem) for one in series]
+    all_series = _split_off_captures(group_series(images), record)
+    cases = [Choice((series,), series.problem) for series in all_series]
     channels: list[str] = []
     if selection is not None:
-        cases = choose(series, selection)
+        cases = choose(all_series, selection)
         channels = [] if isinstance(selection, str) else list(selection)
-    used = {one: None for case in cases for one in case.series}
-    for one in series:
-        if one not in used:
-            _leave_out(one, NOT_CHOSEN, record)
-    listed = _as_files(cases, channels, _patients(series), record)
+    used = dict.fromkeys(series for case in cases for series in case.series)
+    for series in all_series:
+        if series not in used:
+            _leave_out(series, NOT_CHOSEN, record)
+    listed = _as_files(cases, channels, _patients(all_series), record)
     return FoundSeries(_sorted([*others, *damaged, *listed]), list(used), _lines(list(used)))
 
 
@@ -123,25 +123,25 @@ def _why_no_image(file: DicomFile) -> str:
     return "a DICOM localizer (scout view)" if file.tags.is_localizer else ""
 
 
-def _split_off_captures(series: list[Series], record: FileRecord) -> list[Series]:
+def _split_off_captures(all_series: list[Series], record: FileRecord) -> list[Series]:
     """Return the series without screenshots, if there are volumes."""
-    if all(len(one.size) == 2 for one in series):
-        return series
+    if all(len(series.size) == 2 for series in all_series):
+        return all_series
     kept = []
-    for one in series:
-        if len(one.size) == 2 and one.tags.sop_class.startswith(SECONDARY_CAPTURE):
-            _leave_out(one, "a DICOM secondary capture beside volumes", record)
+    for series in all_series:
+        if len(series.size) == 2 and series.tags.sop_class.startswith(SECONDARY_CAPTURE):
+            _leave_out(series, "a DICOM secondary capture beside volumes", record)
         else:
-            kept.append(one)
+            kept.append(series)
     return kept
 
 
-def _patients(series: Iterable[Series]) -> dict[str, str]:
+def _patients(all_series: Iterable[Series]) -> dict[str, str]:
     """Return a pseudonym for every patient: by their ID, or by the study if it is not stated."""
     smallest: dict[str, str] = {}
-    for one in series:
-        patient = _patient(one)
-        smallest[patient] = min(smallest.get(patient, one.tags.series), one.tags.series)
+    for series in all_series:
+        patient, unique = _patient(series), series.tags.series
+        smallest[patient] = min(smallest.get(patient, unique), unique)
     return {patient: f"patient-{pseudonym(unique)}" for patient, unique in smallest.items()}
 
 
@@ -175,15 +175,15 @@ def _as_file(
 ) -> RawFile:
     """Return a case as one file called `name` unless that is empty."""
     first = case.series[0]
-    files = [file.raw for one in case.series for file in one.files]
-    is_private = any(one.is_private for one in case.series)
+    files = [file.raw for series in case.series for file in series.files]
+    is_private = any(series.is_private for series in case.series)
     id = first.pseudonym if is_private else ""
     if len(files) == 1:
         name = files[0].name
     elif not name:
         id = first.pseudonym
         name = f"{_case_folder(case.series)}/{id}".lstrip("/")
-    images = tuple(one.image for one in case.series)
+    images = tuple(series.image for series in case.series)
     if len(channels) > 1 and not case.problem:
         named = zip(images, channels, strict=True)
         images = tuple(image._replace(channel=channel) for image, channel in named)
@@ -193,7 +193,8 @@ def _as_file(
 
 
 def _case_folder(case: tuple[Series, ...]) -> str:
-    return posixpath.commonpath([one.folder for one in case]) if len(case) > 1 else case[0].folder
+    folders = {series.folder for series in case}
+    return posixpath.commonpath(folders) if len(folders) > 1 else folders.pop()
 
 
 def _leave_out(series: Series, reason: str, record: FileRecord) -> None:
@@ -207,30 +208,35 @@ def _leave_out(series: Series, reason: str, record: FileRecord) -> None:
 
 def _group_files(case: Iterable[Series], name: str, is_private: bool, record: FileRecord) -> None:
     """Record how the files of a case are listed: together, and without the patient's name."""
-    files = [file for one in case for file in one.files]
+    files = [file for series in case for file in series.files]
     for number, file in enumerate(files, start=1):
         shown = f"{name}/{number}" if is_private else ""
         record.series[file.raw.path] = SeriesFile(files[0].raw.path, name, shown)
 
 
-def _lines(series: Sequence[Series]) -> list[str]:
+def _lines(used: Sequence[Series]) -> list[str]:
     """Return a line per description and modality: the number of series, and their sizes."""
     groups: dict[tuple[str, str], list[Series]] = defaultdict(list)
-    for one in series:
-        groups[one.tags.description, one.tags.modality].append(one)
+    for series in used:
+        groups[series.tags.description, series.tags.modality].append(series)
     lines = []
     for (description, modality), group in groups.items():
-        axes = list(zip(*(one.size for one in group), strict=False))
-        sizes = (
-            f"{min(axis)} to {max(axis)}" if len(set(axis)) > 1 else f"{axis[0]}" for axis in axes
-        )
         text = f"{printable(description)!r}" if description else "without a description"
         lines.append(
-            f"DICOM series {text}: {len(group)}, {modality or 'no modality'}, {' × '.join(sizes)}"
+            f"DICOM series {text}: {len(group)}, {modality or 'no modality'}, {_sizes(group)}"
         )
     if len(lines) > MAX_LINES:
         lines = [*lines[:MAX_LINES], f"and {pluralize(len(lines) - MAX_LINES, 'more description')}"]
     return lines
+
+
+def _sizes(group: Sequence[Series]) -> str:
+    """Return the sizes of series, such as 512 × 512 × 90 to 200."""
+    texts = []
+    for axis in zip(*(series.size for series in group), strict=False):
+        smallest, largest = min(axis), max(axis)
+        texts.append(str(smallest) if smallest == largest else f"{smallest} to {largest}")
+    return " × ".join(texts)
 
 
 def _sorted(files: Iterable[RawFile]) -> list[RawFile]:
