@@ -76,7 +76,8 @@ def find_layout(files: Sequence[RawFile], base: str, record: FileRecord) -> Layo
 
     label_files = [] if labels is None else _below(inside, labels)
     beside = _beside_series(inside, images)
-    image_files = [file for file in image_files if file not in beside]
+    labels_beside = set(beside)
+    image_files = [file for file in image_files if file not in labels_beside]
     _leave_out_others(inside, base, {*image_files, *label_files, *beside}, record)
     label_candidates = candidates(label_files, labels or "", record)
     return Layout(
