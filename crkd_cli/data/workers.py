@@ -21,8 +21,8 @@ from crkd_cli.data.raw.limits import available_memory
 from crkd_cli.errors import CrkdError
 from crkd_cli.progress import Progress
 
-# Starting a process takes about as long as reading files of this size.
-BYTES_PER_WORKER = 1 << 23
+# Starting a process takes as long as reading files of this size at most.
+BYTES_PER_WORKER = 1 << 25
 # The memory that a process needs: itself, and a case that is decompressed and converted.
 WORKER_BYTES, BYTES_PER_FILE_BYTE = 1 << 28, 20
 SECONDS_TO_END = 10.0
@@ -175,14 +175,15 @@ class _Pool:
 
     def _receive(self, pipe: Connection, case: HasId) -> tuple[bool, Any]:
         try:
-            answer: tuple[bool, Any] = pickle.loads(pipe.recv_bytes())
-        except (EOFError, ConnectionError):
+            content = pipe.recv_bytes()
+        except (EOFError, OSError):  # OSError: in the middle of an answer
             process = self._processes[self._pipes.index(pipe)]
             process.join()
             raise CrkdError(
                 f"{case.id}: the process that read this case ended (exit code {process.exitcode}); "
                 "if memory ran out, use --workers 1"
             ) from None
+        answer: tuple[bool, Any] = pickle.loads(content)
         return answer
 
 

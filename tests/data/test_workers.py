@@ -94,5 +94,5 @@ def test_little_data_is_read_by_one_process(tmp_path):
 
     assert choose_workers(of_size(1000, 100)) == 1
     assert choose_workers(cases("missing")) == 1
-    assert choose_workers(of_size(2**20, 100)) == min(available_cores(), 12)
+    assert choose_workers(of_size(2**20, 100)) == min(available_cores(), 3)
     assert choose_workers(of_size(2**40, 100)) == 1  # needs more memory than there is
