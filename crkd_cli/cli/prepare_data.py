@@ -143,6 +143,7 @@ def prepare_data(
                 "--spacing": spacing,
                 "--ignore": None if ignore is None else str(ignore),
                 "--memory": memory,
+                "--workers": None if workers is None else str(workers),
                 "--data-root": data_root,
             }
         )

@@ -60,7 +60,7 @@ def test_check_writes_nothing_and_names_a_command_that_works(
     prepare_data, cli, raw_folder, tmp_path
 ):
     raw_folder = raw_folder.rename(tmp_path / "my own")
-    options = ("--check", "--spacing", "2", "--ignore", "-1")
+    options = ("--check", "--spacing", "2", "--ignore", "-1", "--workers", "1")
     code, err = prepare_data("mine", "--source", raw_folder, *options)
     assert code == 0
     assert not (tmp_path / "data").exists()
