@@ -62,7 +62,8 @@ def _affine(volume: Volume) -> Affine | None:
     if volume.geometry is None or not volume.geometry.affines:
         return None
     affine = volume.geometry.affines[0]
-    if affine.shape[1] != len(affine) + 1:  # a slice in space
+    is_square = affine.shape[1] == len(affine) + 1  # else a slice in space
+    if not is_square or np.linalg.matrix_rank(affine[:, :-1]) < len(affine):
         return None
     return np.vstack([affine, [0] * len(affine) + [1]])
 

@@ -118,9 +118,13 @@ def test_channels_that_do_not_overlap_are_refused(volume):
         stack([first, second], IMAGES)
 
 
-@pytest.mark.parametrize("affine", [None, OBLIQUE])
+FLAT = np.array([[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]], np.float64)
+
+
+@pytest.mark.parametrize("affine", [None, OBLIQUE, FLAT])
 def test_other_shapes_without_positions_are_refused(volume, affine):
-    first, second = volume((6, 5, 4), affine), volume((6, 5, 5), None)
+    other = FLAT if affine is FLAT else None
+    first, second = volume((6, 5, 4), affine), volume((6, 5, 5), other)
     message = r"b\.nii has shape \(5, 5, 6\), the first channel a\.nii \(4, 5, 6\), and the"
     with pytest.raises(CrkdError, match=message):
         stack([first, second], IMAGES)
