@@ -142,9 +142,8 @@ def note_unlike_ct(
         with_air = sum(value <= AIR for value in lowest.values())
         if unlike and with_air > len(unlike):
             yield (
-                f"{pluralize(len(unlike), 'image')} of {channel_title(info.name)} have no negative "
-                f"values, so they may not be in Hounsfield units as the others are: "
-                f"{preview(unlike)}"
+                f"images without negative values in {channel_title(info.name)}, so perhaps not in "
+                f"Hounsfield units as the others: {preview(unlike)}"
             )
 
 
@@ -234,8 +233,8 @@ def _note_contradictions(info: ChannelInfo, votes: Mapping[str, ChannelModality]
     others = [case for case, modality in votes.items() if modality != info.modality]
     if others:
         yield (
-            f"{channel_title(info.name)} is taken as {info.modality}, but {len(others)} of "
-            f"{pluralize(len(votes), 'image')} checked look different: {preview(others)}"
+            f"{channel_title(info.name)} is taken as {info.modality}, but of "
+            f"{pluralize(len(votes), 'image')} checked, these look different: {preview(others)}"
         )
 
 

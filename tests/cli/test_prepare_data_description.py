@@ -98,7 +98,10 @@ def test_mistakes_in_a_description(prepare_data, raw_folder):
     mistakes = {
         "clases: {liver: 1}": (2, "dataset.yaml: unknown key clases; did you mean 'classes'?"),
         "spacing: [1, 1, 1]": (2, "the described spacing has 3 numbers, but mine is 2D: give 2"),
-        "channels: [{modality: RGB}]": (1, "says RGB, but most images have no colors"),
+        "channels: [{modality: RGB}]": (
+            1,
+            "most images are not 2D images with colors",
+        ),
         "channels: [{name: T1}, {name: T2}]": (1, "1 channel, but the dataset mine has 2"),
         'images: "img/*.png"': (1, "matches the pattern images: 'img/*.png'; correct it"),
         'labels: "labels/{name}_x.png"': (1, "matches the pattern labels: 'labels/{name}_x.png'"),

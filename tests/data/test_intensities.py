@@ -160,7 +160,7 @@ def test_the_majority_decides_and_contradictions_are_named(tmp_path):
         save(tmp_path, name, np.abs(scan()) if name == "b" else scan(), organs())
     channel, notes = decide(tmp_path)
     assert channel.modality == "CT"
-    assert any("1 of 3 images checked look different: b" in note for note in notes)
+    assert any("of 3 images checked, these look different: b" in note for note in notes)
     (tmp_path / "dataset.yaml").write_text("channels: [{name: image, modality: MR}]")
     channel, notes = decide(tmp_path)
     assert (channel.modality, channel.intensity, notes) == ("MR", "zscore", [])
@@ -196,7 +196,7 @@ def test_images_in_other_units_than_the_others_are_named(tmp_path):
     def report():
         return prepare("mine", Folder(), tmp_path, tmp_path / "store", progress)
 
-    assert any("as the others are: b" in finding.what for finding in report().findings)
+    assert any("Hounsfield units as the others: b" in finding.what for finding in report().findings)
     assert Store(tmp_path / "store").spec.channels[0].modality == "CT"
     save(tmp_path, "b", (scan() + 1024) / 4095)
     (error,) = report().errors

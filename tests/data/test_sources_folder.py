@@ -121,6 +121,15 @@ def test_h5_files_with_a_label(tmp_path, rng, prepared):
     assert [case.labeled for case in store.index.cases] == [True, False]
 
 
+def test_h5_files_with_labels_and_channels_that_are_not_described(tmp_path, rng, prepared):
+    (tmp_path / "images").mkdir()
+    with h5py.File(tmp_path / "images" / "a.h5", "w") as file:
+        file["image"] = rng.normal(size=(2, 3, 8, 8))
+        file["label"] = rng.integers(0, 2, (3, 8, 8)).astype(np.uint8)
+    with pytest.raises(AssertionError, match=r"shape \(2, 3, 8, 8\).* list all in dataset.yaml"):
+        prepared("mine", tmp_path)
+
+
 def test_spacing(make_raw, prepared, tmp_path):
     root, _ = make_raw(".tif", (4, 20, 25))
     assert prepared("mine", root, spacing="5, 0.5, 0.5").cases["a"].spacing_mm == (5.0, 0.5, 0.5)

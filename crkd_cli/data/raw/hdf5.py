@@ -139,7 +139,7 @@ def _channel_axis(images: Sequence[Any], path: Path, channels: int) -> int | Non
         return -1
     if len(shape) not in (2, 3):
         raise CrkdError(
-            f"{path} has an image of shape {shape}: expected two or three axes, and before them, "
-            "for channels, an axis of as many as dataset.yaml lists"
+            f"{path} has an image of shape {shape} instead of two or three axes; if the first of "
+            "four is that of channels, list all in dataset.yaml: channels: [{name: T1}, …]"
         )
     return None

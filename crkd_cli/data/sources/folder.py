@@ -6,6 +6,7 @@ states what cannot be inferred. Without `patients.csv`, every image is a patient
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,8 +108,8 @@ class Folder(Source):
         modalities = {name: described.get(name) or inferred for name in names}
         if "RGB" in modalities.values() and not is_color:
             raise CrkdError(
-                "the description says RGB, but most images have no colors; give another modality "
-                "(gray, MR or CT), or drop the line"
+                "the description says RGB, but most images are not 2D images with colors; give "
+                "another modality (gray, MR or CT), or drop the line"
             )
         return modalities
 
@@ -134,13 +135,16 @@ class Folder(Source):
 
 
 def _with_inner_label(case: RawCase, channels: Sequence[str]) -> RawCase:
-    """Use the label inside an h5 image, if there is one and no other."""
+    """Use the label inside an h5 image, if there is one and no other.
+
+    An image that cannot be read counts as labeled: that is reported when it is read, and not that
+    it has no label.
+    """
     if case.labels or formats.suffix(case.image) not in hdf5.SUFFIXES:
         return case
-    try:
+    has_label = True
+    with suppress(CrkdError):
         has_label = formats.probe(case.image, channels).has_label
-    except CrkdError:  # reported when the image is read
-        return case
     return replace(case, labels=(LabelFile(case.image),)) if has_label else case
 
 
