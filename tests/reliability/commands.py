@@ -25,6 +25,7 @@ MODULES = (
     "h5py",
     "matplotlib.backends.backend_agg",
     "nibabel",
+    "pydicom",
     "rich.table",
     "scipy.ndimage",
     "torch._inductor",  # what torch.use_deterministic_algorithms imports

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.common import environment, write_json
-from tests.reliability import commands, readers, targets, workspace
+from tests.reliability import commands, readers, scans, targets, workspace
 from tests.reliability.trial import Fault, Trial
 from tests.reliability.workspace import Workspace
 
@@ -30,13 +30,20 @@ class Target(NamedTuple):
     """Something to damage."""
 
     run: targets.Target
-    share: int  # of the trials; those of `pictures` and `volumes` are folders of inputs
+    share: int  # of the trials
     what: str
+    batch: int = 1  # inputs in a trial
 
 
 TARGETS = {
-    "pictures": Target(readers.pictures, 4, "pictures: PNG, JPG, TIFF, BMP, GIF, HDF5, DICOM"),
-    "volumes": Target(readers.volumes, 4, "volumes: NIfTI, NRRD, MetaImage, TIFF, HDF5, DICOM"),
+    "pictures": Target(
+        readers.pictures, 4, "pictures: PNG, JPG, TIFF, BMP, GIF, HDF5, DICOM", readers.BATCH
+    ),
+    "volumes": Target(
+        readers.volumes, 4, "volumes: NIfTI, NRRD, MetaImage, TIFF, HDF5, DICOM", readers.BATCH
+    ),
+    "dicom": Target(scans.dicom, 3, "DICOM: folders of series, multi-frame files", scans.BATCH),
+    "channels": Target(scans.channels, 2, "images of two channels: NIfTI, NRRD, HDF5", scans.BATCH),
     "label": Target(readers.damaged_label, 6, "label maps of these formats"),
     "description": Target(targets.description, 8, "`dataset.yaml`, `dataset.json`, `patients.csv`"),
     "names": Target(targets.names, 3, "names of files"),
@@ -118,7 +125,7 @@ def schedule(inputs: int) -> Iterator[tuple[str, int]]:
             for _ in range(target.share):
                 yield name, numbers[name]
                 numbers[name] += 1
-                done += readers.BATCH if name in ("pictures", "volumes") else 1
+                done += target.batch
                 if done >= inputs:
                     return
 

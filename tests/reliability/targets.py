@@ -71,6 +71,7 @@ def options(trial: Trial) -> None:
     checkpoint = work.checkpoint(2)
     commands = [
         (prepare(work.source(2), trial.folder), ("--spacing", "--source", "--data-root")),
+        (prepare(work.source("ct"), trial.folder, "ct"), ("--memory", "--workers", "--ignore")),
         (
             ["make-splits", "own2d", "--data-root", work.data, "--out", out],
             ("--labeled", "--val", "--test", "--seed", "--data-root"),
@@ -241,6 +242,36 @@ labels: "labels/{name}.png"
 patients: "{patient}*"
 spacing: [0.5, 0.5]
 """
+DATASET_OF_VOLUMES = """\
+channels:
+  - {name: a, modality: CT}
+classes: {disc: [1, 2]}
+images: "images/*.nii.gz"
+labels: "labels/{name}.nii.gz"
+spacing: [3.0, 1.5, 1.5]
+plan:
+  orientation: RAS
+  spacing: [3.0, 2.0, 1.5]
+  network: 3D
+  patch: [16, 16, 16]
+  batch: 2
+"""
+DATASET_OF_CHANNELS = """\
+channels:
+  - {name: a, modality: MR}
+  - {name: b, modality: CT}
+images: {b: "images/{name}_0001*", a: "images/{name}_0000*"}
+labels: {disc: "labels/{name}.nii.gz"}
+plan: {spacing: native, network: 2D, patch: [16, 16], resize: [16, 16]}
+"""
+DATASET_OF_SERIES = """\
+channels: [{name: a, modality: CT}]
+classes: {disc: 1}
+images: "images/{name}"
+labels: "labels/{name}.nii.gz"
+series: {a: "CT*"}
+patients: patients.csv
+"""
 DATASET_JSON = """\
 {"channel_names": {"0": "gray"}, "labels": {"background": 0, "disc": 1}, "file_ending": ".png",
  "numTraining": 6, "name": "discs", "modality": {"0": "gray"}, "ignore": 255}
@@ -249,22 +280,27 @@ DATASET_JSON = """\
 
 def description(trial: Trial) -> None:
     """dataset.yaml, dataset.json and patients.csv."""
-    source = trial.copy(trial.work.source(2), "source")
     patients = "image,patient\n" + "".join(
         f"case{n}.png,p{n // 2}\n" for n in range(workspace.CASES)
     )
-    name, content, damage = trial.draw.choice(
+    data, name, content, damage = trial.draw.choice(
         (
-            ("dataset.yaml", DATASET_YAML, settings),
-            ("dataset.json", DATASET_JSON, tree),
-            ("patients.csv", patients, text),
+            (2, "dataset.yaml", DATASET_YAML, settings),
+            (2, "dataset.json", DATASET_JSON, tree),
+            (2, "patients.csv", patients, text),
+            (3, "dataset.yaml", DATASET_OF_VOLUMES, settings),
+            ("two", "dataset.yaml", DATASET_OF_CHANNELS, settings),
+            ("ct", "dataset.yaml", DATASET_OF_SERIES, settings),
         )
     )
     if trial.intact:
         return
+    source = trial.copy(trial.work.source(data), "source")
+    (source / "patients.csv").write_text(patients.replace(".png", ""))
     (source / name).write_text(content)
     _damage(trial, source / name, damage)
-    trial.crkd([*prepare(source, trial.folder / "data"), "--check"])
+    command = prepare(source, trial.folder / "data", data)
+    trial.crkd([*command, "--check"] if trial.draw.random() < 0.5 else command)
 
 
 def archive(trial: Trial) -> str | None:

@@ -1,5 +1,6 @@
-"""Two small prepared datasets with trained and evaluated runs, and the commands that use them."""
+"""Small prepared datasets with trained and evaluated runs, and the commands that use them."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,13 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from tests.reliability import commands, originals
+from tests.reliability import commands, originals, scan_files
 from tests.reliability.commands import Outcome
 
 CASES = 6
 STEPS = 4
+
+Data = int | str  # the dimensions of the dataset of pictures or of volumes; or "ct" or "two"
 
 
 @dataclass(frozen=True)
@@ -33,44 +36,58 @@ class Workspace:
     def split(self) -> Path:
         return self.root / "split.yaml"
 
-    def source(self, dims: int) -> Path:
-        return self.root / f"source{dims}d"
+    def source(self, data: Data) -> Path:
+        return self.root / f"source-{data}"
 
-    def store(self, dims: int = 2) -> Path:
-        return self.data / "prepared" / f"own{dims}d"
+    def store(self, data: Data = 2) -> Path:
+        return self.data / "prepared" / dataset_name(data)
 
     def run(self, name: str) -> Path:
         return self.root / "runs" / name
 
-    def checkpoint(self, dims: int) -> Path:
-        return self.run("a" if dims == 2 else "volumes") / "last.pth"
+    def checkpoint(self, data: Data) -> Path:
+        return self.run({2: "a", 3: "volumes"}.get(data, data)) / "last.pth"
+
+
+def dataset_name(data: Data) -> str:
+    return f"own{data}d" if isinstance(data, int) else data
 
 
 def make(root: Path) -> Workspace:
     """Make the workspace with the commands themselves. Raises RuntimeError if one fails."""
     work = Workspace(root)
     root.mkdir(parents=True)
-    for dims in (2, 3):
-        _write_source(work.source(dims), dims)
-        _run(root, prepare(work.source(dims), work.data, dims))
-    names = [f"case{number}" for number in range(CASES)]
-    split = {
-        "dataset": "own2d",
-        "name": "made",
-        "train": names[:3],
-        "labeled": names[:2],
-        "val": names[3:4],
-        "test": names[4:],
-    }
-    work.split.write_text(yaml.safe_dump(split))
-    (root / "split3d.yaml").write_text(yaml.safe_dump({**split, "dataset": "own3d"}))
+    for data in (2, 3, "ct", "two"):
+        if isinstance(data, int):
+            _write_source(work.source(data), data)
+        else:
+            scan_files.write_dataset(work.source(data), data, CASES)
+        _run(root, prepare(work.source(data), work.data, data))
+    work.split.write_text(_split(work, 2))
+    for data in (3, "ct", "two"):
+        (root / f"split-{data}.yaml").write_text(_split(work, data))
     work.config.write_text(CONFIG)
     _run(root, train(work, work.run("a")))
     _run(root, train(work, work.run("b"), method="mean_teacher"))
-    _run(root, train(work, work.run("volumes"), dims=3))
+    for data in (3, "ct", "two"):
+        _run(root, train(work, work.checkpoint(data).parent, dataset=data))
     for name in "ab":
         _run(root, evaluate(work.run(name), work.data))
     return work
+
+
+def _split(work: Workspace, data: Data) -> str:
+    cases = json.loads((work.store(data) / "index.json").read_text())["cases"]
+    patients = [case["group"] for case in cases]
+    split = {
+        "dataset": dataset_name(data),
+        "name": "made",
+        "train": patients[:3],
+        "labeled": patients[:2],
+        "val": patients[3:4],
+        "test": patients[4:],
+    }
+    return yaml.safe_dump(split)
 
 
 CONFIG = f"""\
@@ -95,8 +112,8 @@ methods: {{}}
 """
 
 
-def prepare(source: Path, data: Path, dims: int = 2) -> list[object]:
-    return ["prepare-data", f"own{dims}d", "--source", source, "--data-root", data]
+def prepare(source: Path, data: Path, dataset: Data = 2) -> list[object]:
+    return ["prepare-data", dataset_name(dataset), "--source", source, "--data-root", data]
 
 
 def train(
@@ -104,13 +121,13 @@ def train(
     out: Path,
     *options: object,
     method: str = "supervised",
-    dims: int = 2,
+    dataset: Data = 2,
     data: Path | None = None,
     config: Path | None = None,
     split: Path | None = None,
 ) -> list[object]:
-    split = split or (work.split if dims == 2 else work.root / "split3d.yaml")
-    words: list[object] = ["train", "--dataset", f"own{dims}d", "--method", method]
+    split = split or (work.split if dataset == 2 else work.root / f"split-{dataset}.yaml")
+    words: list[object] = ["train", "--dataset", dataset_name(dataset), "--method", method]
     words += ["--config", config or work.config, "--split", split]
     return [*words, "--data-root", data or work.data, "--out", out, *options]
 
