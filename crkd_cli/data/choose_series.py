@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from crkd_cli.data.dicom_series import Series
 from crkd_cli.errors import CrkdError
-from crkd_cli.text import printable
 
 MAX_NAMES = 10
 
@@ -77,6 +76,6 @@ def _choose_channels(group: Sequence[Series], selection: Mapping[str, str]) -> C
 
 
 def _names(group: Iterable[Series]) -> str:
-    names = sorted({f"{printable(series.tags.description)!r}" for series in group})
+    names = sorted({series.title for series in group})
     others = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return ", ".join(names[:MAX_NAMES]) + others

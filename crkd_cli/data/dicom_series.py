@@ -12,7 +12,7 @@ from crkd_cli.data.inventory import RawFile
 from crkd_cli.data.privacy import patient_words, reveals
 from crkd_cli.data.raw.dicom import Tags
 from crkd_cli.data.raw.slices import arrange
-from crkd_cli.text import printable
+from crkd_cli.text import printable, shorten
 
 HEX_DIGITS = 10
 
@@ -47,6 +47,14 @@ class Series:
         """The files as a channel of a case."""
         paths = tuple(file.raw.path for file in self.files)
         return ImageFile(paths[0], paths)
+
+    @property
+    def title(self) -> str:
+        """The description in quotes, unless it is missing or reveals the patient."""
+        description = self.tags.description
+        if reveals(description, self.words):
+            return "with the name or ID of the patient as description"
+        return repr(shorten(description)) if description else "without a description"
 
     @property
     def folder(self) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from crkd_cli.data.inventory import FileRecord, RawFile
 from crkd_cli.data.naming import Candidate, label_keys, split_masks
-from crkd_cli.data.raw import formats
+from crkd_cli.data.raw import dicom, formats
 from crkd_cli.errors import CrkdError
 from crkd_cli.text import printable
 
@@ -204,14 +204,22 @@ def _common_folder(series: Sequence[RawFile]) -> str:
 
 
 def _beside_series(files: Sequence[RawFile], prefix: str) -> list[RawFile]:
-    """Return the image files below the folder `prefix` that lie in the folders of DICOM series."""
+    """Return the image files below the folder `prefix` that lie in the folders of DICOM series.
+
+    Files that cannot be read, and those with the names of DICOM files, are no labels.
+    """
     inside = [file for file in _below(files, prefix) if file.is_image]
     folders = set()
     for file in inside:
         if file.dicom is not None:
             folders |= {f"{file.name}/", _folder(file)}
     folders.discard(prefix)
-    return [file for file in inside if file.dicom is None and _folder(file) in folders]
+    others = [
+        file
+        for file in inside
+        if not file.problem and not file.name.lower().endswith(dicom.SUFFIXES)
+    ]
+    return [file for file in others if file.dicom is None and _folder(file) in folders]
 
 
 def _folder(file: RawFile) -> str:

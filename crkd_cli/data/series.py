@@ -6,7 +6,7 @@ Patients are never named: not in the ids of cases, the groups, or the names of f
 import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crkd_cli.data.cases import DicomCase, ImageFile
@@ -14,10 +14,10 @@ from crkd_cli.data.choose_series import Choice, choose
 from crkd_cli.data.dicom_series import DicomFile, Series, group_series, pseudonym
 from crkd_cli.data.inventory import FileRecord, RawFile, SeriesFile
 from crkd_cli.data.layout import IMAGES, LABELS, SIDECARS, TEST_PARTS
-from crkd_cli.data.privacy import patient_words
+from crkd_cli.data.privacy import patient_words, reveals
 from crkd_cli.data.raw import dicom, formats
 from crkd_cli.errors import CrkdError, pluralize
-from crkd_cli.text import printable
+from crkd_cli.text import printable, shorten
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # the start of their SOP classes
 # Folders with these names are not named after a case.
@@ -58,6 +58,7 @@ def find_series(
         return FoundSeries(_sorted([*others, *_unreadable(candidates)]))
     images, damaged = _read_all(candidates, record)
     all_series = _split_off_captures(group_series(images), record)
+    all_series = _refuse_incomplete(all_series, damaged)
     cases = [Choice((series,), series.problem) for series in all_series]
     channels: list[str] = []
     if selection is not None:
@@ -134,6 +135,22 @@ def _split_off_captures(all_series: list[Series], record: FileRecord) -> list[Se
         else:
             kept.append(series)
     return kept
+
+
+def _refuse_incomplete(all_series: Sequence[Series], damaged: Iterable[RawFile]) -> list[Series]:
+    """Return the series; one whose folder also has a damaged file probably lacks that slice."""
+    counts = Counter(series.folder for series in all_series if len(series.files) > 1)
+    names = {file.name.rpartition("/")[0]: file.name for file in damaged}
+    checked = []
+    for series in all_series:
+        is_only = len(series.files) > 1 and counts[series.folder] == 1
+        if is_only and series.folder in names and not series.problem:
+            file = names[series.folder]
+            shown = "a file" if reveals(file, series.words) else printable(file)
+            problem = f"may lack a slice, because {shown} is damaged; copy it again"
+            series = replace(series, problem=problem)
+        checked.append(series)
+    return checked
 
 
 def _patients(all_series: Iterable[Series]) -> dict[str, str]:
@@ -218,12 +235,11 @@ def _lines(used: Sequence[Series]) -> list[str]:
     """Return a line per description and modality: the number of series, and their sizes."""
     groups: dict[tuple[str, str], list[Series]] = defaultdict(list)
     for series in used:
-        groups[series.tags.description, series.tags.modality].append(series)
+        groups[series.title, printable(shorten(series.tags.modality))].append(series)
     lines = []
-    for (description, modality), group in groups.items():
-        text = f"{printable(description)!r}" if description else "without a description"
+    for (title, modality), group in groups.items():
         lines.append(
-            f"DICOM series {text}: {len(group)}, {modality or 'no modality'}, {_sizes(group)}"
+            f"DICOM series {title}: {len(group)}, {modality or 'no modality'}, {_sizes(group)}"
         )
     if len(lines) > MAX_LINES:
         lines = [*lines[:MAX_LINES], f"and {pluralize(len(lines) - MAX_LINES, 'more description')}"]

@@ -1,6 +1,7 @@
 """DICOM folders become cases: one per series, grouped by patient, without the names of patients."""
 
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -165,6 +166,43 @@ def test_a_copied_slice_is_refused(tmp_path, voxels):
     files[0].with_name("copy").write_bytes(files[0].read_bytes())
     (file,) = find_series(list_files(tmp_path), FileRecord()).files
     assert file.problem == "contains a slice twice (a/IM0003 and a/copy); remove one of them"
+
+
+def test_a_series_beside_a_damaged_file_is_refused(tmp_path, voxels):
+    """It may be the last slice, so that nothing else shows that one is missing."""
+    files = write_series(tmp_path / "a", voxels)
+    files[-1].write_bytes(files[-1].read_bytes()[:300])
+    write_series(tmp_path / "b", voxels, name="b")
+    found = find_series(list_files(tmp_path), FileRecord())
+    assert [(file.name, file.problem) for file in found.files] == [
+        ("a", "may lack a slice, because a/IM0001 is damaged; copy it again"),
+        ("a/IM0001", "is a damaged DICOM file; copy it again"),
+        ("b", ""),
+    ]
+
+
+def test_a_file_that_cannot_be_read_is_no_label(tmp_path, voxels):
+    write_series(tmp_path / "images" / "a", voxels)
+    write_label(tmp_path / "labels" / "a.nii.gz", voxels > 2000)
+    os.mkfifo(tmp_path / "images" / "a" / "x.dcm")
+    source = Folder()
+    source.find(tmp_path)
+    assert list(source.files.refused.values()) == [
+        "images/a/x.dcm is not a regular file; remove it"
+    ]
+
+
+def test_descriptions_are_shown_without_patients(tmp_path, voxels):
+    for name, description in (("a", "Thin Doe^Jane"), ("b", "x\x1b[31m")):
+        write_series(tmp_path / name, voxels, name=name, tags={"SeriesDescription": description})
+    found = find_series(list_files(tmp_path), FileRecord())
+    assert [line.partition(":")[0] for line in found.lines] == [
+        "DICOM series with the name or ID of the patient as description",
+        r"DICOM series 'x\x1b[31m'",
+    ]
+    with pytest.raises(CrkdError, match="no DICOM series has a description") as error:
+        find_series(list_files(tmp_path), FileRecord(), "none")
+    assert "Doe" not in str(error.value)
 
 
 def test_single_files_are_cases(tmp_path, voxels, rng):

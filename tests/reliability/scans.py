@@ -1,12 +1,10 @@
 """Damaged DICOM series and images of several channels: one bad case never ends the folder."""
 
-import shutil
 from pathlib import Path
 
 from tests.reliability import scan_files
 from tests.reliability.mutate import mutate_bytes
 from tests.reliability.mutate_dicom import mutate_dicom, mutate_folder
-from tests.reliability.readers import result
 from tests.reliability.trial import Fault, Trial
 from tests.reliability.workspace import predict, prepare
 

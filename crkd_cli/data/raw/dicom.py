@@ -8,8 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import MutableSequence, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -21,10 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli.data.raw import content
+from crkd_cli.data.raw.deflated import check_deflated
 from crkd_cli.data.raw.geometry import Geometry
 from crkd_cli.data.raw.isolation import call_isolated
-from crkd_cli.data.raw.limits import check_declared_size
+from crkd_cli.data.raw.limits import check_declared_size, enough_memory
 from crkd_cli.data.raw.slices import Frame, Stack, arrange
+from crkd_cli.data.raw.tag_values import check_values, integer, numbers, text
 from crkd_cli.errors import CrkdError
 
 SUFFIXES = (".dcm", ".ima")
@@ -38,6 +39,8 @@ COLORS = ("RGB", "YBR", "PALETTE")
 COPIES = 8  # of the voxels, of which some are 64-bit floats
 OVERHEAD_BYTES = 1 << 30  # of the libraries, mostly reserved but not used
 INT16 = np.iinfo(np.int16)
+UNCOMPRESSED = tuple(f"{kind} Endian" for kind in ("Implicit VR Little", "Explicit VR Little"))
+ELEMENT_BYTES = 8  # before the pixels, or 12
 TAGS = [
     "SOPClassUID",
     "SOPInstanceUID",
@@ -56,6 +59,8 @@ TAGS = [
     "NumberOfFrames",
     "PhotometricInterpretation",
     "BitsAllocated",
+    "RescaleSlope",
+    "RescaleIntercept",
     "PixelSpacing",
     "SpacingBetweenSlices",
     "ImagePositionPatient",
@@ -83,7 +88,8 @@ class Tags:
     parts: tuple[str, ...]  # echo time, acquisition, time point and image type
     size: tuple[int, int]  # columns, rows; zeros: it has no pixels
     color: str  # its photometric interpretation
-    sample_bytes: int
+    sample_bytes: int  # 0: less than one
+    stored_bytes: int  # the pixels, compressed or not, and what follows
     frames: tuple[Frame, ...]
     rescalings: int  # the number of different ones among its frames
 
@@ -127,8 +133,9 @@ def read_tags(path: Path) -> Tags:
         raise CrkdError(f"{path} {NEEDS_PYDICOM}")
     try:
         status = path.stat()
-        return _read_tags(os.fspath(path), status.st_mtime_ns, status.st_size)
-    except MemoryError:
+        with enough_memory(path):
+            return _read_tags(os.fspath(path), status.st_mtime_ns, status.st_size)
+    except CrkdError:
         raise
     except Exception as error:  # pydicom raises many; their messages contain values of tags
         if isinstance(error, OSError) and error.errno is not None:
@@ -159,6 +166,9 @@ def read(path: Path, slices: Sequence[Path] = ()) -> tuple[NDArray[Any], Geometr
     samples = 3 if first.is_color else 1
     declared = count * first.size[0] * first.size[1] * samples * first.sample_bytes
     check_declared_size(path, declared, compressed=True, stored=stored)
+    if first.syntax in UNCOMPRESSED and not first.is_color:  # GDCM invents missing frames
+        pixels = sum(tag.stored_bytes for tag in tags)
+        check_declared_size(path, declared, compressed=False, stored=pixels)
     names = [str(file) for file in files]
     array: NDArray[Any]
     memory = COPIES * (declared + stored) + OVERHEAD_BYTES
@@ -249,35 +259,40 @@ def _compact(array: NDArray[Any]) -> NDArray[Any]:
 
 
 @lru_cache(maxsize=1 << 18)
-def _read_tags(path: str, _modified: int, _size: int) -> Tags:
-    """Return the tags of a file; the other arguments notice that it was replaced."""
+def _read_tags(path: str, _modified: int, size_of_file: int) -> Tags:
+    """Return the tags of a file; the time notices that it was replaced."""
     import pydicom
 
     hide_values("pydicom")
-    dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
-    sop_class = _text(dataset, "SOPClassUID")
+    check_deflated(Path(path), size_of_file)
+    with Path(path).open("rb") as file:
+        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS)
+        stored_bytes = size_of_file - file.tell() - ELEMENT_BYTES
+    sop_class = text(dataset, "SOPClassUID") or text(dataset.file_meta, "MediaStorageSOPClassUID")
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     parts = ("EchoTime", "AcquisitionNumber", "TemporalPositionIdentifier", "ImageType")
-    size = (_integer(dataset, "Columns"), _integer(dataset, "Rows"))
+    size = (integer(dataset, "Columns"), integer(dataset, "Rows"))
     kind = _uid_name(sop_class) or UNKNOWN_KIND
-    if "Image Storage" in kind and min(size) < 1:
+    if min(size) < 1 and ("Image Storage" in kind or not sop_class):
         raise EOFError("it has no pixels")
+    check_values(dataset)
     return Tags(
         kind=kind,
         sop_class=sop_class,
         instance=str(dataset.get("SOPInstanceUID") or ""),
-        study=_text(dataset, "StudyInstanceUID"),
-        series=_text(dataset, "SeriesInstanceUID"),
-        description=" ".join(_text(dataset, "SeriesDescription").split()),
-        modality=_text(dataset, "Modality"),
-        patient=_text(dataset, "PatientID").strip(),
-        patient_name=_text(dataset, "PatientName"),
+        study=text(dataset, "StudyInstanceUID"),
+        series=text(dataset, "SeriesInstanceUID"),
+        description=" ".join(text(dataset, "SeriesDescription").split()),
+        modality=text(dataset, "Modality"),
+        patient=text(dataset, "PatientID").strip(),
+        patient_name=text(dataset, "PatientName"),
         syntax=_uid_name(str(syntax)) or "an unknown transfer syntax",
-        image_type=_text(dataset, "ImageType"),
-        parts=tuple(_text(dataset, part) for part in parts),
+        image_type=text(dataset, "ImageType"),
+        parts=tuple(text(dataset, part) for part in parts),
         size=size,
-        color=_text(dataset, "PhotometricInterpretation"),
-        sample_bytes=max(1, _integer(dataset, "BitsAllocated") // 8),
+        color=text(dataset, "PhotometricInterpretation"),
+        sample_bytes=integer(dataset, "BitsAllocated") // 8,
+        stored_bytes=stored_bytes,
         frames=_frames(dataset),
         rescalings=_rescaling_count(dataset),
     )
@@ -287,7 +302,7 @@ def _frames(dataset: Any) -> tuple[Frame, ...]:
     """Return where the frames of a file lie; a file without frames has one."""
     per_frame = list(dataset.get("PerFrameFunctionalGroupsSequence") or ())
     if not per_frame:
-        frame, count = _frame([dataset]), _integer(dataset, "NumberOfFrames")
+        frame, count = _frame([dataset]), integer(dataset, "NumberOfFrames")
         # The position of a film is that of its first frame.
         return (frame,) if count < 2 else (frame._replace(position=None),) * count
     shared = list(dataset.get("SharedFunctionalGroupsSequence") or ())[:1]
@@ -307,15 +322,15 @@ def _groups(items: Sequence[Any]) -> list[Any]:
 def _frame(sources: Sequence[Any]) -> Frame:
     """Return where a frame lies, from the first of `sources` that says it."""
 
-    def numbers(keyword: str, count: int) -> tuple[float, ...] | None:
-        found = (_numbers(source, keyword, count) for source in sources)
+    def stated(keyword: str, count: int) -> tuple[float, ...] | None:
+        found = (numbers(source, keyword, count) for source in sources)
         return next((values for values in found if values is not None), None)
 
-    distance = numbers("SpacingBetweenSlices", 1)
+    distance = stated("SpacingBetweenSlices", 1)
     return Frame(
-        position=numbers("ImagePositionPatient", 3),
-        orientation=_shared(numbers("ImageOrientationPatient", 6)),
-        spacing=_shared(numbers("PixelSpacing", 2)),
+        position=stated("ImagePositionPatient", 3),
+        orientation=_shared(stated("ImageOrientationPatient", 6)),
+        spacing=_shared(stated("PixelSpacing", 2)),
         distance=None if distance is None else abs(distance[0]),
     )
 
@@ -331,7 +346,7 @@ def _rescaling_count(dataset: Any) -> int:
     rescalings = set()
     for group in dataset.get("PerFrameFunctionalGroupsSequence") or ():
         for item in group.get("PixelValueTransformationSequence") or ():
-            slope, intercept = (_text(item, f"Rescale{name}") for name in ("Slope", "Intercept"))
+            slope, intercept = (text(item, f"Rescale{name}") for name in ("Slope", "Intercept"))
             rescalings.add((slope, intercept))
     return len(rescalings)
 
@@ -342,28 +357,3 @@ def _uid_name(text: str) -> str:
 
     name = pydicom.uid.UID(text).name
     return "" if name == text else sys.intern(name)
-
-
-def _text(dataset: Any, keyword: str) -> str:
-    value = dataset.get(keyword)
-    if value is None:
-        return ""
-    if isinstance(value, MutableSequence):
-        value = "\\".join(map(str, value))
-    return sys.intern(str(value))
-
-
-def _integer(dataset: Any, keyword: str) -> int:
-    with suppress(Exception):  # damaged, or missing
-        return int(dataset.get(keyword) or 0)
-    return 0
-
-
-def _numbers(dataset: Any, keyword: str, count: int) -> tuple[float, ...] | None:
-    """Return `count` finite numbers, or None."""
-    with suppress(Exception):  # damaged, or missing
-        value = dataset.get(keyword)
-        values = tuple(float(item) for item in (value if count > 1 else (value,)))
-        if len(values) == count and np.isfinite(values).all():
-            return values
-    return None

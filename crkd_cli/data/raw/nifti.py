@@ -21,6 +21,7 @@ from crkd_cli.data.raw.voxels import read_exactly
 from crkd_cli.errors import CrkdError
 
 SUFFIXES = (".nii.gz", ".nii", ".hdr")
+MAX_SIDE = 2**15 - 1  # of NIfTI-1
 HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
 UNIT_MASK = 7  # of xyzt_units; the other bits are the unit of time
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # meters and micrometers
@@ -268,7 +269,9 @@ def _new_header(size: tuple[int, ...], geometry: Geometry | None) -> Any:
             header["dim"][1:] = 1
             header["dim"][1 : 1 + len(size)] = size
     else:
-        header = nibabel.Nifti1Header(endianness="<")
+        fits = max(size) <= MAX_SIDE
+        header_class = nibabel.Nifti1Header if fits else nibabel.Nifti2Header
+        header = header_class(endianness="<")
         header.set_data_shape(size)
         if geometry is not None:
             _state_geometry(header, geometry)
