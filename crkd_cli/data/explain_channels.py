@@ -45,23 +45,31 @@ def lines_for_channels(images: Sequence[Candidate], labels: Sequence[Candidate])
     masks = labels or [image for image in images if _is_mask(image.stem)]
     first = 0 if labels else 1  # beside images, a label has one more word
     bases = {form.base for mask in masks for form in list(forms(mask.stem))[first:]}
-    found: dict[str, list[Candidate]] = defaultdict(list)  # images by the pattern of their names
+    by_pattern: dict[str, list[Candidate]] = defaultdict(list)
     cases = set()
     for image in images:
-        case = _base(image.stem, bases)
-        pattern = "" if case is None else f"{{name}}{image.stem[len(case) :]}"
-        if case is None and image.folder in bases:
-            case, pattern = image.folder, f"{{name}}/{image.stem}"
-        if case is not None and image not in masks:
-            found[pattern].append(image)
+        reading = _read_name(image, bases)
+        if reading is not None and image not in masks:
+            case, pattern = reading
+            by_pattern[pattern].append(image)
             cases.add(case)
-    usual = [pattern for pattern, group in found.items() if 2 * len(group) > len(cases)]
+    usual = [pattern for pattern, group in by_pattern.items() if 2 * len(group) > len(cases)]
     label_ends = {mask.stem[len(_base(mask.stem, cases) or "") :] for mask in masks}
     if len(usual) < 2 or len(label_ends) > 1:
         return None
-    channels = [_below(found[pattern], pattern) for pattern in usual]
+    channels = [_below(by_pattern[pattern], pattern) for pattern in usual]
     label = _below(masks, f"{{name}}{label_ends.pop()}")
     return f"images: {_patterns_text(channels)} and labels: {_patterns_text([label])}"
+
+
+def _read_name(image: Candidate, bases: set[str]) -> tuple[str, str] | None:
+    """Return which of `bases` is the case of an image, and the pattern of the image's name."""
+    case = _base(image.stem, bases)
+    if case is not None:
+        return case, f"{{name}}{image.stem[len(case) :]}"
+    if image.folder in bases:
+        return image.folder, f"{{name}}/{image.stem}"
+    return None
 
 
 def _common_patterns(files: Iterable[RawFile]) -> dict[str, list[RawFile]]:
@@ -74,17 +82,21 @@ def _common_patterns(files: Iterable[RawFile]) -> dict[str, list[RawFile]]:
             continue
         folders.add(folder)
         case = folder.rpartition("/")[2]
-        rest = name.removeprefix(case)
-        by_pattern[f"{{name}}/{name}" if rest == name else f"*/{{name}}{rest}"].append(file)
+        pattern = f"{{name}}/{name}"
+        if name.startswith(case):
+            pattern = f"*/{{name}}{name.removeprefix(case)}"
+        by_pattern[pattern].append(file)
     parents = sorted({folder.rpartition("/")[0] for folder in folders})
     if len(folders) < 2 or len({parent.count("/") for parent in parents}) > 1:
         return {}
-    above = parents[0] if len(parents) == 1 else "/".join("*" for _ in parents[0].split("/"))
-    return {
-        "/".join(filter(None, (above, pattern))): group
-        for pattern, group in by_pattern.items()
-        if 2 * len(group) > len(folders)
-    }
+    above = f"{parents[0]}/" if parents[0] else ""
+    if len(parents) > 1:
+        above = "*/" * (1 + parents[0].count("/"))
+    common = {}
+    for pattern, group in by_pattern.items():
+        if 2 * len(group) > len(folders):
+            common[above + pattern] = group
+    return common
 
 
 def _count_values(files_by_pattern: Mapping[str, Sequence[RawFile]]) -> dict[str, int]:
@@ -112,20 +124,26 @@ def _patterns_text(texts: Sequence[str]) -> str:
     """Return a pattern, or several by their names, which are what they differ in."""
     if len(texts) == 1:
         return f'"{printable(texts[0])}"'
-    stems = [_stem(pattern) for pattern in texts]
-    start, _, end = patterns.common(stems).partition("*")
-    start = start[: max(start.rfind(separator) for separator in SEPARATORS) + 1]
-    names = [stem[len(start) : len(stem) - len(end)].strip(SEPARATORS) or stem for stem in stems]
-    pairs = zip(names, texts, strict=True)
+    pairs = zip(_differences([_stem(pattern) for pattern in texts]), texts, strict=True)
     listed = ", ".join(f'{printable(name)}: "{printable(text)}"' for name, text in pairs)
     return f"{{{listed}}}"
+
+
+def _differences(stems: Sequence[str]) -> list[str]:
+    """Return what is different in each of the names."""
+    start, _, end = patterns.common(stems).partition("*")
+    start = start[: max(start.rfind(separator) for separator in SEPARATORS) + 1]
+    middles = [stem[len(start) : len(stem) - len(end)].strip(SEPARATORS) for stem in stems]
+    return [middle or stem for middle, stem in zip(middles, stems, strict=True)]
 
 
 def _below(candidates: Sequence[Candidate], pattern: str) -> str:
     """Return the `pattern` of the names of files with their folder and suffix."""
     *folders, _ = candidates[0].file.name.split("/")
     if candidates[0].folder:
-        folders[-1:] = [] if "/" in pattern else ["*"]
+        del folders[-1]
+        if "/" not in pattern:  # else, {name} is this folder
+            folders.append("*")
     suffix = patterns.common(formats.suffix(candidate.file.path) for candidate in candidates)
     return "/".join((*folders, f"{pattern}{suffix}"))
 
