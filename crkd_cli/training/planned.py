@@ -12,12 +12,15 @@ FOREGROUND = 0.33  # share of the labeled patches that are chosen to contain for
 
 def follow(tree: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """Return the configuration `tree` with images and batches as planned."""
+    frame, foreground = {"patch": plan.patch}, FOREGROUND
+    if plan.resize is not None:  # the network sees 2D images completely
+        frame, foreground = {"resize": plan.resize}, 0.0
     data = {
         **tree["data"],
-        "frame": {"patch": plan.patch} if plan.resize is None else {"resize": plan.resize},
+        "frame": frame,
         "labeled_batch_size": plan.batch,
         "unlabeled_batch_size": plan.batch,
-        "foreground": 0.0 if plan.patch is None else FOREGROUND,
+        "foreground": foreground,
     }
     return {**tree, "data": data}
 
