@@ -207,6 +207,8 @@ def products(words: list[str], folder: Path) -> Iterable[Path]:
 
 
 def prepared_files(words: list[str], folder: Path) -> Iterable[Path]:
+    if "--check" in words:
+        return []
     return [folder / "data" / "prepared" / words[2] / "index.json"]
 
 
