@@ -261,7 +261,8 @@ def _store(
     """Write the image as the store contains it, and the label as codes."""
     raw = result.raw
     stored = source.finish(volume, raw.image, spec)
-    image, is_resized = stored.array, stored.array.shape[1:] != stored.native_size
+    image = stored.array
+    is_resized = image.shape[1:] != stored.native_size
     if label is not None:
         label = replace(label, codes=stored.turn.apply(label.codes))
     if source.published_crop:
@@ -288,7 +289,8 @@ def _store(
 
 def _statistics(array: NDArray[Any], spec: DatasetSpec) -> tuple[ValueStatistics, ...]:
     """Return the statistics of each channel of an image [C, *S]; RGB is one channel."""
-    return tuple(_statistics_of_channel(values) for values in ([array] if spec.is_color else array))
+    channels = [array] if spec.is_color else array
+    return tuple(map(_statistics_of_channel, channels))
 
 
 def _statistics_of_channel(values: NDArray[Any]) -> ValueStatistics:
@@ -346,6 +348,6 @@ def _sha256(files: Sequence[Path]) -> str:
     for file in files:
         with file.open("rb") as stream:
             digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return (
-        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    )
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
