@@ -206,20 +206,21 @@ def _common_folder(series: Sequence[RawFile]) -> str:
 def _beside_series(files: Sequence[RawFile], prefix: str) -> list[RawFile]:
     """Return the image files below the folder `prefix` that lie in the folders of DICOM series.
 
-    Files that cannot be read, and those with the names of DICOM files, are no labels.
+    Files that cannot be read, and those with the names of DICOM files, are not labels.
     """
-    inside = [file for file in _below(files, prefix) if file.is_image]
     folders = set()
-    for file in inside:
+    others = []
+    for file in _below(files, prefix):
         if file.dicom is not None:
             folders |= {f"{file.name}/", _folder(file)}
+        elif file.is_image and not file.problem:
+            others.append(file)
     folders.discard(prefix)
-    others = [
+    return [
         file
-        for file in inside
-        if not file.problem and not file.name.lower().endswith(dicom.SUFFIXES)
+        for file in others
+        if _folder(file) in folders and not file.name.lower().endswith(dicom.SUFFIXES)
     ]
-    return [file for file in others if file.dicom is None and _folder(file) in folders]
 
 
 def _folder(file: RawFile) -> str:

@@ -39,7 +39,7 @@ COLORS = ("RGB", "YBR", "PALETTE")
 COPIES = 8  # of the voxels, of which some are 64-bit floats
 OVERHEAD_BYTES = 1 << 30  # of the libraries, mostly reserved but not used
 INT16 = np.iinfo(np.int16)
-UNCOMPRESSED = tuple(f"{kind} Endian" for kind in ("Implicit VR Little", "Explicit VR Little"))
+UNCOMPRESSED = ("Implicit VR Little Endian", "Explicit VR Little Endian")
 ELEMENT_BYTES = 8  # before the pixels, or 12
 TAGS = [
     "SOPClassUID",
