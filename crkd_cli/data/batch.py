@@ -15,6 +15,7 @@ class Labeled:
 
     image: Tensor  # [B, C, *S] float32
     label: Tensor  # [B, *S] int64; K marks ignored pixels (see `Task.has_ignored`)
+    chosen: Tensor | None = None  # [B] bool: contains foreground by choice; None: none does
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Batch:
         """Yield all tensors, always in the same order."""
         yield self.labeled.image
         yield self.labeled.label
+        if self.labeled.chosen is not None:
+            yield self.labeled.chosen
         for images in (self.unlabeled, self.partners):
             if images is not None:
                 yield images.weak

@@ -45,6 +45,16 @@ class Stream:
         labels = [item.label for item in items if item.label is not None]
         return images, torch.stack(labels) if labels else None
 
+    def chosen(self, step: int) -> Tensor | None:
+        """Return which of this process's items of `step` contain foreground by choice, as bool [B].
+
+        Returns None if no item ever does.
+        """
+        if not self._foreground:
+            return None
+        items = world.shard(range(step * self.size, (step + 1) * self.size))
+        return torch.tensor([self._turn(k) is not None for k in items])
+
     def _item(self, k: int) -> Item:
         epoch, position = divmod(k, len(self.dataset))
         rng = np.random.default_rng([self.seed, self.number, 1, k])

@@ -98,11 +98,12 @@ def mean_label_shares(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
     The keys are those of the pseudo-labels' shares: "share_1", "share_2" …
     """
-    keys = sorted({key for line in lines for key in line if key.startswith("label_share_")})
-    return {
-        key.removeprefix("label_"): fmean(line[key] for line in lines if key in line)
-        for key in keys
-    }
+    shares: dict[str, list[float]] = {}
+    for line in lines:
+        for key, value in line.items():
+            if key.startswith("label_share_") and value is not None:
+                shares.setdefault(key.removeprefix("label_"), []).append(value)
+    return {key: fmean(values) for key, values in sorted(shares.items())}
 
 
 def _event_writer(folder: Path, step: int) -> Any:

@@ -52,7 +52,10 @@ class BatchLoader:
         if label is None:
             raise ValueError("the labeled stream has no labels")
         views = [self._views(batch, generator) for batch in unlabeled]
-        return Batch(Labeled(self._channels_last(image), label.long()), *views)
+        chosen = self.labeled.chosen(step)
+        if chosen is not None:
+            chosen = to_device(chosen, self.device)
+        return Batch(Labeled(self._channels_last(image), label.long(), chosen), *views)
 
     def images(self, items: HostBatch) -> Tensor:
         """Move the images [B, C, *S] of `items` to the device without augmenting them."""

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from crkd_cli.data.batch import Labeled
+
 # A class's share of the pseudo-labels is wrong if it is more than this many times its share of the
 # labels, or less than this fraction of it.
 FACTOR = 5.0
@@ -21,18 +23,32 @@ MAX_NAMES = 5
 Values = Mapping[str, float | None]
 
 
-def label_shares(label: Tensor, classes: int, *, has_ignored: bool = False) -> dict[str, Tensor]:
-    """Return the share of every foreground class among the pixels of label [L, *S] that count.
+def label_shares(labeled: Labeled, classes: int, *, has_ignored: bool = False) -> dict[str, Tensor]:
+    """Return the share of every foreground class among the labeled pixels that count.
 
     The keys are "label_share_1", "label_share_2" … The share is of the batch, not of whole cases: a
-    random crop contains more of what lies in the center. With `has_ignored`, the label may contain
-    the number `classes`, at pixels that do not count.
+    random crop contains more of what lies in the center. Items that contain foreground by choice do
+    not count, because no unlabeled one is chosen; the shares are NaN if all are. With
+    `has_ignored`, the label may contain the number `classes`, at pixels that do not count.
     """
-    shares = {f"label_share_{k}": (label == k).float().mean() for k in range(1, classes)}
+    label = labeled.label
+    shares = {
+        f"label_share_{k}": _mean_of_random_items(label == k, labeled.chosen)
+        for k in range(1, classes)
+    }
     if not has_ignored:
         return shares
-    counted = (label < classes).float().mean().clamp(min=1 / label.numel())
+    counted = _mean_of_random_items(label < classes, labeled.chosen)
+    counted = counted.clamp(min=1 / label.numel())
     return {name: share / counted for name, share in shares.items()}
+
+
+def _mean_of_random_items(mask: Tensor, chosen: Tensor | None) -> Tensor:
+    """Return the mean of mask [B, *S] over the items that are not `chosen`."""
+    if chosen is None:
+        return mask.float().mean()
+    weights = (~chosen).float()
+    return (mask.flatten(1).float().mean(1) * weights).sum() / weights.sum()
 
 
 class TrainingMonitor:
@@ -58,7 +74,7 @@ class TrainingMonitor:
         foreground = range(1, len(self._classes))
         for k in foreground:
             share = values.get(f"label_share_{k}")
-            if share is not None:
+            if share is not None and not math.isnan(share):
                 self._label_shares[k].append(share)
         warnings = [self._check_absent_classes(values)]
         if step >= PATIENCE * self._steps:

@@ -67,7 +67,7 @@ class TrainingStep:
         shares: dict[str, Tensor] = {}
         if "share_1" in losses:
             has_ignored = self.method.task.has_ignored
-            shares = label_shares(batch.labeled.label, self._classes, has_ignored=has_ignored)
+            shares = label_shares(batch.labeled, self._classes, has_ignored=has_ignored)
         self.stats.add({**losses, **shares, "grad_norm": norm})
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:

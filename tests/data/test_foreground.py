@@ -103,6 +103,8 @@ def test_the_share_of_chosen_patches_and_the_turns_of_the_classes(store, share, 
     chosen = [turn for turn in turns if turn is not None]
     assert len(chosen) / 2000 == pytest.approx(share, abs=0.001)
     assert chosen == list(range(len(chosen)))
+    flags = [flag for step in range(500) for flag in stream.chosen(step)]
+    assert flags == [turn is not None for turn in turns]
 
 
 @pytest.mark.parametrize("patch", [(4, 8, 16), (16, 48, 48), (8, 8)])
@@ -160,6 +162,7 @@ def test_without_foreground_sampling_nothing_changes(store):
     (store.root / "foreground/a.npy").unlink()
     dataset = Dataset(store, ["a", "b"], Frame(patch=(4, 8, 8)), labeled=True)
     stream = Stream(dataset, 2, 3, 0)
+    assert stream.chosen(0) is None
     for k in range(20):
         rng = np.random.default_rng([3, 0, 1, k])
         starts = [int(rng.integers(side - size + 1)) for side, size in ((12, 4), (40, 8), (44, 8))]

@@ -308,6 +308,20 @@ def test_stopped_early_and_continued_is_bit_equal(tiny: Planner) -> None:
     assert_equal(weights(whole.folder), weights(later.folder))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dims", [3], indirect=True)
+def test_foreground_sampling_is_the_same_when_resumed(tiny: Planner) -> None:
+    sampled = ("data.foreground=0.4", "train.log_every=1")
+    whole = tiny(*sampled, out="whole")
+    train_plan(whole)
+    train_plan(tiny(*sampled, stop_after=7))
+    train_plan(tiny(*sampled))
+    assert_equal(weights(whole.folder), weights(tiny(*sampled).folder))
+    plain = tiny("train.log_every=1", out="plain")
+    train_plan(plain)
+    assert logged(plain.folder, "total") != logged(whole.folder, "total")
+
+
 @pytest.mark.parametrize("dims", [2], indirect=True)
 def test_a_run_cannot_stop_after_its_end(tiny: Planner) -> None:
     with pytest.raises(

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from crkd_cli.data.batch import Labeled
 from crkd_cli.runtime.metrics_log import mean_label_shares
 from crkd_cli.training.loop import train
 from crkd_cli.training.monitor import TrainingMonitor, label_shares
@@ -126,16 +127,21 @@ def test_the_share_of_the_labels_is_the_mean_of_all_lines_so_far() -> None:
 
 def test_label_shares_by_hand() -> None:
     label = torch.tensor([[[0, 1], [2, 2]], [[0, 0], [2, 0]]])
-    assert label_shares(label, 4) == {
+    image = label[:, None].float()
+    assert label_shares(Labeled(image, label), 4) == {
         "label_share_1": 0.125,
         "label_share_2": 0.375,
         "label_share_3": 0.0,
     }
     label[0, 0] = 4  # ignored: of six pixels that count, three are of class 2
-    shares = label_shares(label, 4, has_ignored=True)
+    shares = label_shares(Labeled(image, label), 4, has_ignored=True)
     assert [share.item() for share in shares.values()] == pytest.approx([0.0, 0.5, 0.0])
-    shares = label_shares(torch.full_like(label, 4), 4, has_ignored=True)
-    assert not any(shares.values())
+    shares = label_shares(Labeled(image, label, torch.tensor([True, False])), 4, has_ignored=True)
+    assert [share.item() for share in shares.values()] == [0.0, 0.25, 0.0]  # of the second label
+    shares = label_shares(Labeled(image, label, torch.tensor([True, True])), 4)
+    assert all(share.isnan() for share in shares.values())
+    ignored = Labeled(image, torch.full_like(label, 4))
+    assert not any(label_shares(ignored, 4, has_ignored=True).values())
 
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
