@@ -127,7 +127,7 @@ def prepare_data(
     bytes_for_training = _memory(name, reader, memory)
     raw = obtain(name, reader, source, root, download, progress, info)
     info(f"raw files: {raw}")
-    with _stopped_by_sigterm():
+    with _stopped_by_signals():
         report = prepare(name, reader, raw, store, progress, check, bytes_for_training, workers)
     if json:
         written = None if check or report.failed else str(store)
@@ -187,17 +187,22 @@ def _show_report(report: "PreparationReport", raw: Path, reader: "Source") -> No
 
 
 @contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does: processes end, temporary files are removed."""
+def _stopped_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does: temporary files are removed."""
 
     def stop(number: int, frame: "FrameType | None") -> None:
         sys.exit(128 + number)
 
-    previous = signal.signal(signal.SIGTERM, stop)
+    previous = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows lacks SIGHUP
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup does
+            previous[number] = signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _check_store_alone(name: str, store: Path, json: bool) -> None:

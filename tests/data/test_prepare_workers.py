@@ -64,7 +64,7 @@ def test_errors_do_not_depend_on_the_workers(raw_folder, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "message"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "")],
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, ""), (signal.SIGHUP, 129, "")],
 )
 def test_a_signal_ends_all_processes_and_leaves_no_folder(tmp_path, rng, number, code, message):
     """It is sent to the whole group, as a terminal does, or to the first process alone."""

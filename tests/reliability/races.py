@@ -79,6 +79,10 @@ RACES: dict[str, Race] = {
         lambda work: prepare(work.source(3), Path("data"), 3),
         lambda folder: _files(folder / "data" / "prepared" / "own3d"),
     ),
+    "prepare-data --workers 2": Race(
+        lambda work: [*prepare(work.source("ct"), Path("data"), "ct"), "--workers", 2],
+        lambda folder: _files(folder / "data" / "prepared" / "ct"),
+    ),
     "train": Race(_training, _run_folder),
     "evaluate": Race(
         lambda work: evaluate(Path("run/last.pth"), work.data, "--out", "evaluation"),
