@@ -104,7 +104,7 @@ def _write_store(root: Path, spec: DatasetSpec, shape: Sequence[int], make: Any)
         case = f"case{number}"
         np.save(root / "images" / f"{case}.npy", image[None])
         np.save(root / "labels" / f"{case}.npy", zoom(label, factors, order=0))
-        facts = (case, case, tuple(shape), (1.0, 1.0, 1.0), f"{case}.h5", "0" * 64, "0" * 64, {})
+        facts = (case, case, tuple(shape), (1.0, 1.0, 1.0), f"{case}.h5", "0" * 64, "0" * 64, ())
         cases.append(CaseInfo(*facts))
     write_index(root, Index(recipe=RECIPE, spec=spec, cases=tuple(cases)))
     ids = tuple(case.id for case in cases)
