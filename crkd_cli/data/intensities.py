@@ -157,7 +157,7 @@ def _choose_modalities(
     described = {channel.name: channel.modality for channel in spec.description.channels or ()}
     if spec.is_color or all(described.get(info.name) for info in spec.channels):
         return spec.channels
-    few = cases[:: 1 + (len(cases) - 1) // CHECKED_CASES]
+    few = cases[:: 1 + max(len(cases) - 1, 0) // CHECKED_CASES]
     tagged = {case.id: _dicom_modalities(case, spec) for case in few}
     guessed: dict[str, Modalities] = {}
     if spec.dims == 3 and any(None in modalities for modalities in tagged.values()):
