@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 MODULES = (
@@ -134,6 +135,7 @@ def _run(arguments: list[str], folder: Path, stdout: Path, stderr: Path) -> NoRe
         limit = pages * os.sysconf("SC_PAGESIZE") + ADDRESS_SPACE
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         sys.argv = ["crkd", *arguments]
+        sys.modules["__main__"] = ModuleType("__main__")  # which worker processes import
         code = _exit_code()
         _end_helpers()
     except KeyboardInterrupt:  # outside the command

@@ -6,7 +6,7 @@ import pytest
 
 from tests.reliability.test_fuzz import run_module
 
-TRIALS = 6  # of every command
+TRIALS = 4  # of every command
 
 
 @pytest.mark.slow
