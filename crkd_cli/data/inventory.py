@@ -203,12 +203,20 @@ def take_inventory(
         if file.skipped:
             role = _Role("left out", file.skipped)
         name = listed.alias or file.name
-        if file.path not in record.series and record.reveals(file.path.name):
-            name = f"{file.name.rpartition('/')[0]}/(a file named after a patient)".lstrip("/")
+        if file.path not in record.series:
+            name = _without_patients(file.name, record)
         if file.path in private:
             name = f"label of {private[file.path]}"
         entries.append(FileEntry(file.path, name, *role, series=listed.series))
     return Inventory(tuple(entries))
+
+
+def _without_patients(name: str, record: FileRecord) -> str:
+    """Return the name of a file, without the parts that are named after a patient."""
+    folder, slash, file = name.rpartition("/")
+    if record.reveals(folder):
+        return "(a file in a folder named after a patient)"
+    return f"{folder}{slash}(a file named after a patient)" if record.reveals(file) else name
 
 
 def _names(entries: Iterable[FileEntry]) -> list[str]:

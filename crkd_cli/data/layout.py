@@ -122,8 +122,9 @@ def candidates(files: Iterable[RawFile], prefix: str, record: FileRecord) -> lis
         elif "/" in folder:
             record.left_out[file.path] = "nested more than one folder deep, which is not searched"
         elif folder in predicted:
-            images = printable(folder.removesuffix(PREDICTED_MASKS))
-            record.left_out[file.path] = f"predicted masks of the images in {images}/"
+            images = f"{printable(folder.removesuffix(PREDICTED_MASKS))}/"
+            shown = "another folder" if record.reveals(folder) else images
+            record.left_out[file.path] = f"predicted masks of the images in {shown}"
         else:
             if file.problem:
                 record.refused[file.path] = f"{printable(file.name)} {file.problem}"
@@ -175,7 +176,8 @@ def _leave_out_others(
         if folder.lower() in TEST_PARTS:
             record.left_out[file.path] = TEST_PARTS[folder.lower()]
         elif slash:
-            record.left_out[file.path] = f"in {folder}/, which is not searched"
+            shown = "a folder" if record.reveals(folder) else f"{folder}/"
+            record.left_out[file.path] = f"in {shown}, which is not searched"
         else:
             record.left_out[file.path] = "outside the folders of images and labels"
 

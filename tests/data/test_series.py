@@ -250,6 +250,7 @@ def test_no_patient_is_named(tmp_path, voxels, cli):
             write_label(root / "labels" / f"{folder}.nii.gz", voxels > 2000)
     write_object(root / "images" / "Erika" / "report", "SR", REPORT, private)
     write_label(root / "labels" / "mustermann_2.nii.gz", voxels > 2000)  # of no image
+    write_label(root / "Erika" / "deeper" / "x.nii.gz", voxels > 2000)  # neither
     store = tmp_path / "prepared" / "mine"
     options = ("prepare-data", "mine", "--source", str(root), "--data-root", str(tmp_path))
     outputs = [cli(*options, "--check"), cli(*options, "--json"), cli(*options)]

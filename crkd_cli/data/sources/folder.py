@@ -48,7 +48,7 @@ class Folder(Source):
             found = find_series(listed, self.files, self.description.series_by_channel)
             files = found.files
         self.remarks += found.lines
-        if base and not self.description.images:
+        if base and not self.description.images and not self.files.reveals(base):
             self.notes.append(f"images and labels are in {printable(base)}")
         if self.ignore is not None:
             self.description = self.description.ignoring(self.ignore)
