@@ -219,6 +219,9 @@ def _build(
         dicom = image.files[0].dicom or DicomCase(())
         group = dicom.group or image.id
         cases.append(RawCase(image.id, group, image.image_files, labels, dicom.is_private))
+    for case in cases:  # another image with the same id may be refused
+        for label in case.labels:
+            record.left_out.pop(label.path, None)
     return sorted(cases, key=lambda case: (case.id, case.image))
 
 

@@ -81,6 +81,8 @@ def test_a_signal_ends_all_processes_and_leaves_no_folder(tmp_path, rng, number,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Shells let their background jobs ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     prepared = tmp_path / "data/prepared"
     while not list(prepared.glob(".tmp-*/images/*")):

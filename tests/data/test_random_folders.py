@@ -1,9 +1,11 @@
 """Folders of random names: every file has one place, and the printed description finds it again."""
 
 import random
+from pathlib import Path
 
 import pytest
 
+from crkd_cli.data.cases import RawCase
 from crkd_cli.data.description import to_yaml
 from crkd_cli.data.inventory import list_files
 from crkd_cli.data.raw import formats
@@ -31,6 +33,10 @@ def random_names(rng: random.Random) -> set[str]:
     return {"".join(map(rng.choice, kinds)) for _ in range(rng.randint(1, 14))}
 
 
+def label_paths(case: RawCase) -> list[Path]:
+    return [label.path for label in case.labels]
+
+
 @pytest.mark.slow
 def test_random_folders(tmp_path):
     rng = random.Random(0)
@@ -42,7 +48,7 @@ def test_random_folders(tmp_path):
             cases = source.find(root)
         except CrkdError:  # nothing to pair
             continue
-        used = {path for case in cases for path in (case.image, *(x.path for x in case.labels))}
+        used = {path for case in cases for path in (*case.image_files, *label_paths(case))}
         for file in list_files(root):
             if formats.suffix(file.path):
                 places = [used, source.files.left_out, source.files.refused]
