@@ -94,6 +94,7 @@ def prepare_data(
         int | None,
         typer.Option(
             min=1,
+            metavar="N",
             help="Processes that read the files. Default: one per processor core, fewer if there "
             "is little data or memory.",
             rich_help_panel="Preparation",

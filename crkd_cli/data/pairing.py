@@ -159,8 +159,8 @@ def _name_series(label: Candidate, images: Sequence[Image]) -> str:
         return ""
     ids = ", ".join(printable(image.id) for image in series[:MAX_HINTS])
     return (
-        f"is named like a folder with {len(series)} DICOM series ({ids}); choose one with "
-        "series: in dataset.yaml, or name the label after it"
+        f"is named like a folder with {len(series)} DICOM series ({ids}); choose one, or "
+        "one per channel, with series: in dataset.yaml, or name the label after it"
     )
 
 

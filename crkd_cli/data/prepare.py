@@ -120,7 +120,6 @@ class _Run:
             findings = [Finding("notice", self._name, text) for text in notices]
             if folder is not None:
                 _publish(folder, store, preparation.index(self._raw, findings))
-            findings += [Finding("notice", self._name, text) for text in self._source.remarks]
             report = self._report(findings, preparation.summary())
             return replace(
                 report,
@@ -158,8 +157,9 @@ class _Run:
         description = self._source.description
         if self._preparation is not None:
             description = self._preparation.description()
+        remarks = [Finding("notice", self._name, text) for text in self._source.remarks]
         return PreparationReport(
-            tuple(findings),
+            (*findings, *remarks),
             self._inventory(),
             description,
             tuple(self._cases),

@@ -8,7 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from crkd_cli.cli.console import progress
 from crkd_cli.data.inventory import FileRecord, list_files
+from crkd_cli.data.prepare import prepare
 from crkd_cli.data.raw import dicom
 from crkd_cli.data.series import find_series
 from crkd_cli.data.sources.folder import Folder
@@ -117,6 +119,9 @@ def test_series_in_one_folder_are_cases_or_chosen(tmp_path, voxels):
     source.find(tmp_path)
     (reason,) = source.files.refused.values()
     assert "named like a folder with 2 DICOM series (series-" in reason
+    report = prepare("scans", Folder(), tmp_path, tmp_path / "store", progress, check_only=True)
+    remarks = {finding.what.split(":")[0] for finding in report.findings[1:]}
+    assert remarks == {"DICOM series 'CT thick'", "DICOM series 'CT thin'"}
     for chosen in ("ct THIN", "*thin", uid("thin")):
         (tmp_path / "dataset.yaml").write_text(f"series: '{chosen}'")
         assert [case[1:] for case in cases(tmp_path).values()] == [([3], ["a.nii.gz"])]
