@@ -184,6 +184,8 @@ def _network(images: Sequence[ImageHeader], given: Plan) -> tuple[Network, str]:
         return "2D", "slice by slice: slices are at least 3 times as thick as pixels are wide"
     if 2 * few > len(images):
         return "2D", f"slice by slice: most volumes have fewer than {MIN_SLICES_3D} slices"
+    if not spacings:
+        return "3D", f"at least {MIN_SLICES_3D} slices; their thickness is unknown"
     return "3D", f"at least {MIN_SLICES_3D} slices, less than 3 times as thick as pixels are wide"
 
 

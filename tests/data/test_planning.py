@@ -117,6 +117,11 @@ def test_network(size, spacing, network):
     assert plan_of(volumes((size, spacing, None)), network="3D").plan.network == "3D"
 
 
+def test_the_reason_for_3d_does_not_claim_an_unknown_thickness():
+    _, reasons = plan_of(volumes(((64, 64, 64), None, None)))
+    assert reasons["network"] == "at least 16 slices; their thickness is unknown"
+
+
 def test_resampled_volumes_have_another_number_of_slices():
     """Along z 40 slices of 1 mm become 16 of 2.5 mm, and 20 of 4 mm become 32."""
     images = [((40, 64, 64), (1.0, 1.0, 1.0), None), ((20, 64, 64), (4.0, 1.0, 1.0), None)]
