@@ -177,7 +177,7 @@ def store_class_numbers(spec: DatasetSpec, folder: Path, result: CaseResult) -> 
     # Evaluation scores against the label at its native size.
     label_sha256 = hashlib.sha256(label.data).hexdigest()
     if result.image.native_shape is not None:
-        _write_native_label(folder, result.raw, label, packed=spec.plan is not None)
+        _write_native_label(folder, result.raw, label)
         label = _resample_label(label, result.image, spec)
     _write_array(file, label)
     positions = sample_positions(label, len(result.class_sizes), seed_of(result.id))
@@ -315,11 +315,11 @@ def _write_array(file: Path, array: NDArray[Any]) -> None:
     _write_bytes(file, content)
 
 
-def _write_native_label(folder: Path, raw: RawCase, label: NDArray[Any], *, packed: bool) -> None:
+def _write_native_label(folder: Path, raw: RawCase, label: NDArray[Any]) -> None:
     """Write class numbers [*S] at native size: as PNG in 2D, or as .npz in 3D.
 
-    The PNG has 8 or 16 bits. With `packed`, 8 bits are reduced to those that the numbers need, with
-    a palette of grays, which is three times as fast.
+    The PNG has as many bits as the numbers need, up to 8 with a palette of grays, which is three
+    times as fast as without; or 16.
     """
     from PIL import Image
 
@@ -328,7 +328,7 @@ def _write_native_label(folder: Path, raw: RawCase, label: NDArray[Any], *, pack
     if label.ndim == 2:
         unsigned = label if label.dtype == np.uint8 else label.astype(np.uint16)
         image = Image.fromarray(unsigned)
-        if packed and unsigned.dtype == np.uint8:
+        if unsigned.dtype == np.uint8:
             grays = np.linspace(0, 255, int(label.max()) + 1).astype(np.uint8)
             image.putpalette(np.repeat(grays, 3).tobytes())
         image.save(content, format="PNG")

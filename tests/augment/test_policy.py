@@ -91,6 +91,7 @@ def similarity(weak: torch.Tensor, strong: torch.Tensor) -> list[float]:
     return [float(correlations.median()), float(changes.median()), float(correlations.std())]
 
 
+@pytest.mark.slow
 def test_the_strong_view_of_volumes_is_as_strong_as_the_published_one() -> None:
     """Compare distributions with NumPy and SciPy, which draw the parameters in another order."""
     weak = scan().expand(300, 1, -1, -1, -1)
