@@ -45,7 +45,7 @@ def find_series(
     `selection` is a description or UID of the series to use, with `*` for any text, or one per
     channel: then the series of a study or a folder are one case. `record` receives the objects
     that are no images, and the series that are not used. Raises CrkdError if `selection` fits no
-    series.
+    series, or if pydicom is missing.
     """
     candidates = [file for file in files if _may_be_dicom(file) and dicom.is_dicom(file.path)]
     if not candidates and selection is not None:
@@ -55,7 +55,9 @@ def find_series(
     paths = {file.path for file in candidates}
     others = [file for file in files if file.path not in paths]
     if not dicom.is_available():
-        return FoundSeries(_sorted([*others, *_unreadable(candidates)]))
+        first, *more = candidates
+        and_more = f" (and {len(more)} more)" if more else ""
+        raise CrkdError(f"{printable(first.path)}{and_more} {dicom.NEEDS_PYDICOM}")
     images, damaged = _read_all(candidates, record)
     all_series = _split_off_captures(group_series(images), record)
     all_series = _refuse_incomplete(all_series, damaged)
@@ -78,19 +80,6 @@ def _may_be_dicom(file: RawFile) -> bool:
     if file.skipped or file.problem or name.endswith((*SIDECARS, *formats.DATA_SUFFIXES)):
         return False
     return formats.suffix(file.path) in ("", *dicom.SUFFIXES)
-
-
-def _unreadable(candidates: Iterable[RawFile]) -> list[RawFile]:
-    """Return a file per folder, because pydicom is missing."""
-    folders: dict[str, list[RawFile]] = defaultdict(list)
-    for file in candidates:
-        folders[file.name.rpartition("/")[0]].append(file)
-    listed = []
-    for group in folders.values():
-        paths = tuple(file.path for file in group)
-        case = DicomCase((ImageFile(paths[0], paths),))
-        listed.append(group[0]._replace(problem=dicom.NEEDS_PYDICOM, dicom=case))
-    return listed
 
 
 def _read_all(

@@ -337,7 +337,9 @@ def names(trial: Trial) -> None:
     for folder in ("images", "labels"):
         (source / folder).mkdir(parents=True)
     for number in range(3):
-        stem = trial.draw.choice(NAMES) + str(number) * trial.draw.randrange(2)
+        stem = trial.draw.choice(NAMES)
+        if len(stem) < 250:  # a file system allows 255 bytes
+            stem += str(number) * trial.draw.randrange(2)
         for folder, data in (("images", image), ("labels", label)):
             path = bytes(source / folder) + b"/" + stem.encode("utf-8", "surrogateescape") + b".png"
             with open(path, "wb") as file:  # noqa: PTH123
