@@ -232,7 +232,7 @@ def test_pydicom_is_optional(tmp_path, voxels, monkeypatch, cli):
     monkeypatch.setattr(dicom, "is_available", lambda: False)
     result = cli("prepare-data", "mine", "--source", tmp_path, "--data-root", tmp_path / "data")
     assert result.exit_code == 1
-    (error,) = [line for line in result.stderr.splitlines() if "pydicom" in line]
+    (error,) = [line for line in result.stderr.splitlines() if "needs pydicom" in line]
     assert 'more) is DICOM, which needs pydicom; run: pip install "crkd[dicom]"' in error
 
 
