@@ -63,9 +63,16 @@ class Series:
         return folders.pop() if len(folders) == 1 else posixpath.commonpath(list(folders))
 
     @property
+    def unique(self) -> str:
+        """The UID; if it was removed, a digest of the first file."""
+        if self.tags.series:
+            return self.tags.series
+        return hashlib.sha256(self.files[0].raw.path.read_bytes()).hexdigest()
+
+    @property
     def pseudonym(self) -> str:
         """A name that tells nothing about the patient."""
-        unique = self.tags.series
+        unique = self.unique
         if len(self.files) == 1 and (len(self.tags.frames) > 1 or not _is_placed(self.files)):
             unique = self.tags.instance or unique  # the series has further images
         return f"series-{pseudonym(unique + self.part)}"

@@ -143,17 +143,19 @@ def _refuse_incomplete(all_series: Sequence[Series], damaged: Iterable[RawFile])
 
 
 def _patients(all_series: Iterable[Series]) -> dict[str, str]:
-    """Return a pseudonym for every patient: by their ID, or by the study if it is not stated."""
+    """Return a pseudonym for every patient.
+
+    Patients are known by their ID. Without one, a study is a patient, and else a series.
+    """
     smallest: dict[str, str] = {}
     for series in all_series:
-        patient, unique = _patient(series), series.tags.series
+        patient, unique = _patient(series), series.unique
         smallest[patient] = min(smallest.get(patient, unique), unique)
     return {patient: f"patient-{pseudonym(unique)}" for patient, unique in smallest.items()}
 
 
 def _patient(series: Series) -> str:
-    tags = series.tags
-    return tags.patient or tags.study or tags.series
+    return series.tags.patient or series.tags.study or series.unique
 
 
 def _as_files(

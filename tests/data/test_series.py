@@ -226,6 +226,21 @@ def test_single_files_are_cases(tmp_path, voxels, rng):
     assert [one.size for one in found.series] == [(9, 8), (9, 8), (16, 16, 3), (16, 16, 3)]
 
 
+def test_series_without_uids_are_patients_of_their_own(tmp_path, voxels):
+    """As after a thorough anonymization. Pseudonyms must differ, or masks would be confused."""
+    names = ("PatientID", "PatientName", "StudyInstanceUID", "SeriesInstanceUID")
+    for number in range(2):
+        removed = dict.fromkeys(names, "")
+        write_series(tmp_path / "images" / f"a{number}", voxels + number, tags=removed)
+    write_label(tmp_path / "labels" / "a0.nii.gz", voxels > 2000)
+    assert len({group for group, *_ in cases(tmp_path).values()}) == 2
+    alone = [
+        find_series(list_files(tmp_path / "images" / f"a{number}"), FileRecord()).files[0]
+        for number in range(2)
+    ]
+    assert alone[0].private_id != alone[1].private_id
+
+
 def test_pydicom_is_optional(tmp_path, voxels, monkeypatch, cli):
     write_series(tmp_path / "images" / "a", voxels)
     write_label(tmp_path / "labels" / "a.nii.gz", voxels > 2000)
