@@ -108,13 +108,14 @@ def _tables(report: "EvaluationReport") -> list["Table"]:
 
 def _table(report: "EvaluationReport", metrics: Sequence[int]) -> "Table":
     """Return a table of the scores under `metrics` per class, and of their mean."""
+    from crkd_cli.errors import pluralize
     from crkd_cli.metrics.presence import Presence
     from crkd_cli.reporting.tables import ABOUT_FALSE_POSITIVES, FALSE_POSITIVES, Cell, Table
 
     facts = report.facts
     title = (
-        f"{facts['dataset']}, {facts['part']}: {facts['cases']} cases, {facts['protocol']} "
-        f"protocol; {facts['method']}, {facts['labeled']} labeled, step {facts['step']}"
+        f"{facts['dataset']}, {facts['part']}: {pluralize(facts['cases'], 'case')}, "
+        f"{facts['protocol']} protocol; {facts['method']}, {facts['labeled']} labeled, step {facts['step']}"
     )
     total = sum((scored.presence for scored in report.classes.values()), Presence(0, 0))
     headings, notes = ["class"], [_describe_mean(report)]

@@ -10,6 +10,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from crkd_cli.errors import pluralize
 from crkd_cli.evaluation.literature import PublishedRow
 from crkd_cli.metrics.names import UNDEFINED, format_values, higher_is_better, metric_heading
 from crkd_cli.metrics.paired import Difference
@@ -66,7 +67,7 @@ def tables(comparison: Comparison, max_classes: int | None = None) -> list[Table
 def _score_table(comparison: Comparison, max_classes: int | None) -> Table:
     common = comparison.common
     facts = common.facts
-    cases = f"{len(common.cases)} cases"
+    cases = pluralize(len(common.cases), "case")
     if comparison.unit == "patients":
         cases += f" of {len(set(common.groups))} patients"
     title = (
