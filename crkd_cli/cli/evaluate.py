@@ -115,7 +115,8 @@ def _table(report: "EvaluationReport", metrics: Sequence[int]) -> "Table":
     facts = report.facts
     title = (
         f"{facts['dataset']}, {facts['part']}: {pluralize(facts['cases'], 'case')}, "
-        f"{facts['protocol']} protocol; {facts['method']}, {facts['labeled']} labeled, step {facts['step']}"
+        f"{facts['protocol']} protocol; {facts['method']}, {facts['labeled']} labeled, "
+        f"step {facts['step']}"
     )
     total = sum((scored.presence for scored in report.classes.values()), Presence(0, 0))
     headings, notes = ["class"], [_describe_mean(report)]
