@@ -78,7 +78,11 @@ class Layout(NamedTuple):
 
 
 def read_image(
-    path: Path, z_last: bool = False, channels: Sequence[str] = (), slices: Sequence[Path] = ()
+    path: Path,
+    z_last: bool = False,
+    channels: Sequence[str] = (),
+    slices: Sequence[Path] = (),
+    resized_to: tuple[int, ...] | None = None,
 ) -> Volume:
     """Read an image with the values of the file, or of the `slices` of a DICOM series.
 
@@ -86,12 +90,15 @@ def read_image(
     first one of an h5 array, is that of channels if it has as many, and an h5 file may have an
     array for each.
 
+    `resized_to` is the size (y, x) that the image will be resized to, if any: the array of a JPEG
+    is then smaller than its `size`, where this is faster.
+
     Raises CrkdError if the file is missing, empty, truncated or of an unknown format.
     """
     with _readable(path) as kind:
         if kind in pictures.SUFFIXES:
-            array, dpi = pictures.read(path)
-            return Volume(array, None, array.shape[1:], dpi=dpi)
+            picture = pictures.read(path, resized_to=resized_to)
+            return Volume(picture.array, None, picture.size, dpi=picture.dpi)
         if kind in hdf5.SUFFIXES:
             array = hdf5.read_image(path, channels)
             return Volume(array, None, array.shape[1:])

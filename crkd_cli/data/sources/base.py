@@ -99,9 +99,13 @@ class Source(ABC):
 
         Raises CrkdError if one cannot be read, or if the image does not fit the dataset.
         """
+        # Channels must have the same size before they are resized.
+        resized_to = spec.stored_size if len(images) == 1 else None
         volumes = []
         for image in images:
-            volume = formats.read_image(image.path, spec.z_last, spec.channel_names, image.slices)
+            volume = formats.read_image(
+                image.path, spec.z_last, spec.channel_names, image.slices, resized_to
+            )
             count = spec.channel_count if image.channel is None else 1
             array = _match_channels(volume.array, spec, count)
             _check_image(array, image, spec)

@@ -6,6 +6,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from crkd_cli.data.raw.formats import Volume, label_name, probe, read_image, read_label, write_label
 from crkd_cli.data.raw.pictures import resize
@@ -307,3 +308,19 @@ def test_colors_are_resized_as_single_channels_are(rng, method):
     for size in ((16, 24), (64, 50)):
         expected = np.stack([resize(channel, size, method) for channel in array])
         np.testing.assert_array_equal(resize(array, size, method), expected)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_jpeg_is_decoded_smaller_where_it_will_be_resized(tmp_path, rng, orientation):
+    colors = ndimage.zoom(rng.integers(60, 200, (20, 25, 3)), (16, 16, 1), order=3, mode="nearest")
+    exif = Image.Exif()
+    exif[274] = orientation
+    picture = Image.fromarray(np.clip(colors, 0, 255).astype(np.uint8))
+    picture.save(tmp_path / "photo.jpg", quality=90, exif=exif)
+    exact = read_image(tmp_path / "photo.jpg")
+    small = read_image(tmp_path / "photo.jpg", resized_to=(40, 32))
+    native, decoded = ((320, 400), (80, 100)) if orientation == 1 else ((400, 320), (100, 80))
+    assert (exact.size, exact.array.shape[1:]) == (native, native)
+    assert (small.size, small.array.shape[1:]) == (native, decoded)
+    expected = resize(exact.array, (40, 32), "bilinear").astype(int)
+    assert np.abs(resize(small.array, (40, 32), "bilinear") - expected).max() <= 2
