@@ -190,7 +190,7 @@ def test_a_hundred_columns_are_enough(cli, write_evaluation, rng):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
-@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize("columns", [80, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_narrow_terminal_shows_all_digits(write_evaluation, rng, columns):
     """Two settings of a method with long names; 80 columns leave no room for the classes."""
     cases = {name: name for name in "abcdefgh"}

@@ -325,6 +325,7 @@ def test_a_foreign_checkpoint_in_the_run_folder(train: Command, toy: Path) -> No
     assert (toy / "run" / "last.pth").read_text() == "not a checkpoint"
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_good_checkpoint(train: Command, toy: Path) -> None:
     """Simulated by a limit on the file size, which makes the same write fail."""
     assert train("--out", "run").exit_code == 0

@@ -46,6 +46,7 @@ def bf16_error(network: nn.Module, x: torch.Tensor, exact: torch.Tensor) -> floa
         return float((network(x).double() - exact).abs().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS.names())
 def test_bf16_is_as_accurate_as_autocast(name: str, dims: int, backend: str) -> None:
     torch.manual_seed(0)

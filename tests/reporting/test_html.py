@@ -43,7 +43,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-@pytest.fixture(params=[2, 3])
+@pytest.fixture(params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def runs(request, cli, make_store, make_checkpoint, tmp_path):
     """Two evaluated runs over seven test cases, with a log."""
     dims = request.param

@@ -124,7 +124,12 @@ def test_the_learning_rate_follows_its_schedule(
 
 @pytest.mark.parametrize(
     ("dims", "number"),
-    [(2, signal.SIGTERM), (3, signal.SIGTERM), (2, signal.SIGINT), (2, signal.SIGUSR1)],
+    [
+        (2, signal.SIGTERM),
+        pytest.param(3, signal.SIGTERM, marks=pytest.mark.slow),
+        (2, signal.SIGINT),
+        pytest.param(2, signal.SIGUSR1, marks=pytest.mark.slow),
+    ],
     indirect=["dims"],
 )
 def test_stopped_by_a_signal_and_resumed_is_bit_equal(

@@ -54,6 +54,7 @@ def test_the_second_stage_begins_with_the_best_weights_and_their_optimizer(tiny:
     assert_equal(state(early.folder), state(whole.folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [2], indirect=True)
 def test_stopped_and_continued_is_bit_equal(tiny: Planner) -> None:
     """Before, at and after the step that restores."""
