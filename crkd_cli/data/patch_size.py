@@ -3,6 +3,7 @@
 import re
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from math import prod
 from statistics import fmean, median
 
@@ -83,6 +84,7 @@ def parse_memory(text: str) -> float:
     return float(match[1]) * (1e9 if match[2].upper() == "G" else 1e6)
 
 
+@cache  # a plan is made twice, before and after the classes are known
 def gpu_memory() -> float | None:
     """Return the bytes of the smallest NVIDIA GPU; None without one.
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from crkd_cli.config import Frame
 from crkd_cli.data.fingerprint import Fingerprint, ImageHeader
-from crkd_cli.data.patch_size import Budget, parse_memory
+from crkd_cli.data.patch_size import Budget, gpu_memory, parse_memory
 from crkd_cli.data.plan import Plan
 from crkd_cli.data.planning import make_plan
 from crkd_cli.errors import UsageError
@@ -235,6 +235,14 @@ def test_every_plan_is_valid(images, classes, memory):
     assert again.plan == plan
 
 
+@pytest.fixture
+def asked_anew():
+    """The memory of the GPU is asked for in this test, whatever was known before."""
+    gpu_memory.cache_clear()
+    yield
+    gpu_memory.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("output", "size", "text"),
     [
@@ -243,7 +251,9 @@ def test_every_plan_is_valid(images, classes, memory):
         ("echo '[N/A]'", 8e9, "8 GB assumed; see --memory"),
     ],
 )
-def test_the_default_is_the_memory_of_the_smallest_gpu(output, size, text, tmp_path, monkeypatch):
+def test_the_default_is_the_memory_of_the_smallest_gpu(
+    output, size, text, tmp_path, monkeypatch, asked_anew
+):
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\n{output}\n")
     program.chmod(0o755)
@@ -252,6 +262,6 @@ def test_the_default_is_the_memory_of_the_smallest_gpu(output, size, text, tmp_p
     assert (budget.memory, str(budget)) == (size, text)
 
 
-def test_without_the_driver_the_default_is_8_gb(tmp_path, monkeypatch):
+def test_without_the_driver_the_default_is_8_gb(tmp_path, monkeypatch, asked_anew):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert Budget(2, None).memory == 8e9

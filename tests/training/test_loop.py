@@ -38,7 +38,10 @@ from tests.training.helpers import (
 )
 
 
-@pytest.mark.parametrize(("method", "updates"), [("crkd", 1), ("supervised", 1), ("supervised", 3)])
+@pytest.mark.parametrize(
+    ("method", "updates"),
+    [("crkd", 1), ("supervised", 1), pytest.param("supervised", 3, marks=pytest.mark.slow)],
+)
 def test_parity_with_a_plain_loop(
     tiny: Planner, monkeypatch: pytest.MonkeyPatch, method: str, updates: int
 ) -> None:

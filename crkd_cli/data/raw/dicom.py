@@ -35,6 +35,8 @@ DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
 OTHER_MODALITIES = ("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "SR", "PR", "KO", "REG")
 UNKNOWN_KIND = "an unknown kind of object"
 COLORS = ("RGB", "YBR", "PALETTE")
+INVERTED = "MONOCHROME1"  # low values are white; GDCM inverts them, as viewers do
+MEASURED = ("CT", "MR", "PT")  # modalities whose values mean something, unlike those of an X-ray
 # The memory of the process that decodes; damaged files make GDCM reserve gigabytes.
 COPIES = 8  # of the voxels, of which some are 64-bit floats
 OVERHEAD_BYTES = 1 << 30  # of the libraries, mostly reserved but not used
@@ -245,6 +247,10 @@ def _check_image(path: Path, tags: Sequence[Tags]) -> None:
         raise CrkdError(f"{path} has colors of {8 * first.sample_bytes} bits; save it with 8 bits")
     if first.is_color and sum(len(tag.frames) for tag in tags) > 1:
         raise CrkdError(f"{path} is a film or series in color; a volume needs gray slices")
+    if first.color == INVERTED and first.modality in MEASURED:
+        raise CrkdError(
+            f"{path} has inverted gray values ({INVERTED}); convert it to MONOCHROME2 or NIfTI"
+        )
     if any(tag.rescalings > 1 for tag in tags):
         raise CrkdError(
             f"{path} rescales every frame differently; convert it to single frames or NIfTI"

@@ -62,18 +62,16 @@ def arrange(frames: Sequence[Frame], are_ordered: bool = False) -> Stack:
 
 def _mixed(frames: Sequence[Frame]) -> str:
     """Return why frames are not parallel slices of one size, if they are not."""
-    first = frames[0]
     if any(frame.position is None or frame.orientation is None for frame in frames):
         return "has slices that do not state their positions; convert it to NIfTI"
     if any(frame.spacing is None or min(frame.spacing) <= 0 for frame in frames):
         return "has slices that do not state the size of their pixels; convert it to NIfTI"
-    for frame in frames:
-        turn = np.abs(np.subtract(frame.orientation, first.orientation)).max()  # type: ignore[arg-type]
-        if turn > MAX_TURN:
-            return "has slices of several orientations; put those of one orientation into a folder"
-        stretch = np.abs(np.divide(frame.spacing, first.spacing) - 1).max()  # type: ignore[arg-type]
-        if stretch > MAX_STRETCH:
-            return "has slices with pixels of several sizes; put those of one size into a folder"
+    orientations = np.array([frame.orientation for frame in frames], dtype=np.float64)
+    if np.abs(orientations - orientations[0]).max() > MAX_TURN:
+        return "has slices of several orientations; put those of one orientation into a folder"
+    spacings = np.array([frame.spacing for frame in frames], dtype=np.float64)
+    if np.abs(spacings / spacings[0] - 1).max() > MAX_STRETCH:
+        return "has slices with pixels of several sizes; put those of one size into a folder"
     return ""
 
 

@@ -151,6 +151,17 @@ def test_irregular_or_mixed_slices(tmp_path, voxels):
         read_image(files[0], slices=files)
 
 
+def test_inverted_measurements_are_refused_and_radiographs_shown_as_viewers_do(tmp_path, rng):
+    voxels = rng.integers(0, 1000, (3, 8, 8))
+    inverted = {"PhotometricInterpretation": "MONOCHROME1"}
+    files = write_series(tmp_path / "ct", voxels, tags=inverted)
+    with pytest.raises(CrkdError, match="inverted gray values"):
+        read_image(files[0], slices=files)
+    (file,) = write_series(tmp_path / "x-ray", voxels[:1], tags={**inverted, "Modality": "DX"})
+    shown = read_image(file).array.ravel()
+    assert (np.diff(shown[np.argsort(voxels[0].ravel())]) <= 0).all()
+
+
 def test_small_deviations_are_no_gaps(tmp_path, voxels):
     """Positions are often rounded to 0.1 mm."""
     files = write_series(tmp_path, voxels, spacing=(0.625, 1.0, 1.0))
