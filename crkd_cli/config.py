@@ -5,15 +5,15 @@ An unknown key, a wrong type or a value out of range is an error that names the 
 
 import copy
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from crkd_cli import renamed
-from crkd_cli.errors import UsageError, did_you_mean
+from crkd_cli.config_errors import explain
+from crkd_cli.errors import UsageError
 from crkd_cli.text import shorten
 from crkd_cli.yaml_text import load_yaml, parse_yaml
 
@@ -24,6 +24,7 @@ Size = Annotated[int, msgspec.Meta(ge=1, le=2**16)]  # of an axis or a layer
 NonNegative = Annotated[float, msgspec.Meta(ge=0.0, le=1e6)]
 AboveZero = Annotated[float, msgspec.Meta(gt=0.0, le=1e6)]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+Axis = Annotated[int, msgspec.Meta(ge=0, le=2)]
 FolderName = Annotated[
     str,
     msgspec.Meta(pattern=r"^(?!\.{1,2}$)[^/\\\0]{1,255}$", description="a name, not a path"),
@@ -39,17 +40,7 @@ Widths = Annotated[tuple[Size, ...], msgspec.Meta(min_length=5, max_length=5)]
 # By what the four downsamplings between them divide each axis: 1 or 2.
 Strides = tuple[tuple[int, ...], ...]
 DOWNSAMPLINGS = 4
-
-# How error messages name msgspec's types.
-_TYPE_NAMES = {
-    "int": "a whole number",
-    "float": "a number",
-    "str": "text",
-    "bool": "true or false",
-    "object": "a section",
-    "array": "a list",
-    "null": "nothing",
-}
+FOREGROUND = 0.33  # share of the labeled items that are chosen to contain foreground (nnU-Net)
 
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -132,8 +123,33 @@ class DataConfig(Strict, frozen=True):
     frame: Frame
     labeled_batch_size: BatchSize
     unlabeled_batch_size: BatchSize
-    # Of the labeled patches (and slices), the share that is chosen to contain foreground.
-    foreground: Fraction = 0.0
+    # published: that of the methods' authors; strong: more, for few labels.
+    augment: Literal["published", "strong"] = "published"
+    # The axes of the network's images along which they may be flipped; None for all.
+    mirror: tuple[Axis, ...] | None = None
+    # Of the labeled patches (and slices), the share that is chosen to contain foreground; None for
+    # 0.33 with the strong augmentation, else 0.
+    foreground: Fraction | None = None
+
+    def __post_init__(self) -> None:
+        beyond = [axis for axis in self.mirror or () if axis >= self.frame.dims]
+        if beyond:
+            raise ValueError(
+                f"mirror names axis {beyond[0]}, but the axes of a network with "
+                f"{self.frame.dims} sizes are numbered 0 to {self.frame.dims - 1}"
+            )
+
+    @property
+    def foreground_share(self) -> float:
+        """The share of labeled items that are chosen to contain foreground."""
+        if self.foreground is not None:
+            return self.foreground
+        return FOREGROUND if self.augment == "strong" else 0.0
+
+    @property
+    def mirrored_axes(self) -> tuple[int, ...]:
+        """The axes along which images may be flipped."""
+        return tuple(range(self.frame.dims)) if self.mirror is None else self.mirror
 
 
 class ModelConfig(Strict, frozen=True):
@@ -246,7 +262,7 @@ def parse(
         # Not strict, because PyYAML reads 1e-4 as text.
         value = msgspec.convert(tree, kind, strict=False)
     except msgspec.ValidationError as error:
-        path, problem = _explain(str(error), kind, section)
+        path, problem = explain(str(error), kind, section)
         raise UsageError(f"{_origin(path, where, overrides)}: {problem}") from None
     for path in _not_finite(msgspec.to_builtins(value), section):
         raise UsageError(f"{_origin(path, where, overrides)}: {path}: expected a finite number")
@@ -304,77 +320,3 @@ def _origin(path: str, where: str, overrides: Sequence[str]) -> str:
         if key.startswith(at) or at.startswith(key):
             return f"--set {shorten(override)}"
     return where
-
-
-def _explain(message: str, kind: type[Any], section: str) -> tuple[str, str]:
-    """Return the key's path and msgspec's `message` in our words, with the nearest valid key."""
-    problem, _, at = message.partition(" - at `")
-    inner = at.rstrip("`").removeprefix("$").lstrip(".")
-    path = ".".join(filter(None, (section, inner)))
-    if "Invalid enum value" in problem:
-        parent, _, leaf = inner.rpartition(".")
-        wrong, allowed = problem.split("'")[1], _choices(_field_types(kind, parent)[leaf])
-        return path, f"{path} is {wrong!r}; {did_you_mean(wrong, allowed)}"
-    if not problem.startswith("Object "):  # neither an unknown nor a missing field
-        if bounds := re.match("(Expected `(int|float)`) [<>]", problem):
-            problem = f"{bounds[1]} {_range(kind, inner)}"
-        if "matching regex" in problem:
-            parent, _, leaf = inner.rpartition(".")
-            (pattern,) = _metas(_field_types(kind, parent)[leaf])
-            problem = f"expected {pattern.description}"
-        if problem == "Number out of range":  # 1e999, written as text
-            problem = "expected a finite number"
-        problem = re.sub(r"`([a-z |]+)`", _name_types, problem).replace("Expected", "expected")
-        return path, f"{path}: {problem}" if path else problem
-    key = problem.split("`")[1]
-    full = f"{path}.{key}" if path else key
-    if "missing" in problem:
-        return full, f"{full} is missing"
-    return full, f"unknown key {shorten(full)}; {did_you_mean(key, _field_types(kind, inner))}"
-
-
-def _name_types(match: re.Match[str]) -> str:
-    return " or ".join(_TYPE_NAMES.get(name, name) for name in match[1].split(" | "))
-
-
-def _range(kind: Any, path: str) -> str:
-    """Return the range of the number at `path`, such as "from 0 to 1"."""
-    limits: dict[str, float | None] = {}
-    parent, _, leaf = path.partition("[")[0].rpartition(".")
-    for meta in _metas(_field_types(kind, parent)[leaf]):
-        limits |= {name: getattr(meta, name) for name in ("ge", "gt", "le", "lt")}
-    words = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
-    return " ".join(
-        f"{words[name]} {limit:.10g}" for name, limit in limits.items() if limit is not None
-    )
-
-
-def _metas(annotation: Any) -> Iterator[msgspec.Meta]:
-    """Yield what limits the numbers of a type such as tuple[Size, ...] | None."""
-    for part in get_args(annotation):
-        if not isinstance(part, msgspec.Meta):
-            yield from _metas(part)
-        elif part.min_length is None:
-            yield part
-
-
-def _field_types(kind: Any, path: str) -> dict[str, Any]:
-    """Return the fields of `kind`'s section at `path` with their types."""
-    for name in filter(None, path.split(".")):
-        field = name.partition("[")[0]  # of a list of sections
-        kind = _section_in(_field_types(kind, "")[field])
-    return {field.name: field.type for field in msgspec.structs.fields(kind)}
-
-
-def _section_in(kind: Any) -> Any:
-    """Return the Strict type in a type such as tuple[Channel, ...] | None, which may be itself."""
-    if isinstance(kind, type) and issubclass(kind, Strict):
-        return kind
-    return next(filter(None, map(_section_in, get_args(kind))), None)
-
-
-def _choices(kind: Any) -> list[str]:
-    """Return the values of a Literal, which may be optional."""
-    parts = get_args(kind)
-    literals = [get_args(part) for part in parts if get_args(part)] or [parts]
-    return [value for literal in literals for value in literal if isinstance(value, str)]

@@ -38,6 +38,7 @@ ROWS = (
         "paths",
         "pipeline",
         "progress",
+        "config_errors",
         "transfer",
         "renamed",
         "yaml_text",

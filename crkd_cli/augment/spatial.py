@@ -33,6 +33,13 @@ def resize_label(label: Tensor, size: Sequence[int]) -> Tensor:
     return resized.to(label.dtype)
 
 
+def center_crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the center of x [B, C, *Q] as [B, C, *size]."""
+    for axis, inner in enumerate(size, start=2):
+        x = x.narrow(axis, (x.shape[axis] - inner) // 2, inner)
+    return x
+
+
 def flip_and_transpose(x: Tensor, moves: Tensor, axes: tuple[int, int]) -> Tensor:
     """Flip every sample of x [B, C, *S] along the two `axes` and transpose them.
 

@@ -17,7 +17,6 @@ from crkd_cli.config import Frame
 from crkd_cli.data.foreground import choose_position
 from crkd_cli.data.store import Store
 from crkd_cli.errors import UsageError
-from crkd_cli.windows import padding
 
 
 class Item(NamedTuple):
@@ -32,6 +31,7 @@ class Dataset:
 
     Args:
         labeled: Read the labels; otherwise, they are never opened.
+        source_size: Size of the crops, with a margin around the frame's patch; None for no margin.
         cache_bytes: Keep resized items in memory up to this size.
     """
 
@@ -42,9 +42,11 @@ class Dataset:
         frame: Frame,
         *,
         labeled: bool,
+        source_size: tuple[int, ...] | None = None,
         cache_bytes: int = 0,
     ) -> None:
         self.store, self.frame, self.labeled = store, frame, labeled
+        self._source_size = source_size or frame.size
         self._cache: dict[int, Item] = {}
         self._free_bytes = cache_bytes
         _check_frame(store, frame)
@@ -98,18 +100,35 @@ class Dataset:
             image = image[:, z]
             label = None if label is None else label[z]
         if self.frame.patch:
-            crop = _random_crop(image.shape[1:], self.frame.patch, rng, voxel)
-            image = image[(slice(None), *crop)]
-            label = None if label is None else label[crop]
+            corner = self._choose_corner(image.shape[1:], rng, voxel)
+            crop = _cut(image, corner, self._source_size)
+            return Item(crop, None if label is None else _cut(label, corner, self._source_size))
         return Item(
-            self._frame_image(_load(image)),
-            None if label is None else self._frame_label(_load(label)),
+            self._resize_image(_load(image)),
+            None if label is None else self._resize_label(_load(label)),
         )
 
-    def _frame_image(self, image: Tensor) -> Tensor:
-        """Pad or resize an image [C, *S] to the frame."""
-        if self.frame.patch:
-            return F.pad(image, self._pad(image.shape[1:]))
+    def _choose_corner(
+        self, shape: Sequence[int], rng: np.random.Generator, voxel: tuple[int, ...] | None
+    ) -> list[int]:
+        """Choose a patch of a case, and return the first voxel of the patch with its margin.
+
+        The patch contains `voxel`, if this is given. Where it is larger than the case, the case
+        lies in its center.
+        """
+        corner = []
+        patch = self.frame.size
+        for axis, (side, size) in enumerate(zip(shape, patch, strict=True)):
+            first, last = 0, max(side - size, 0)
+            if voxel is not None:
+                first, last = max(0, voxel[axis] - size + 1), min(last, voxel[axis])
+            start = int(rng.integers(first, last + 1))
+            start -= max(size - side, 0) // 2
+            corner.append(start - (self._source_size[axis] - size) // 2)
+        return corner
+
+    def _resize_image(self, image: Tensor) -> Tensor:
+        """Resize an image [C, *S] to the frame."""
         if image.shape[1:] == self.frame.size:
             return image
         batch = image.unsqueeze(0).float()
@@ -117,16 +136,9 @@ class Dataset:
         resized = resize_image(batch, self.frame.size, nearest=nearest).squeeze(0)
         return resized.round().to(torch.uint8) if image.dtype == torch.uint8 else resized
 
-    def _frame_label(self, label: Tensor) -> Tensor:
-        """Pad or resize a label [*S] to the frame."""
-        if self.frame.patch:
-            return F.pad(label, self._pad(label.shape))
+    def _resize_label(self, label: Tensor) -> Tensor:
+        """Resize a label [*S] to the frame."""
         return resize_label(label.unsqueeze(0), self.frame.size).squeeze(0)
-
-    def _pad(self, shape: Sequence[int]) -> list[int]:
-        """Return the padding to the frame for `F.pad`, which starts at the last axis."""
-        pairs = reversed(padding(shape, self.frame.size))
-        return [width for pair in pairs for width in pair]
 
 
 def _check_frame(store: Store, frame: Frame) -> None:
@@ -142,24 +154,15 @@ def _check_frame(store: Store, frame: Frame) -> None:
     )
 
 
-def _random_crop(
-    shape: Sequence[int],
-    patch: Sequence[int],
-    rng: np.random.Generator,
-    voxel: tuple[int, ...] | None,
-) -> tuple[slice, ...]:
-    """Return a random part of `shape` with the size of `patch`, or all of it on smaller axes.
-
-    It contains `voxel`, if this is given.
-    """
-    crop = []
-    for axis, (side, size) in enumerate(zip(shape, patch, strict=True)):
-        first, last = 0, max(side - size, 0)
-        if voxel is not None:
-            first, last = max(0, voxel[axis] - size + 1), min(last, voxel[axis])
-        start = int(rng.integers(first, last + 1))
-        crop.append(slice(start, start + size))
-    return tuple(crop)
+def _cut(array: NDArray[Any], corner: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Return the part of array [..., *S] that starts at `corner`, with zeros beyond the borders."""
+    inside: list[slice] = []
+    outside: list[int] = []  # for `F.pad`, which starts at the last axis
+    for start, side, length in zip(corner, size, array.shape[-len(size) :], strict=True):
+        inside.append(slice(max(start, 0), min(start + side, length)))
+        outside = [max(-start, 0), max(start + side - length, 0), *outside]
+    part = array[(slice(None),) * (array.ndim - len(size)) + tuple(inside)]
+    return F.pad(_load(part), outside)
 
 
 def _load(array: NDArray[Any]) -> Tensor:

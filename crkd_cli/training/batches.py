@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from crkd_cli import world
 from crkd_cli.augment.policy import ChannelTraits, Policy
-from crkd_cli.config import Config
+from crkd_cli.augment.published import Published
+from crkd_cli.augment.spatial import center_crop
+from crkd_cli.augment.strong import Strong
+from crkd_cli.config import Config, DataConfig
 from crkd_cli.data.batch import Batch, Labeled, Unlabeled
 from crkd_cli.data.dataset import Dataset
 from crkd_cli.data.splits import Part, Split
@@ -23,6 +27,8 @@ HostBatch = tuple[Tensor, Tensor | None]
 # How many bytes of resized items the processes of all runs of `crkd train` together keep in memory
 # for each part of the split: reading them again in every epoch would slow down a GPU.
 CACHE_BYTES = 2**30
+POLICIES: dict[str, type[Policy]] = {"published": Published, "strong": Strong}
+ANISOTROPY = 3.0  # ratio of spacings from which volumes are turned in plane only, as in nnU-Net
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,10 @@ class BatchLoader:
         """Move what `read` returned to the device and augment it, as (seed, step) determines."""
         generator = torch.Generator().manual_seed(step_seed(self.seed, step))
         labeled, *unlabeled = items
-        image, label = self.policy.weak(*self._to_device(labeled), generator)
+        image, label = self._to_device(labeled)
         if label is None:
             raise ValueError("the labeled stream has no labels")
+        image, label = self.policy.labeled(image, label, generator)
         views = [self._views(batch, generator) for batch in unlabeled]
         chosen = self.labeled.chosen(step)
         if chosen is not None:
@@ -59,10 +66,11 @@ class BatchLoader:
 
     def images(self, items: HostBatch) -> Tensor:
         """Move the images [B, C, *S] of `items` to the device without augmenting them."""
-        return self._channels_last(self._to_device(items)[0])
+        image = center_crop(self._to_device(items)[0], self.policy.size)
+        return self._channels_last(image)
 
     def _views(self, items: HostBatch, generator: Generator) -> Unlabeled:
-        weak, _ = self.policy.weak(self._to_device(items)[0], None, generator)
+        weak = self.policy.weak(self._to_device(items)[0], generator)
         strong = tuple(
             self._channels_last(self.policy.strong(weak, generator))
             for _ in range(self.strong_views)
@@ -93,30 +101,54 @@ def build_loader(
     share a batch evenly.
     """
     data, seed = config.data, config.train.seed
-    images = _labeled_images(config, store, split, device)
-    labeled = Stream(images, data.labeled_batch_size, seed, 0, data.foreground)
+    policy = _build_policy(data, store)
+    images = _labeled_images(config, store, split, policy, device)
+    labeled = Stream(images, data.labeled_batch_size, seed, 0, data.foreground_share)
     unlabeled: tuple[Stream, ...] = ()
     if method_class.unlabeled_streams:
-        images = _unlabeled_images(config, store, split, device)
+        images = _unlabeled_images(config, store, split, policy, device)
         unlabeled = tuple(
             Stream(images, data.unlabeled_batch_size, seed, number)
             for number in range(1, 1 + method_class.unlabeled_streams)
         )
-    dims = data.frame.dims
-    policy = Policy(
-        channels=[
-            ChannelTraits(info.modality, bounded=info.intensity in ("uint8", "minmax"))
-            for info in store.spec.channels
-        ],
-        dims=dims,
-        plane=(1, 2) if dims == 3 and not store.spec.z_last else (0, 1),
-    )
     return BatchLoader(labeled, unlabeled, policy, method_class.strong_views, seed, device)
 
 
-def _labeled_images(config: Config, store: Store, split: Split, device: torch.device) -> Dataset:
+def _build_policy(data: DataConfig, store: Store) -> Policy:
+    dims, spec = data.frame.dims, store.spec
+    plane = (1, 2) if dims == 3 and not spec.z_last else (0, 1)
+    return POLICIES[data.augment](
+        channels=[
+            ChannelTraits(info.modality, bounded=info.intensity in ("uint8", "minmax"))
+            for info in spec.channels
+        ],
+        size=data.frame.size,
+        plane=plane,
+        mirror=data.mirrored_axes,
+        label_values=len(spec.classes) + (spec.ignore is not None),
+        anisotropic=dims == 3 and _is_anisotropic(store, data.frame.size, plane),
+    )
+
+
+def _is_anisotropic(store: Store, size: tuple[int, ...], plane: tuple[int, int]) -> bool:
+    """Return whether the axis outside `plane` is so coarse that volumes are turned in it alone.
+
+    It is if its spacing is at least three times that in the plane. Where the files do not state
+    it, the sides of the patch are compared instead.
+    """
+    (through,) = {0, 1, 2} - set(plane)
+    spacings = [case.spacing_mm for case in store.cases.values() if case.spacing_mm is not None]
+    if spacings:
+        spacing = np.median(spacings, axis=0)
+        return bool(spacing[through] >= ANISOTROPY * min(spacing[axis] for axis in plane))
+    return max(size) >= ANISOTROPY * size[through]
+
+
+def _labeled_images(
+    config: Config, store: Store, split: Split, policy: Policy, device: torch.device
+) -> Dataset:
     check_divisible("data.labeled_batch_size", config.data.labeled_batch_size)
-    images = _images(config, store, split, "labeled", device)
+    images = _images(config, store, split, "labeled", policy, device)
     if not len(images):
         raise CrkdError(
             f"split {split.name} has no labeled training case; "
@@ -125,9 +157,11 @@ def _labeled_images(config: Config, store: Store, split: Split, device: torch.de
     return images
 
 
-def _unlabeled_images(config: Config, store: Store, split: Split, device: torch.device) -> Dataset:
+def _unlabeled_images(
+    config: Config, store: Store, split: Split, policy: Policy, device: torch.device
+) -> Dataset:
     check_divisible("data.unlabeled_batch_size", config.data.unlabeled_batch_size)
-    images = _images(config, store, split, "unlabeled", device)
+    images = _images(config, store, split, "unlabeled", policy, device)
     if not len(images):
         raise CrkdError(
             f"split {split.name} has no unlabeled training case, and method {config.method} needs "
@@ -138,10 +172,14 @@ def _unlabeled_images(config: Config, store: Store, split: Split, device: torch.
 
 
 def _images(
-    config: Config, store: Store, split: Split, part: Part, device: torch.device
+    config: Config, store: Store, split: Split, part: Part, policy: Policy, device: torch.device
 ) -> Dataset:
     processes = world.size() * world.runs()
-    cache_bytes = CACHE_BYTES // processes if device.type == "cuda" else 0
-    cases = split.cases(store, part)
-    labeled = part == "labeled"
-    return Dataset(store, cases, config.data.frame, labeled=labeled, cache_bytes=cache_bytes)
+    return Dataset(
+        store,
+        split.cases(store, part),
+        config.data.frame,
+        labeled=part == "labeled",
+        source_size=policy.source_size,
+        cache_bytes=CACHE_BYTES // processes if device.type == "cuda" else 0,
+    )

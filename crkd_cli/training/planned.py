@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from crkd_cli.config import DataConfig, Frame
+from crkd_cli.config import FOREGROUND, DataConfig, Frame
 from crkd_cli.data.plan import Plan
 from crkd_cli.text import format_size
-
-FOREGROUND = 0.33  # share of the labeled patches that are chosen to contain foreground
 
 
 def follow(tree: dict[str, Any], plan: Plan) -> dict[str, Any]:

@@ -3,17 +3,25 @@
 Both depend on nothing but the generator.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from crkd_cli.augment.policy import ChannelTraits, Policy
+from crkd_cli.augment.policy import ChannelTraits
+from crkd_cli.augment.published import Published
 from tests.augment.reference import bias_field, strong_volume
 
 
-def policy(dims: int, modality: str = "MR", *, bounded: bool = True) -> Policy:
-    return Policy([ChannelTraits(modality, bounded)], dims, (0, 1))
+def published(traits: list[ChannelTraits], dims: int, **settings: Any) -> Published:
+    axes = {"plane": (0, 1), "mirror": tuple(range(dims)), "label_values": 4}
+    return Published(traits, size=(16,) * dims, **{**axes, **settings})
+
+
+def policy(dims: int, modality: str = "MR", *, bounded: bool = True, **settings: Any) -> Published:
+    return published([ChannelTraits(modality, bounded)], dims, **settings)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -24,8 +32,7 @@ def test_image_and_label_share_one_geometry(dims: int) -> None:
     torch.manual_seed(0)
     label = torch.zeros(16, *[24] * dims, dtype=torch.uint8)
     label[:, 4:12, 6:20] = 1
-    image, turned = policy(dims).weak(label.unsqueeze(1).float(), label, generator())
-    assert turned is not None
+    image, turned = policy(dims).labeled(label.unsqueeze(1).float(), label, generator())
     agreement = (image[:, 0] > 0.5) == (turned > 0)
     assert agreement.float().mean() > 0.98  # all but the edges of rotated boxes
     assert sum(not torch.equal(a, b) for a, b in zip(label, turned, strict=True)) >= 8
@@ -33,7 +40,7 @@ def test_image_and_label_share_one_geometry(dims: int) -> None:
 
 def test_weak_leaves_about_a_quarter_of_2d_images_alone() -> None:
     x = torch.rand(400, 1, 16, 16)
-    weak, _ = policy(2).weak(x, None, generator())
+    weak = policy(2).weak(x, generator())
     same = sum(torch.equal(a, b) for a, b in zip(x, weak, strict=True)) / 400
     # Nothing was chosen, or a combination of flips and turns that is the identity.
     assert same == pytest.approx(0.25 + 0.5 / 8, abs=0.08)
@@ -62,7 +69,7 @@ def test_same_generator_same_augmentation(dims: int) -> None:
     x = torch.rand(4, 1, *[16] * dims)
 
     def augment(seed: int) -> torch.Tensor:
-        weak, _ = policy(dims).weak(x, None, generator(seed))
+        weak = policy(dims).weak(x, generator(seed))
         return policy(dims).strong(weak, generator(seed))
 
     assert torch.equal(augment(5), augment(5))
@@ -149,13 +156,33 @@ def test_channels_have_their_own_intensities_and_the_same_geometry(
     dims: int, modalities: tuple[str, ...]
 ) -> None:
     traits = [ChannelTraits(modality, bounded=False) for modality in modalities]
-    several = Policy(traits, dims, (0, 1))
+    several = published(traits, dims)
     x = torch.randn(40, 1, *[12] * dims).expand(-1, len(modalities), *[-1] * dims)
-    weak, _ = several.weak(x, None, generator())
+    weak = several.weak(x, generator())
     assert torch.equal(weak[:, :1].expand_as(weak), weak)
     strong = several.strong(weak, generator(1))
-    first = Policy(traits[:1], dims, (0, 1)).strong(weak[:, :1], generator(1))
+    first = published(traits[:1], dims).strong(weak[:, :1], generator(1))
     assert torch.equal(strong[:, :1], first)
     changes = (strong - weak).flatten(2).square().mean(2)
     assert torch.corrcoef(changes.T)[0, 1].abs() < 0.4
     assert 0.5 < (changes > 1e-8).float().mean() < 1
+
+
+@pytest.mark.parametrize(("mirror", "expected"), [((), 1), ((0,), 2), ((1,), 2), ((0, 1), 8)])
+def test_volumes_are_flipped_only_along_the_axes_of_mirror(
+    mirror: tuple[int, ...], expected: int
+) -> None:
+    x = torch.arange(64.0).view(1, 1, 4, 4, 4).expand(200, -1, -1, -1, -1)
+    weak = policy(3, mirror=mirror).weak(x, generator())
+    assert len({tuple(view.flatten().tolist()) for view in weak}) == expected
+    for view in weak:
+        if 0 not in mirror:
+            assert (view[0, 1:] > view[0, :-1]).all()  # the values rise along axis 0
+
+
+def test_images_that_may_not_be_mirrored_are_only_rotated_by_small_angles() -> None:
+    x = torch.zeros(200, 1, 16, 16)
+    x[:, :, :, 8:] = 1
+    weak = policy(2, mirror=()).weak(x, generator())
+    assert (weak[:, 0, 8, 12] > 0.9).all()
+    assert not torch.equal(weak, x)

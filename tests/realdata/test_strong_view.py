@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from crkd_cli.augment.policy import ChannelTraits, Policy
+from crkd_cli.augment.policy import ChannelTraits
+from crkd_cli.augment.published import Published
 from tests.augment.reference import strong_volume
 
 pytestmark = pytest.mark.realdata
@@ -34,7 +35,8 @@ def median_correlation(scan: Tensor, view: Callable[[Tensor], Tensor]) -> float:
 
 
 def policy_correlation(scan: Tensor) -> float:
-    policy = Policy([ChannelTraits("MR", bounded=False)], dims=3, plane=(0, 1))
+    traits = [ChannelTraits("MR", bounded=False)]
+    policy = Published(traits, scan.shape[1:], (0, 1), (0, 1, 2), label_values=2)
     generator = torch.Generator().manual_seed(0)
     return median_correlation(scan, lambda x: policy.strong(x.unsqueeze(0), generator)[0])
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from crkd_cli import world
-from crkd_cli.augment.policy import ChannelTraits, Policy
+from crkd_cli.augment.policy import ChannelTraits
+from crkd_cli.augment.published import Published
 from crkd_cli.config import ModelConfig
 from crkd_cli.data.batch import Batch, Labeled, Unlabeled
 from crkd_cli.losses.contrast import class_means, contrast, sample
@@ -173,9 +174,8 @@ def augmented(modality: str, dims: int) -> dict[str, Tensor]:
     images = torch.rand(count, channels, *[32] * dims, generator=generator)
     labels = torch.randint(4, (count, *[32] * dims), generator=generator)
     traits = [ChannelTraits(name, bounded=modality in ("gray", "RGB")) for name in modalities]
-    policy = Policy(traits, dims=dims, plane=(0, 1))
-    weak, label = policy.weak(world.shard(images), world.shard(labels), generator)
-    assert label is not None
+    policy = Published(traits, (32,) * dims, (0, 1), tuple(range(dims)), label_values=4)
+    weak, label = policy.labeled(world.shard(images), world.shard(labels), generator)
     return {"weak": weak, "label": label, "strong": policy.strong(weak, generator)}
 
 
