@@ -4,6 +4,7 @@
 
 `<!-- results: acdc 3 96x96 2500 -->` becomes the tables of that dataset, number of labeled cases,
 image size and number of steps; `<!-- results: others -->` becomes the other settings' sections.
+`<!-- recipes: acdc 3 128x128 2500 -->` becomes a table of methods by augmentation instead.
 """
 
 import re
@@ -14,10 +15,11 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.common import RESULTS, ROOT, link, read_json, table, write_text
+from benchmarks.recipes import recipes
 from crkd_cli import renamed
 
 PAGE = ROOT / "docs" / "results.md"
-PLACEHOLDER = re.compile(r"^<!-- results: (.+) -->$", flags=re.MULTILINE)
+PLACEHOLDER = re.compile(r"^<!-- (results|recipes): (.+) -->$", flags=re.MULTILINE)
 SEED = re.compile(r" --set train\.seed=\d+")
 # The start of the names of records that are not of a run.
 OTHER_FILES = (
@@ -40,11 +42,27 @@ def main() -> None:
 
 def page(folder: Path) -> str:
     """Return the page for the records and the about.md in `folder`."""
-    sections = {key: section(records) for key, records in read_records(folder).items()}
+    settings = read_records(folder)
     text = (folder / "about.md").read_text(encoding="utf-8")
-    others = sorted(sections.keys() - PLACEHOLDER.findall(text))
-    sections["others"] = "\n".join(f"## {key} steps\n\n{sections[key]}" for key in others)
-    return PLACEHOLDER.sub(lambda match: sections.get(match[1], ""), text).rstrip() + "\n"
+    named = {key for _, key in PLACEHOLDER.findall(text)}
+    others = [
+        f"## {key} steps\n\n{section(settings[key])}" for key in sorted(settings.keys() - named)
+    ]
+
+    def fill(match: re.Match[str]) -> str:
+        kind, key = match.groups()
+        if key == "others":
+            return "\n".join(others)
+        if key not in settings:
+            return ""
+        records = settings[key]
+        return (
+            f"{recipes(records)}\n{circumstances(records)}"
+            if kind == "recipes"
+            else section(records)
+        )
+
+    return PLACEHOLDER.sub(fill, text).rstrip() + "\n"
 
 
 def read_records(folder: Path) -> dict[str, list[Record]]:

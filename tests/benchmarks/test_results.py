@@ -140,3 +140,31 @@ def test_the_time_of_a_run_is_that_of_all_its_parts():
     log.insert(1, {"step": 100, "val/dice": 0.5})
     assert training_time(log) == (200, 45.0)
     assert training_time([]) == (0, 0.0)
+
+
+def test_the_table_of_recipes_pairs_methods_by_patient(keep, tmp_path):
+    """Two patients with one and two cases; the differences are averaged by patient."""
+    (tmp_path / "about.md").write_text("<!-- recipes: toy -->\n", encoding="utf-8")
+    strong = {"data": {"augment": "strong"}}
+
+    def cases(*dice: float) -> list[list[Any]]:
+        names = zip(("a1", "b1", "b2"), "abb", dice, strict=True)
+        return [[case, patient, [value, 0.5]] for case, patient, value in names]
+
+    keep("1", 0.5, setting="toy", cases=cases(0.4, 0.5, 0.6), config={"data": {}})
+    keep("2", 0.7, setting="toy", cases=cases(0.6, 0.7, 0.8), config={"data": {}}, seed=2)
+    keep("3", 0.7, setting="toy", cases=cases(0.6, 0.7, 1.0), config=strong, seed=1)
+    keep("4", 0.8, setting="toy", cases=cases(0.7, 0.8, 0.9), config=strong, seed=2)
+    keep("5", 0.9, setting="toy", cases=cases(0.9, 0.9, 0.9), config=strong, label="other")
+    page = results_page.page(tmp_path)
+    best, row = rows(page, "other")[0], rows(page, "crkd")[0]
+    assert page.index("| other |") < page.index("| crkd |")
+    assert best[1:6] == ["–", "–", "–", "–", "90.0"]
+    assert best[9] == "–"
+    assert row[1] == "60.0 ± 14.1"
+    assert row[4] == row[8] == "2"
+    # Patient a: 0.65 − 0.5; patient b: mean of 0.75 − 0.6 and 0.95 − 0.7.
+    assert row[9].startswith("+17.5 (")
+    (pair,) = rows(page, "crkd, published")
+    assert pair[1] == "crkd, strong"
+    assert pair[2].startswith("-17.5 (")
