@@ -126,7 +126,7 @@ def _build_policy(data: DataConfig, store: Store) -> Policy:
         plane=plane,
         mirror=data.mirrored_axes,
         label_values=len(spec.classes) + (spec.ignore is not None),
-        anisotropic=dims == 3 and _is_anisotropic(store, data.frame.size, plane),
+        anisotropic=spec.dims == dims == 3 and _is_anisotropic(store, data.frame.size, plane),
     )
 
 
