@@ -236,6 +236,7 @@ def _train(plan: "Plan") -> Path:
 
 def _announce(plan: "Plan") -> None:
     from crkd_cli.training.planned import describe, warn_of_enlarging
+    from crkd_cli.training.sides import warn_of_sides
 
     split, config = plan.split, plan.config
     info(
@@ -252,6 +253,8 @@ def _announce(plan: "Plan") -> None:
         info(describe(*data))
         if warning := warn_of_enlarging(*data):
             warn(f"warning: {warning}")
+    if warning := warn_of_sides(config.data, plan.store.spec):
+        warn(f"warning: {warning}")
 
 
 def _announce_finished(plan: "Plan") -> None:

@@ -15,7 +15,7 @@ from typer.testing import Result
 
 from crkd_cli.data.plan import Plan
 from crkd_cli.data.splits import Split, write_split
-from crkd_cli.data.store import Store, write_index
+from crkd_cli.data.store import Store, numbered_classes, write_index
 
 # The values of metrics.json that depend on when it is written.
 TIMES = ("seconds", "steps_per_second", "waiting")
@@ -141,7 +141,8 @@ def test_missing_files_of_a_finished_run_are_written(train: Command, toy: Path) 
 def test_own_data_without_a_configuration(cli: Command, toy: Path, prepared: Path) -> None:
     planned = Plan(orientation="native", spacing="native", network="2D", resize=(16, 16), batch=2)
     index = Store(prepared).index
-    spec = msgspec.structs.replace(index.spec, plan=planned)
+    classes = numbered_classes(("background", "left eye"))
+    spec = msgspec.structs.replace(index.spec, plan=planned, classes=classes)
     write_index(prepared, msgspec.structs.replace(index, spec=spec))
     keys = ("train.steps=1", "data.frame.resize=[32, 32]", "train.precision=fp32")
     small = [part for key in keys for part in ("--set", key)]
@@ -150,6 +151,7 @@ def test_own_data_without_a_configuration(cli: Command, toy: Path, prepared: Pat
     assert "custom2d.yaml" in result.stderr
     assert "(resize 16 × 16, batch 2 + 2): resize 32 × 32, batch 2 + 2\n" in result.stderr
     assert "warning: the images in data/prepared/toy are stored with 16 × 16" in result.stderr
+    assert "warning: class names state sides (left eye), which flips may exc" in result.stderr
     config = yaml.safe_load((toy / "runs/toy-crkd-2/config.yaml").read_text())
     assert config["data"]["frame"]["resize"] == [32, 32]
     assert (toy / "runs" / "toy-crkd-2" / "last.pth").is_file()
