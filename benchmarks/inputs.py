@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import zoom
 
+from crkd_cli.data.foreground import sample_positions
 from crkd_cli.data.splits import Split, split_file, write_split
 from crkd_cli.data.store import (
     RECIPE,
@@ -90,7 +91,7 @@ def synthetic(scratch: Path, sizes: Sizes = Sizes()) -> Inputs:
 
 def _write_store(root: Path, spec: DatasetSpec, shape: Sequence[int], make: Any) -> None:
     """Write a prepared store of CASES cases and its split."""
-    for folder in ("images", "labels"):
+    for folder in ("images", "labels", "foreground"):
         (root / folder).mkdir(parents=True)
     cases = []
     for number in range(CASES):
@@ -103,7 +104,10 @@ def _write_store(root: Path, spec: DatasetSpec, shape: Sequence[int], make: Any)
             image = (image - image.min()) / (image.max() - image.min())
         case = f"case{number}"
         np.save(root / "images" / f"{case}.npy", image[None])
-        np.save(root / "labels" / f"{case}.npy", zoom(label, factors, order=0))
+        label = zoom(label, factors, order=0)
+        np.save(root / "labels" / f"{case}.npy", label)
+        positions = sample_positions(label, len(spec.classes), number)
+        np.save(root / "foreground" / f"{case}.npy", positions)
         facts = (case, case, tuple(shape), (1.0, 1.0, 1.0), f"{case}.h5", "0" * 64, "0" * 64, ())
         cases.append(CaseInfo(*facts))
     write_index(root, Index(recipe=RECIPE, spec=spec, cases=tuple(cases)))

@@ -1,4 +1,4 @@
-"""Intensity: jitter, gamma, noise, blur, bias field. Applied to images only.
+"""Intensity: jitter, gamma, noise, blur, bias field, resolution. Applied to images only.
 
 Every sample of a batch has its own parameters, which are tensors on the device of the images.
 
@@ -6,6 +6,7 @@ Shapes: B images, C channels, *S spatial axes (two or three).
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from crkd_cli.transfer import to_device
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+SMALLEST = 1e-7  # below it, a standard deviation or range is that of a constant sample
 
 
 def per_sample(values: Tensor, x: Tensor) -> Tensor:
@@ -24,6 +26,13 @@ def value_range(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the lowest and the highest value of every sample, each [B, 1, …]."""
     axes = tuple(range(1, x.ndim))
     return x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)
+
+
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the standard deviation of every sample, each [B, 1, …]."""
+    axes = tuple(range(1, x.ndim))
+    deviation, mean = torch.std_mean(x, axes, correction=0, keepdim=True)
+    return mean, deviation
 
 
 def jitter(x: Tensor, brightness: Tensor, contrast: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -63,6 +72,53 @@ def gamma(x: Tensor, exponent: Tensor) -> Tensor:
     return x.sign() * x.abs() ** per_sample(exponent, x)
 
 
+def gamma_in_range(x: Tensor, exponent: Tensor) -> Tensor:
+    """Raise the values, scaled to [0, 1] by the range of their sample, to exponent [B].
+
+    Every sample gets its mean and standard deviation back, as in nnU-Net's GammaTransform with
+    `p_retain_stats` 1.
+    """
+    low, high = value_range(x)
+    scale = (high - low).clamp(min=SMALLEST)
+    changed = ((x - low) / scale) ** per_sample(exponent, x) * scale + low
+    mean, deviation = statistics(x)
+    new_mean, new_deviation = statistics(changed)
+    return (changed - new_mean) * (deviation / new_deviation.clamp(min=SMALLEST)) + mean
+
+
+def scale_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """Scale values about the mean of their sample by factor [B], clamped to the sample's range."""
+    mean = x.mean(tuple(range(1, x.ndim)), keepdim=True)
+    changed = (x - mean) * per_sample(factor, x) + mean
+    return changed.clamp(*value_range(x))
+
+
+def lower_resolution(x: Tensor, scale: Tensor, axes: Sequence[int]) -> Tensor:
+    """Reduce the resolution of x [B, C, *S] along spatial `axes` to scale [B], keeping its size.
+
+    A side of S pixels is reduced to round(scale · S), taking the nearest pixels, and enlarged
+    again, interpolating linearly: the same as `interpolate` by "nearest-exact", then by "linear".
+    """
+    for axis in axes:
+        x = _multiply(x, _resolution_matrix(scale, x.shape[axis + 2]), axis + 2)
+    return x.contiguous()
+
+
+def _resolution_matrix(scale: Tensor, side: int) -> Tensor:
+    """Return [B, side, side]: row m holds the weights of the pixels that pixel m is made from."""
+    reduced = (scale * side).round().unsqueeze(1)
+    position = torch.arange(side, device=scale.device)
+    last = reduced - 1.0
+    coarse = ((position + 0.5) * (reduced / side) - 0.5).clamp(min=0.0).minimum(last)
+    lower = coarse.floor()
+    weight = (coarse - lower).unsqueeze(2)
+    matrix = torch.zeros(len(scale), side, side, device=scale.device)
+    for pixel, share in ((lower, 1.0 - weight), ((lower + 1.0).minimum(last), weight)):
+        source = ((pixel + 0.5) * (side / reduced)).floor().long().unsqueeze(2)
+        matrix.scatter_add_(2, source, share)
+    return matrix
+
+
 def noise(x: Tensor, sigma: float) -> Tensor:
     """Add Gaussian noise of standard deviation `sigma`, clamped to ±2 sigma."""
     return x + (sigma * torch.randn_like(x)).clamp(-2.0 * sigma, 2.0 * sigma)
@@ -86,8 +142,13 @@ def blur(
     for axis in range(2, x.ndim):
         weights = _kernels(sigma[:, axis - 2], x.shape[axis], radius, truncate)
         matrix = (_mirrored if mirror else _repeated)(weights, radius)
-        x = torch.einsum("bc...n,bmn->bc...m", x.movedim(axis, -1), matrix).movedim(-1, axis)
+        x = _multiply(x, matrix, axis)
     return x.contiguous()
+
+
+def _multiply(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
+    """Multiply x [B, C, *S] along `axis` by the matrix [B, m, n] of every sample."""
+    return torch.einsum("bc...n,bmn->bc...m", x.movedim(axis, -1), matrix).movedim(-1, axis)
 
 
 def _kernels(sigma: Tensor, side: int, radius: int, truncate: float) -> Tensor:

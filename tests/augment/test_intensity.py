@@ -6,9 +6,20 @@ Every sample has its own parameters.
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from crkd_cli.augment.intensity import LUMA, bias_field, blur, gamma, jitter, recolor
+from crkd_cli.augment.intensity import (
+    LUMA,
+    bias_field,
+    blur,
+    gamma,
+    gamma_in_range,
+    jitter,
+    lower_resolution,
+    recolor,
+    scale_contrast,
+)
 
 ONE = torch.ones(1)
 
@@ -89,3 +100,51 @@ def test_a_third_of_a_turn_permutes_the_chroma(third: float) -> None:
     x[:, 0] += 0.1
     turned = recolor(x, ONE, third * ONE).flatten()
     assert int(turned.argmax()) == round(3 * third)
+
+
+def test_gamma_in_range_keeps_mean_and_deviation(dims: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 2, *[8] * dims) * torch.tensor([0.1, 2.0, 30.0]).view(3, *[1] * (dims + 1))
+    changed = gamma_in_range(x, torch.tensor([0.7, 1.5, 1.1]))
+    for before, after in zip(x, changed, strict=True):
+        torch.testing.assert_close(after.mean(), before.mean(), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(after.std(), before.std(), atol=1e-6, rtol=1e-4)
+        assert torch.equal(after.flatten().argsort(), before.flatten().argsort())
+    constant = torch.full((1, 1, *[8] * dims), 3.0)
+    torch.testing.assert_close(gamma_in_range(constant, torch.tensor([1.5])), constant)
+
+
+def test_gamma_in_range_is_a_power_of_the_scaled_values() -> None:
+    """Up to a linear function: the positions between the ends of the range are by hand."""
+    x = torch.tensor([[[-1.0, 0.0, 1.0, 3.0]], [[0.0, 4.0, 8.0, 16.0]]])
+    changed = gamma_in_range(x, torch.tensor([2.0, 0.5]))
+    low, high = changed.amin(2, keepdim=True), changed.amax(2, keepdim=True)
+    expected = torch.tensor([[[0.0, 1 / 16, 1 / 4, 1.0]], [[0.0, 0.5, 0.5**0.5, 1.0]]])
+    torch.testing.assert_close((changed - low) / (high - low), expected)
+
+
+def test_contrast_by_hand() -> None:
+    x = torch.tensor([[[0.0, 2.0, 4.0]], [[0.0, 2.0, 4.0]]])
+    changed = scale_contrast(x, torch.tensor([0.5, 1.25]))
+    torch.testing.assert_close(changed, torch.tensor([[[1.0, 2.0, 3.0]], [[0.0, 2.0, 4.0]]]))
+
+
+def test_low_resolution_against_interpolate(dims: int) -> None:
+    """With a scale per sample, and odd sides; the scale 1 is the identity."""
+    torch.manual_seed(0)
+    shape, scales = (20, 17, 11)[:dims], [0.5, 0.61, 0.77, 0.98, 1.0]
+    x = torch.rand(len(scales), 2, *shape)
+    reduced = lower_resolution(x, torch.tensor(scales), range(dims))
+    for sample, scale, result in zip(x, scales, reduced, strict=True):
+        size = [round(scale * side) for side in shape]
+        coarse = F.interpolate(sample.unsqueeze(0), size, mode="nearest-exact")
+        expected = F.interpolate(coarse, shape, mode=("bilinear", "trilinear")[dims - 2])
+        torch.testing.assert_close(result, expected[0], atol=1e-5, rtol=0)
+    assert torch.equal(reduced[-1], x[-1])
+
+
+def test_low_resolution_leaves_the_other_axes_alone() -> None:
+    x = torch.rand(1, 1, 6, 8, 8)
+    reduced = lower_resolution(x, torch.tensor([0.5]), (1, 2))
+    slices = lower_resolution(x[0].movedim(1, 0), torch.full((6,), 0.5), (0, 1))
+    torch.testing.assert_close(reduced[0].movedim(1, 0), slices)
