@@ -1,9 +1,19 @@
 """CutMix: boxes have the stated sizes, lie inside the image and are swapped consistently."""
 
+import numpy as np
 import pytest
 import torch
 
-from crkd_cli.augment.mix import box_size, draw_box, draw_boxes, draw_mix, draw_swap, mix, swap
+from crkd_cli.augment.mix import (
+    box_size,
+    draw_box,
+    draw_boxes,
+    draw_cutmix,
+    draw_mix,
+    draw_swap,
+    mix,
+    swap,
+)
 
 
 def test_box_size_by_hand() -> None:
@@ -75,6 +85,42 @@ def test_every_sample_has_its_own_box_or_none(dims: int) -> None:
     assert (shares > 0).float().mean().item() == pytest.approx(0.5, abs=0.08)
     assert shares[shares > 0].mean().item() == pytest.approx(0.21, abs=0.03)
     assert len({mask.numpy().tobytes() for mask in box}) > 150
+
+
+@pytest.mark.parametrize("batch", [2, 3, 12])
+def test_cutmix_takes_from_another_sample(batch: int, dims: int) -> None:
+    torch.manual_seed(5)
+    space = (24, 16, 12)[:dims]
+    image = torch.arange(batch).view(-1, 1, *[1] * dims).expand(-1, 1, *space)
+    boxes = set()
+    for _ in range(20):
+        partner, box = draw_cutmix(image.shape, image.device)
+        assert sorted(partner.tolist()) == [*range(batch)]
+        mixed = swap(image, partner, box)[:, 0]
+        assert torch.equal(mixed != image[:, 0], box)
+        assert all(int(mask.sum()) == bounding_box_size(mask) for mask in box)
+        boxes |= {mask.numpy().tobytes() for mask in box}
+    assert len(boxes) > 15 * batch
+
+
+def test_cutmix_boxes_are_distributed_like_those_of_the_released_program(dims: int) -> None:
+    """Drawn again by NumPy, as whole pixels: sides ⌊S √(1 − λ)⌋, centers from ⌊S/8⌋ to S − 1."""
+    torch.manual_seed(6)
+    space, count = (64, 48, 40)[:dims], 300
+    shares, starts = [], []
+    for _ in range(count):
+        _, box = draw_cutmix(torch.Size((2, 1, *space)), torch.device("cpu"))
+        shares.append(box[0].float().mean().item())
+        starts.append(float(box[0].nonzero()[:, -1].min()))
+    rng = np.random.default_rng(6)
+    sides = np.array(space)
+    half = (sides * np.sqrt(1 - rng.beta(4, 4, (20000, 1)))).astype(int) // 2
+    center = rng.integers(sides // 8, sides, (20000, dims))
+    low, high = np.clip(center - half, 0, sides), np.clip(center + half, 0, sides)
+    expected = ((high - low) / sides).prod(1)
+    assert np.mean(shares) == pytest.approx(expected.mean(), abs=0.03)
+    assert np.std(shares) == pytest.approx(expected.std(), abs=0.02)
+    assert np.mean(starts) == pytest.approx(low[:, -1].mean(), abs=2.0)
 
 
 def test_a_common_box_has_the_stated_sides_and_lies_anywhere(dims: int) -> None:

@@ -17,7 +17,7 @@ SECTIONS = {text.partition("\n")[0]: " ".join(text.split()) for text in PAGE.spl
 
 def published(name: str) -> set[tuple[str, int, float]]:
     """Return (dataset, labeled cases, Dice) of a method, from configs/about/published.yaml."""
-    title = {"ua_mt": "UA-MT"}.get(name, name.upper())
+    title = name.upper().replace("_", "-")
     return {
         (row.dataset, row.labeled, row.dice)
         for row in all_published_rows()

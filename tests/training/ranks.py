@@ -20,6 +20,7 @@ from crkd_cli.config import ModelConfig
 from crkd_cli.data.batch import Batch, Labeled, Unlabeled
 from crkd_cli.losses.contrast import class_means, contrast, sample
 from crkd_cli.methods import METHODS
+from crkd_cli.methods.ad_mt import CUTMIX
 from crkd_cli.methods.base import Method, Task
 from crkd_cli.models.projection import Projection
 from crkd_cli.runtime.distributed import data_parallel, process_group
@@ -63,6 +64,7 @@ def without_randomness(name: str, dims: int) -> dict[str, float]:
     confidence = 0.6 if dims == 2 else 0.5
     distilled = dict.fromkeys(("pixel_weight", "feature_weight", "entropy_weight"), 100.0)
     settings: dict[str, dict[str, float]] = {
+        "ad_mt": {"confidence": confidence, "pseudo_weight": 100.0},
         "acmt": {"noise": 0.0, "consistency_weight": 100.0},
         "bcp": {"pseudo_weight": 100.0},
         "cps": {"consistency_weight": 100.0},
@@ -82,7 +84,7 @@ def without_randomness(name: str, dims: int) -> dict[str, float]:
     return settings.get(name, {})
 
 
-def gradients(name: str, dims: int, ignored: bool = False) -> dict[str, Tensor]:
+def gradients(name: str, dims: int, ignored: bool = False, phase: int = 0) -> dict[str, Tensor]:
     """The gradient of every parameter and the value of every loss.
 
     Batch norm is in evaluation mode: on CPUs it is not synchronized.
@@ -102,6 +104,7 @@ def gradients(name: str, dims: int, ignored: bool = False) -> dict[str, Tensor]:
         for parameter, value in method.named_parameters():
             if parameter.endswith("output.weight"):
                 value *= 30.0  # an untrained network is unsure everywhere
+    method.phase = phase
     call = data_parallel(method)
     # BCP pairs every labeled image with an unlabeled one.
     joint = batch(dims, LABELED if name == "bcp" else UNLABELED, ignored)
@@ -184,6 +187,7 @@ def main(folder: Path) -> None:
     for dims in (2, 3):
         for name in METHODS.names():
             results[f"{name} {dims}D"] = gradients(name, dims)
+        results[f"cutmix {dims}D"] = gradients("ad_mt", dims, phase=CUTMIX)
         for absent, number in itertools.product((0, 1), (12, 1000)):
             results[f"semantic {dims}D {absent} {number}"] = semantic(dims, absent, number)
         for modality in MODALITIES[dims]:

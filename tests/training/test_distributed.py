@@ -38,7 +38,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     return joint, [torch.load(folder / f"2-{rank}.pt") for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("case", [*METHODS.names(), "semantic"])
+@pytest.mark.parametrize("case", [*METHODS.names(), "cutmix", "semantic"])
 def test_gradients_are_those_of_the_joint_batch(parts: Parts, dims: int, case: str) -> None:
     """Of every parameter, and every loss, to the rounding of fp32, in either process.
 
@@ -50,7 +50,7 @@ def test_gradients_are_those_of_the_joint_batch(parts: Parts, dims: int, case: s
     assert len(names) == (4 if case == "semantic" else 1)
     for name in names:
         check_gradients(parts, name)
-    if case == "crkd":
+    if case in ("crkd", "ad_mt", "cutmix"):
         assert 0.1 < joint[names[0]]["loss kept"] < 0.999
 
 

@@ -34,16 +34,17 @@ from tests.training.helpers import (
 )
 
 
-def stop_and_resume(tiny: Planner, *sets: str) -> Checkpoint:
-    """Compare a run of 8 steps that is stopped and resumed with an uninterrupted one; return it."""
+def stop_and_resume(tiny: Planner, *sets: str, steps: int = 8, stop: int = 5) -> Checkpoint:
+    """Compare a run that is stopped and resumed with an uninterrupted one; return it."""
+    sets = (*sets, f"train.steps={steps}", f"train.eval_every={steps}")
     train_plan(tiny(*sets, out="whole"))
     with pytest.raises(StoppedBySignalError):
-        train_plan(tiny(*sets, out="parts"), signal_after(5))
+        train_plan(tiny(*sets, out="parts"), signal_after(stop))
     train_plan(tiny(*sets, out="parts"))
     whole, parts = (
         load_checkpoint(tiny(*sets, out=out).folder / "last.pth") for out in ("whole", "parts")
     )
-    assert whole.step == parts.step == 8
+    assert whole.step == parts.step == steps
     assert_equal(parts.weights, whole.weights)
     return whole
 
@@ -57,9 +58,16 @@ def test_stopped_and_resumed_is_bit_equal(tiny: Planner, name: str, optimizer: s
         f"method={name}",
         f"train.optimizer={optimizer}",
         "train.lr=0.001",
-        "train.steps=8",
-        "train.eval_every=8",
     )
+
+
+@pytest.mark.slow
+def test_ad_mt_resumes_within_a_period(tiny: Planner) -> None:
+    """The teachers have switched before, at the latest after 3 steps, and switch again."""
+    sets = ("method=ad_mt", "methods.ad_mt.max_period=3")
+    method = start(tiny(*sets, out="other")).method
+    within = [step for step in range(4, 9) if method.phase_at(step - 1) == method.phase_at(step)]
+    stop_and_resume(tiny, *sets, steps=12, stop=within[0])
 
 
 @pytest.mark.parametrize(("name", "updates"), [("crkd", 1), ("lefed", 3)])
