@@ -108,23 +108,37 @@ def affine(x: Tensor, matrix: Tensor, size: Sequence[int], axes: Sequence[int]) 
     """Resample x [B, C, *Q] along `axes` to [B, C, *size], interpolating linearly.
 
     A voxel o of the result, counted from its center, is read at A·o from the center of x, with A
-    from `matrix` [B, d, d] and d the number of `axes`. Zeros come in from outside. The other axes,
-    whose size does not change, only number the images that are resampled.
+    from `matrix` [B, d, d] on the host and d the number of `axes`. Zeros come in from outside. The
+    other axes, whose size does not change, only number the images that are resampled.
     """
     others = [axis + 2 for axis in range(x.ndim - 2) if axis not in axes]
     # [B, C, others, axes] → [B, C · others, axes]
     images = x.movedim(others, [*range(2, 2 + len(others))])
     counts = images.shape[1 : 2 + len(others)]
     images = images.flatten(1, 1 + len(others))
-    inner = torch.tensor([size[axis] for axis in axes])
-    outer = torch.tensor([x.shape[axis + 2] for axis in axes])
-    # grid_sample counts coordinates from the last axis, each in [-1, 1] over its own side.
-    ratio = (inner.unsqueeze(0) / outer.unsqueeze(1)).flip((0, 1))
-    theta = F.pad(matrix.flip((1, 2)) * to_device(ratio, x.device), (0, 1))
-    shape = [len(x), 1, *inner.tolist()]
-    grid = F.affine_grid(theta, shape, align_corners=False)
+    grid = _sampling_grid(matrix, [size[axis] for axis in axes], images.shape[2:], x.device)
     resampled = F.grid_sample(images, grid, mode="bilinear", align_corners=False)
     return resampled.unflatten(1, counts).movedim([*range(2, 2 + len(others))], others)
+
+
+def _sampling_grid(
+    matrix: Tensor, size: Sequence[int], source: Sequence[int], device: torch.device
+) -> Tensor:
+    """Return the grid [B, *size, d] by which `grid_sample` reads from `source` as `affine` says.
+
+    A sum of one product per axis, which is faster than the matrix products of `affine_grid` and
+    does not depend on the other samples of the batch, not even in rounding.
+    """
+    dims = len(size)
+    # grid_sample counts coordinates from the last axis, each in [-1, 1] over its own side.
+    scaled = matrix * (2.0 / torch.tensor(source).unsqueeze(1))
+    columns = to_device(scaled.flip(1), device).unbind(2)  # by axis of the result
+    grid = torch.zeros(1, device=device)
+    for axis, (column, side) in enumerate(zip(columns, size, strict=True)):
+        position = torch.arange(side, device=device) - (side - 1) / 2
+        position = position.view(-1, *[1] * (dims - axis))
+        grid = grid + column.view(-1, *[1] * dims, dims) * position
+    return grid
 
 
 def affine_label(

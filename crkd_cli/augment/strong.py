@@ -154,8 +154,8 @@ class Strong(Published):
         """Move image [B, C, *Q] to [B, C, *S]."""
         x = center_crop(image, self.size)
         if len(geometry.moved):
-            moved, matrix = (to_device(part, x.device) for part in geometry[1:])
-            values = affine(image[moved], matrix, self.size, self.turned)
+            moved = to_device(geometry.moved, x.device)
+            values = affine(image[moved], geometry.matrix, self.size, self.turned)
             x = x.index_copy(0, moved, values)
         return self._flip(x, geometry.flips)
 
@@ -163,8 +163,10 @@ class Strong(Published):
         """Move label [B, *Q] to [B, *S]."""
         x = center_crop(label.unsqueeze(1), self.size).squeeze(1)
         if len(geometry.moved):
-            moved, matrix = (to_device(part, x.device) for part in geometry[1:])
-            values = affine_label(label[moved], matrix, self.size, self.turned, self.label_values)
+            moved = to_device(geometry.moved, x.device)
+            values = affine_label(
+                label[moved], geometry.matrix, self.size, self.turned, self.label_values
+            )
             x = x.index_copy(0, moved, values)
         return self._flip(x.unsqueeze(1), geometry.flips).squeeze(1)
 

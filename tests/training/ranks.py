@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from crkd_cli import world
-from crkd_cli.augment.policy import ChannelTraits
+from crkd_cli.augment.policy import ChannelTraits, Policy
 from crkd_cli.augment.published import Published
+from crkd_cli.augment.strong import Strong
 from crkd_cli.config import ModelConfig
 from crkd_cli.data.batch import Batch, Labeled, Unlabeled
 from crkd_cli.losses.contrast import class_means, contrast, sample
@@ -169,7 +170,7 @@ def semantic(dims: int, absent: int, number: int) -> dict[str, Tensor]:
     return {**by_name, "loss": loss.detach()}
 
 
-def augmented(modality: str, dims: int) -> dict[str, Tensor]:
+def augmented(policy_class: type[Policy], modality: str, dims: int) -> dict[str, Tensor]:
     """This process's part of a joint batch after weak and strong augmentation, and its labels."""
     generator = torch.Generator().manual_seed(dims)
     modalities = modality.split()
@@ -177,9 +178,11 @@ def augmented(modality: str, dims: int) -> dict[str, Tensor]:
     images = torch.rand(count, channels, *[32] * dims, generator=generator)
     labels = torch.randint(4, (count, *[32] * dims), generator=generator)
     traits = [ChannelTraits(name, bounded=modality in ("gray", "RGB")) for name in modalities]
-    policy = Published(traits, (32,) * dims, (0, 1), tuple(range(dims)), label_values=4)
-    weak, label = policy.labeled(world.shard(images), world.shard(labels), generator)
-    return {"weak": weak, "label": label, "strong": policy.strong(weak, generator)}
+    policy = policy_class(traits, (32,) * dims, (0, 1), tuple(range(dims)), label_values=4)
+    labeled, label = policy.labeled(world.shard(images), world.shard(labels), generator)
+    weak = policy.weak(world.shard(images), generator)
+    strong = policy.strong(weak, generator)
+    return {"labeled": labeled, "label": label, "weak": weak, "strong": strong}
 
 
 def main(folder: Path) -> None:
@@ -191,7 +194,9 @@ def main(folder: Path) -> None:
         for absent, number in itertools.product((0, 1), (12, 1000)):
             results[f"semantic {dims}D {absent} {number}"] = semantic(dims, absent, number)
         for modality in MODALITIES[dims]:
-            results[f"batch {modality} {dims}D"] = augmented(modality, dims)
+            for policy in (Published, Strong):
+                name = f"{policy.__name__} {modality} {dims}D"
+                results[f"batch {name}"] = augmented(policy, modality, dims)
     for name in IGNORING:
         results[f"ignoring {name} 2D"] = gradients(name, 2, ignored=True)
     results["gathered"] = world.gather_results([*world.strided_shard(range(7))])
