@@ -118,7 +118,8 @@ def affine(x: Tensor, matrix: Tensor, size: Sequence[int], axes: Sequence[int]) 
     images = images.flatten(1, 1 + len(others))
     grid = _sampling_grid(matrix, [size[axis] for axis in axes], images.shape[2:], x.device)
     resampled = F.grid_sample(images, grid, mode="bilinear", align_corners=False)
-    return resampled.unflatten(1, counts).movedim([*range(2, 2 + len(others))], others)
+    resampled = resampled.reshape(len(x), *counts, *resampled.shape[2:])
+    return resampled.movedim([*range(2, 2 + len(others))], others)
 
 
 def _sampling_grid(

@@ -114,7 +114,9 @@ class Strong(Published):
         colors = image.shape[1] // len(self.channels)
         channels = [
             self._change_channel(channel, traits, generator)
-            for channel, traits in zip(image.split(colors, dim=1), self.channels, strict=True)
+            for channel, traits in zip(
+                torch.split(image, colors, dim=1), self.channels, strict=True
+            )
         ]
         return torch.cat(channels, dim=1), label
 
