@@ -23,6 +23,7 @@ PLACEHOLDER = re.compile(r"^<!-- (results|recipes): (.+) -->$", flags=re.MULTILI
 SEED = re.compile(r" --set train\.seed=\d+")
 # The start of the names of records that are not of a run.
 OTHER_FILES = (
+    "augment-",
     "check-",
     "commands-",
     "labels-",

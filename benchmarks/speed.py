@@ -1,8 +1,9 @@
-"""Measure the speed of crkd on a CPU beside the published way, or the cost of every method.
+"""Measure the speed of crkd on a CPU beside the published way, or the cost of its parts.
 
-    python -m benchmarks.speed [speed|methods]
+    python -m benchmarks.speed [speed|methods|augment]
 
-Writes benchmarks/results/speed-MACHINE.json or methods-MACHINE.json. On a GPU, use benchmarks.gpu.
+Writes benchmarks/results/speed-MACHINE.json, or the cost of every method to methods-MACHINE.json,
+or that of augmentation to augment-MACHINE.json. On a GPU, use benchmarks.gpu.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from crkd_cli.metrics.overlap import confusion, dice, jaccard
 from crkd_cli.metrics.surface import surface
 from crkd_cli.runtime.device import describe, keep_freed_memory, pick_precision
 from crkd_cli.training.loop import Run, train
+from crkd_cli.training.step import TrainingStep
 
 Row = dict[str, Any]
 Work = Callable[[], object]
@@ -45,16 +47,19 @@ TIMING = ("train.device=cpu", "train.log_every=1", "train.save_minutes=1000")
 REPEATS = 3
 SMALL = (64, 64, 48)  # a patch, for what does not need the published size
 COST_BATCH, COST_REPEATS = {"acdc": 4, "la": 2}, 7
+AUGMENTED = (("acdc", (128, 128), 8), ("acdc", (256, 256), 12), ("la", (112, 112, 80), 2))
+AUGMENTED_STEPS = 20  # so many, since each draws which images it transforms
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", nargs="?", choices=("speed", "methods"), default="speed")
+    kinds = {"speed": speeds, "methods": costs, "augment": augmentation}
+    parser.add_argument("kind", nargs="?", choices=kinds, default="speed")
     kind = parser.parse_args().kind
     with tempfile.TemporaryDirectory(prefix="crkd-bench-") as folder:
-        record = measure(synthetic(Path(folder)), {"speed": speeds, "methods": costs}[kind])
+        record = measure(synthetic(Path(folder)), kinds[kind])
     write_json(record, RESULTS / f"{kind}-{slug(record['machine'])}.json")
 
 
@@ -182,6 +187,45 @@ def costs(inputs: Inputs) -> Iterator[Row]:
         supervised = base.setdefault(name, row)
         step, memory = (row[key] / supervised[key] for key in ("step_s", "memory_gb"))
         yield row | {"step": step, "memory": memory}
+
+
+def augmentation(inputs: Inputs) -> Iterator[Row]:
+    """Time the augmentation of a batch, published and strong, and a step without it.
+
+    On one thread, in CPU seconds, which do not count what other programs take: means over steps of
+    the augmentation, the median of a few steps of training. Items are read before.
+    """
+    torch.set_num_threads(1)
+    for (name, size, batch), method in product(AUGMENTED, ("supervised", "crkd")):
+        row: Row = {"dataset": name, "method": method, "size": list(size), "batch": batch}
+        for augment in ("published", "strong"):
+            sets = (*TIMING, f"data.augment={augment}", "train.steps=1000")
+            run = inputs.run(name, *sets, method=method, size=size, batch=batch)
+            loader = run.loader
+            items = [loader.read(step) for step in range(REPEATS)]
+            loader.batch(items[0], 0)  # warms up
+            begin = time.process_time()
+            for step in range(AUGMENTED_STEPS):
+                loader.batch(items[step % REPEATS], step)
+            row[f"{augment}_s"] = (time.process_time() - begin) / AUGMENTED_STEPS
+        row["step_s"] = step_seconds(run)
+        share = row["strong_s"] / (row["step_s"] + row["strong_s"])
+        more = (row["strong_s"] - row["published_s"]) / (row["step_s"] + row["published_s"])
+        yield row | {"share": share, "more": more}
+
+
+def step_seconds(run: Run) -> float:
+    """Return the CPU seconds of a training step late in the run, without data and augmentation."""
+    config, classes = run.checkpoint.config.train, len(run.store.spec.classes)
+    step = TrainingStep(run.method, run.optimizer, config, classes, run.precision)
+    batch = run.loader.batch(run.loader.read(0), 0)
+    seconds = []
+    for number in range(config.steps - REPEATS - 1, config.steps):
+        step.prepare(number)
+        begin = time.process_time()
+        step.run(batch)
+        seconds.append(time.process_time() - begin)
+    return median(seconds[1:])
 
 
 def timed(work: str, other: Work, ours: Work) -> Row:
