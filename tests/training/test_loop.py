@@ -278,9 +278,12 @@ def test_training_learns(tiny: Planner) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", ["crkd", "supervised"])
-def test_a_step_never_makes_the_host_wait_for_the_gpu(tiny: Planner, method: str) -> None:
-    run = start(tiny(f"method={method}", "train.device=cuda"))
-    items = [run.loader.read(step) for step in range(4)]
+@pytest.mark.parametrize("augment", ["published", "strong"])
+def test_a_step_never_makes_the_host_wait_for_the_gpu(
+    tiny: Planner, method: str, augment: str
+) -> None:
+    run = start(tiny(f"method={method}", f"data.augment={augment}", "train.device=cuda"))
+    items = [run.loader.read(step) for step in range(20)]  # so many that all transforms are drawn
 
     config, classes = run.checkpoint.config.train, len(run.checkpoint.spec.classes)
     training_step = TrainingStep(run.method, run.optimizer, config, classes, run.precision)
@@ -295,7 +298,7 @@ def test_a_step_never_makes_the_host_wait_for_the_gpu(tiny: Planner, method: str
         warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
         torch.cuda.set_sync_debug_mode("error")
     try:
-        for number in (1, 2, 3):
+        for number in range(1, len(items)):
             step(number)
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -317,9 +320,9 @@ def test_stopped_early_and_continued_is_bit_equal(tiny: Planner) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dims", [3], indirect=True)
-def test_foreground_sampling_is_the_same_when_resumed(tiny: Planner) -> None:
-    sampled = ("data.foreground=0.4", "train.log_every=1")
+def test_the_strong_augmentation_is_the_same_when_resumed(tiny: Planner) -> None:
+    """With the choice of foreground that belongs to it."""
+    sampled = ("data.augment=strong", "data.foreground=0.4", "train.log_every=1")
     whole = tiny(*sampled, out="whole")
     train_plan(whole)
     train_plan(tiny(*sampled, stop_after=7))
