@@ -148,8 +148,10 @@ class DataConfig(Strict, frozen=True):
 
     @property
     def mirrored_axes(self) -> tuple[int, ...]:
-        """The axes along which images may be flipped."""
-        return tuple(range(self.frame.dims)) if self.mirror is None else self.mirror
+        """The axes along which images may be flipped, in ascending order."""
+        return (
+            tuple(range(self.frame.dims)) if self.mirror is None else tuple(sorted({*self.mirror}))
+        )
 
 
 class ModelConfig(Strict, frozen=True):

@@ -93,6 +93,7 @@ def flat(tree, prefix=""):
         ("train.lr_milestones=[2]", "train.lr_milestones[0]: expected a number from 0 to 1"),
         ("model.widths=[1,1,1,1,70000]", "expected a whole number from 1 to 65536"),
         ("data.frame.patch=[16, -16]", "data.frame.patch[1]: expected a whole number from 1 to"),
+        ("data.mirror=[0,2]", "mirror names axis 2, but the axes of a network with 2 sizes are"),
         ("methods.crkd.feature_dropout=1", "expected a number from 0 below 1"),
         ("methods.crossmatch.confidence_rampup=-1", "expected a number from 0 to 1000000"),
         ("train.steps=2024-13-45", "train.steps: expected a whole number, got text"),
@@ -122,12 +123,20 @@ def flat(tree, prefix=""):
         ("." + "a." * 5000 + "=1", "unknown key"),
         ("x" * 5000 + "=1", "unknown key"),
     ],
-    ids=range(36),
+    ids=range(37),
 )
 def test_a_value_is_refused_with_key_and_range(override, words):
     with pytest.raises(UsageError, match=re.escape(words)) as error:
         build_config(TREE, FILE, [override], lambda name: METHODS[name].Params)
     assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("mirror", "axes"), [("null", (0, 1)), ("[]", ()), ("[1]", (1,)), ("[1,0,1]", (0, 1))]
+)
+def test_axes_along_which_images_may_be_flipped(mirror, axes):
+    config = build_config(TREE, FILE, [f"data.mirror={mirror}"], lambda name: METHODS[name].Params)
+    assert config.data.mirrored_axes == axes
 
 
 class Own(Strict, frozen=True):
