@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 # The palette of Okabe and Ito, which color-blind readers can tell apart.
 _COLORS = ("#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#d55e00", "#0072b2")
+# Saturation and brightness of all other colors, in turn; their hues are by the golden ratio.
+_TONES = ((0.7, 1.0), (1.0, 0.8), (0.3, 1.0))
 _GOLDEN_RATIO = 0.618034
+_FIRST_HUE = 0.4
 _MAX_LEGEND = 24  # classes; of more, only those in the picture are listed
 _REFERENCE = "#ffffff"
 _SIDE = 5.12  # longest side of a plane, inches
@@ -178,7 +181,7 @@ def _draw_plane(axes: "Axes", plane: _Plane, limits: tuple[float, float]) -> Non
 
     for number, layer in enumerate(plane.layers, start=1):
         for k in np.unique(layer[layer > 0]).tolist():
-            color = _color(k) if number == len(plane.layers) else _REFERENCE
+            color = class_color(k) if number == len(plane.layers) else _REFERENCE
             _draw_contour(axes, layer == k, plane.spacing, color)
 
     rows, columns = plane.view
@@ -249,7 +252,7 @@ def _legend(
     legend = []
     for k, class_name in names[:_MAX_LEGEND]:
         name = shorten(printable(class_name), 40)
-        legend.append(Patch(color=_color(k), label=name if k in present else f"{name}: none"))
+        legend.append(Patch(color=class_color(k), label=name if k in present else f"{name}: none"))
     if hidden:
         legend.append(Patch(color="none", label=f"and {hidden} more"))
     if reference is not None:
@@ -257,9 +260,13 @@ def _legend(
     return legend
 
 
-def _color(k: int) -> str:
-    """Return the color of class `k`; beyond the palette, neighbors differ most in hue."""
+def class_color(k: int) -> str:
+    """Return the color of class `k`, on a dark background, in which the reference is white.
+
+    Classes with neighboring numbers differ most. Up to 25 classes can be told apart.
+    """
     if k <= len(_COLORS):
         return _COLORS[k - 1]
-    rgb = hsv_to_rgb(k * _GOLDEN_RATIO % 1.0, 0.6, 0.95)
+    hue = (k * _GOLDEN_RATIO + _FIRST_HUE) % 1.0
+    rgb = hsv_to_rgb(hue, *_TONES[k % len(_TONES)])
     return "#" + "".join(f"{round(255 * value):02x}" for value in rgb)

@@ -70,14 +70,15 @@ def sample(
         eligible: pixels that may be drawn, boolean [B, *S].
         order: random numbers in [0, 1), [B, *S].
         num_classes: K.
-        num_samples: total over all classes; the last class also gets the remainder.
+        num_samples: total over all classes; if it is not a multiple of K, the last classes get
+            one more.
 
     Returns:
         `num_samples` + K samples.
     """
     rows = features.movedim(1, -1).reshape(-1, features.shape[1])  # [N, F]
     members = _class_masks(class_map, num_classes) & eligible.flatten()  # [K, N]
-    quota = num_samples // num_classes + num_samples % num_classes  # the largest of a class
+    quota = -(-num_samples // num_classes)  # the largest of a class
     candidates = _gather(_best_members(rows, members, order.flatten(), quota))
 
     classes, ranks = _slots(num_classes, num_samples, rows.device)
@@ -164,9 +165,8 @@ def _slots(num_classes: int, num_samples: int, device: torch.device) -> tuple[Te
     """List (class, rank) of every sample: for each class its ranks from 0, then its mean."""
     slots = []
     for number in range(num_classes):
-        quota = num_samples // num_classes
-        if number == num_classes - 1:
-            quota += num_samples % num_classes
+        # Rounded so that the remainder is spread over the last classes.
+        quota = (num_samples + number) // num_classes
         slots += [(number, rank) for rank in range(quota)]
         slots.append((number, _CLASS_MEAN))
     classes, ranks = to_device(torch.tensor(slots), device).unbind(1)

@@ -11,7 +11,7 @@ from crkd_cli import world
 from crkd_cli.config import Frame
 from crkd_cli.data.cases import seed_of
 from crkd_cli.data.dataset import Dataset
-from crkd_cli.data.foreground import POSITIONS, sample_positions
+from crkd_cli.data.foreground import POSITIONS, choose_position, sample_positions
 from crkd_cli.data.store import (
     RECIPE,
     CaseInfo,
@@ -90,6 +90,24 @@ def test_recorded_voxels_are_spread_evenly():
     for axis, side in zip(axes, (40, 50, 60), strict=True):
         quarters = np.bincount(axis * 4 // side)
         assert np.allclose(quarters, POSITIONS / 4, atol=5 * np.sqrt(POSITIONS * 3 / 16))
+
+
+def test_the_turns_go_through_25_classes_whatever_their_sizes(rng):
+    """Class k has 1 to 5,000 pixels; class 13 is absent, and others take its turns."""
+    sizes = [0 if k == 13 else max(1, int(5000 / 1.5**k)) for k in range(1, 26)]
+    label = np.zeros(20_000, np.uint8)
+    label[: sum(sizes)] = np.repeat(np.arange(1, 26), sizes)
+    label = rng.permutation(label).reshape(100, 200)
+    positions = sample_positions(label, 26, 0)
+    others = set()
+    for turn in range(250):
+        chosen = choose_position(positions, turn, 26, np.random.default_rng(turn))
+        if 1 + turn % 25 == 13:
+            others.add(label[chosen])
+        else:
+            assert label[chosen] == 1 + turn % 25
+    assert 13 not in others
+    assert len(others) > 5
 
 
 @pytest.mark.parametrize("share", [0.33, 0.5, 1.0])

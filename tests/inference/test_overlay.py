@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import RendererAgg
 from scipy import ndimage
 
 from crkd_cli.data.store import ChannelInfo, DatasetSpec, numbered_classes
-from crkd_cli.inference.overlay import draw_overlay
+from crkd_cli.inference.overlay import class_color, draw_overlay
 
 ORANGE, SKY, WHITE = (230, 159, 0), (86, 180, 233), (255, 255, 255)
 
@@ -163,6 +163,27 @@ def test_images_of_extreme_shape_and_many_classes_are_drawn(shape):
     labels = np.ones(shape, np.uint8)
     picture = draw_overlay(gray(*shape), labels, many, (1.0,) * len(shape), "case", labels)
     assert has_color(np.asarray(picture), ORANGE).any()
+
+
+def lab(color: str) -> np.ndarray:
+    """Convert sRGB to CIELAB (CIE 15:2004, D65), in which a distance of 2 is visible."""
+    srgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = (to_xyz @ linear) / (0.9505, 1.0, 1.089)
+    x, y, z = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_the_colors_of_25_classes_can_be_told_apart_and_from_the_reference():
+    assert lab("#ffffff") == pytest.approx([100, 0, 0], abs=0.1)
+    assert lab("#ff0000") == pytest.approx([53.24, 80.09, 67.20], abs=0.1)  # published values
+    colors = np.array([lab(class_color(k)) for k in range(1, 26)] + [lab("#ffffff")])
+    distances = np.linalg.norm(colors[:, None] - colors, axis=2)
+    assert distances[~np.eye(26, dtype=bool)].min() > 19
+    neighbors = np.diagonal(distances, offset=1)[:24]
+    assert neighbors.min() > 40
+    assert colors[:, 0].min() > 40  # the background has a lightness of 8
 
 
 def test_the_legend_of_many_classes_lists_those_in_the_picture(texts):

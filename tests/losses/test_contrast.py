@@ -15,6 +15,17 @@ def test_class_means(dims: int) -> None:
     torch.testing.assert_close(class_means(confidence, pseudo, 3), torch.tensor([0.6, 0.0, 0.95]))
 
 
+def test_class_means_of_many_classes(dims: int) -> None:
+    """Class k has k pixels with the confidences 1/k, 2/k … 1, whose mean is (k + 1) / 2k."""
+    pseudo = torch.tensor([k for k in range(26) for _ in range(k)])
+    confidence = torch.tensor([(i + 1) / k for k in range(26) for i in range(k)])
+    shape = (1, len(pseudo), *[1] * (dims - 1))
+    expected = torch.tensor([0.0, *((k + 1) / (2 * k) for k in range(1, 26))])
+    torch.testing.assert_close(
+        class_means(confidence.view(shape), pseudo.view(shape), 26), expected
+    )
+
+
 def test_class_means_stay_exact_for_a_batch_of_real_size(dims: int) -> None:
     """Compare two million voxels, as many as two LA patches have, with float64."""
     torch.manual_seed(dims)
@@ -52,6 +63,43 @@ def test_sample_draws_the_quota_of_every_class_from_eligible_pixels(dims: int) -
         for row, number in zip(drawn, numbers, strict=True):
             torch.testing.assert_close(row, rows[number])
         torch.testing.assert_close(mean, rows[members].mean(0))
+
+
+def test_of_many_classes_every_one_that_occurs_is_sampled(dims: int) -> None:
+    """By hand: 26 classes of 1 to 12 pixels in any place; 256 = 4 · 9 + 22 · 10 samples."""
+    torch.manual_seed(dims)
+    sizes = [0 if k in (7, 19) else 1 + k % 12 for k in range(26)]
+    classes = torch.tensor([k for k, size in enumerate(sizes) for _ in range(size)])
+    classes = classes[torch.randperm(len(classes))]
+    order = torch.rand(len(classes))
+    ranking = order.argsort(descending=True).tolist()
+    shape = (1, len(classes), *[1] * (dims - 1))
+    numbers = torch.arange(len(classes)).float()
+    everywhere = torch.ones(shape, dtype=torch.bool)
+    samples = sample(
+        numbers.view(1, *shape), classes.view(shape), everywhere, order.view(shape), 26, 256
+    )
+    for k, size in enumerate(sizes):
+        *drawn, mean = samples.features[samples.classes == k].flatten().tolist()
+        quota = 9 if k < 4 else 10
+        assert len(drawn) == quota
+        assert samples.valid[samples.classes == k].tolist() == [size > 0] * (quota + 1)
+        if size:
+            members = [pixel for pixel in ranking if classes[pixel] == k]
+            assert drawn == [members[rank % size] for rank in range(quota)]
+            assert mean == pytest.approx(sum(members) / size)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 13, 26])
+@pytest.mark.parametrize("number", [256, 7])
+def test_quotas_differ_by_one_at_most(classes: int, number: int) -> None:
+    pixels = torch.arange(classes).repeat(2).view(1, 2, classes)
+    features = pixels.unsqueeze(1).float()
+    samples = sample(features, pixels, pixels >= 0, torch.rand(pixels.shape), classes, number)
+    quotas = torch.bincount(samples.classes) - 1  # without the means
+    assert quotas.sum() == number
+    assert quotas.max() - quotas.min() <= 1
+    assert quotas.min() == number // classes
 
 
 def test_rows_of_an_absent_class_are_copies_of_drawn_ones(dims: int) -> None:
