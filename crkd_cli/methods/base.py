@@ -37,11 +37,14 @@ class Task:
     # Labels may contain K, at pixels that count in no loss (see `Method.counted_labels`).
     has_ignored: bool = False
     strides: Strides | None = None  # of the network's downsamplings; None halves every axis
+    # New networks start from their pretrained weights, if they have any. Where the weights of a
+    # checkpoint replace them anyway, it is False, so that the former need not be installed.
+    pretrained: bool = False
 
     def network(self, upsampling: Upsampling | None = None, bottom_dropout: float = 0.5) -> Network:
         """Build a new network as configured; `upsampling` None keeps the network's default."""
         network_class = NETWORKS[self.model.name]
-        return network_class(
+        network = network_class(
             self.dims,
             self.channels,
             self.classes,
@@ -50,6 +53,9 @@ class Task:
             bottom_dropout,
             self.strides,
         )
+        if self.pretrained:
+            network.load_pretrained()
+        return network
 
 
 class Method(nn.Module, ABC):

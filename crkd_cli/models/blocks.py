@@ -19,6 +19,44 @@ def conv(dims: int, inputs: int, outputs: int, kernel: int) -> nn.Module:
     return (nn.Conv2d, nn.Conv3d)[dims - 2](inputs, outputs, kernel, padding=(kernel - 1) // 2)
 
 
+def conv_same(
+    inputs: int, outputs: int, kernel: int, stride: Sequence[int], groups: int = 1
+) -> list[nn.Module]:
+    """Build a convolution without bias that maps *S to ⌈*S / stride⌉, as TensorFlow's "SAME" does.
+
+    With stride 1 that is a single layer, else a layer that pads and one that convolves.
+    """
+    layer: Callable[..., nn.Module] = (nn.Conv2d, nn.Conv3d)[len(stride) - 2]
+    if kernel == 1:
+        layer = (PointwiseConv2d, PointwiseConv3d)[len(stride) - 2]
+    if max(stride) == 1:
+        padding = (kernel - 1) // 2
+        return [layer(inputs, outputs, kernel, padding=padding, groups=groups, bias=False)]
+    convolution = layer(inputs, outputs, kernel, tuple(stride), groups=groups, bias=False)
+    return [SamePadding(kernel, stride), convolution]
+
+
+class SamePadding(nn.Module):
+    """Pads with zeros so that a convolution maps *S to ⌈*S / stride⌉.
+
+    Where an axis needs an odd number of zeros, its end gets one more than its start.
+    """
+
+    def __init__(self, kernel: int, stride: Sequence[int]) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, tuple(stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad x [B, C, *S]."""
+        padding: list[int] = []
+        axes = zip(x.shape[2:], self.stride, strict=True)
+        for side, step in reversed(list(axes)):  # F.pad begins with the last axis
+            covered = (-(-side // step) - 1) * step + self.kernel
+            total = max(covered - side, 0)
+            padding += [total // 2, total - total // 2]
+        return F.pad(x, padding)
+
+
 def conv_down(inputs: int, outputs: int, stride: Sequence[int]) -> nn.Module:
     """Build a convolution of blocks of `stride`, which divides the axes by it."""
     dims = len(stride)
@@ -64,9 +102,9 @@ def conv_up(inputs: int, outputs: int, stride: Sequence[int]) -> nn.Module:
     return layer(inputs, outputs, stride, stride)
 
 
-def batch_norm(dims: int, channels: int) -> nn.Module:
-    """Build a batch norm layer."""
-    return (nn.BatchNorm2d, nn.BatchNorm3d)[dims - 2](channels)
+def batch_norm(dims: int, channels: int, eps: float = 1e-5) -> nn.Module:
+    """Build a batch norm layer; `eps` is added to the variance."""
+    return (nn.BatchNorm2d, nn.BatchNorm3d)[dims - 2](channels, eps)
 
 
 def max_pool(stride: Sequence[int]) -> nn.Module:
@@ -87,6 +125,12 @@ def interpolation(stride: Sequence[int], mode: Literal["linear", "nearest"]) -> 
     if mode == "nearest":
         return nn.Upsample(scale_factor=tuple(stride), mode="nearest")
     return LinearUpsample(stride)
+
+
+def resize_linear(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Interpolate x [B, C, *S] (bi/tri)linearly to `size`; the outer edges stay in place."""
+    mode = ("bilinear", "trilinear")[len(size) - 2]
+    return F.interpolate(x, tuple(size), mode=mode, align_corners=False)
 
 
 def reinitialize_convs(network: nn.Module, initializer: Callable[[Tensor], Tensor]) -> None:

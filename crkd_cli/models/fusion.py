@@ -10,7 +10,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from crkd_cli.models.blocks import has_onednn
 
-_ACTIVATIONS = {nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu"}  # what oneDNN calls them
+# What oneDNN calls them.
+_ACTIVATIONS = {nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu", nn.ReLU6: "hardtanh"}
 
 
 @torch.no_grad()
@@ -20,7 +21,7 @@ def fuse_for_inference(network: nn.Module, precision: torch.dtype = torch.float3
     Its predictions are the same up to rounding. In evaluation mode batch norm scales and shifts
     every channel by constants. Where it directly follows a convolution in an `nn.Sequential`, the
     two become one layer whose weight and bias do the scaling and the shift. On a CPU, that layer
-    also applies the ReLU or leaky ReLU after them.
+    also applies the ReLU, leaky ReLU or ReLU6 after them.
 
     In bf16, such a large bias would be rounded to three digits, and every voxel of a channel would
     be off by the same amount. On a CPU, it stays in fp32. Elsewhere the batch norm stays, in fp32,
@@ -75,7 +76,11 @@ def _merge_in_onednn(
 ) -> list[nn.Module]:
     """Return what replaces a convolution, its batch norm, and `activation` if it can be fused."""
     name = _ACTIVATIONS.get(type(activation), "none")
-    scalars = [activation.negative_slope] if isinstance(activation, nn.LeakyReLU) else []
+    scalars: list[float] = []
+    if isinstance(activation, nn.LeakyReLU):
+        scalars = [activation.negative_slope]
+    elif isinstance(activation, nn.ReLU6):
+        scalars = [activation.min_val, activation.max_val]
     fused = _OneDnnConv(_merge(conv, norm), precision, name, scalars)
     return [fused, nn.Identity()] if name == "none" else [fused, nn.Identity(), nn.Identity()]
 

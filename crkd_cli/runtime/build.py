@@ -1,5 +1,6 @@
 """From a configuration or a checkpoint to a method or its predictor."""
 
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,21 +12,22 @@ from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.methods import METHODS
 from crkd_cli.methods.base import Method, Task
+from crkd_cli.models.networks import NETWORKS
 from crkd_cli.runtime.checkpoint import Checkpoint, UserMethod
 from crkd_cli.runtime.device import to_channels_last
 from crkd_cli.runtime.user_method import attribute_errors, check_declaration
 
 
-def build_method(config: Config, spec: DatasetSpec) -> Method:
+def build_method(config: Config, spec: DatasetSpec, *, pretrained: bool = True) -> Method:
     """Build the method with freshly initialized networks, the same for the same seed.
 
-    Raises UsageError.
+    With `pretrained`, networks that have pretrained weights start from those. Raises UsageError.
     """
     method_class = METHODS[config.method]
     section = f"methods.{config.method}"
     params = parse(config.methods.get(config.method, {}), method_class.Params, section)
     parse(dump(params), method_class.Params, section)  # msgspec does not check defaults
-    task = _task(config, spec)
+    task = replace(_task(config, spec), pretrained=pretrained)
     torch.manual_seed(config.train.seed)
     with attribute_errors(check_declaration(method_class)):
         return to_channels_last(method_class(task, params), task.dims)
@@ -33,7 +35,7 @@ def build_method(config: Config, spec: DatasetSpec) -> Method:
 
 def load_method(checkpoint: Checkpoint) -> Method:
     """Build the method of a checkpoint. Raises CrkdError if the weights are not this method's."""
-    method = build_method(checkpoint.config, checkpoint.spec)
+    method = build_method(checkpoint.config, checkpoint.spec, pretrained=False)
     _load_weights(method, checkpoint.weights, checkpoint.path)
     return method
 
@@ -72,7 +74,7 @@ def describe_user_method(name: str, method: Method) -> UserMethod | None:
     if digest is None:
         return None
     with torch.device("meta"):
-        expected = repr(method.task.network())
+        expected = repr(replace(method.task, pretrained=False).network())
     for name_in_method, module in method.named_modules():
         if module is method.predictor and repr(module) == expected:
             return UserMethod(sha256=digest, predictor=name_in_method)
@@ -89,6 +91,12 @@ def user_method_digest(name: str) -> str | None:
 
 
 def _task(config: Config, spec: DatasetSpec) -> Task:
+    name = config.model.name
+    if NETWORKS[name].color_only and not spec.is_color:
+        raise UsageError(
+            f"model.name {name} is for 2D color images, which {spec.name} does not contain; use "
+            "--set model.name=unet, or vnet"
+        )
     return Task(
         model=config.model,
         dims=config.data.frame.dims,

@@ -28,7 +28,8 @@ every_method = pytest.mark.parametrize("name", NAMES)
 
 def task(dims: int, classes: int = 3, steps: int = 10, **settings: Any) -> Task:
     model = ModelConfig(name=settings.pop("model", "unet"), widths=(4, 4, 8, 8, 8))
-    return Task(model, dims, channels=1, classes=classes, steps=steps, **settings)
+    channels = settings.pop("channels", 1)
+    return Task(model, dims, channels=channels, classes=classes, steps=steps, **settings)
 
 
 def build(name: str, dims: int, **settings: Any) -> Method:
@@ -37,16 +38,22 @@ def build(name: str, dims: int, **settings: Any) -> Method:
     return method_class(task(dims, **settings), method_class.Params())
 
 
-def batch(dims: int, views: int = 2, labeled: int = 3, size: Sequence[int] = (32, 16, 16)) -> Batch:
+def batch(
+    dims: int,
+    views: int = 2,
+    labeled: int = 3,
+    size: Sequence[int] = (32, 16, 16),
+    channels: int = 1,
+) -> Batch:
     torch.manual_seed(1)
     space = size[:dims]
 
     def draw_unlabeled() -> Unlabeled:
-        weak = torch.rand(4, 1, *space)
+        weak = torch.rand(4, channels, *space)
         return Unlabeled(weak, tuple(weak + 0.1 * torch.randn_like(weak) for _ in range(views)))
 
     unlabeled = draw_unlabeled()
-    labels = Labeled(torch.rand(labeled, 1, *space), torch.randint(3, (labeled, *space)))
+    labels = Labeled(torch.rand(labeled, channels, *space), torch.randint(3, (labeled, *space)))
     return Batch(labels, unlabeled, draw_unlabeled())
 
 
@@ -101,6 +108,20 @@ def test_sides_that_are_halved_less_often(name: str, model: str, size: tuple[int
     losses["total"].backward()
     assert all(has_finite_gradient(p) for p in method.parameters() if p.requires_grad)
     assert method.eval().predictor(torch.rand(1, 1, *size)).shape == (1, 3, *size)
+
+
+@pytest.mark.slow
+@every_method
+def test_color_images_with_a_pretrained_encoder(name: str) -> None:
+    method = build(name, 2, model="efficientnet_lite0", channels=3)
+    for step in (0, 9):
+        for _ in range(method.updates):
+            losses = losses_at(method, batch(2, channels=3), step)
+        method.after_step(as_scalar(step))
+    losses["total"].backward()
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert all(has_finite_gradient(p) for p in method.parameters() if p.requires_grad)
+    assert method.eval().predictor(torch.rand(1, 3, 32, 16)).shape == (1, 3, 32, 16)
 
 
 def has_finite_gradient(parameter: torch.Tensor) -> bool:

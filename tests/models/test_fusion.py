@@ -13,6 +13,8 @@ from crkd_cli.models.networks import NETWORKS
 from crkd_cli.models.networks.base import Upsampling
 from crkd_cli.training.optimizer import GuardedOptimizer
 
+# Of those for any images; the other one has a file of tests.
+every_network = pytest.mark.parametrize("name", ["unet", "vnet"])
 NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -47,7 +49,7 @@ def bf16_error(network: nn.Module, x: torch.Tensor, exact: torch.Tensor) -> floa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS.names())
+@every_network
 def test_bf16_is_as_accurate_as_autocast(name: str, dims: int, backend: str) -> None:
     torch.manual_seed(0)
     network = randomize_batch_norm(NETWORKS[name](dims, 1, 2, (8, 8, 16, 16, 16))).eval()
@@ -73,7 +75,7 @@ def test_only_the_network_is_copied(dims: int, precision: torch.dtype) -> None:
 
 @pytest.mark.parametrize("upsampling", get_args(Upsampling))
 @pytest.mark.parametrize("size", [(32, 16), (20, 48), (32, 16, 16), (8, 12, 24)], ids=str)
-@pytest.mark.parametrize("name", NETWORKS.names())
+@every_network
 def test_predictions_are_unchanged(
     name: str, size: tuple[int, ...], upsampling: Upsampling
 ) -> None:

@@ -15,6 +15,8 @@ from crkd_cli.models.networks import NETWORKS
 from crkd_cli.models.networks.base import Network, Upsampling
 from crkd_cli.runtime.device import channels_last
 
+# Of those for any images; the other one has a file of tests.
+every_network = pytest.mark.parametrize("name", ["unet", "vnet"])
 WIDTHS = (16, 32, 64, 128, 256)
 
 
@@ -43,7 +45,7 @@ every_frame = pytest.mark.parametrize("size", FRAMES, ids=str)
 
 
 @every_frame
-@pytest.mark.parametrize("name", NETWORKS.names())
+@every_network
 def test_contract(name: str, size: tuple[int, ...]) -> None:
     network = build(name, len(size), channels=2, strides=Frame(patch=size).strides).eval()
     x = torch.randn(2, 2, *size)
@@ -60,7 +62,7 @@ def test_contract(name: str, size: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("upsampling", get_args(Upsampling))
 @pytest.mark.parametrize("size", [(32, 16), (20, 48), (32, 16, 16), (12, 24, 16)], ids=str)
-@pytest.mark.parametrize("name", NETWORKS.names())
+@every_network
 def test_another_decoder(name: str, size: tuple[int, ...], upsampling: Upsampling) -> None:
     """It decodes the same levels, returns its stages, and has the usual weights."""
     dims, strides = len(size), Frame(patch=size).strides
@@ -101,7 +103,7 @@ def test_default_upsampling(name: str, default: Upsampling) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", NETWORKS.names())
+@every_network
 def test_feedback_is_added_to_every_level_before_the_next(name: str, dims: int) -> None:
     network = build(name, dims).eval()
     x = torch.randn(2, 1, *(32, 16, 48)[:dims])
@@ -120,7 +122,7 @@ def test_feedback_is_added_to_every_level_before_the_next(name: str, dims: int) 
     torch.testing.assert_close(bottom, plain[4] + feedback[4])
 
 
-@pytest.mark.parametrize("name", NETWORKS.names())
+@every_network
 def test_dropout_at_the_bottom(name: str) -> None:
     """The other levels keep their rates. V-Net drops whole channels after adding the feedback."""
     torch.manual_seed(0)
@@ -147,7 +149,7 @@ def test_parameter_counts(name: str, dims: int, classes: int, published: int) ->
     assert sum(p.numel() for p in network.parameters()) == published
 
 
-@pytest.mark.parametrize("name", NETWORKS.names())
+@every_network
 def test_every_parameter_gets_a_gradient(name: str, dims: int) -> None:
     network = build(name, dims)
     network(torch.randn(2, 1, *[32] * dims)).square().mean().backward()

@@ -9,7 +9,7 @@ size at level n: *S divided by the first n strides, so by 2ⁿ unless an axis is
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -68,6 +68,8 @@ class Decoder(nn.Module, ABC):
 class Network(nn.Module, ABC):
     """A segmentation network. Methods may perturb features between `encode` and `decode`."""
 
+    color_only: ClassVar[bool] = False  # only for RGB images, in 2D
+
     down: nn.ModuleList  # the layers of the five levels
     downsample: nn.ModuleList  # four layers, each from one level to the next
     decoder: Decoder
@@ -103,11 +105,19 @@ class Network(nn.Module, ABC):
     def new_decoder(self, upsampling: Upsampling | None) -> Decoder:
         """Build another decoder for this network's encoder, with fresh weights."""
 
+    def load_pretrained(self) -> None:
+        """Load the weights that training starts from; most networks have none and stay random.
+
+        Raises UsageError if the weights are not installed.
+        """
+        return
+
     def encode(self, x: Tensor, feedback: Sequence[Tensor | None] = (None,) * 5) -> list[Tensor]:
         """Encode x [B, C, *S] to five levels, from [B, widths[0], *S] to [B, widths[4], *S₄].
 
         `feedback` holds for every level a map, or None, that is added to the output of the
-        level's layers before it enters the next level.
+        level's layers before it enters the next level. In a network with a pretrained encoder, it
+        enters only the decoder.
         """
         pyramid: list[Tensor] = []
         downsampling = (nn.Identity(), *self.downsample)
