@@ -75,7 +75,8 @@ def encoder_stages(strides: Strides) -> list[nn.Sequential]:
     """Build the stages with these strides, their layers in the order of the released weights."""
     stages: list[nn.Sequential] = []
     layers = [*conv_norm(3, STEM, 3, strides[0]), nn.ReLU6(inplace=True)]
-    inputs, stride = STEM, KEEP
+    inputs = STEM
+    stride: tuple[int, ...] = KEEP
     for rows, following in zip(STAGES, (*strides[1:], KEEP), strict=True):
         for kernel, expansion, outputs, count in rows:
             for _ in range(count):
