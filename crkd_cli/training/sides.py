@@ -40,10 +40,12 @@ def warn_of_sides(data: DataConfig, spec: DatasetSpec) -> str | None:
         cause = "flips may exchange"
         remedy = f"keep their axis out of data.mirror: --set data.mirror={_EXAMPLE[dims]}"
     else:
-        named = [name for name, axes in body_axes.items() if axes & {*shown}]
+        # The published augmentation flips volumes in the plane of the slices only.
+        first = 1 if dims == 3 and data.augment == "published" else 0
+        named = [name for name, axes in body_axes.items() if axes & {*shown[first:]}]
         stated = set().union(*body_axes.values())
-        flipped = [str(axis) for axis, body_axis in enumerate(shown) if body_axis in stated]
-        kept = [str(axis) for axis, body_axis in enumerate(shown) if body_axis not in stated]
+        flipped = [str(axis) for axis in range(first, dims) if shown[axis] in stated]
+        kept = [str(axis) for axis in range(dims) if shown[axis] not in stated]
         cause = f"flips along axis {' and '.join(flipped)} exchange"
         remedy = f"train with --set data.mirror=[{','.join(kept)}]"
     if not named:

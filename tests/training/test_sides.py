@@ -1,6 +1,7 @@
 """`crkd train` warns of flips that exchange the classes of a user's own data."""
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,9 +21,14 @@ CENTERS = {"left": (-4, 0, 0), "right": (4, 0, 0), "anterior": (0, 4, 0), "poste
 CENTERS |= {"upper": (0, 0, 4), "lower": (0, 0, -4)}
 
 
-def data(frame: Frame, mirror: tuple[int, ...] | None = None) -> DataConfig:
+def data(frame: Frame, mirror: tuple[int, ...] | None = None, augment: str = "strong") -> Any:
     return DataConfig(
-        name="mine", frame=frame, labeled_batch_size=1, unlabeled_batch_size=1, mirror=mirror
+        name="mine",
+        frame=frame,
+        labeled_batch_size=1,
+        unlabeled_batch_size=1,
+        augment=augment,
+        mirror=mirror,
     )
 
 
@@ -101,6 +107,16 @@ def test_names(names: tuple[str, ...], frame: Frame, mirror: str) -> None:
     assert ("liver" in warning, "heart" in warning) == (False, False)
     assert warn_of_sides(data(frame, (0,)), planned) is None  # the user has decided
     assert warn_of_sides(data(frame), spec(names, None)) is None  # a public dataset
+
+
+def test_the_published_augmentation_does_not_flip_volumes_along_z() -> None:
+    published = data(VOLUMES, augment="published")
+    planned = Plan(orientation="RAS")
+    assert warn_of_sides(published, spec(("lung_upper", "lung_lower"), planned)) is None
+    warning = warn_of_sides(published, spec(("lung_lower_left",), planned))
+    assert warning is not None
+    assert "along axis 2 exchange" in warning
+    assert warning.endswith("--set data.mirror=[1]")
 
 
 @pytest.mark.parametrize("names", [("liver", "cleft"), ("upright", "kidney_l")])
