@@ -1,9 +1,10 @@
-"""Write docs/performance.md, the tables of docs/methods.md, and configs/about/costs.yaml.
+"""Write docs/performance.md, tables of two other pages, and configs/about/costs.yaml.
 
     python -m benchmarks.performance_page
 
-The first is the text of benchmarks/results/performance.md with tables made of speed-*.json there,
-the others are made of methods-*.json and of configs/about/published.yaml.
+The first is the text of benchmarks/results/performance.md with tables made of speed-*.json there.
+The tables of docs/augmentation.md are made of augment-*.json, and those of docs/methods.md and the
+last file of methods-*.json and configs/about/published.yaml.
 """
 
 import re
@@ -15,6 +16,7 @@ from crkd_cli.evaluation.literature import all_published_rows
 
 PAGE = ROOT / "docs" / "performance.md"
 METHODS_PAGE = ROOT / "docs" / "methods.md"
+AUGMENTATION_PAGE = ROOT / "docs" / "augmentation.md"
 COSTS = ROOT / "configs" / "about" / "costs.yaml"
 Record = dict[str, Any]
 
@@ -24,6 +26,8 @@ def main() -> None:
     costs = read(RESULTS, "methods")[0]
     write_text(methods_page(METHODS_PAGE.read_text(encoding="utf-8"), costs), METHODS_PAGE)
     write_text(costs_yaml(costs), COSTS)
+    text = AUGMENTATION_PAGE.read_text(encoding="utf-8")
+    write_text(augmentation_page(text, read(RESULTS, "augment")[0]), AUGMENTATION_PAGE)
 
 
 def read(folder: Path, kind: str) -> list[Record]:
@@ -66,10 +70,27 @@ def circumstances(record: Record) -> str:
 
 def methods_page(text: str, record: Record) -> str:
     """Return `text` with the tables of costs and of published scores between their marks."""
-    for name, made in (("costs", costs_table(record)), ("published", published_table())):
-        marks = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
-        text = re.sub(marks, lambda _, made=made: made, text, flags=re.DOTALL)
-    return text
+    text = replace_marked(text, "costs", costs_table(record))
+    return replace_marked(text, "published", published_table())
+
+
+def augmentation_page(text: str, record: Record) -> str:
+    """Return `text` with the table of what augmentation costs between its marks."""
+    rows = []
+    for row in record["rows"]:
+        size = "×".join(map(str, row["size"]))
+        setting = f"{row['dataset'].upper()} {size}, {row['batch']} + {row['batch']}"
+        cells = [f"{row['published_s'] * 1e3:.0f} ms", f"{row['strong_s'] * 1e3:.0f} ms"]
+        shares = [f"{row['share']:.1%}", f"{row['more']:.1%}"]
+        rows.append([setting, row["method"], f"{row['step_s']:.2f} s", *cells, *shares])
+    head = ["setting", "method", "step", "published", "strong", "share of strong", "more"]
+    return replace_marked(text, "cost", f"{table(head, rows)}\n{circumstances(record)}\n")
+
+
+def replace_marked(text: str, name: str, made: str) -> str:
+    """Return `text` with `made` between the marks of `name`."""
+    marks = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
+    return re.sub(marks, lambda _: made, text, flags=re.DOTALL)
 
 
 def published_table() -> str:

@@ -45,6 +45,24 @@ def test_costs_are_multiples_of_supervised(tmp_path, monkeypatch):
         assert other["memory"] == pytest.approx(other["memory_gb"] / base["memory_gb"])
 
 
+@pytest.mark.slow
+def test_augmentation_is_timed_beside_a_step(tmp_path, monkeypatch):
+    sizes = (("acdc", (32, 32), 4), ("la", PATCH, 2))
+    monkeypatch.setattr(speed, "AUGMENTED", sizes)
+    record = speed.measure(synthetic(tmp_path, TINY), speed.augmentation)
+    assert [(row["dataset"], row["method"]) for row in record["rows"]] == [
+        (name, method) for name, *_ in sizes for method in ("supervised", "crkd")
+    ]
+    for row in record["rows"]:
+        assert 0 < row["strong_s"] < row["step_s"]
+        expected = row["strong_s"] / (row["step_s"] + row["strong_s"])
+        assert row["share"] == pytest.approx(expected)
+        assert row["more"] < row["share"]
+    text = performance_page.AUGMENTATION_PAGE.read_text(encoding="utf-8")
+    page = performance_page.augmentation_page(text, record | {"file": "augment-here.json"})
+    assert page.count("\n| LA 32×32×16, 2 + 2 |") == 2
+
+
 def test_peak_memory_is_that_of_the_work():
     def work():
         np.ones(25_000_000)  # 200 MB
@@ -68,4 +86,7 @@ def test_the_committed_pages_are_up_to_date():
     text = performance_page.METHODS_PAGE.read_text(encoding="utf-8")
     assert performance_page.costs_table(costs) in text
     assert performance_page.methods_page(text, costs) == text, command
+    text = performance_page.AUGMENTATION_PAGE.read_text(encoding="utf-8")
+    (record,) = performance_page.read(performance_page.RESULTS, "augment")
+    assert performance_page.augmentation_page(text, record) == text, command
     assert performance_page.COSTS.read_text(encoding="utf-8") == performance_page.costs_yaml(costs)
