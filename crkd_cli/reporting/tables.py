@@ -159,11 +159,16 @@ def _test_table(comparison: Comparison) -> Table:
     for metric in comparison.common.metrics:
         tests = [test for test in comparison.tests if test.metric == metric]
         sections.append([_test_row(test, some_left_out) for test in tests])
-    headings = ["score", "methods", "mean", "95 % CI", comparison.unit]
-    notes = comparison.explanation()[2:]
+    # Short headings: the table fits into 80 columns.
+    headings = ["score", "methods", "mean", "95 % CI", "n"]
+    notes = [f"n: {comparison.unit} with a score of both methods.", *comparison.explanation()[2:]]
     if some_left_out:
         headings.append("pairs")
-        notes.append("pairs: scores of a case and class that are defined for both methods, of all.")
+        common = comparison.common
+        notes.append(
+            "pairs: scores of a case and class that are defined for both methods, of "
+            f"{len(common.cases) * len(common.classes)}."
+        )
     return Table("paired differences", [*headings, "p", "p (Holm)"], 2, sections, notes)
 
 
@@ -177,7 +182,7 @@ def _test_row(test: PairedTest, some_left_out: bool) -> Row:
         str(difference.n),
     ]
     if some_left_out:
-        texts.append(f"{difference.pairs}/{difference.pairs + difference.left_out}")
+        texts.append(str(difference.pairs))
     return [Cell(text) for text in (*texts, _format_p(difference.p), _format_p(test.p_holm))]
 
 
