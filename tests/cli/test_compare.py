@@ -158,6 +158,7 @@ def test_quiet_prints_nothing(cli, runs):
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_piped_output_is_plain(runs):
     environment = {
         name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")

@@ -95,11 +95,13 @@ def test_a_run_from_start_to_finish(train: Command, toy: Path) -> None:
     assert steps_in_metrics(run) == 6
 
 
+@pytest.mark.slow
 def test_the_written_configuration_can_be_used_again(train: Command, toy: Path) -> None:
     assert train("--out", "a").exit_code == 0
     assert train("--out", "b", "--config", "a/config.yaml").exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_early_says_so_and_can_be_continued(train: Command, toy: Path) -> None:
     run = toy / "runs" / "toy-crkd-2"
     early = train("--stop-after", "3")
@@ -115,6 +117,7 @@ def test_a_run_that_stops_early_says_so_and_can_be_continued(train: Command, toy
     assert steps_in_metrics(run) == 4
 
 
+@pytest.mark.slow
 def test_missing_files_of_a_finished_run_are_written(train: Command, toy: Path) -> None:
     """As after a kill at its very end, which leaves a file. One log line has skipped steps only."""
     from PIL import Image
@@ -138,6 +141,7 @@ def test_missing_files_of_a_finished_run_are_written(train: Command, toy: Path) 
         assert min(image.size) > 300
 
 
+@pytest.mark.slow
 def test_own_data_without_a_configuration(cli: Command, toy: Path, prepared: Path) -> None:
     planned = Plan(orientation="native", spacing="native", network="2D", resize=(16, 16), batch=2)
     index = Store(prepared).index

@@ -68,6 +68,7 @@ def slow_entropy(p: np.ndarray) -> float:
     return -sum(x * math.log(x) for x in p if x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "params"),
     [

@@ -304,6 +304,7 @@ def test_a_step_never_makes_the_host_wait_for_the_gpu(
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.slow
 def test_stopped_early_and_continued_is_bit_equal(tiny: Planner) -> None:
     """A run that stops early has the schedules of the full run."""
     whole = tiny("train.eval_every=20", out="whole")

@@ -62,6 +62,7 @@ def without_rates(text: str) -> str:
     return re.sub(r"[\d.]+ (steps/s|s left)", r"\1", text)
 
 
+@pytest.mark.slow
 def test_one_after_the_other_despite_failures() -> None:
     """Any `crkd` commands will do. The exit code is that of the first failure."""
     lines: list[tuple[str, str | None]] = []
@@ -102,10 +103,11 @@ def test_every_failed_run_is_reported(cli: Cli, line: list[str], tmp_path: Path)
         result = cli(*line, "--seeds", "7,8", "--method", "supervised", "--parallel", 3)
     assert result.exit_code == 2
     for seed in (7, 8):
-        loading, data, run, problem = lines_of(result.stderr, seed)
+        loading, data, run, network, problem = lines_of(result.stderr, seed)
         assert loading == "loading PyTorch"
         assert data.startswith("data: data/prepared/toy, split tiny: ")
         assert run == f"run: run-seed{seed}, method supervised, configuration config.yaml"
+        assert network == "network: unet; augmentation: published"
         assert problem.startswith(f"error: another process is training in run-seed{seed}; ")
     first, last = [text for text in result.stderr.splitlines() if not text.startswith("seed ")]
     assert first == "loading PyTorch"

@@ -79,6 +79,7 @@ def test_a_stop_in_the_first_stage_adds_no_score(tiny: Planner) -> None:
     assert [*logged(early.folder, "val/dice")] == [2, 4, 6, 8, 10, 12, 13]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [2], indirect=True)
 def test_stopped_by_a_signal_at_the_step_that_restores(tiny: Planner) -> None:
     whole = tiny(*BCP, out="whole")

@@ -32,6 +32,7 @@ def modified(folder: Path) -> int:
     return (folder / "last.pth").stat().st_mtime_ns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [2], indirect=True)
 def test_one_folder_for_every_seed(
     cli: Callable[..., Result], line: list[str], tmp_path: Path

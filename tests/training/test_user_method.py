@@ -116,6 +116,7 @@ def test_the_commands_of_the_page_run(
     assert "no method is called 'my_method'" in run_crkd(*named, "my_method").stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dims", "more"), [(2, ""), (3, TEACHER)], ids=["2-student", "3-teacher"], indirect=["dims"]
 )
