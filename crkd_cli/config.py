@@ -149,9 +149,9 @@ class DataConfig(Strict, frozen=True):
     @property
     def mirrored_axes(self) -> tuple[int, ...]:
         """The axes along which images may be flipped, in ascending order."""
-        return (
-            tuple(range(self.frame.dims)) if self.mirror is None else tuple(sorted({*self.mirror}))
-        )
+        if self.mirror is None:
+            return tuple(range(self.frame.dims))
+        return tuple(sorted(set(self.mirror)))
 
 
 class ModelConfig(Strict, frozen=True):

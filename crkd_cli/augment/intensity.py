@@ -41,8 +41,13 @@ def jitter(x: Tensor, brightness: Tensor, contrast: Tensor, low: Tensor, high: T
     The result is clamped to [low, high].
     """
     x = ((x - low) * per_sample(brightness, x) + low).clamp(low, high)
+    return scale_contrast(x, contrast, low, high)
+
+
+def scale_contrast(x: Tensor, factor: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Scale values about the mean of their sample by factor [B], clamped to [low, high]."""
     mean = x.mean(tuple(range(1, x.ndim)), keepdim=True)
-    return ((x - mean) * per_sample(contrast, x) + mean).clamp(low, high)
+    return ((x - mean) * per_sample(factor, x) + mean).clamp(low, high)
 
 
 def recolor(x: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
@@ -84,13 +89,6 @@ def gamma_in_range(x: Tensor, exponent: Tensor) -> Tensor:
     mean, deviation = statistics(x)
     new_mean, new_deviation = statistics(changed)
     return (changed - new_mean) * (deviation / new_deviation.clamp(min=SMALLEST)) + mean
-
-
-def scale_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Scale values about the mean of their sample by factor [B], clamped to the sample's range."""
-    mean = x.mean(tuple(range(1, x.ndim)), keepdim=True)
-    changed = (x - mean) * per_sample(factor, x) + mean
-    return changed.clamp(*value_range(x))
 
 
 def lower_resolution(x: Tensor, scale: Tensor, axes: Sequence[int]) -> Tensor:

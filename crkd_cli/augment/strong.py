@@ -37,6 +37,7 @@ from crkd_cli.augment.intensity import (
     per_sample,
     scale_contrast,
     statistics,
+    value_range,
 )
 from crkd_cli.augment.policy import ChannelTraits, uniform
 from crkd_cli.augment.published import Published
@@ -181,7 +182,7 @@ class Strong(Published):
         x = _add_noise(x, draws.noise, traits)
         x = _change(x, draws.blur, 0.0, _blur)
         x = _change(x, draws.brightness, 1.0, partial(_scale_brightness, traits=traits))
-        x = _change(x, draws.contrast, 1.0, scale_contrast)
+        x = _change(x, draws.contrast, 1.0, _scale_contrast)
         x = self._reduce(x, draws.resolution)
         x = _change(x, draws.inverted_gamma, 1.0, _gamma_of_inverted)
         x = _change(x, draws.gamma, 1.0, gamma_in_range)
@@ -275,6 +276,11 @@ def _scale_brightness(x: Tensor, factor: Tensor, traits: ChannelTraits) -> Tenso
     """Scale values about the mean of the channel by factor [B]."""
     mean, _ = _units(x, traits)
     return (x - mean) * per_sample(factor, x) + mean
+
+
+def _scale_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """Scale the contrast by factor [B], within the range of every sample."""
+    return scale_contrast(x, factor, *value_range(x))
 
 
 def _blur(x: Tensor, sigma: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from crkd_cli.augment.intensity import (
     lower_resolution,
     recolor,
     scale_contrast,
+    value_range,
 )
 
 ONE = torch.ones(1)
@@ -125,7 +126,7 @@ def test_gamma_in_range_is_a_power_of_the_scaled_values() -> None:
 
 def test_contrast_by_hand() -> None:
     x = torch.tensor([[[0.0, 2.0, 4.0]], [[0.0, 2.0, 4.0]]])
-    changed = scale_contrast(x, torch.tensor([0.5, 1.25]))
+    changed = scale_contrast(x, torch.tensor([0.5, 1.25]), *value_range(x))
     torch.testing.assert_close(changed, torch.tensor([[[1.0, 2.0, 3.0]], [[0.0, 2.0, 4.0]]]))
 
 
