@@ -19,6 +19,7 @@ def dice_loss(
     squared: bool = True,
     pooled: bool = True,
     epsilon: float = 1e-5,
+    skip_absent: bool = False,
 ) -> Tensor:
     """Compute the mean over classes of 1 − (2 Σ p·t + ε) / (Σ p² + Σ t² + ε).
 
@@ -31,6 +32,8 @@ def dice_loss(
         pooled: sum over the joint batch, otherwise over each image; the loss is then the mean
             over images.
         epsilon: ε.
+        skip_absent: let classes of which `target` has no pixel that counts add 0 to the mean.
+            Otherwise each adds 1 − ε / (Σ p² + ε), which takes what is left of its probability.
     """
     first = 0 if classes == "all" else 1
     p = p[:, first:]
@@ -44,8 +47,11 @@ def dice_loss(
     overlap = (kept * truth).sum(axes)
     if mask is not None:
         truth = truth & mask.unsqueeze(1)
-    denominator = (kept * p if squared else kept).sum(axes) + truth.sum(axes)
+    predicted, size = (kept * p if squared else kept).sum(axes), truth.sum(axes)
     if pooled:
-        overlap, denominator = world.all_sum(overlap, denominator)
-    loss = (1.0 - (2.0 * overlap + epsilon) / (denominator + epsilon)).mean()
+        overlap, predicted, size = world.all_sum(overlap, predicted, size)
+    by_class = 1.0 - (2.0 * overlap + epsilon) / (predicted + size + epsilon)
+    if skip_absent:
+        by_class = torch.where(size > 0, by_class, 0.0)
+    loss = by_class.mean()
     return loss if pooled else world.all_mean(loss)

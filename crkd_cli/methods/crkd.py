@@ -106,7 +106,11 @@ class Crkd(Method):
 
         features, log_p = self.forward_streams(batch.labeled.image, strong, weak)
         dice = partial(dice_loss, classes=self.params.dice_classes)
-        by_stream = [dice(x.exp(), pseudo_label, keep) for x in (log_p.strong, log_p.perturbed)]
+        # Classes without a pixel to keep, as all but the first at the start, must not be unlearned.
+        by_stream = [
+            dice(x.exp(), pseudo_label, keep, skip_absent=True)
+            for x in (log_p.strong, log_p.perturbed)
+        ]
         terms = {
             "labeled": self.supervised_loss(log_p.labeled, label, dice=dice),
             "pseudo": torch.stack(by_stream).mean(),

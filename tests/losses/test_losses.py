@@ -73,6 +73,37 @@ def test_dice_with_a_mask_is_dice_of_the_pixels_inside(space: tuple[int, ...]) -
     torch.testing.assert_close(dice_loss(p, target, mask), expected)
 
 
+def test_dice_of_26_classes_of_which_most_are_absent(dims: int) -> None:
+    """By hand: N pixels of class 0 and N of class 9; the others are absent or not kept.
+
+    An absent class that gets p = 1/26 everywhere has a loss of nearly 1, and of 0 if it gets none.
+    Its gradient is far below that of a present class, so that it does not unlearn the class.
+    """
+    target = torch.zeros(1, 4, *((900,), (30, 30))[dims - 2], dtype=torch.long)
+    target[:, 2:] = 9
+    target[:, 3] = 20
+    mask = target != 20  # class 20 has no pixel that counts
+    n = target[:, 0].numel()
+    right = torch.nn.functional.one_hot(target, 26).movedim(-1, 1).float()
+    assert dice_loss(right, target, mask).item() == pytest.approx(0.0, abs=1e-6)
+
+    p = torch.full_like(right, 1 / 26).requires_grad_()
+    loss = dice_loss(p, target, mask)
+    rest = 3 * n / 26**2  # Σp² of any class inside the mask
+    background, ninth = 1 - (4 * n / 26) / (rest + 2 * n), 1 - (2 * n / 26) / (rest + n)
+    assert loss.item() == pytest.approx((background + ninth + 24) / 26, abs=1e-5)
+    (gradient,) = torch.autograd.grad(loss, p)
+    by_class = gradient.abs().movedim(1, 0).flatten(1).amax(1)
+    present = torch.tensor([k in (0, 9) for k in range(26)])
+    assert by_class[~present].max() < 2e-4 * by_class[present].min()
+    assert not gradient.movedim(1, -1)[~mask].any()
+
+    skipped = dice_loss(p, target, mask, skip_absent=True)
+    assert skipped.item() == pytest.approx((background + ninth) / 26, abs=1e-5)
+    (gradient,) = torch.autograd.grad(skipped, p)
+    assert not gradient.movedim(1, 0)[~present].any()
+
+
 def slow_dice(p: Tensor, target: Tensor, k: int, epsilon: float, power: int) -> float:
     """Compute 1 − (2 Σ p·t + ε) / (Σ p^power + Σ t + ε) of class k, pixel by pixel."""
     truth = [float(t == k) for t in target.flatten().tolist()]
