@@ -200,10 +200,15 @@ def make_checkpoint(tmp_path: Path) -> CheckpointMaker:
         test: tuple[str, ...] = (),
         best: dict[str, object] | None = None,
         seed: int = 5,
+        mirror: tuple[int, ...] | None = None,
     ) -> Path:
         config = Config(
             data=DataConfig(
-                name=spec.name, frame=frame, labeled_batch_size=1, unlabeled_batch_size=1
+                name=spec.name,
+                frame=frame,
+                labeled_batch_size=1,
+                unlabeled_batch_size=1,
+                mirror=mirror,
             ),
             model=ModelConfig(name="unet", widths=(4,) * 5),
             train=TrainConfig(steps=10, precision="fp32", seed=seed),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from crkd_cli.cli.console import command, info, narrow, progress, show
-from crkd_cli.cli.options import DataRoot, Device, Json, Quiet, Verbose
+from crkd_cli.cli.options import DataRoot, Device, Json, Quiet, Tta, Verbose
 from crkd_cli.metrics.names import class_heading, format_values, higher_is_better, metric_heading
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def evaluate(
             rich_help_panel="Evaluation",
         ),
     ] = "strict",
+    tta: Tta = False,
     other_data: Annotated[
         bool,
         typer.Option(
@@ -53,7 +54,7 @@ def evaluate(
             "--out",
             rich_help_panel="Output",
             help="Folder of the results. Default: evaluation-PROTOCOL-PART beside the checkpoint, "
-            "with -last for a last.pth beside a best.pth.",
+            "with -tta for --tta, and -last for a last.pth beside a best.pth.",
         ),
     ] = None,
     device: Device = None,
@@ -74,7 +75,16 @@ def evaluate(
 
     root = resolve_data_root(data_root)
     report = run(
-        checkpoint, root, info, progress, part, protocol, out, device, other_data=other_data
+        checkpoint,
+        root,
+        info,
+        progress,
+        part,
+        protocol,
+        out,
+        device,
+        other_data=other_data,
+        tta=tta,
     )
     if world.rank():
         return
@@ -118,6 +128,8 @@ def _table(report: "EvaluationReport", metrics: Sequence[int]) -> "Table":
         f"{facts['protocol']} protocol; {facts['method']}, {facts['labeled']} labeled, "
         f"step {facts['step']}"
     )
+    if facts["tta"]:
+        title += ", test-time mirroring"
     total = sum((scored.presence for scored in report.classes.values()), Presence(0, 0))
     headings, notes = ["class"], [_describe_mean(report)]
     if total.absent:

@@ -25,6 +25,15 @@ Verbose = Annotated[
     bool,
     typer.Option("--verbose", "-v", help="Show a traceback with errors.", rich_help_panel="Output"),
 ]
+Tta = Annotated[
+    bool,
+    typer.Option(
+        "--tta",
+        help="Test-time mirroring: average the predictions for flipped images. Takes 4 times as "
+        "long in 2D, 8 times in 3D.",
+        rich_help_panel="Model",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(

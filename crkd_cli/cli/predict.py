@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from crkd_cli.cli.console import command, info, progress
-from crkd_cli.cli.options import Device, Quiet, Verbose
+from crkd_cli.cli.options import Device, Quiet, Tta, Verbose
 
 CLASSES_PER_LINE = 8
 
@@ -26,6 +26,7 @@ def predict(
             rich_help_panel="Model",
         ),
     ] = None,
+    tta: Tta = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -113,7 +114,7 @@ def predict(
         class_numbers=class_numbers,
         dicom_seg=dicom_seg,
     )
-    result = run(source, file, info, progress, out, device, options)
+    result = run(source, file, info, progress, out, device, options, tta=tta)
     message = f"{pluralize(result.written, 'mask')} written to {result.folder}"
     if result.skipped:
         message += f"; {result.skipped} skipped: already there, from any checkpoint (--overwrite)"

@@ -99,6 +99,7 @@ def evaluate(
     device: str | None = None,
     *,
     other_data: bool = False,
+    tta: bool = False,
 ) -> EvaluationReport:
     """Score a checkpoint on cases of its split and write cases.csv and summary.json.
 
@@ -116,10 +117,14 @@ def evaluate(
             `crkd_cli.evaluation.results.evaluation_folder`.
         device: None or auto: the first GPU, else the CPU.
         other_data: Score even if the dataset has changed since training.
+        tta: Average the predictions over flips.
 
     Raises CrkdError if the checkpoint, the dataset or a case is missing, or the dataset is of
-    another kind than the one that the model was trained on, and UsageError if its cases differ.
+    another kind than the one that the model was trained on, and UsageError if its cases differ, or
+    if the paper protocol is asked for with `tta`, which it lacks.
     """
+    if tta and protocol == "paper":
+        raise UsageError("the published protocol has no test-time mirroring; drop --tta")
     checkpoint = load_checkpoint(file)
     if protocol == "paper":
         paper.check_published(checkpoint.spec.source)
@@ -132,7 +137,7 @@ def evaluate(
     cases = []
     for name in parts:
         cases += [store.cases[case] for case in checkpoint.split.cases(store, name)]
-    folder = out or evaluation_folder(checkpoint.path, protocol, part_name)
+    folder = out or evaluation_folder(checkpoint.path, protocol, part_name, tta=tta)
     with joint_output_folder(folder, "--out"):
         notify(
             f"evaluating {checkpoint.path} (step {checkpoint.step}) on {len(cases)} {part_name} "
@@ -140,14 +145,14 @@ def evaluate(
         )
         notify(f"results: {folder}")
 
-        inferer = build_inferer(checkpoint, device, notify, protocol)
+        inferer = build_inferer(checkpoint, device, notify, protocol, tta=tta)
         scorer = Scorer(checkpoint.spec.source, len(checkpoint.spec.classes), protocol, cases)
         scores = _score_cases(inferer, store, cases, scorer, progress)
         if protocol == "strict":
             scores = _drop_absent_classes(scores)
         precision = str(inferer.precision).removeprefix("torch.")
         facts = _collect_facts(checkpoint, protocol, part_name, cases, precision)
-        facts["other_data"] = bool(changes)
+        facts |= {"other_data": bool(changes), "tta": tta}
         foreground = checkpoint.spec.classes[1:]
         table = table_bytes(protocol, cases, foreground, scorer.metrics, scores)
         facts["cases_csv"] = table_facts(table, len(cases) * len(foreground))

@@ -53,21 +53,33 @@ class Facts(msgspec.Struct, frozen=True):
     mean: dict[str, Any]  # by metric
     cases_csv: TableFacts
     other_data: bool = False  # the dataset had changed since training
+    tta: bool = False  # test-time mirroring
     method_sha256: str | None = None  # of the user's own method file, if the method is in one
+
+    @property
+    def title(self) -> str:
+        """The method, and whether it was scored with test-time mirroring."""
+        return f"{self.method} with tta" if self.tta else self.method
 
     def settings(self) -> str:
         """Return a text that is the same for runs that repeat each other with other seeds."""
         config = dict(self.config)
         config["methods"] = config["methods"].get(self.method, {})
         config["train"] = {k: v for k, v in config["train"].items() if k not in _FREE_KEYS}
-        return json.dumps({**config, "method_sha256": self.method_sha256}, sort_keys=True)
+        tree = {**config, "method_sha256": self.method_sha256, "tta": self.tta}
+        return json.dumps(tree, sort_keys=True)
 
     def circumstances(self) -> dict[str, str]:
         """Return what a fair comparison of methods keeps the same.
 
-        These are the choice of the checkpoint and all settings but the method's own.
+        These are the choice of the checkpoint, how it predicts, and all settings but the method's
+        own.
         """
-        result = {"the checkpoint": Path(self.checkpoint).name}
+        mirroring = "used" if self.tta else "not used"
+        result = {
+            "the checkpoint": Path(self.checkpoint).name,
+            "test-time mirroring": mirroring,
+        }
         for section, tree in self.config.items():
             if isinstance(tree, dict) and section != "methods":
                 for key, value in tree.items():
@@ -109,12 +121,12 @@ class Evaluation:
         return self.checkpoint.parent
 
 
-def evaluation_folder(checkpoint: Path, protocol: str, part: str) -> Path:
+def evaluation_folder(checkpoint: Path, protocol: str, part: str, *, tta: bool = False) -> Path:
     """Return the default folder of an evaluation: beside `checkpoint`.
 
     The checkpoint's name is added if it is not the result of its run.
     """
-    folder = checkpoint.parent / f"evaluation-{protocol}-{part}"
+    folder = checkpoint.parent / f"evaluation-{protocol}-{part}{'-tta' if tta else ''}"
     result = result_checkpoint(checkpoint.parent)
     if result.is_file() and checkpoint.name != result.name:
         return folder.with_name(f"{folder.name}-{checkpoint.stem}")

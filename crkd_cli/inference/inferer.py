@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from crkd_cli.augment.spatial import resize_image
 from crkd_cli.config import Frame
 from crkd_cli.data.store import DatasetSpec, label_dtype
-from crkd_cli.errors import CrkdError, is_out_of_memory
+from crkd_cli.errors import CrkdError, UsageError, is_out_of_memory
 from crkd_cli.inference.accumulate import PlaneSums, gaussian, needed_depth
 from crkd_cli.inference.resizing import most_probable, resize, resize_to_nearest
 from crkd_cli.models.fusion import fuse_for_inference
@@ -57,6 +58,10 @@ class Inferer:
 
     A volume is split into slices along its first axis for a 2D frame.
 
+    With `mirrored_axes`, the probabilities of a window, or of a resized image, are averaged over
+    its flips along every subset of these axes (test-time mirroring, as in nnU-Net). The flips are
+    predicted one after another, so that their number does not matter for memory.
+
     Of the sums over windows, only the planes that later windows touch are kept, and resized
     probabilities exist for a few planes at a time: memory does not grow with the number of planes.
 
@@ -72,6 +77,7 @@ class Inferer:
         precision: torch.float32, or another type for autocast.
         protocol: strict or paper.
         window_batch: Windows or slices per batch. None: chosen for the device.
+        mirrored_axes: The axes of the frame along which inputs are flipped.
         notify: Called with messages for the user.
     """
 
@@ -84,6 +90,7 @@ class Inferer:
         precision: torch.dtype = torch.float32,
         protocol: Protocol = "strict",
         window_batch: int | None = None,
+        mirrored_axes: Sequence[int] = (),
         notify: Notify = _to_stderr,
     ) -> None:
         # Enough to fill a GPU (16 windows of LA), or what fits in a CPU's cache (one window of LA,
@@ -96,6 +103,7 @@ class Inferer:
         self.device = device
         self.precision = precision
         self.protocol = protocol
+        self._flips = _subsets([axis + 2 for axis in mirrored_axes])  # axes of [B, C, *frame]
         self.window_batch = window_batch or max(1, voxels // math.prod(frame.size))
         self.notify = notify
         self._case_device = device  # where a case and the sums of its windows are kept
@@ -204,11 +212,11 @@ class Inferer:
         """Yield probabilities [n, K, *frame] of the slices of `volume` [C, D, H, W]."""
         for start in range(0, volume.shape[1], self.window_batch):
             slices = np.moveaxis(volume[:, start : start + self.window_batch], 1, 0)
-            yield self._softmax(self._resize_to_frame(slices))
+            yield self._predict(self._resize_to_frame(slices))
 
     def _infer_resized_volume(self, volume: NDArray[Any]) -> Iterator[Tensor]:
         """Yield the probabilities [D, K, H, W] of `volume` [C, D, H, W] at the frame's size."""
-        (probabilities,) = self._softmax(self._resize_to_frame(volume[None]))
+        (probabilities,) = self._predict(self._resize_to_frame(volume[None]))
         yield probabilities.transpose(0, 1)
 
     def _resize_to_frame(self, images: NDArray[Any]) -> Tensor:
@@ -247,8 +255,8 @@ class Inferer:
         """Return probabilities [B, K, *window] of `crops` [B, C, *window]."""
         x = to_unit_range(crops)
         if self.frame.dims == 2:
-            return self._softmax(x.squeeze(2)).unsqueeze(2)
-        return self._softmax(x)
+            return self._predict(x.squeeze(2)).unsqueeze(2)
+        return self._predict(x)
 
     def _window_geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], Tensor]:
         """Return patch, stride and weight [*patch] of the sliding window over volumes.
@@ -272,25 +280,47 @@ class Inferer:
             torch.from_numpy(np.require(array, requirements=("C", "W"))), self._case_device
         )
 
+    def _predict(self, x: Tensor) -> Tensor:
+        """Return float32 probabilities [B, K, *frame] of `x` [B, C, *frame], the mean of its flips.
+
+        They are on the device of cases.
+        """
+        x = to_device(x, self.device)
+        total = self._softmax(x)
+        for axes in self._flips[1:]:
+            total += self._softmax(x.flip(axes)).flip(axes)
+        return total.div_(len(self._flips)).to(self._case_device)
+
     def _softmax(self, x: Tensor) -> Tensor:
-        """Return float32 probabilities [B, K, *frame] of `x` [B, C, *frame]."""
-        memory_format = channels_last(self.frame.dims)
-        x = to_device(x, self.device).to(self.precision, memory_format=memory_format)
+        """Return what the network predicts for `x` [B, C, *frame]: probabilities [B, K, *frame]."""
+        x = x.to(self.precision, memory_format=channels_last(self.frame.dims))
         autocast = self.precision != torch.float32
         with torch.autocast(self.device.type, self.precision, enabled=autocast):
             logits: Tensor = self._network(x)
         # Contiguous like the sums: softmax and the sum that follows are several times faster.
         logits = logits.to(torch.float32, memory_format=torch.contiguous_format)
-        return logits.softmax(1).to(self._case_device)
+        return logits.softmax(1)
 
 
 def build_inferer(
-    checkpoint: Checkpoint, device: str | None, notify: Notify, protocol: Protocol = "strict"
+    checkpoint: Checkpoint,
+    device: str | None,
+    notify: Notify,
+    protocol: Protocol = "strict",
+    *,
+    tta: bool = False,
 ) -> Inferer:
     """Build the inferer of a checkpoint in the precision that it was configured with.
 
-    `device` None or auto is the first GPU, else the CPU. Raises UsageError if it does not exist.
+    `device` None or auto is the first GPU, else the CPU. With `tta`, predictions are averaged over
+    flips along the axes that `data.mirror` of the checkpoint allows. Raises UsageError if the
+    device does not exist, or if no flip is allowed.
     """
+    mirrored_axes = checkpoint.config.data.mirrored_axes if tta else ()
+    if tta and not mirrored_axes:
+        raise UsageError(
+            f"{checkpoint.path} was trained without flips (data.mirror is []); drop --tta"
+        )
     keep_freed_memory()
     chosen = pick_device(device)
     config = checkpoint.config
@@ -298,7 +328,21 @@ def build_inferer(
     notify(f"device: {describe(chosen, precision)}")
     model = load_predictor(checkpoint, chosen)
     frame, spec = config.data.frame, checkpoint.spec
-    return Inferer(model, frame, spec, chosen, precision, protocol, notify=notify)
+    return Inferer(
+        model,
+        frame,
+        spec,
+        chosen,
+        precision,
+        protocol,
+        mirrored_axes=mirrored_axes,
+        notify=notify,
+    )
+
+
+def _subsets(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return all subsets of `axes`, the empty one first."""
+    return [subset for size in range(len(axes) + 1) for subset in combinations(axes, size)]
 
 
 @contextmanager

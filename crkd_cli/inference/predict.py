@@ -38,13 +38,15 @@ def predict(
     out: Path | None = None,
     device: str | None = None,
     options: PredictOptions | None = None,
+    *,
+    tta: bool = False,
 ) -> PredictResult:
     """Predict a mask for the image `source`, or for every case in the folder `source`.
 
     Masks are written to `out` (default: FOLDER-masks), in the same subfolders as the images. A case
     that cannot be read is listed in the result and does not stop the others; a full disk does.
     Several processes share the cases. While a case is predicted, the next one is read and the
-    masks of the previous one are written.
+    masks of the previous one are written. With `tta`, predictions are averaged over flips.
 
     Raises CrkdError if there is no image or no checkpoint, or if the output is not writable, and
     UsageError if the output would replace the images, if a format cannot hold the values, or if
@@ -64,7 +66,7 @@ def predict(
     subfolders = [str(Path(part, place)) for part in ("", *SUBFOLDERS) for place in places]
     with joint_output_folder(out, "--out", *subfolders):
         notify(f"masks: {out}")
-        inferer = build_inferer(loaded, device, notify)
+        inferer = build_inferer(loaded, device, notify, tta=tta)
         predictor = CasePredictor(inferer, loaded.spec, out, options)
         predictor.check_targets(cases)
         return _predict(cases, predictor, out, progress)

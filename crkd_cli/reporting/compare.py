@@ -250,7 +250,7 @@ def _check_repetitions(name: str, runs: list[Evaluation]) -> None:
 
 def _method_names(groups: list[list[Evaluation]]) -> list[str]:
     """Name each group of runs by its method, with the run folder if several share the method."""
-    methods = [runs[0].facts.method for runs in groups]
+    methods = [runs[0].facts.title for runs in groups]
     names = []
     for method, runs in zip(methods, groups, strict=True):
         folder = re.sub(r"-seed\d+$", "", runs[0].run.resolve().name)
@@ -258,7 +258,7 @@ def _method_names(groups: list[list[Evaluation]]) -> list[str]:
 
     unique = []
     for name, runs in zip(names, groups, strict=True):
-        full = f"{runs[0].facts.method} ({runs[0].run})"
+        full = f"{runs[0].facts.title} ({runs[0].run})"
         unique.append(name if names.count(name) == 1 else full)
     return unique
 

@@ -134,7 +134,7 @@ def _case_pictures(
     if best := ascending[CASES_PER_GROUP:][-CASES_PER_GROUP:]:
         groups["Best"] = best[::-1]
 
-    inferer = build_inferer(checkpoint, device, notify, run.facts.protocol)
+    inferer = build_inferer(checkpoint, device, notify, run.facts.protocol, tta=run.facts.tta)
     pictures: dict[str, list[CasePicture]] = {group: [] for group in groups}
     with progress("drawing", sum(map(len, groups.values())), "cases") as advance:
         for group, cases in groups.items():

@@ -205,3 +205,25 @@ def test_wrong_usage(cli, ready):
     result = cli("evaluate", file, "--data-root", root, "--protocol", "paper")
     assert result.exit_code == 2
     assert "no published protocol for folder data" in result.stderr
+    result = cli("evaluate", file, "--data-root", root, "--protocol", "paper", "--tta")
+    assert result.exit_code == 2
+    assert "the published protocol has no test-time mirroring; drop --tta" in result.stderr
+
+
+@pytest.mark.slow
+def test_scores_with_mirroring_are_kept_apart(cli, ready):
+    """They do not replace the others, and `crkd compare` shows them as different."""
+    file, root = ready
+    names = {"evaluation-strict-test": [], "evaluation-strict-test-tta": ["--tta"]}
+    for options in names.values():
+        result = cli("evaluate", file, "--data-root", root, *options)
+        assert result.exit_code == 0, result.stderr
+        assert ("test-time mirroring" in result.stdout) == bool(options)
+    folders = [file.parent / name for name in names]
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    assert [summary["tta"] for summary in summaries] == [False, True]
+    assert summaries[0]["mean"]["dice"] != summaries[1]["mean"]["dice"]
+    result = cli("compare", *folders)
+    text = " ".join(result.stdout.split())
+    assert "supervised − supervised with tta" in text
+    assert "test-time mirroring is not used (supervised), used (supervised with tta)" in text
