@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from crkd_cli import renamed
-from crkd_cli.config_errors import explain
+from crkd_cli.config_errors import explain, field_types
 from crkd_cli.errors import UsageError
 from crkd_cli.text import shorten
 from crkd_cli.yaml_text import load_yaml, parse_yaml
@@ -242,14 +242,26 @@ def build_config(
     tree = copy.deepcopy(tree)
     for override in overrides:
         _apply_override(tree, override, path)
-    for old in renamed.old_keys(tree):
-        where = _origin(old, str(path), overrides)
-        raise UsageError(f"{where}: {old} is now called {renamed.KEYS[old]}")
+    _check_names(tree, path, overrides)
     config: Config = parse(tree, Config, str(path), overrides)
     if params_of is not None:
         for name, settings in config.methods.items():
             parse(settings, params_of(name), str(path), overrides, f"methods.{name}")
     return config
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Check each of `overrides` alone: its key, and the type and range of its value.
+
+    This needs no file and no method, so that a mistake is reported at once. `build_config` checks
+    the settings of methods, and whether all settings fit together. Raises UsageError.
+    """
+    for override in overrides:
+        tree: dict[str, Any] = {}
+        _apply_override(tree, override, Path())
+        _check_names(tree, Path(), [override])
+        keys = override.partition("=")[0].split(".")
+        parse(tree, _only(Config, keys), "", [override])
 
 
 def parse(
@@ -287,6 +299,27 @@ def _not_finite(tree: Any, path: str) -> Iterator[str]:
     elif isinstance(tree, list | tuple):
         for index, value in enumerate(tree):
             yield from _not_finite(value, f"{path}[{index}]")
+
+
+def _only(kind: type[Any], keys: Sequence[str]) -> type[Any]:
+    """Return the section `kind` with just the field at `keys`, and without rules for the others.
+
+    It is `kind` itself if there is no such field.
+    """
+    name, *inner = keys
+    field = field_types(kind).get(name)
+    if field is None:
+        return kind
+    if inner and isinstance(field, type) and issubclass(field, Strict):
+        field = _only(field, inner)
+    return msgspec.defstruct(kind.__name__, [(name, field)], forbid_unknown_fields=True)
+
+
+def _check_names(tree: dict[str, Any], path: Path, overrides: Sequence[str]) -> None:
+    """Raise UsageError, with the new name, if there is a key that was renamed."""
+    for old in renamed.old_keys(tree):
+        where = _origin(old, str(path), overrides)
+        raise UsageError(f"{where}: {old} is now called {renamed.KEYS[old]}")
 
 
 def _apply_override(tree: dict[str, Any], override: str, file: Path) -> None:

@@ -55,6 +55,11 @@ def did_you_mean(wrong: str, names: Iterable[str]) -> str:
     names = list(names)
     if not names:
         return "there is nothing to choose from"
-    if near := get_close_matches(wrong.lower(), names, n=1):
-        return f"did you mean {near[0]!r}?"
-    return f"choose from {', '.join(names)}"
+    near = nearest_name(wrong, names)
+    return f"choose from {', '.join(names)}" if near is None else f"did you mean {near!r}?"
+
+
+def nearest_name(wrong: str, names: Iterable[str]) -> str | None:
+    """Return the name that `wrong` is probably a misspelling of; None if none is similar."""
+    near = get_close_matches(wrong.lower(), list(names), n=1)
+    return near[0] if near else None

@@ -7,7 +7,16 @@ from typing import get_args
 import msgspec
 import pytest
 
-from crkd_cli.config import Config, Frame, Strict, build_config, dump, parse, read_yaml
+from crkd_cli.config import (
+    Config,
+    Frame,
+    Strict,
+    build_config,
+    check_overrides,
+    dump,
+    parse,
+    read_yaml,
+)
 from crkd_cli.errors import UsageError
 from crkd_cli.methods import METHODS
 
@@ -129,6 +138,48 @@ def test_a_value_is_refused_with_key_and_range(override, words):
     with pytest.raises(UsageError, match=re.escape(words)) as error:
         build_config(TREE, FILE, [override], lambda name: METHODS[name].Params)
     assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("train.step=5", "unknown key train.step; did you mean train.steps?"),
+        ("trian.steps=5", "unknown key trian; did you mean train?"),
+        ("data.frame.strid=[8,8]", "unknown key data.frame.strid; did you mean data.frame.stride?"),
+        ("steps=5", "unknown key steps; did you mean train.steps?"),
+        ("name=unet", "unknown key name; did you mean data.name or model.name?"),
+        ("tau=1", "unknown key tau; choose from data, model, train, method, methods"),
+        ("train.steps=five", "train.steps: expected a whole number, got text"),
+        ("train.steps=0", "train.steps: expected a whole number from 1 to 1000000000"),
+        ("train.steps.a=1", "train.steps: expected a whole number, got a section"),
+        ("train.optimizer=sdg", "train.optimizer is 'sdg'; did you mean 'sgd'?"),
+        ("train.lr=.nan", "train.lr: expected a"),
+        ("train={lr: 1}", "train.steps is missing"),
+        ("data.labeled=4", "data.labeled is now called data.labeled_batch_size"),
+        ("train.steps", "expected key.path=value"),
+    ],
+)
+def test_an_override_alone_is_refused_with_a_hint(override, hint):
+    with pytest.raises(UsageError) as error:
+        check_overrides(["train.lr=0.1", override])
+    assert str(error.value).startswith("--set ")
+    assert hint in str(error.value)
+
+
+def test_an_override_alone_need_not_be_complete():
+    """Whether settings fit together depends on the file, and methods have settings of their own."""
+    check_overrides(
+        [
+            "data.frame.stride=[8, 8]",
+            "train.lr_schedule=step",
+            "train.momentum=1",
+            "train.lr=1e-4",
+            "data.mirror=null",
+            "method=mine",
+            "methods.crkd.confidence=2",
+            "data.frame={patch: [32, 32]}",
+        ]
+    )
 
 
 @pytest.mark.parametrize(

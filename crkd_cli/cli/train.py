@@ -12,6 +12,7 @@ import typer.core
 
 from crkd_cli.cli.console import command, info, progress, run_output, warn
 from crkd_cli.cli.options import DataRoot, Device, Quiet, Verbose, as_typed, given_options
+from crkd_cli.config import check_overrides
 from crkd_cli.errors import UsageError
 from crkd_cli.methods import METHODS
 from crkd_cli.metrics.names import UNDEFINED
@@ -141,6 +142,8 @@ def train(
 
     Example: crkd train --dataset la --labeled 4
     """
+    sets = list(sets or [])
+    check_overrides(sets)
     info("loading PyTorch")
     from crkd_cli.paths import resolve_data_root
     from crkd_cli.training.parallel import watch_parent
@@ -149,7 +152,6 @@ def train(
     watch_parent()
     if method and method.endswith(".py"):
         method = METHODS.add(Path(method))
-    sets = list(sets or [])
     if device:
         sets.append(f"train.device={json.dumps(device)}")  # quoted: it may look like a number
     run_seeds: list[int | None] = [None]

@@ -96,7 +96,7 @@ def test_nnunet_folders(prepare_data, tmp_path, store, rng):
 
 def test_mistakes_in_a_description(prepare_data, raw_folder):
     mistakes = {
-        "clases: {liver: 1}": (2, "dataset.yaml: unknown key clases; did you mean 'classes'?"),
+        "clases: {liver: 1}": (2, "dataset.yaml: unknown key clases; did you mean classes?"),
         "spacing: [1, 1, 1]": (2, "the described spacing has 3 numbers, but mine is 2D: give 2"),
         "channels: [{modality: RGB}]": (
             1,

@@ -61,7 +61,7 @@ def test_a_described_part_and_the_memory(cli, prepare_data, raw_folder, tmp_path
         ),
         ("plan: {spacing: [1]}", (), "spacing has 1 number; give z, y, x, or y, x"),
         ("plan: {patch: [32, 32], resize: [32, 32]}", (), "give either patch"),
-        ("plan: {pach: [32, 32]}", (), "unknown key plan.pach; did you mean 'patch'"),
+        ("plan: {pach: [32, 32]}", (), "unknown key plan.pach; did you mean plan.patch?"),
     ],
 )
 def test_mistakes(prepare_data, raw_folder, tmp_path, description, options, words):

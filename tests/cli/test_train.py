@@ -164,8 +164,11 @@ def test_own_data_without_a_configuration(cli: Command, toy: Path, prepared: Pat
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("train.lrr=1", ["error: --set train.lrr=1: unknown key train.lrr", "did you mean 'lr'"]),
-        ("trian.lr=1", ["unknown key trian", "did you mean 'train'"]),
+        (
+            "train.lrr=1",
+            ["error: --set train.lrr=1: unknown key train.lrr", "did you mean train.lr?"],
+        ),
+        ("trian.lr=1", ["unknown key trian", "did you mean train?"]),
         ("train.lr=fast", ["--set train.lr=fast: train.lr: expected a number, got text"]),
         ("train.precision=fp64", ["train.precision is 'fp64'", "choose from auto, bf16, fp32"]),
         (
@@ -234,6 +237,23 @@ def test_bad_settings(train: Command, toy: Path, setting: str, words: list[str])
 def test_bad_options(train: Command, toy: Path, options: list[str], words: list[str]) -> None:
     assert_refused(train(*options), 2, *words)
     assert not (toy / "runs").exists()
+
+
+def test_a_wrong_setting_is_reported_before_torch_is_loaded() -> None:
+    program = """
+import sys
+sys.argv = ["crkd", "train", "--dataset", "toy", "--set", "train.step=5"]
+from crkd_cli.cli import main
+try:
+    main()
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout == "2 False\n"
+    assert result.stderr == (
+        "error: --set train.step=5: unknown key train.step; did you mean train.steps?\n"
+    )
 
 
 def test_no_such_dataset(cli: Command, toy: Path) -> None:

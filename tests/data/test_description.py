@@ -54,8 +54,8 @@ def test_what_is_printed_can_be_read(read, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("clases: {liver: 1}", "unknown key clases; did you mean 'classes'?"),
-        ("channels: [{nam: x}]", "unknown key channels[0].nam; did you mean 'name'?"),
+        ("clases: {liver: 1}", "unknown key clases; did you mean classes?"),
+        ("channels: [{nam: x}]", "unknown key channels[0].nam; did you mean channels[0].name?"),
         (
             "channels: [{modality: XR}]",
             "channels[0].modality is 'XR'; choose from MR, CT, RGB, gray",

@@ -78,7 +78,7 @@ def test_a_labeled_group_without_labels_is_an_error(make_store):
         ({"train": ["a"], "labeled": ["b"]}, "labeled must be a subset of train.*: b"),
         ({"train": ["a"], "labeled": ["a", "a"]}, "more than once"),
         ({"train": ["a"], "labeled": []}, "labeled is empty"),
-        ({"train": ["a"], "labeled": ["a"], "vall": []}, "unknown key vall; did you mean 'val'"),
+        ({"train": ["a"], "labeled": ["a"], "vall": []}, "unknown key vall; did you mean val?"),
         ({"train": [1], "labeled": [1]}, "expected text, got a whole number"),
         ({"labeled": ["a"]}, "is not a split"),
     ],
