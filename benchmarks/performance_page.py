@@ -117,7 +117,7 @@ def costs_table(record: Record) -> str:
 def costs_yaml(record: Record) -> str:
     text = "# A step's cost over supervised's. Written by python -m benchmarks.performance_page.\n"
     for row in record["rows"]:
-        if row["dataset"] == "acdc":  # which `crkd train --help` shows
+        if row["dataset"] == "acdc":  # which `crkd methods` shows
             costs = f"step: {row['step']:.1f}, memory: {row['memory']:.1f}"
             text += f"{row['method']}: {{{costs}}}\n"
     return text

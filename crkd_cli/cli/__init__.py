@@ -3,18 +3,22 @@
 import os
 import re
 import sys
+from collections.abc import Callable
+from inspect import cleandoc
 from typing import Annotated
 
 import typer
 
 from crkd_cli import __version__
 from crkd_cli.cli.compare import compare
+from crkd_cli.cli.doctor import doctor
 from crkd_cli.cli.evaluate import evaluate
 from crkd_cli.cli.make_splits import make_splits
+from crkd_cli.cli.methods import methods
 from crkd_cli.cli.predict import predict
 from crkd_cli.cli.prepare_data import prepare_data
 from crkd_cli.cli.streams import final_exit_code, protect_streams
-from crkd_cli.cli.train import WithMethods, train
+from crkd_cli.cli.train import train
 
 app = typer.Typer(
     name="crkd",
@@ -22,12 +26,34 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("prepare-data")(prepare_data)
-app.command("make-splits")(make_splits)
-app.command("train", cls=WithMethods)(train)
-app.command("evaluate")(evaluate)
-app.command("compare")(compare)
-app.command("predict")(predict)
+
+
+def _add(function: Callable[..., None]) -> None:
+    """Add a command. Its help is readable in a terminal of 24 lines.
+
+    The first two paragraphs of the docstring, a summary and an example, come before the arguments
+    and options, and the details after them.
+    """
+    summary, example, *details = cleandoc(function.__doc__ or "").split("\n\n")
+    register = app.command(
+        function.__name__.replace("_", "-"),
+        help=f"{summary}\n\n{example}",
+        epilog="\n\n".join(details) or None,
+    )
+    register(function)
+
+
+for function in (
+    doctor,
+    prepare_data,
+    make_splits,
+    methods,
+    train,
+    evaluate,
+    compare,
+    predict,
+):
+    _add(function)
 
 
 def _print_version(requested: bool) -> None:
@@ -43,7 +69,10 @@ def _options(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Segment medical images from few labels: raw scans in, a model, scores and masks out."""
+    """Segment medical images from few labels: scans in, a model and masks out.
+
+    Example: crkd prepare-data my-scans --source FOLDER
+    """
 
 
 def main() -> None:

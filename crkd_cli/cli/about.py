@@ -1,18 +1,13 @@
-"""What `crkd train --help` says about the methods, read from configs/about. Imports no method."""
+"""What `crkd methods` says about the methods, read from configs/about. Imports no method."""
 
 from collections import defaultdict
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 
 from crkd_cli.config import Strict, parse
-from crkd_cli.evaluation.literature import PublishedRow, all_published_rows
-from crkd_cli.methods import METHODS
+from crkd_cli.evaluation.literature import PublishedRow
 from crkd_cli.paths import packaged_folder
 
 
@@ -29,21 +24,6 @@ class About(Strict, frozen=True):
     name: str
     adds: str  # to supervised training
     cite: str
-
-
-def show_methods() -> None:
-    """Print all installed methods to stdout, in a panel like those of the options."""
-    descriptions = {about.name: about for about in abouts()}
-    all_costs, published = costs(), all_published_rows()
-    table = Table.grid(padding=(0, 2))
-    for name in METHODS.names():
-        text = "From another package."
-        if name in descriptions:
-            text = "\n".join(description(descriptions[name], all_costs.get(name), published))
-        table.add_row(Text(name, style="bold cyan"), Text(text))
-    note = "Step, memory: on ACDC. Dice: published, in %. Sources: docs/methods.md"
-    panel = Panel(table, title="Methods", title_align="left", subtitle=note, border_style="dim")
-    Console().print(panel)
 
 
 def abouts() -> list[About]:

@@ -61,12 +61,13 @@ def compare(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare evaluated runs: means over seeds, intervals, tests, and published scores.
-
-    Runs of a method that differ only in their seed form one row. All runs must
-    have been evaluated on the same cases in the same way.
+    """Compare evaluated runs with each other and published scores.
 
     Example: crkd compare runs/acdc-supervised-3 runs/acdc-crkd-3
+
+    Prints means over seeds, intervals and paired tests. Runs of a method that
+    differ only in their seed form one row. All runs must have been evaluated
+    on the same cases in the same way.
     """
     from crkd_cli.evaluation.results import find_evaluation, read_evaluation
     from crkd_cli.paths import output_folder, resolve_data_root

@@ -64,9 +64,9 @@ def evaluate(
 ) -> None:
     """Score a checkpoint on the test cases of its split.
 
-    Prints a table and writes cases.csv and summary.json.
-
     Example: crkd evaluate runs/la-crkd-4/last.pth
+
+    Prints a table and writes cases.csv and summary.json.
     """
     info("loading PyTorch")
     from crkd_cli import world

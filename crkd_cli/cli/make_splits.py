@@ -75,9 +75,11 @@ def make_splits(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Choose the split that `crkd train` uses: the official one, or a new one by patient.
+    """Choose which patients to train, validate and test on.
 
     Example: crkd make-splits la --labeled 4
+
+    Public datasets have official parts; your own data is divided at random.
 
     In your own data, every image is a patient unless patients.csv says
     otherwise: see docs/own-data.md.

@@ -88,14 +88,15 @@ def predict(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Predict a mask for every image, with the same name, format, size and geometry.
-
-    Masks contain the label values that the model was trained on. Masks of
-    JPG images are PNG files, those of DICOM series NIfTI files.
-
-    Formats: PNG, JPG, TIFF, BMP, GIF, NIfTI, NRRD, MetaImage, DICOM, HDF5.
+    """Write a mask for every image, in its format and geometry.
 
     Example: crkd predict scans/ --checkpoint runs/la-crkd-4/last.pth --overlay
+
+    Masks have the name and size of their image, and contain the label values
+    that the model was trained on. Masks of JPG images are PNG files, those of
+    DICOM series NIfTI files.
+
+    Formats: PNG, JPG, TIFF, BMP, GIF, NIfTI, NRRD, MetaImage, DICOM, HDF5.
     """
     from crkd_cli.errors import CrkdError, pluralize
     from crkd_cli.runtime.run_folder import newest_checkpoint

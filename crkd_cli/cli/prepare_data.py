@@ -104,7 +104,7 @@ def prepare_data(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Find the raw files of a dataset, check them, and write the prepared store for training.
+    """Check the raw files of a dataset and prepare it for training.
 
     Example: crkd prepare-data la --source "2018LA_Seg_Training Set"
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import typer.core
 
 from crkd_cli.cli.console import command, info, progress, run_output, warn
 from crkd_cli.cli.options import DataRoot, Device, Quiet, Verbose, as_typed, given_options
@@ -20,17 +19,6 @@ from crkd_cli.metrics.names import UNDEFINED
 if TYPE_CHECKING:
     from crkd_cli.training.loop import Run
     from crkd_cli.training.plan import Plan, Request
-
-
-class WithMethods(typer.core.TyperCommand):
-    """`crkd train`, whose help ends with the list of methods."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help of the command, then the methods."""
-        super().format_help(ctx, formatter)
-        from crkd_cli.cli.about import show_methods
-
-        show_methods()
 
 
 @command
@@ -65,7 +53,7 @@ def train(
         str | None,
         typer.Option(
             "--method",
-            help="One of the methods below, or a file of your own: ./my_method.py.",
+            help="One of those that `crkd methods` lists, or your own file: ./my_method.py.",
             metavar="NAME|FILE",
             rich_help_panel="Run",
         ),
@@ -128,7 +116,9 @@ def train(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train a segmentation model on a few labeled and many unlabeled cases.
+    """Train a model on a few labeled and many unlabeled cases.
+
+    Example: crkd train --dataset la --labeled 4
 
     The run folder gets the checkpoints, the log and the resolved configuration.
 
@@ -139,8 +129,6 @@ def train(
     With --stop-after, the run ends early, validated and saved; rerun without it to continue.
 
     On several GPUs: torchrun --nproc_per_node=N -m crkd_cli train, with the same options.
-
-    Example: crkd train --dataset la --labeled 4
     """
     sets = list(sets or [])
     check_overrides(sets)

@@ -17,14 +17,43 @@ from crkd_cli.cli.console import command
 from crkd_cli.config import Frame
 from crkd_cli.text import printable
 
-COMMANDS = ["prepare-data", "make-splits", "train", "evaluate", "compare", "predict"]
+WORKING = ["prepare-data", "make-splits", "train", "evaluate", "compare", "predict"]
+COMMANDS = ["doctor", *WORKING[:2], "methods", *WORKING[2:]]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_an_example_and_groups(cli, command):
+def test_help_begins_with_an_example_and_the_arguments(cli, command, monkeypatch):
+    """A terminal of 80 × 24 shows them on its first page."""
+    monkeypatch.setenv("COLUMNS", "80")
     result = cli(command, "--help")
     assert result.exit_code == 0
-    assert f"Example: crkd {command} " in result.stdout
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    (usage,) = [number for number, line in enumerate(lines) if " Usage: " in line]
+    (example,) = [number for number, line in enumerate(lines) if f"Example: crkd {command}" in line]
+    summary = [line.strip() for line in lines[usage + 1 : example] if line.strip()]
+    assert len(summary) == 1  # sentence
+    assert summary[0].endswith(".")
+    arguments = "Data" if command == "train" else "Arguments"
+    panels = [number for number, line in enumerate(lines) if line.startswith(f"╭─ {arguments} ─")]
+    if command not in ("doctor", "methods"):
+        (first,) = panels
+        last = next(number for number in range(first, len(lines)) if lines[number][0] == "╰")
+        assert example < first < last < 24
+
+
+def test_the_list_of_commands_has_a_line_for_each(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = cli("--help").stdout.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("╭─ Commands ─"))
+    listed = [line[2:].split()[0] for line in lines[first + 1 :] if line.startswith("│")]
+    assert listed == COMMANDS
+    assert any(line.startswith(" Example: crkd prepare-data ") for line in lines[:first])
+
+
+@pytest.mark.parametrize("command", ["doctor", *WORKING])
+def test_help_has_groups(cli, command):
+    result = cli(command, "--help")
     panels = [line.strip("╭╮─ ") for line in result.stdout.splitlines() if line.startswith("╭")]
     assert {"Options", "Output"} < set(panels), panels
     assert all(option in result.stdout for option in ("--quiet", "--verbose"))
@@ -63,7 +92,7 @@ def test_completion_in_bash(typed, expected):
         ["compare", "nowhere"],
         ["predict", "nowhere", "--checkpoint", "nowhere.pth"],
     ],
-    ids=COMMANDS,
+    ids=WORKING,
 )
 def test_tracebacks_only_with_verbose(cli, args, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

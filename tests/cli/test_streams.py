@@ -58,7 +58,7 @@ def test_help_that_nobody_sees(streams):
 @pytest.mark.parametrize("encoding", ["ascii", "cp1251", "latin-1", "ascii:strict"])
 def test_characters_that_the_encoding_lacks(encoding):
     """The help contains "×" and boxes."""
-    assert shell("crkd train --help", PYTHONIOENCODING=encoding) == (0, "")
+    assert shell("crkd methods", PYTHONIOENCODING=encoding) == (0, "")
     code, stderr = shell("crkd evaluate '→\x1b[2J'", PYTHONIOENCODING=encoding)
     assert code == 1
     assert "\x1b" not in stderr
