@@ -7,6 +7,7 @@ runs.
 
 import re
 from collections.abc import Iterable
+from math import ceil
 
 # What a spreadsheet takes for a formula, after the apostrophes that `csv_cell` adds.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
@@ -44,6 +45,19 @@ def shorten(text: str, length: int = 100) -> str:
 def format_size(numbers: Iterable[float]) -> str:
     """Return a number per axis as text, such as 32 × 48 × 32."""
     return " × ".join(f"{number:.4g}" for number in numbers)
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration, rounded up, as 40 s, 12 min, 1 h 20 min or 19 h."""
+    if seconds <= 59:
+        return f"{ceil(seconds)} s"
+    minutes = ceil(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 10:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{hours + (minutes > 0)} h"
 
 
 def csv_cell(value: object) -> object:

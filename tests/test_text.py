@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from crkd_cli.text import csv_cell, csv_text, printable
+from crkd_cli.text import csv_cell, csv_text, format_duration, printable
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,22 @@ def test_a_csv_cell_is_no_formula_and_reads_back(text, cell):
     read, number = next(csv.reader(file))
     assert csv_text(read) == text
     assert number == "-1.5"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "1 s"),
+        (59, "59 s"),
+        (59.5, "1 min"),
+        (61, "2 min"),
+        (3540, "59 min"),
+        (3541, "1 h"),
+        (4800, "1 h 20 min"),
+        (36000, "10 h"),
+        (36001, "11 h"),
+        (270000, "75 h"),
+    ],
+)
+def test_durations_are_rounded_up(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from crkd_cli.cli.console import command, info, narrow, progress, show
+from crkd_cli.cli.bars import progress
+from crkd_cli.cli.console import command, info, narrow, show
 from crkd_cli.cli.options import DataRoot, Device, Json, Quiet, Verbose
 from crkd_cli.errors import UsageError
 

@@ -1,13 +1,10 @@
-"""What the user sees: messages, progress, tables, errors; plain when piped, rich in a terminal."""
+"""What the user sees: messages, tables, errors; plain when piped, rich in a terminal."""
 
 import os
-import re
 import shutil
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, ParamSpec
@@ -19,7 +16,6 @@ from crkd_cli.errors import CrkdError, is_out_of_memory
 from crkd_cli.text import printable
 
 if TYPE_CHECKING:
-    from rich.progress import ProgressColumn
     from rich.text import Text
 
     from crkd_cli.reporting.tables import Cell, Table
@@ -27,8 +23,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 WIDE_TERMINAL = 100  # columns that a comparison with a few classes needs
 PIPED_COLUMNS = 160  # at least; no table is cut off
-SECONDS_BETWEEN_LINES = 10  # of progress when piped
-PROGRESS_LINE = re.compile(r"training (\d+)/(\d+) steps, (.*)")  # as _progress_lines writes it
 _quiet = False
 
 
@@ -36,6 +30,11 @@ def info(line: str) -> None:
     """Print a line to stderr unless --quiet; results alone go to stdout."""
     if not _quiet:
         _print_to_stderr(line)
+
+
+def is_quiet() -> bool:
+    """Return whether the command prints warnings, errors and results alone."""
+    return _quiet
 
 
 def warn(line: str) -> None:
@@ -173,140 +172,3 @@ def _exit(lines: list[str], code: int, distributed: bool, verbose: bool = False)
 def _print_lines(lines: list[str]) -> None:
     for line in lines:
         _print_to_stderr(line)
-
-
-@contextmanager
-def progress(
-    title: str, total: int | None, unit: str = "it", done: int = 0
-) -> Iterator[Callable[..., None]]:
-    """Show a bar with rate and ETA in a terminal, a line every ten seconds when piped.
-
-    Yields advance(amount=1, note=None), where `note` is shown beside the bar. `done` of `total`
-    are done already.
-    """
-    if _quiet:
-        yield lambda amount=1, note=None: None
-    elif sys.stderr.isatty():
-        yield from _progress_bar(title, total, unit, done)
-    else:
-        yield from _progress_lines(title, total, unit, done)
-
-
-@contextmanager
-def run_output(names: Iterable[str]) -> Iterator[Callable[[str, str | None], None]]:
-    """Show the lines of the named runs; in a terminal, a bar for each that is being trained.
-
-    Yields show(name, line), where `line` is one that the run prints when piped, or None once it
-    has ended.
-    """
-    if _quiet or not sys.stderr.isatty():
-        yield _show_line
-    else:
-        yield from _run_bars(names)
-
-
-def _show_line(name: str, line: str | None) -> None:
-    if line is not None:
-        _print_to_stderr(f"{name}: {line}")
-
-
-def _run_bars(names: Iterable[str]) -> Iterator[Callable[[str, str | None], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.table import Column
-
-    note = Column(ratio=1, no_wrap=True, overflow="ellipsis")
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}", markup=False, table_column=note),
-    )
-    with Progress(*columns, console=Console(stderr=True), expand=True) as bars:
-        tasks = {name: bars.add_task(name, total=None, visible=False, note="") for name in names}
-
-        def show(name: str, line: str | None) -> None:
-            bars.update(tasks[name], visible=line is not None)
-            if progress := PROGRESS_LINE.match(line or ""):
-                done, total, rest = progress.groups()
-                bars.update(
-                    tasks[name], completed=int(done), total=int(total), note=printable(rest)
-                )
-            else:
-                _show_line(name, line)
-
-        yield show
-
-
-def _progress_bar(
-    title: str, total: int | None, unit: str, done: int
-) -> Iterator[Callable[..., None]]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    columns = _progress_columns(title, total)
-    with Progress(*columns, console=Console(stderr=True), expand=True) as bar:
-        task = bar.add_task(printable(title), total=total, completed=done, rate="", note="")
-
-        def advance(amount: int = 1, note: str | None = None) -> None:
-            bar.advance(task, amount)
-            speed = bar.tasks[0].speed
-            bar.update(task, rate=f"{speed:.1f} {unit}/s" if speed else "")
-            if note is not None:
-                bar.update(task, note=printable(note))
-
-        yield advance
-
-
-def _progress_columns(title: str, total: int | None) -> list["ProgressColumn"]:
-    """Return the columns of the bar; all but the note have a fixed width, so that nothing jumps."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.table import Column
-
-    def fixed(width: int) -> Column:
-        return Column(min_width=width, no_wrap=True)
-
-    note = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # takes the rest of the line
-    return [
-        TextColumn("{task.description}", markup=False, table_column=fixed(len(title))),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(table_column=fixed(2 * len(str(total)) + 1)),
-        TextColumn("{task.fields[rate]}", markup=False, table_column=fixed(12)),
-        TimeElapsedColumn(table_column=fixed(7)),
-        TextColumn("ETA", table_column=fixed(3)),
-        TimeRemainingColumn(table_column=fixed(7)),
-        TextColumn("{task.fields[note]}", markup=False, table_column=note),
-    ]
-
-
-def _progress_lines(
-    title: str, total: int | None, unit: str, done: int
-) -> Iterator[Callable[..., None]]:
-    start = last_line = time.monotonic()
-    done_before = done
-    current_note = ""
-
-    def advance(amount: int = 1, note: str | None = None) -> None:
-        nonlocal done, last_line, current_note
-        done += amount
-        if note is not None:
-            current_note = note
-        now = time.monotonic()
-        if now - last_line < SECONDS_BETWEEN_LINES and done != total:
-            return
-        last_line = now
-        rate = (done - done_before) / max(now - start, 1e-9)
-        line = f"{title} {done:.0f}{f'/{total}' if total else ''} {unit}, {rate:.1f} {unit}/s"
-        if total and rate:
-            line += f", {(total - done) / rate:.0f} s left"
-        if current_note:
-            line += f"  {current_note}"
-        info(line)
-
-    yield advance

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from crkd_cli.cli.console import command, info, narrow, progress, show
+from crkd_cli.cli.bars import progress
+from crkd_cli.cli.console import command, info, narrow, show
 from crkd_cli.cli.options import DataRoot, Device, Json, Quiet, Tta, Verbose
 from crkd_cli.metrics.names import class_heading, format_values, higher_is_better, metric_heading
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from crkd_cli.cli.console import command, info, progress
+from crkd_cli.cli.bars import progress
+from crkd_cli.cli.console import command, info
 from crkd_cli.cli.options import Device, Quiet, Tta, Verbose
 
 CLASSES_PER_LINE = 8

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crkd_cli.cli.console import command, info, plain_text, progress, warn
+from crkd_cli.cli.bars import progress
+from crkd_cli.cli.console import command, info, plain_text, warn
 from crkd_cli.cli.options import DataRoot, Json, Quiet, Verbose, as_typed
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crkd_cli.cli.console import command, info, progress, run_output, warn
+from crkd_cli.cli.bars import progress, run_output
+from crkd_cli.cli.console import command, info, warn
 from crkd_cli.cli.options import DataRoot, Device, Quiet, Verbose, as_typed, given_options
 from crkd_cli.config import check_overrides
 from crkd_cli.errors import UsageError
@@ -102,6 +103,15 @@ def train(
             rich_help_panel="Run",
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="TIME",
+            help="Shorten the run so that it ends in time on this machine: 45m, 6h or 1h30m.",
+            rich_help_panel="Run",
+        ),
+    ] = None,
     stop_after: Annotated[
         int | None,
         typer.Option(
@@ -126,6 +136,9 @@ def train(
 
     To extend a finished run, rerun it with a larger --set train.steps=.
 
+    With --budget, a few steps are timed and the run is made as long as the time permits; the
+    schedules are those of a run of this length, and a resumed run keeps it.
+
     With --stop-after, the run ends early, validated and saved; rerun without it to continue.
 
     On several GPUs: torchrun --nproc_per_node=N -m crkd_cli train, with the same options.
@@ -135,7 +148,7 @@ def train(
     info("loading PyTorch")
     from crkd_cli.paths import resolve_data_root
     from crkd_cli.training.parallel import watch_parent
-    from crkd_cli.training.plan import Request, parse_seeds, plan
+    from crkd_cli.training.plan import Request, parse_seeds
 
     watch_parent()
     if method and method.endswith(".py"):
@@ -145,7 +158,7 @@ def train(
     run_seeds: list[int | None] = [None]
     if seeds is not None:
         run_seeds = [*parse_seeds(seeds, sets)]
-    _check_parallel(parallel, seeds)
+    _check_parallel(parallel, seeds, budget)
     root = resolve_data_root(data_root)
     requests = [
         Request(
@@ -166,14 +179,12 @@ def train(
     if at_once > 1:
         folders = _train_at_once(requests, at_once, given_options(context, "--seeds", "--parallel"))
     else:
-        for request in requests[1:]:
-            plan(request)  # report mistakes in a later run before the first one takes hours
-        folders = [_train(plan(request)) for request in requests]
+        folders = _train_in_turn(requests, budget)
     if len(folders) > 1:
         info(f"all {len(folders)} runs are done: {' '.join(map(str, folders))}")
 
 
-def _check_parallel(parallel: int, seeds: str | None) -> None:
+def _check_parallel(parallel: int, seeds: str | None, budget: str | None) -> None:
     """Raise UsageError if --parallel is not possible."""
     from crkd_cli import world
 
@@ -185,6 +196,11 @@ def _check_parallel(parallel: int, seeds: str | None) -> None:
         )
     if world.size() > 1:
         raise UsageError("--parallel does not work with torchrun; drop one of them")
+    if budget is not None:
+        raise UsageError(
+            "--budget times a run that is alone on the machine; drop --parallel, or give the "
+            "number of steps with --set train.steps="
+        )
 
 
 def _train_at_once(requests: "list[Request]", at_once: int, options: list[str]) -> list[Path]:
@@ -202,10 +218,26 @@ def _train_at_once(requests: "list[Request]", at_once: int, options: list[str]) 
     return folders
 
 
-def _train(plan: "Plan") -> Path:
+def _train_in_turn(requests: "list[Request]", budget: str | None) -> list[Path]:
+    """Train one run after the other; return their folders."""
+    from crkd_cli.training.budget import apply_budget
+    from crkd_cli.training.plan import plan
+
+    if budget is not None:
+        requests = apply_budget(requests, budget, info)
+    for request in requests[1:]:
+        plan(request)  # report mistakes in a later run before the first one takes hours
+    folders: list[Path] = []
+    for request in requests:
+        folders.append(_train(plan(request), announce_time=budget is None and not folders))
+    return folders
+
+
+def _train(plan: "Plan", *, announce_time: bool) -> Path:
     """Train one run from its last checkpoint to its end; return its folder."""
     from crkd_cli import world
     from crkd_cli.runtime.distributed import Agreement
+    from crkd_cli.training.budget import announce
     from crkd_cli.training.interruptions import StoppedBySignalError
     from crkd_cli.training.start import start
 
@@ -216,6 +248,8 @@ def _train(plan: "Plan") -> Path:
         if is_writer:
             _write_missing_files(plan)
         return plan.folder
+    if announce_time:
+        announce(plan, info)
     run = start(plan)
     _run(run, partial(_finish, plan))
     if run.signal:
@@ -260,6 +294,7 @@ def _announce_finished(plan: "Plan") -> None:
 
 def _run(run: "Run", finish: Callable[[dict[str, Any]], None]) -> None:
     """Train with a progress bar, and call `finish` with the metrics of the run."""
+    from crkd_cli import world
     from crkd_cli.runtime.device import describe
     from crkd_cli.training.loop import train
 
@@ -269,7 +304,9 @@ def _run(run: "Run", finish: Callable[[dict[str, Any]], None]) -> None:
     done = run.checkpoint.step
     if done:
         info(f"resuming after step {done}")
-    with progress("training", run.stop, "steps", done) as advance:
+    # Of the lines of parallel runs, the parent shows some, or makes bars of all.
+    often = world.runs() > 1
+    with progress("training", run.stop, "steps", done, often=often) as advance:
 
         def report(step: int, values: dict[str, float]) -> None:
             nonlocal done
@@ -313,17 +350,23 @@ def _write_missing_files(plan: "Plan") -> None:
 
 
 def _progress_note(values: dict[str, float]) -> str:
-    """Return the values that are worth watching, in one line."""
+    """Return the values that are worth watching in one line, which a terminal may cut off."""
     from crkd_cli.runtime.metrics_log import RATES
 
     terms = [
-        f"{name} {_format_value(name, value)}"
-        for name, value in values.items()
+        f"{name.replace('val/dice', 'val Dice')} {_format_value(name, values[name])}"
+        for name in sorted(values, key=_place_in_note)
         if name not in RATES and "/dice/" not in name and not name.startswith("label_share")
     ]
     if values["skipped"]:
         terms.append(f"skipped {values['skipped']:.0f}")
     return "  ".join(terms)
+
+
+def _place_in_note(name: str) -> int:
+    """Return where a value comes: the scores and the shares of the classes before the losses."""
+    first = ("val/dice", "share_", "kept")
+    return next((k for k, start in enumerate(first) if name.startswith(start)), len(first))
 
 
 def _format_value(name: str, value: float) -> str:

@@ -51,7 +51,7 @@ class Run:
     stop: int  # the step to stop after: train.steps, or an earlier one
     device: torch.device
     precision: torch.dtype
-    lock: FileLock | None  # of the run folder; process 0 holds it until the run ends
+    lock: FileLock | None = None  # of the run folder; process 0 holds it until the run ends
     signal: int = 0  # one that came in the last step: this run is done, but no other may follow
 
 

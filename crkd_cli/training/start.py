@@ -31,7 +31,13 @@ from crkd_cli.training.plan import Plan
 
 
 def start(plan: Plan) -> Run:
-    """Build the parts of a run, restore them from the checkpoint, and write the configuration."""
+    """Build a run, lock its folder, and write the configuration there."""
+    run = build_run(plan)
+    return replace(run, lock=_claim_folder(plan)) if world.rank() == 0 else run
+
+
+def build_run(plan: Plan) -> Run:
+    """Build the parts of a run and restore them from the checkpoint. Writes nothing."""
     config, resumed = plan.config, plan.resumed
     done = resumed.step if resumed else 0
     check_same_step(done, f"run folder {plan.folder}")
@@ -46,7 +52,6 @@ def start(plan: Plan) -> Run:
         optimizer.load_state_dict(resumed.training)
     loader = build_loader(config, plan.store, plan.split, type(method), device)
     val = plan.split.cases(plan.store, "val")
-    lock = _claim_folder(plan) if world.rank() == 0 else None
     checkpoint = Checkpoint(
         step=done,
         config=config,
@@ -70,7 +75,6 @@ def start(plan: Plan) -> Run:
         stop=plan.stop,
         device=device,
         precision=precision,
-        lock=lock,
     )
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crkd_cli.cli.console import info, progress
+from crkd_cli.cli.bars import progress
+from crkd_cli.cli.console import info
 from crkd_cli.data.obtain import obtain
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.store import Store

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from crkd_cli.cli.console import progress
+from crkd_cli.cli.bars import progress
 from crkd_cli.data.obtain import choose_source
 from crkd_cli.data.prepare import prepare
 from crkd_cli.data.store import Store

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from crkd_cli.cli.console import progress
+from crkd_cli.cli.bars import progress
 from crkd_cli.data.cases import ImageFile, RawCase
 from crkd_cli.data.intensities import SAMPLES, decide_intensities, looks_like_ct
 from crkd_cli.data.prepare import prepare

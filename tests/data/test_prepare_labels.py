@@ -6,7 +6,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from crkd_cli.cli.console import progress
+from crkd_cli.cli.bars import progress
 from crkd_cli.data.prepare import prepare
 from crkd_cli.data.sources.folder import Folder
 from crkd_cli.data.store import Store

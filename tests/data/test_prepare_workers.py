@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crkd_cli.cli.console import progress
+from crkd_cli.cli.bars import progress
 from crkd_cli.data.prepare import prepare
 from crkd_cli.data.sources.folder import Folder
 

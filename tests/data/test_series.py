@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from crkd_cli.cli.console import progress
+from crkd_cli.cli.bars import progress
 from crkd_cli.data.inventory import FileRecord, list_files
 from crkd_cli.data.prepare import prepare
 from crkd_cli.data.raw import dicom

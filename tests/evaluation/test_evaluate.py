@@ -11,7 +11,7 @@ import pytest
 import torch
 from medpy.metric import binary
 
-from crkd_cli.cli.console import progress
+from crkd_cli.cli.bars import progress
 from crkd_cli.config import Frame
 from crkd_cli.data.store import ClassInfo, numbered_classes, write_index
 from crkd_cli.errors import CrkdError, UsageError

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from crkd_cli.cli.console import progress
+from crkd_cli.cli.bars import progress
 from crkd_cli.config import Frame
 from crkd_cli.data.store import ClassInfo, write_index
 from crkd_cli.errors import CrkdError

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from crkd_cli.cli.console import progress
+from crkd_cli.cli.bars import progress
 from crkd_cli.config import Frame
 from crkd_cli.data.changes import describe_changes, fingerprints
 from crkd_cli.data.store import Store, write_index

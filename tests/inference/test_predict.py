@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import torch
 from PIL import Image
 
-from crkd_cli.cli.console import progress
+from crkd_cli.cli.bars import progress
 from crkd_cli.config import Frame
 from crkd_cli.data.cases import ImageFile
 from crkd_cli.data.description import Description

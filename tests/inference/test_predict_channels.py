@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from crkd_cli.cli.console import progress
+from crkd_cli.cli.bars import progress
 from crkd_cli.config import Frame
 from crkd_cli.data.description import Channel, Description
 from crkd_cli.data.store import ChannelInfo, DatasetSpec, numbered_classes

@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 from pydicom.uid import BasicTextSRStorage, DigitalXRayImageStorageForPresentation
 
-from crkd_cli.cli.console import progress
+from crkd_cli.cli.bars import progress
 from crkd_cli.config import Frame
 from crkd_cli.data.description import Channel, Description
 from crkd_cli.data.plan import Plan

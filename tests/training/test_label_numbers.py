@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crkd_cli.cli.console import progress
+from crkd_cli.cli.bars import progress
 from crkd_cli.data.store import ClassInfo, Index, Store, write_index
 from crkd_cli.inference.case_predictor import PredictOptions
 from crkd_cli.inference.predict import predict

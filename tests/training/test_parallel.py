@@ -19,7 +19,7 @@ from typer.testing import Result
 
 from crkd_cli import __version__, world
 from crkd_cli.cli import app
-from crkd_cli.cli.console import progress, run_output
+from crkd_cli.cli.bars import progress, run_output
 from crkd_cli.cli.options import given_options
 from crkd_cli.methods.crkd import Crkd
 from crkd_cli.runtime.checkpoint import load_checkpoint
@@ -59,7 +59,7 @@ def lines_of(stderr: str, seed: int) -> list[str]:
 
 
 def without_rates(text: str) -> str:
-    return re.sub(r"[\d.]+ (steps/s|s left)", r"\1", text)
+    return re.sub(r"[\d.]+ (steps/s|s/step|s left|min left)", r"\1", text)
 
 
 @pytest.mark.slow

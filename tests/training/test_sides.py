@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from crkd_cli.cli.console import progress
+from crkd_cli.cli.bars import progress
 from crkd_cli.config import DataConfig, Frame
 from crkd_cli.data.plan import Plan
 from crkd_cli.data.prepare import prepare

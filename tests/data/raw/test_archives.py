@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from crkd_cli.cli.console import progress
+from crkd_cli.cli.bars import progress
 from crkd_cli.data.raw.archives import extract
 from crkd_cli.errors import CrkdError
 

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from crkd_cli.cli.console import progress
+from crkd_cli.cli.bars import progress
 from crkd_cli.data.raw import download
 from crkd_cli.data.raw.download import Remote, fetch
 from crkd_cli.errors import CrkdError
