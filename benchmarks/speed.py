@@ -130,7 +130,7 @@ def case(inputs: Inputs) -> Iterator[Row]:
 
     def ours(protocol: Protocol) -> None:
         frame = Frame(patch=patch, stride=stride)
-        Inferer(network, frame, spec, CPU, run.precision, protocol)(image[None])
+        Inferer([network], frame, spec, CPU, run.precision, protocol)(image[None])
 
     def published() -> None:
         baseline.window_probabilities(network, image, patch, stride, 2).argmax(0)

@@ -20,8 +20,14 @@ if TYPE_CHECKING:
 
 @command
 def evaluate(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="A best.pth or last.pth from crkd train, or a run folder.")
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CHECKPOINT...",
+            help="A best.pth or last.pth from crkd train, or a run folder. Several are scored as "
+            "one ensemble.",
+            show_default=False,
+        ),
     ],
     part: Annotated[
         Literal["test", "val"] | None,
@@ -55,7 +61,8 @@ def evaluate(
             "--out",
             rich_help_panel="Output",
             help="Folder of the results. Default: evaluation-PROTOCOL-PART beside the checkpoint, "
-            "with -tta for --tta, and -last for a last.pth beside a best.pth.",
+            "with -tta for --tta, and -last for a last.pth beside a best.pth. An ensemble needs "
+            "it.",
         ),
     ] = None,
     device: Device = None,
@@ -76,7 +83,7 @@ def evaluate(
 
     root = resolve_data_root(data_root)
     report = run(
-        checkpoint,
+        checkpoints,
         root,
         info,
         progress,
@@ -129,6 +136,8 @@ def _table(report: "EvaluationReport", metrics: Sequence[int]) -> "Table":
         f"{facts['protocol']} protocol; {facts['method']}, {facts['labeled']} labeled, "
         f"step {facts['step']}"
     )
+    if facts["members"]:
+        title += f", ensemble of {len(facts['members'])}"
     if facts["tta"]:
         title += ", test-time mirroring"
     total = sum((scored.presence for scored in report.classes.values()), Presence(0, 0))

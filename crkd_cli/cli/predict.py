@@ -20,10 +20,11 @@ def predict(
         typer.Argument(metavar="INPUT", help="An image, or a folder of images or series."),
     ],
     checkpoint: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--checkpoint",
-            help="The model. Default: the newest best.pth or last.pth under runs/.",
+            help="The model; repeat the option to average several. RUN stands for all RUN-seed… of "
+            "--seeds. Default: the newest best.pth or last.pth under runs/.",
             rich_help_panel="Model",
         ),
     ] = None,
@@ -102,8 +103,9 @@ def predict(
     from crkd_cli.errors import CrkdError, pluralize
     from crkd_cli.runtime.run_folder import newest_checkpoint
 
-    file = checkpoint or newest_checkpoint(Path("runs"))
-    info(f"checkpoint: {file}")
+    files = checkpoint or [newest_checkpoint(Path("runs"))]
+    for file in files:
+        info(f"checkpoint: {file}")
     info("loading PyTorch")
     from crkd_cli.inference.case_predictor import PredictOptions
     from crkd_cli.inference.predict import predict as run
@@ -116,7 +118,7 @@ def predict(
         class_numbers=class_numbers,
         dicom_seg=dicom_seg,
     )
-    result = run(source, file, info, progress, out, device, options, tta=tta)
+    result = run(source, files, info, progress, out, device, options, tta=tta)
     message = f"{pluralize(result.written, 'mask')} written to {result.folder}"
     if result.skipped:
         message += f"; {result.skipped} skipped: already there, from any checkpoint (--overwrite)"

@@ -16,16 +16,19 @@ Fingerprints = Mapping[str, tuple[str, ...]]
 
 def describe_other_kind(before: DatasetSpec, now: DatasetSpec) -> str:
     """Describe the first property in which datasets differ besides classes; empty if none does."""
-    facts = (
-        ("the source", before.source, now.source),
-        ("the number of axes", before.dims, now.dims),
-        *_compare_channels(before.channels, now.channels),
-        ("the stored size", before.stored_size, now.stored_size),
-        ("whether z is the last axis", before.z_last, now.z_last),
-        *_compare_grids(before.plan, now.plan),
-    )
+    facts = compare_kinds(before, now)
     different = (f"{what} was {old}, now {new}" for what, old, new in facts if old != new)
     return next(different, "")
+
+
+def compare_kinds(before: DatasetSpec, now: DatasetSpec) -> Iterator[tuple[str, object, object]]:
+    """Yield (what, before, now) for the properties in which datasets may differ besides classes."""
+    yield "the source", before.source, now.source
+    yield "the number of axes", before.dims, now.dims
+    yield from _compare_channels(before.channels, now.channels)
+    yield "the stored size", before.stored_size, now.stored_size
+    yield "whether z is the last axis", before.z_last, now.z_last
+    yield from _compare_grids(before.plan, now.plan)
 
 
 def fingerprints(store: Store) -> dict[str, tuple[str, ...]]:

@@ -25,12 +25,13 @@ from crkd_cli.evaluation.files import FORMAT, sealed, table_bytes, table_facts, 
 from crkd_cli.evaluation.literature import PublishedRow, published_rows
 from crkd_cli.evaluation.results import evaluation_folder
 from crkd_cli.evaluation.scorer import CaseScores, Labels, Scorer
+from crkd_cli.inference.ensemble import load_ensemble
 from crkd_cli.inference.inferer import Inferer, Protocol, build_inferer
 from crkd_cli.metrics.presence import Presence, count_absent, drop_absent_classes
 from crkd_cli.metrics.summary import Interval, Summary, summarize
 from crkd_cli.pipeline import run_pipeline
 from crkd_cli.progress import Advance, Notify, Progress
-from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint
+from crkd_cli.runtime.checkpoint import Checkpoint
 from crkd_cli.runtime.distributed import joint_output_folder
 from crkd_cli.text import unicode_path
 
@@ -89,7 +90,7 @@ class EvaluationReport:
 
 
 def evaluate(
-    file: Path,
+    files: Sequence[Path],
     root: Path,
     notify: Notify,
     progress: Progress,
@@ -103,10 +104,11 @@ def evaluate(
 ) -> EvaluationReport:
     """Score a checkpoint on cases of its split and write cases.csv and summary.json.
 
-    Several processes share the cases; the first one writes.
+    Several checkpoints are an ensemble, whose probabilities are averaged; the cases must be in the
+    same part of all their splits. Several processes share the cases; the first one writes.
 
     Args:
-        file: A checkpoint, or a run folder.
+        files: Checkpoints, or run folders.
         root: The data root, with the prepared dataset under it.
         notify: Called with messages for the user.
         progress: Opens a progress bar.
@@ -114,45 +116,45 @@ def evaluate(
             published part.
         protocol: strict or paper.
         out: Folder of the results. Default: beside the checkpoint, see
-            `crkd_cli.evaluation.results.evaluation_folder`.
+            `crkd_cli.evaluation.results.evaluation_folder`; an ensemble needs one.
         device: None or auto: the first GPU, else the CPU.
         other_data: Score even if the dataset has changed since training.
         tta: Average the predictions over flips.
 
     Raises CrkdError if the checkpoint, the dataset or a case is missing, or the dataset is of
-    another kind than the one that the model was trained on, and UsageError if its cases differ, or
-    if the paper protocol is asked for with `tta`, which it lacks.
+    another kind than the one that the model was trained on, and UsageError if its cases differ, if
+    the checkpoints are no ensemble for them, or if the paper protocol is asked for with an ensemble
+    or `tta`, which it lacks.
     """
     if tta and protocol == "paper":
         raise UsageError("the published protocol has no test-time mirroring; drop --tta")
-    checkpoint = load_checkpoint(file)
+    members = load_ensemble(files)
+    checkpoint = members[0]
     if protocol == "paper":
         paper.check_published(checkpoint.spec.source)
+    _check_ensemble(members, protocol, out)
     store = Store(root / "prepared" / checkpoint.config.data.name)
     _check_same_dataset(checkpoint, store)
-    changes = describe_changes(checkpoint.data, store)
-    _check_same_cases(checkpoint, store, changes, notify, other_data=other_data)
-    parts = _choose_parts(checkpoint, part, protocol, notify)
+    changes = [describe_changes(member.data, store) for member in members]
+    for member, change in zip(members, changes, strict=True):
+        _check_same_cases(member, store, change, notify, other_data=other_data)
+    parts = _choose_parts(members, part, protocol, notify)
     part_name = "+".join(parts)
-    cases = []
-    for name in parts:
-        cases += [store.cases[case] for case in checkpoint.split.cases(store, name)]
+    cases = [store.cases[case] for case in _common_cases(members, store, parts)]
     folder = out or evaluation_folder(checkpoint.path, protocol, part_name, tta=tta)
     with joint_output_folder(folder, "--out"):
-        notify(
-            f"evaluating {checkpoint.path} (step {checkpoint.step}) on {len(cases)} {part_name} "
-            f"cases, {protocol} protocol"
-        )
+        what = ", ".join(f"{member.path} (step {member.step})" for member in members)
+        notify(f"evaluating {what} on {len(cases)} {part_name} cases, {protocol} protocol")
         notify(f"results: {folder}")
 
-        inferer = build_inferer(checkpoint, device, notify, protocol, tta=tta)
+        inferer = build_inferer(members, device, notify, protocol, tta=tta)
         scorer = Scorer(checkpoint.spec.source, len(checkpoint.spec.classes), protocol, cases)
         scores = _score_cases(inferer, store, cases, scorer, progress)
         if protocol == "strict":
             scores = _drop_absent_classes(scores)
         precision = str(inferer.precision).removeprefix("torch.")
-        facts = _collect_facts(checkpoint, protocol, part_name, cases, precision)
-        facts |= {"other_data": bool(changes), "tta": tta}
+        facts = _collect_facts(members, protocol, part_name, cases, precision)
+        facts |= {"other_data": any(changes), "tta": tta}
         foreground = checkpoint.spec.classes[1:]
         table = table_bytes(protocol, cases, foreground, scorer.metrics, scores)
         facts["cases_csv"] = table_facts(table, len(cases) * len(foreground))
@@ -161,6 +163,47 @@ def evaluate(
         if world.rank() == 0:
             write_files(folder, report.tree(), table)
         return report
+
+
+def _check_ensemble(members: Sequence[Checkpoint], protocol: Protocol, out: Path | None) -> None:
+    """Raise UsageError if `members` are several, without `out` or with the paper protocol."""
+    if len(members) == 1:
+        return
+    if protocol == "paper":
+        raise UsageError(
+            f"the published protocol scores single models, not an ensemble of {len(members)}; "
+            "evaluate them one by one"
+        )
+    if out is None:
+        raise UsageError(
+            f"{len(members)} checkpoints are scored as one ensemble; give --out for its results, "
+            "or evaluate them one by one"
+        )
+
+
+def _common_cases(members: Sequence[Checkpoint], store: Store, parts: Sequence[Part]) -> list[str]:
+    """Return the cases in `parts` of the split, which must be the same for all members.
+
+    A case in the same part of all splits is one that no member was trained on. Raises UsageError.
+    """
+    first = members[0]
+    cases = _cases_in(first, store, parts)
+    for other in members[1:]:
+        if set(_cases_in(other, store, parts)) != set(cases):
+            what = f"{'+'.join(parts)} cases"
+        elif len(other.split.labeled) != len(first.split.labeled):
+            what = "numbers of labeled cases"
+        else:
+            continue
+        raise UsageError(
+            f"the splits of {first.path} and {other.path} have different {what}; evaluate the "
+            "checkpoints one by one"
+        )
+    return cases
+
+
+def _cases_in(checkpoint: Checkpoint, store: Store, parts: Sequence[Part]) -> list[str]:
+    return [case for part in parts for case in checkpoint.split.cases(store, part)]
 
 
 def _check_same_dataset(checkpoint: Checkpoint, store: Store) -> None:
@@ -192,15 +235,15 @@ def _check_same_cases(
 
 
 def _choose_parts(
-    checkpoint: Checkpoint, part: Part | None, protocol: Protocol, notify: Notify
+    members: Sequence[Checkpoint], part: Part | None, protocol: Protocol, notify: Notify
 ) -> tuple[Part, ...]:
     """Return the parts of the split to score: one, or those that the paper protocol pools.
 
     Raises CrkdError if the part has no cases.
     """
-    split = checkpoint.split
+    split = members[0].split
     if part is None and protocol == "paper":
-        pooled = paper.POOLED_PARTS.get(checkpoint.spec.source, ())
+        pooled = paper.POOLED_PARTS.get(members[0].spec.source, ())
         if parts := tuple(name for name in pooled if getattr(split, name)):
             return parts
     if part is None and split.val and not split.test:
@@ -213,7 +256,9 @@ def _choose_parts(
         if getattr(split, other):
             advice = f"give --part {other}"
         raise CrkdError(f"split {split.name} has no {part} cases; {advice}")
-    if part == "val" and checkpoint.best and checkpoint.best["step"] == checkpoint.step:
+    if part == "val" and any(
+        member.best and member.best["step"] == member.step for member in members
+    ):
         notify("the checkpoint was selected on the validation cases, which inflates their scores")
     return (part,)
 
@@ -257,10 +302,19 @@ def _score_shard(
 
 
 def _collect_facts(
-    checkpoint: Checkpoint, protocol: Protocol, part: str, cases: list[CaseInfo], precision: str
+    members: Sequence[Checkpoint],
+    protocol: Protocol,
+    part: str,
+    cases: list[CaseInfo],
+    precision: str,
 ) -> dict[str, Any]:
-    """Describe the evaluation: its model, its cases and how they are scored."""
+    """Describe the evaluation: its model, its cases and how they are scored.
+
+    Of an ensemble, checkpoint, step, seed and configuration are those of its first member.
+    """
+    checkpoint = members[0]
     config, split = checkpoint.config, checkpoint.split
+    methods = dict.fromkeys(member.config.method for member in members)
     interval = "95 %, Student's t over cases"
     if protocol == "strict":
         several = len({case.group for case in cases}) < len(cases)
@@ -271,13 +325,14 @@ def _collect_facts(
         "dataset": checkpoint.spec.name,
         "part": part,
         "cases": len(cases),
-        "method": config.method,
+        "method": " + ".join(methods),
         "method_sha256": checkpoint.user_method and checkpoint.user_method.sha256,
         "labeled": len(split.labeled),
         "split": split.name,
         "seed": config.train.seed,
         "checkpoint": unicode_path(checkpoint.path),
         "step": checkpoint.step,
+        "members": [_member_facts(member) for member in members if len(members) > 1],
         "truth": digest((case.id, case.label_sha256) for case in cases),
         "images": digest((case.id, case.sha256) for case in cases),
         "interval": interval,
@@ -286,6 +341,11 @@ def _collect_facts(
         "evaluated_with": __version__,
         "config": dump(config),
     }
+
+
+def _member_facts(member: Checkpoint) -> dict[str, Any]:
+    path, seed = unicode_path(member.path), member.config.train.seed
+    return {"checkpoint": path, "step": member.step, "seed": seed}
 
 
 def _summarize(

@@ -34,6 +34,14 @@ class ClassFacts(msgspec.Struct, frozen=True):
     value: int  # in the label files
 
 
+class MemberFacts(msgspec.Struct, frozen=True):
+    """A checkpoint of an ensemble."""
+
+    checkpoint: str
+    step: int
+    seed: int
+
+
 class Facts(msgspec.Struct, frozen=True):
     """What was scored, on what and how."""
 
@@ -54,12 +62,14 @@ class Facts(msgspec.Struct, frozen=True):
     cases_csv: TableFacts
     other_data: bool = False  # the dataset had changed since training
     tta: bool = False  # test-time mirroring
+    members: tuple[MemberFacts, ...] = ()  # all of an ensemble, empty for a single checkpoint
     method_sha256: str | None = None  # of the user's own method file, if the method is in one
 
     @property
     def title(self) -> str:
-        """The method, and whether it was scored with test-time mirroring."""
-        return f"{self.method} with tta" if self.tta else self.method
+        """The method, and whether it was scored as an ensemble or with test-time mirroring."""
+        ensemble = f" × {len(self.members)}" if self.members else ""
+        return f"{self.method}{ensemble}{' with tta' if self.tta else ''}"
 
     def settings(self) -> str:
         """Return a text that is the same for runs that repeat each other with other seeds."""
@@ -67,6 +77,7 @@ class Facts(msgspec.Struct, frozen=True):
         config["methods"] = config["methods"].get(self.method, {})
         config["train"] = {k: v for k, v in config["train"].items() if k not in _FREE_KEYS}
         tree = {**config, "method_sha256": self.method_sha256, "tta": self.tta}
+        tree["members"] = len(self.members)
         return json.dumps(tree, sort_keys=True)
 
     def circumstances(self) -> dict[str, str]:
@@ -79,6 +90,7 @@ class Facts(msgspec.Struct, frozen=True):
         result = {
             "the checkpoint": Path(self.checkpoint).name,
             "test-time mirroring": mirroring,
+            "the number of checkpoints": str(max(1, len(self.members))),
         }
         for section, tree in self.config.items():
             if isinstance(tree, dict) and section != "methods":
@@ -114,6 +126,13 @@ class Evaluation:
         """The scored checkpoint: beside the evaluation if it exists there, else at its old path."""
         beside = self.folder.parent / Path(self.facts.checkpoint).name
         return beside if beside.is_file() else Path(self.facts.checkpoint)
+
+    @property
+    def checkpoints(self) -> dict[Path, int]:
+        """The scored checkpoints with their steps: one, or those of an ensemble."""
+        if self.facts.members:
+            return {Path(member.checkpoint): member.step for member in self.facts.members}
+        return {self.checkpoint: self.facts.step}
 
     @property
     def run(self) -> Path:
@@ -192,12 +211,12 @@ def read_evaluation(folder: Path) -> Evaluation:
     evaluation = Evaluation(
         folder, facts, table.cases, table.groups, classes, metrics, table.scores, presence
     )
-    step = _current_step(evaluation.checkpoint)
-    if step > facts.step:
-        raise CrkdError(
-            f"{evaluation.checkpoint} is at step {step}, but {folder} is of step "
-            f"{facts.step}; {RENEW}"
-        )
+    for checkpoint, scored in evaluation.checkpoints.items():
+        step = _current_step(checkpoint)
+        if step > scored:
+            raise CrkdError(
+                f"{checkpoint} is at step {step}, but {folder} is of step {scored}; {RENEW}"
+            )
     return evaluation
 
 

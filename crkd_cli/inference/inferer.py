@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any, Literal
 
 import numpy as np
@@ -47,7 +47,7 @@ def _to_stderr(line: str) -> None:
 
 
 class Inferer:
-    """Runs a model over whole cases.
+    """Runs a model over whole cases, or several whose probabilities are averaged.
 
     With `frame.resize`, the image (or every slice) is resized to the frame, and its probabilities
     back to the original size. Protocol strict: as in training, and linearly on the way back;
@@ -59,8 +59,8 @@ class Inferer:
     A volume is split into slices along its first axis for a 2D frame.
 
     With `mirrored_axes`, the probabilities of a window, or of a resized image, are averaged over
-    its flips along every subset of these axes (test-time mirroring, as in nnU-Net). The flips are
-    predicted one after another, so that their number does not matter for memory.
+    its flips along every subset of these axes (test-time mirroring, as in nnU-Net). Models and
+    flips are run one after another, so that their number does not matter for memory.
 
     Of the sums over windows, only the planes that later windows touch are kept, and resized
     probabilities exist for a few planes at a time: memory does not grow with the number of planes.
@@ -70,10 +70,11 @@ class Inferer:
     if even that is not enough.
 
     Args:
-        model: Its weights are copied here and in `refresh`, and its mode is left alone.
-        frame: Size and stride of the network's input.
-        spec: The dataset that the model was trained on.
-        device: Where the network runs.
+        models: One, or an ensemble. Their weights are copied here and in `refresh`, and their mode
+            is left alone.
+        frame: Size and stride of the networks' input.
+        spec: The dataset that the models were trained on.
+        device: Where the networks run.
         precision: torch.float32, or another type for autocast.
         protocol: strict or paper.
         window_batch: Windows or slices per batch. None: chosen for the device.
@@ -83,7 +84,7 @@ class Inferer:
 
     def __init__(
         self,
-        model: nn.Module,
+        models: Sequence[nn.Module],
         frame: Frame,
         spec: DatasetSpec,
         device: torch.device,
@@ -97,7 +98,7 @@ class Inferer:
         # 8 slices of ACDC).
         voxels = 2**24 if device.type == "cuda" else 2**19
         voxels = voxels * MANY_CLASSES // max(MANY_CLASSES, len(spec.classes))
-        self.model = model
+        self.models = models
         self.frame = frame
         self.spec = spec
         self.device = device
@@ -111,9 +112,9 @@ class Inferer:
         self.refresh()
 
     def refresh(self) -> None:
-        """Copy the model's current weights."""
-        network = fuse_for_inference(self.model, self.precision)
-        self._network = to_channels_last(network, self.frame.dims)
+        """Copy the models' current weights."""
+        networks = [fuse_for_inference(model, self.precision) for model in self.models]
+        self._networks = [to_channels_last(network, self.frame.dims) for network in networks]
 
     def __call__(self, image: NDArray[Any], size: Sequence[int] | None = None) -> NDArray[Any]:
         """Return class numbers [*S] of `image` [C, *S].
@@ -281,63 +282,75 @@ class Inferer:
         )
 
     def _predict(self, x: Tensor) -> Tensor:
-        """Return float32 probabilities [B, K, *frame] of `x` [B, C, *frame], the mean of its flips.
+        """Return float32 probabilities [B, K, *frame] of `x` [B, C, *frame].
 
-        They are on the device of cases.
+        They are the mean over networks and flips, and on the device of cases.
         """
         x = to_device(x, self.device)
-        total = self._softmax(x)
-        for axes in self._flips[1:]:
-            total += self._softmax(x.flip(axes)).flip(axes)
-        return total.div_(len(self._flips)).to(self._case_device)
+        passes = list(product(self._networks, self._flips))
+        first, *others = passes
+        total = self._softmax(x, *first)
+        for network, axes in others:
+            total += self._softmax(x, network, axes)
+        return total.div_(len(passes)).to(self._case_device)
 
-    def _softmax(self, x: Tensor) -> Tensor:
-        """Return what the network predicts for `x` [B, C, *frame]: probabilities [B, K, *frame]."""
+    def _softmax(self, x: Tensor, network: nn.Module, axes: tuple[int, ...]) -> Tensor:
+        """Return what `network` predicts for `x` [B, C, *frame], flipped along `axes` meanwhile."""
+        if axes:
+            x = x.flip(axes)
         x = x.to(self.precision, memory_format=channels_last(self.frame.dims))
         autocast = self.precision != torch.float32
         with torch.autocast(self.device.type, self.precision, enabled=autocast):
-            logits: Tensor = self._network(x)
+            logits: Tensor = network(x)
         # Contiguous like the sums: softmax and the sum that follows are several times faster.
         logits = logits.to(torch.float32, memory_format=torch.contiguous_format)
-        return logits.softmax(1)
+        probabilities = logits.softmax(1)
+        return probabilities.flip(axes) if axes else probabilities
 
 
 def build_inferer(
-    checkpoint: Checkpoint,
+    checkpoints: Sequence[Checkpoint],
     device: str | None,
     notify: Notify,
     protocol: Protocol = "strict",
     *,
     tta: bool = False,
 ) -> Inferer:
-    """Build the inferer of a checkpoint in the precision that it was configured with.
+    """Build the inferer of a checkpoint, or of an ensemble that `load_ensemble` accepts.
 
-    `device` None or auto is the first GPU, else the CPU. With `tta`, predictions are averaged over
-    flips along the axes that `data.mirror` of the checkpoint allows. Raises UsageError if the
-    device does not exist, or if no flip is allowed.
+    It runs in the precision that all are configured with, or in fp32 if they differ. `device` None
+    or auto is the first GPU, else the CPU. With `tta`, predictions are averaged over flips along
+    the axes that `data.mirror` of every checkpoint allows. Raises UsageError if the device does not
+    exist, or if no flip is allowed.
     """
-    mirrored_axes = checkpoint.config.data.mirrored_axes if tta else ()
-    if tta and not mirrored_axes:
-        raise UsageError(
-            f"{checkpoint.path} was trained without flips (data.mirror is []); drop --tta"
-        )
+    mirrored_axes = _common_mirrored_axes(checkpoints) if tta else ()
     keep_freed_memory()
     chosen = pick_device(device)
-    config = checkpoint.config
-    precision = pick_precision(config.train.precision, chosen)
+    names = {checkpoint.config.train.precision for checkpoint in checkpoints}
+    precision = pick_precision(names.pop() if len(names) == 1 else "fp32", chosen)
     notify(f"device: {describe(chosen, precision)}")
-    model = load_predictor(checkpoint, chosen)
-    frame, spec = config.data.frame, checkpoint.spec
+    models = [load_predictor(checkpoint, chosen) for checkpoint in checkpoints]
+    first = checkpoints[0]
     return Inferer(
-        model,
-        frame,
-        spec,
+        models,
+        first.config.data.frame,
+        first.spec,
         chosen,
         precision,
         protocol,
         mirrored_axes=mirrored_axes,
         notify=notify,
     )
+
+
+def _common_mirrored_axes(checkpoints: Sequence[Checkpoint]) -> tuple[int, ...]:
+    """Return the axes along which all `checkpoints` allow flips. Raises UsageError if none is."""
+    allowed = [checkpoint.config.data.mirrored_axes for checkpoint in checkpoints]
+    axes = set(allowed[0]).intersection(*allowed)
+    if not axes:
+        names = ", ".join(str(checkpoint.path) for checkpoint in checkpoints)
+        raise UsageError(f"data.mirror of {names} allows no flip; drop --tta")
+    return tuple(sorted(axes))
 
 
 def _subsets(axes: Sequence[int]) -> list[tuple[int, ...]]:

@@ -11,11 +11,11 @@ from crkd_cli.errors import CrkdError, UsageError, pluralize
 from crkd_cli.inference.case_predictor import SUBFOLDERS, CasePredictor, PredictOptions
 from crkd_cli.inference.cases import Case, find_cases, output_folder
 from crkd_cli.inference.dicom_seg import check_segmentations
+from crkd_cli.inference.ensemble import load_ensemble
 from crkd_cli.inference.inferer import build_inferer
 from crkd_cli.paths import DiskFullError
 from crkd_cli.pipeline import run_pipeline
 from crkd_cli.progress import Notify, Progress
-from crkd_cli.runtime.checkpoint import load_checkpoint
 from crkd_cli.runtime.distributed import joint_output_folder
 
 
@@ -32,7 +32,7 @@ class PredictResult:
 
 def predict(
     source: Path,
-    checkpoint: Path,
+    checkpoints: Sequence[Path],
     notify: Notify,
     progress: Progress,
     out: Path | None = None,
@@ -43,31 +43,34 @@ def predict(
 ) -> PredictResult:
     """Predict a mask for the image `source`, or for every case in the folder `source`.
 
+    The probabilities of several `checkpoints` are averaged; see `load_ensemble`.
     Masks are written to `out` (default: FOLDER-masks), in the same subfolders as the images. A case
     that cannot be read is listed in the result and does not stop the others; a full disk does.
     Several processes share the cases. While a case is predicted, the next one is read and the
     masks of the previous one are written. With `tta`, predictions are averaged over flips.
 
     Raises CrkdError if there is no image or no checkpoint, or if the output is not writable, and
-    UsageError if the output would replace the images, if a format cannot hold the values, or if
-    DICOM Segmentations cannot be written.
+    UsageError if the checkpoints do not fit together, if the output would replace the images, if a
+    format cannot hold the values, or if DICOM Segmentations cannot be written.
     """
     options = options or PredictOptions()
     out = output_folder(source, out)
-    loaded = load_checkpoint(checkpoint)
-    if loaded.path != checkpoint:  # a run folder was given
-        notify(f"checkpoint: {loaded.path}")
-    cases = find_cases(source, out, loaded.spec, notify)
+    members = load_ensemble(checkpoints)
+    spec = members[0].spec
+    for member in members:
+        if member.path not in checkpoints:  # a run folder was given
+            notify(f"checkpoint: {member.path}")
+    cases = find_cases(source, out, spec, notify)
     if options.dicom_seg:
-        check_segmentations(len(loaded.spec.classes))
+        check_segmentations(len(spec.classes))
         if not any(case.series for case in cases):
             raise UsageError(f"{source} contains no DICOM series; drop --dicom-seg")
     places = {case.mask.parent for case in cases}
     subfolders = [str(Path(part, place)) for part in ("", *SUBFOLDERS) for place in places]
     with joint_output_folder(out, "--out", *subfolders):
         notify(f"masks: {out}")
-        inferer = build_inferer(loaded, device, notify, tta=tta)
-        predictor = CasePredictor(inferer, loaded.spec, out, options)
+        inferer = build_inferer(members, device, notify, tta=tta)
+        predictor = CasePredictor(inferer, spec, out, options)
         predictor.check_targets(cases)
         return _predict(cases, predictor, out, progress)
 

@@ -122,9 +122,10 @@ def _case_pictures(
     run: Evaluation, root: Path, notify: Notify, progress: Progress, device: str | None
 ) -> dict[str, list[CasePicture]]:
     """Draw the worst and the best cases of `run` by Dice, worst and best first."""
-    checkpoint = load_checkpoint(run.checkpoint)
-    store = Store(root / "prepared" / checkpoint.config.data.name)
-    _check_unchanged(run, checkpoint, store)
+    checkpoints = [load_checkpoint(file) for file in run.checkpoints]
+    spec = checkpoints[0].spec
+    store = Store(root / "prepared" / checkpoints[0].config.data.name)
+    _check_unchanged(run, checkpoints, store)
     dice = means(run.scores[:, :, 0])
     defined = np.flatnonzero(~np.isnan(dice))
     ascending = [run.cases[i] for i in defined[np.argsort(dice[defined], kind="stable")]]
@@ -134,7 +135,7 @@ def _case_pictures(
     if best := ascending[CASES_PER_GROUP:][-CASES_PER_GROUP:]:
         groups["Best"] = best[::-1]
 
-    inferer = build_inferer(checkpoint, device, notify, run.facts.protocol, tta=run.facts.tta)
+    inferer = build_inferer(checkpoints, device, notify, run.facts.protocol, tta=run.facts.tta)
     pictures: dict[str, list[CasePicture]] = {group: [] for group in groups}
     with progress("drawing", sum(map(len, groups.values())), "cases") as advance:
         for group, cases in groups.items():
@@ -142,20 +143,21 @@ def _case_pictures(
                 image, reference = store.image(case), np.asarray(store.native_label(case))
                 labels = inferer(image, reference.shape)
                 spacing = store.cases[case].label_spacing_mm
-                drawn = draw_overlay(image, labels, checkpoint.spec, spacing, case, reference)
+                drawn = draw_overlay(image, labels, spec, spacing, case, reference)
                 picture = CasePicture(_embed(drawn, case), _score_texts(run, case))
                 pictures[group].append(picture)
                 advance(1, case)
     return pictures
 
 
-def _check_unchanged(run: Evaluation, checkpoint: Checkpoint, store: Store) -> None:
-    """Raise CrkdError unless the checkpoint and the cases are those of the evaluation."""
-    if checkpoint.step != run.facts.step:
-        raise CrkdError(
-            f"{run.checkpoint} is at step {checkpoint.step}, but {run.folder} is of step "
-            f"{run.facts.step}; run crkd evaluate again"
-        )
+def _check_unchanged(run: Evaluation, checkpoints: list[Checkpoint], store: Store) -> None:
+    """Raise CrkdError unless the checkpoints and the cases are those of the evaluation."""
+    for checkpoint, step in zip(checkpoints, run.checkpoints.values(), strict=True):
+        if checkpoint.step != step:
+            raise CrkdError(
+                f"{checkpoint.path} is at step {checkpoint.step}, but {run.folder} is of step "
+                f"{step}; run crkd evaluate again"
+            )
     if missing := [case for case in run.cases if case not in store.cases]:
         raise CrkdError(
             f"{store.root} lacks {len(missing)} of the evaluated cases, for example {missing[0]}; "

@@ -1,5 +1,6 @@
 """The run folder: which checkpoint is its result, and the lock that keeps it to one process."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,22 @@ def result_checkpoint(run: Path) -> Path:
     """Return the result of a run: best.pth if there is one, else last.pth."""
     best = run / "best.pth"
     return best if best.is_file() else run / "last.pth"
+
+
+def find_checkpoints(path: Path) -> list[Path]:
+    """Return the checkpoints or run folders that `path` stands for.
+
+    That is `path` itself or, if there is no such file or folder, the runs PATH-seed1337,
+    PATH-seed1338, … that `crkd train --out PATH --seeds` makes.
+    """
+    if path.exists():
+        return [path]
+    seeds = {}
+    for folder in path.parent.glob("*"):
+        match = re.fullmatch(re.escape(path.name) + r"-seed(\d+)", folder.name)
+        if match and folder.is_dir():
+            seeds[int(match[1])] = folder
+    return [seeds[seed] for seed in sorted(seeds)] or [path]
 
 
 def newest_checkpoint(runs: Path) -> Path:

@@ -48,7 +48,7 @@ class Validator:
     ) -> None:
         self._method = copy.deepcopy(method).requires_grad_(False).eval()
         self._inferer = Inferer(
-            self._method.predictor, template.config.data.frame, template.spec, device, precision
+            [self._method.predictor], template.config.data.frame, template.spec, device, precision
         )
         self._store, self._cases = store, cases
         self._template, self._recalibration = template, recalibration

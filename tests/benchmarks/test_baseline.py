@@ -127,7 +127,7 @@ def test_same_window_probabilities() -> None:
     image = torch.randn(40, 37, 14).numpy()  # thinner than the patch on one axis
     patch, stride = (32, 32, 16), (6, 4, 4)
     frame = Frame(patch=patch, stride=stride)
-    inferer = Inferer(network, frame, spec, torch.device("cpu"), protocol="paper")
+    inferer = Inferer([network], frame, spec, torch.device("cpu"), protocol="paper")
     expected = baseline.window_probabilities(network, image, patch, stride, 2)
     assert expected.std() > 0.001
     np.testing.assert_allclose(inferer.probabilities(image[None]), expected, atol=1e-5)

@@ -33,7 +33,7 @@ FRAMES = {2: Frame(resize=(32, 32)), 3: Frame(patch=(16, 16, 16), stride=(8, 8, 
 
 def run(file: Path, tmp_path: Path, **options):
     notices = []
-    return evaluate(file, tmp_path / "data", notices.append, progress, **options), notices
+    return evaluate([file], tmp_path / "data", notices.append, progress, **options), notices
 
 
 def rows(report) -> list[dict[str, str]]:
@@ -44,7 +44,7 @@ def rows(report) -> list[dict[str, str]]:
 def labels_of(file: Path, store, case: str, protocol: str = "strict") -> np.ndarray:
     loaded, cpu = load_checkpoint(file), torch.device("cpu")
     frame = loaded.config.data.frame
-    inferer = Inferer(load_predictor(loaded, cpu), frame, loaded.spec, cpu, protocol=protocol)
+    inferer = Inferer([load_predictor(loaded, cpu)], frame, loaded.spec, cpu, protocol=protocol)
     return inferer(store.image(case), store.native_label(case).shape)
 
 
@@ -118,7 +118,7 @@ def test_validation_is_the_mean_dice(dims, make_store, make_checkpoint, tmp_path
     store = make_store(dims=dims, groups=3)
     file = make_checkpoint(store.spec, FRAMES[dims], test=("p00", "p01", "p02"))
     loaded, cpu = load_checkpoint(file), torch.device("cpu")
-    inferer = Inferer(load_predictor(loaded, cpu), loaded.config.data.frame, loaded.spec, cpu)
+    inferer = Inferer([load_predictor(loaded, cpu)], loaded.config.data.frame, loaded.spec, cpu)
     scores = validation_dice(inferer, store, ["p00", "p01", "p02"])
     report, _ = run(file, tmp_path)
     assert scores == pytest.approx(
@@ -175,7 +175,7 @@ def test_classes_that_are_absent_from_cases(make_store, make_checkpoint, tmp_pat
     assert tree["classes"]["tumor"]["false_positives"] == 1
 
     scores = validation_dice(
-        Inferer(load_predictor(load_checkpoint(file), CPU), FRAMES[2], spec, CPU),
+        Inferer([load_predictor(load_checkpoint(file), CPU)], FRAMES[2], spec, CPU),
         store,
         ["p00", "p01", "p02"],
     )

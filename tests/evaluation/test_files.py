@@ -184,7 +184,7 @@ def evaluated(make_store, make_checkpoint, tmp_path):
         index = msgspec.structs.replace(store.index, spec=spec)
         write_index(store.root, index)
         file = make_checkpoint(spec, FRAME, "runs/toy/best.pth", test=tuple(cases))
-        return evaluate(file, tmp_path / "data", lambda line: None, progress).folder
+        return evaluate([file], tmp_path / "data", lambda line: None, progress).folder
 
     return run
 

@@ -52,7 +52,7 @@ def test_other_data_must_be_accepted(
     def run(*, other_data: bool = False) -> tuple[bool, list[str]]:
         lines: list[str] = []
         root = tmp_path / "data"
-        report = evaluate(file, root, lines.append, progress, device="cpu", other_data=other_data)
+        report = evaluate([file], root, lines.append, progress, device="cpu", other_data=other_data)
         return report.facts["other_data"], [line for line in lines if "trained on" in line]
 
     assert run() == (False, [])

@@ -46,7 +46,7 @@ def measure(size: tuple[int, ...], resampled: float, patch: tuple[int, ...]) -> 
     names = tuple(f"class {k}" for k in range(CLASSES))
     spec = DatasetSpec("large", "folder", names, (ChannelInfo("CT", "zscore"),), 3)
     network = torch.nn.Conv3d(1, CLASSES, 1)
-    inferer = Inferer(network, Frame(patch=patch), spec, torch.device("cpu"), window_batch=1)
+    inferer = Inferer([network], Frame(patch=patch), spec, torch.device("cpu"), window_batch=1)
     shape = [round(side / resampled) for side in size]
     image = np.random.default_rng(0).standard_normal((1, *shape), dtype=np.float32)
     inferer(image[(slice(None), *(slice(side) for side in patch))])  # loads libraries

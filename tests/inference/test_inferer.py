@@ -39,9 +39,9 @@ class Identity(nn.Module):
         return torch.cat([torch.log1p(-x), torch.log(x)], dim=1)
 
 
-def net(dims: int, classes: int = 3) -> nn.Module:
+def net(dims: int, classes: int = 3, seed: int = 3) -> nn.Module:
     """Return a network whose output depends on a voxel's place in the window (zero padding)."""
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     conv = nn.Conv2d if dims == 2 else nn.Conv3d
     return nn.Sequential(conv(1, 4, 5, padding=2), nn.Tanh(), conv(4, classes, 5, padding=2)).eval()
 
@@ -57,7 +57,7 @@ def test_windows_of_the_identity_are_the_image(shape, protocol, window_batch):
     x = image(shape)
     frame = Frame(patch=(16,) * len(shape), stride=(5,) * len(shape))
     infer = Inferer(
-        Identity(), frame, spec(len(shape)), CPU, protocol=protocol, window_batch=window_batch
+        [Identity()], frame, spec(len(shape)), CPU, protocol=protocol, window_batch=window_batch
     )
     np.testing.assert_allclose(infer.probabilities(x)[1], x[0], atol=1e-6)
     np.testing.assert_array_equal(infer(x), x[0] > 0.5)
@@ -74,7 +74,7 @@ def test_windows_agree_with_monai(shape, protocol, overlap, mode):
 
     frame = Frame(patch=(16,) * dims, stride=(4,) * dims)
     x = image(shape)
-    inferer = Inferer(model, frame, spec(dims, 3), CPU, protocol=protocol, window_batch=4)
+    inferer = Inferer([model], frame, spec(dims, 3), CPU, protocol=protocol, window_batch=4)
     expected = sliding_window_inference(
         torch.from_numpy(x)[None],
         (16,) * dims,
@@ -91,7 +91,7 @@ def test_windows_agree_with_monai(shape, protocol, overlap, mode):
 )
 def test_a_volume_is_split_along_its_first_axis(frame):
     x = image((5, 21, 30))
-    infer = Inferer(net(2), frame, spec(3, 3), CPU, window_batch=2)
+    infer = Inferer([net(2)], frame, spec(3, 3), CPU, window_batch=2)
     for function in (infer.probabilities, infer):
         volume = function(x)
         slices = [function(np.ascontiguousarray(x[:, z])) for z in range(5)]
@@ -104,7 +104,7 @@ def test_resizing_a_constant_image_keeps_it(dims, modality):
     x = np.full((1, *(11, 23, 9)[:dims]), 0.25, np.float32)
     for protocol in ("strict", "paper"):
         frame = Frame(resize=(16, 32, 16)[:dims])
-        infer = Inferer(Identity(), frame, spec(dims, modality=modality), CPU, protocol=protocol)
+        infer = Inferer([Identity()], frame, spec(dims, modality=modality), CPU, protocol=protocol)
         np.testing.assert_allclose(infer.probabilities(x)[1], x[0], atol=1e-6)
         assert infer.probabilities(x, (7, 40, 5)[:dims]).shape == (2, *(7, 40, 5)[:dims])
 
@@ -116,7 +116,7 @@ def test_paper_resizing_is_that_of_scipy_zoom():
     outside.
     """
     model, x = net(2, 4), image((3, 37, 50))
-    labels = Inferer(model, Frame(resize=(32, 64)), spec(3, 4), CPU, protocol="paper")(x)
+    labels = Inferer([model], Frame(resize=(32, 64)), spec(3, 4), CPU, protocol="paper")(x)
     for z in range(3):
         small = zoom(x[0, z], (32 / 37, 64 / 50), order=0, mode="nearest")
         with torch.no_grad():
@@ -138,7 +138,7 @@ def test_paper_resizing_is_that_of_scipy_zoom():
 )
 def test_probabilities_are_resized_along_all_axes(frame, grid, size):
     """As in volumes that were resampled, from the grid on which they are computed."""
-    infer = Inferer(net(frame.dims), frame, spec(3, 3), CPU, window_batch=2)
+    infer = Inferer([net(frame.dims)], frame, spec(3, 3), CPU, window_batch=2)
     x = image(grid if frame.patch else (grid[0], 21, 30))
     whole = torch.from_numpy(infer.probabilities(x, grid))[None]
     expected = interpolate(whole, size=size, mode="trilinear", align_corners=False)[0]
@@ -151,7 +151,7 @@ def test_labels_have_the_requested_size():
     """2D images are stored smaller and scored at their native size; a half stays a half."""
     x = np.zeros((1, 32, 32), np.float32) + 0.1
     x[:, :, 16:] = 0.9
-    labels = Inferer(Identity(), Frame(resize=(32, 32)), spec(2), CPU)(x, (65, 70))
+    labels = Inferer([Identity()], Frame(resize=(32, 32)), spec(2), CPU)(x, (65, 70))
     assert labels.shape == (65, 70)
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, np.broadcast_to(np.arange(70) >= 35, (65, 70)))
@@ -159,14 +159,14 @@ def test_labels_have_the_requested_size():
 
 def test_uint8_images_are_divided_by_255():
     x = np.random.default_rng(0).integers(1, 255, (1, 20, 20)).astype(np.uint8)
-    infer = Inferer(Identity(), Frame(patch=(16, 16)), spec(2, modality="gray"), CPU)
+    infer = Inferer([Identity()], Frame(patch=(16, 16)), spec(2, modality="gray"), CPU)
     np.testing.assert_allclose(infer.probabilities(x)[1], x[0] / 255.0, atol=1e-6)
 
 
 def test_memory_maps_are_read(tmp_path):
     x = image((20, 20))
     np.save(tmp_path / "x.npy", x)
-    infer = Inferer(Identity(), Frame(patch=(16, 16)), spec(2), CPU)
+    infer = Inferer([Identity()], Frame(patch=(16, 16)), spec(2), CPU)
     np.testing.assert_allclose(
         infer.probabilities(np.load(tmp_path / "x.npy", mmap_mode="r"))[1], x[0], atol=1e-6
     )
@@ -191,7 +191,7 @@ class Small(Identity):
 def test_running_out_of_memory_halves_the_batch_and_is_reported_once(frame):
     x = image((9, 16, 16))
     messages = []
-    infer = Inferer(Small(2), frame, spec(3), CPU, window_batch=8, notify=messages.append)
+    infer = Inferer([Small(2)], frame, spec(3), CPU, window_batch=8, notify=messages.append)
     np.testing.assert_allclose(infer.probabilities(x)[1], x[0], atol=1e-6)
     assert infer.window_batch == 2
     assert len(messages) == 1
@@ -204,13 +204,13 @@ def test_running_out_of_memory_halves_the_batch_and_is_reported_once(frame):
 )
 def test_too_little_memory_for_one_window_is_an_error(error):
     model = Small(0, error)
-    infer = Inferer(model, Frame(patch=(16, 16)), spec(2), CPU, notify=lambda line: None)
+    infer = Inferer([model], Frame(patch=(16, 16)), spec(2), CPU, notify=lambda line: None)
     with pytest.raises(CrkdError, match="probabilities of 2 classes in an image of 20×16"):
         infer(image((20, 16)))
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
-    infer = Inferer(Small(0, RuntimeError("a bug")), Frame(patch=(16, 16)), spec(2), CPU)
+    infer = Inferer([Small(0, RuntimeError("a bug"))], Frame(patch=(16, 16)), spec(2), CPU)
     with pytest.raises(RuntimeError, match="a bug"):
         infer(image((16, 16)))
 
@@ -219,12 +219,12 @@ def test_many_classes(dims):
     """The labels are those of torch's argmax, and the batches are smaller."""
     model, x = net(dims, 300), image((19, 18, 17)[:dims])
     frame = Frame(patch=(16,) * dims)
-    infer = Inferer(model, frame, spec(dims, 300), CPU)
+    infer = Inferer([model], frame, spec(dims, 300), CPU)
     labels = infer(x)
     assert labels.dtype == np.int16
     np.testing.assert_array_equal(labels, infer.probabilities(x).argmax(0))
     assert labels.max() > 255
-    few = Inferer(net(dims, 3), frame, spec(dims, 3), CPU)
+    few = Inferer([net(dims, 3)], frame, spec(dims, 3), CPU)
     assert few.window_batch / 10 < max(infer.window_batch, 13) <= few.window_batch / 9
 
 
@@ -232,7 +232,7 @@ def test_the_mode_of_the_model_is_left_alone():
     model = nn.Sequential(net(2), nn.Dropout(0.9))
     model.train()
     model[0].eval()
-    infer = Inferer(model, Frame(patch=(16, 16)), spec(2, 3), CPU)
+    infer = Inferer([model], Frame(patch=(16, 16)), spec(2, 3), CPU)
     np.testing.assert_array_equal(infer(image((16, 16))), infer(image((16, 16))))
     assert model.training
     assert model[1].training
@@ -241,13 +241,13 @@ def test_the_mode_of_the_model_is_left_alone():
 
 def test_new_weights_are_used_after_a_refresh():
     model, x = net(2), image((20, 20))
-    infer = Inferer(model, Frame(patch=(16, 16)), spec(2, 3), CPU)
+    infer = Inferer([model], Frame(patch=(16, 16)), spec(2, 3), CPU)
     before = infer.probabilities(x)
     with torch.no_grad():
         model[0].weight.mul_(2)
     np.testing.assert_array_equal(infer.probabilities(x), before)
     infer.refresh()
-    new = Inferer(model, Frame(patch=(16, 16)), spec(2, 3), CPU).probabilities(x)
+    new = Inferer([model], Frame(patch=(16, 16)), spec(2, 3), CPU).probabilities(x)
     np.testing.assert_array_equal(infer.probabilities(x), new)
     assert np.abs(new - before).max() > 0.01
 
@@ -255,13 +255,13 @@ def test_new_weights_are_used_after_a_refresh():
 @pytest.mark.parametrize("shape", [(3, 20, 20), (1, 20), (1, 4, 4, 20, 20)], ids=str)
 def test_an_image_with_other_channels_or_axes_is_an_error(shape):
     with pytest.raises(CrkdError, match="the model needs 1 channel"):
-        Inferer(Identity(), Frame(patch=(16, 16)), spec(2), CPU)(np.zeros(shape, np.float32))
+        Inferer([Identity()], Frame(patch=(16, 16)), spec(2), CPU)(np.zeros(shape, np.float32))
 
 
 def test_bf16_stays_near_fp32():
     x = image((40, 40))
     fp32, bf16 = (
-        Inferer(net(2), Frame(patch=(16, 16)), spec(2, 3), CPU, dtype).probabilities(x)
+        Inferer([net(2)], Frame(patch=(16, 16)), spec(2, 3), CPU, dtype).probabilities(x)
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert bf16.dtype == np.float32
@@ -288,7 +288,7 @@ def test_sums_are_kept_on_the_host_when_the_gpu_is_full():
     model = Crowded(torch.cuda.memory_allocated() + 2**20)
     frame = Frame(patch=(16, 16, 16))
     infer = Inferer(
-        model, frame, spec(3), torch.device("cuda"), window_batch=4, notify=messages.append
+        [model], frame, spec(3), torch.device("cuda"), window_batch=4, notify=messages.append
     )
     np.testing.assert_allclose(infer.probabilities(x)[1], x[0], atol=1e-6)
     assert len(messages) == 1
@@ -300,9 +300,9 @@ def test_sums_are_kept_on_the_host_when_the_gpu_is_full():
 )
 def test_gpu_and_cpu_agree(frame):
     x, model = image((5, 21, 30)), net(2)
-    on_cpu = Inferer(model, frame, spec(3, 3), CPU).probabilities(x)
+    on_cpu = Inferer([model], frame, spec(3, 3), CPU).probabilities(x)
     device = torch.device("cuda")
-    on_gpu = Inferer(model.to(device), frame, spec(3, 3), device).probabilities(x)
+    on_gpu = Inferer([model.to(device)], frame, spec(3, 3), device).probabilities(x)
     np.testing.assert_allclose(on_cpu, on_gpu, atol=1e-2)  # TF32
 
 

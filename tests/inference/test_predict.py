@@ -56,7 +56,7 @@ def quiet(line: str) -> None:
 
 
 def run(source: Path, checkpoint: Path, **options):
-    return predict(source, checkpoint, quiet, progress, **options)
+    return predict(source, [checkpoint], quiet, progress, **options)
 
 
 def expected(image: Path, checkpoint: Path) -> np.ndarray:
@@ -66,7 +66,7 @@ def expected(image: Path, checkpoint: Path) -> np.ndarray:
     source = SOURCES["folder"]()
     opened = source.open_image((ImageFile(image),), loaded.spec)
     stored = source.finish(opened, image, loaded.spec)
-    inferer = Inferer(load_predictor(loaded, cpu), loaded.config.data.frame, loaded.spec, cpu)
+    inferer = Inferer([load_predictor(loaded, cpu)], loaded.config.data.frame, loaded.spec, cpu)
     return inferer(stored.array, stored.native_size)
 
 

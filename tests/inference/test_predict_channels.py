@@ -30,7 +30,7 @@ FRAME = Frame(patch=(16, 16, 16))
 
 
 def run(source: Path, checkpoint: Path, **options):
-    return predict(source, checkpoint, lambda line: None, progress, **options)
+    return predict(source, [checkpoint], lambda line: None, progress, **options)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_a_channel_on_another_grid_is_resampled_with_a_note(scans, checkpoint, r
         write(scans / f"{name}_0000.nii.gz", rng.normal(100, 20, SHAPE))
         write(scans / f"{name}_0001.nii.gz", rng.normal(100, 20, (5, 17, 20)))
     lines: list[str] = []
-    result = predict(scans, checkpoint, lines.append, progress)
+    result = predict(scans, [checkpoint], lines.append, progress)
     assert (result.written, result.failures) == (2, [])
     assert sitk.ReadImage(str(result.folder / "anna.nii.gz")).GetSize() == SHAPE[::-1]
     notes = [line for line in lines if line.startswith("note:")]

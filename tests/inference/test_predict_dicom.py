@@ -48,7 +48,7 @@ SOLID = DatasetSpec(
 
 def run(source: Path, checkpoint: Path, lines: list[str] | None = None, **options):
     notify = (lines if lines is not None else []).append
-    return predict(source, checkpoint, notify, progress, **options)
+    return predict(source, [checkpoint], notify, progress, **options)
 
 
 @pytest.fixture

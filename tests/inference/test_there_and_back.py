@@ -56,7 +56,7 @@ def predict(file: Path, plan: Plan, frame: Frame, out: Path) -> tuple[nib.Nifti1
     """Return the mask and the probabilities of class 1 [x, y, z] of an image file."""
     spec = msgspec.structs.replace(SPEC, plan=plan)
     notes: list[str] = []
-    inferer = Inferer(Threshold(), frame, spec, torch.device("cpu"), notify=notes.append)
+    inferer = Inferer([Threshold()], frame, spec, torch.device("cpu"), notify=notes.append)
     (out / "probabilities").mkdir(parents=True)
     options = PredictOptions(probabilities=True)
     predictor = CasePredictor(inferer, spec, out, options)
@@ -109,7 +109,7 @@ def test_files_without_orientation_are_not_turned(tmp_path, rng):
     spec = msgspec.structs.replace(SPEC, plan=Plan("LPI", "native"))
     notes: list[str] = []
     frame = Frame(patch=(16, 16, 16))
-    inferer = Inferer(Threshold(), frame, spec, torch.device("cpu"), notify=notes.append)
+    inferer = Inferer([Threshold()], frame, spec, torch.device("cpu"), notify=notes.append)
     predictor = CasePredictor(inferer, spec, tmp_path, PredictOptions())
     image = rng.normal(size=(9, 10, 11)).astype(np.float32)
     for name in ("a.nii", "b.nii"):

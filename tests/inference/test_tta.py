@@ -31,7 +31,7 @@ def test_it_is_the_mean_over_flipped_images(frame, shape, mirrored):
     if mirrored == "all":
         mirrored = tuple(range(frame.dims))
     x, model = image(shape), net(frame.dims)
-    plain = Inferer(model, frame, spec(len(shape), 3), CPU, window_batch=3)
+    plain = Inferer([model], frame, spec(len(shape), 3), CPU, window_batch=3)
     # The axes of the frame are the last ones of an image.
     axes = [axis + x.ndim - frame.dims for axis in mirrored]
     flipped = []
@@ -42,7 +42,7 @@ def test_it_is_the_mean_over_flipped_images(frame, shape, mirrored):
     assert len(flipped) == 2 ** len(mirrored)
     assert np.abs(flipped[0] - flipped[-1]).max() > 0.01
 
-    tta = Inferer(model, frame, spec(len(shape), 3), CPU, window_batch=3, mirrored_axes=mirrored)
+    tta = Inferer([model], frame, spec(len(shape), 3), CPU, window_batch=3, mirrored_axes=mirrored)
     np.testing.assert_allclose(tta.probabilities(x), np.mean(flipped, axis=0), atol=2e-6)
     np.testing.assert_array_equal(tta(x), tta.probabilities(x).argmax(0))
 
@@ -73,7 +73,7 @@ class Recorded(nn.Module):
 def test_flips_are_predicted_one_after_another(mirrored):
     model = Recorded(net(3))
     frame = Frame(patch=(16, 16, 16))
-    infer = Inferer(model, frame, spec(3, 3), CPU, window_batch=2, mirrored_axes=mirrored)
+    infer = Inferer([model], frame, spec(3, 3), CPU, window_batch=2, mirrored_axes=mirrored)
     infer(image((24, 24, 24)))  # eight windows
     assert model.calls == 4 * 2 ** len(mirrored)
     assert model.most == 1
@@ -83,13 +83,13 @@ def test_the_configuration_says_which_flips_are_allowed(make_checkpoint):
     notes: list[str] = []
     for mirror, flips in ((None, 4), ((0,), 2)):
         checkpoint = load_checkpoint(make_checkpoint(FLAT, Frame(patch=(16, 16)), mirror=mirror))
-        infer = build_inferer(checkpoint, "cpu", notes.append, tta=True)
-        infer.model = model = Recorded(infer.model)
+        infer = build_inferer([checkpoint], "cpu", notes.append, tta=True)
+        infer.models = [model] = [Recorded(*infer.models)]
         infer.refresh()
         infer(image((16, 16)))
         assert model.calls == flips
 
     checkpoint = load_checkpoint(make_checkpoint(FLAT, Frame(patch=(16, 16)), mirror=()))
-    with pytest.raises(UsageError, match=r"trained without flips .* drop --tta"):
-        build_inferer(checkpoint, "cpu", notes.append, tta=True)
-    build_inferer(checkpoint, "cpu", notes.append)
+    with pytest.raises(UsageError, match=r"data.mirror of .* allows no flip; drop --tta"):
+        build_inferer([checkpoint], "cpu", notes.append, tta=True)
+    build_inferer([checkpoint], "cpu", notes.append)

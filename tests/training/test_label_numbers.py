@@ -50,7 +50,7 @@ def test_hundreds_of_classes_and_ignored_pixels(tiny: Planner, tmp_path: Path) -
     Image.fromarray(pixels).save(scans / "a.png")
     options = PredictOptions(overlays=True, largest_component=True)
     checkpoint = planned.folder / "last.pth"
-    result = predict(scans, checkpoint, lambda line: None, progress, None, "cpu", options)
+    result = predict(scans, [checkpoint], lambda line: None, progress, None, "cpu", options)
     assert (result.written, result.failures) == (1, [])
     assert result.classes[299] == (2990, "c299")
     mask = np.asarray(Image.open(result.folder / "a.png"))

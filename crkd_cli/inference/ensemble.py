@@ -1,0 +1,54 @@
+"""Ensembles: checkpoints whose predicted probabilities can be averaged."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from crkd_cli.data.changes import compare_kinds
+from crkd_cli.data.labels import describe_classes
+from crkd_cli.errors import UsageError
+from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint
+from crkd_cli.runtime.run_folder import find_checkpoints
+
+
+def load_ensemble(paths: Sequence[Path]) -> list[Checkpoint]:
+    """Load the checkpoints that `paths` stand for, in order: see `find_checkpoints`.
+
+    They may be of other methods, networks and splits, but predict the same classes from the same
+    input. Raises CrkdError if one cannot be loaded, and UsageError if they do not fit together.
+    """
+    members = [load_checkpoint(file) for path in paths for file in find_checkpoints(path)]
+    first = members[0]
+    seen: set[Path] = set()
+    for member in members:
+        file = member.path.resolve()
+        if file in seen:
+            raise UsageError(f"{member.path} is given twice; give every checkpoint once")
+        seen.add(file)
+        if difference := _describe_difference(first, member):
+            raise UsageError(
+                f"{first.path} and {member.path} cannot form an ensemble: {difference}; give "
+                "checkpoints that were trained on the same dataset with the same data.frame"
+            )
+    return members
+
+
+def _describe_difference(first: Checkpoint, other: Checkpoint) -> str:
+    """Say which property differs first; empty if none does."""
+    ours, theirs = first.spec, other.spec
+    if ours.classes != theirs.classes:
+        classes = describe_classes(ours.classes), describe_classes(theirs.classes)
+        return f"the classes are {' and '.join(classes)}"
+    facts = [
+        ("the dataset", ours.name, theirs.name),
+        *compare_kinds(ours, theirs),
+        ("the network's input", _describe_input(first), _describe_input(other)),
+    ]
+    different = (f"{what} is {old} and {new}" for what, old, new in facts if old != new)
+    return next(different, "")
+
+
+def _describe_input(checkpoint: Checkpoint) -> str:
+    """Describe the frame, except the stride, which only the paper protocol uses."""
+    frame = checkpoint.config.data.frame
+    kind = "resized to" if frame.resize else "patches of"
+    return f"{kind} {' × '.join(map(str, frame.size))}"
