@@ -180,8 +180,9 @@ def _show_report(report: "PreparationReport", raw: Path, reader: "Source") -> No
         info(f"description (to change it, save it as {raw / 'dataset.yaml'} and edit it):")
         for line in to_yaml(report.description).splitlines():
             info(f"  {line}")
-    for line in (*report.channels, *report.classes):
-        info(line)
+    for line in (report.spacing, *report.channels, *report.classes):
+        if line:
+            info(line)
     if report.plan is not None:
         for line in report.plan.lines():
             info(f"plan: {line}")

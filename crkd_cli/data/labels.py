@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -209,26 +211,63 @@ def describe_difference(before: Sequence[ClassInfo], now: Sequence[ClassInfo]) -
 
 
 def class_lines(
-    classes: Sequence[ClassInfo], sizes: Sequence[Sequence[int]], dims: int
+    classes: Sequence[ClassInfo],
+    sizes: Sequence[Sequence[int]],
+    spacings: Sequence[Sequence[float] | None],
+    dims: int,
 ) -> list[str]:
-    """Return a line per class: name, values, number of labels with it, and share of the pixels.
+    """Return a line per class: name, values, number of labels with it, share of pixels, and size.
 
-    `sizes` are the pixels or voxels of every class in each label. Only the first MAX_LINES classes
-    have a line.
+    Only the first MAX_LINES classes have a line.
+
+    Args:
+        classes: K classes, the background first.
+        sizes: The pixels or voxels of every class in each label.
+        spacings: Of each label, in mm per axis; None if unknown.
+        dims: Axes of a label.
     """
     unit = "pixels" if dims == 2 else "voxels"
     totals = [sum(column) for column in zip(*sizes, strict=True)]
     total = max(sum(totals), 1)
     lines = []
     for number, info in enumerate(classes[:MAX_LINES]):
-        holders = sum(of_label[number] > 0 for of_label in sizes)
+        counts = [of_label[number] for of_label in sizes]
+        holders = sum(count > 0 for count in counts)
         share = 100 * totals[number] / total if totals else 0.0
-        labels = f"in {holders} of {pluralize(len(sizes), 'label')}"
-        lines.append(f"{_describe(info)}: {labels}, {share:.3g} % of the {unit}")
+        line = f"{_describe(info)}: in {holders} of {pluralize(len(sizes), 'label')}"
+        line += f", {share:.3g} % of the {unit}"
+        if number and holders:
+            line += f"; {_size_range(counts, spacings, dims)}"
+        lines.append(line)
     others = len(classes) - MAX_LINES
     if others > 0:
         lines.append(f"… and {others} more")
     return lines
+
+
+def _size_range(
+    counts: Sequence[int], spacings: Sequence[Sequence[float] | None], dims: int
+) -> str:
+    """Return the range and the median of an object's size in the labels that contain it.
+
+    In ml, or mm² in 2D; in voxels or pixels unless all spacings are known.
+    """
+    pairs = [pair for pair in zip(counts, spacings, strict=True) if pair[0]]
+    unit = "pixels" if dims == 2 else "voxels"
+    values: list[float] = [count for count, _ in pairs]
+    known = [prod(spacing) for _, spacing in pairs if spacing is not None]
+    if len(known) == len(pairs):
+        unit, divisor = ("mm²", 1) if dims == 2 else ("ml", 1000)
+        values = [count * size / divisor for count, size in zip(values, known, strict=True)]
+    lowest, highest = _rounded(min(values)), _rounded(max(values))
+    if lowest == highest:
+        return f"{lowest} {unit}"
+    return f"{lowest} to {highest} {unit}, median {_rounded(median(values))} {unit}"
+
+
+def _rounded(value: float) -> str:
+    """Return a size with three significant digits, without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _count_codes(codes: NDArray[Any], count: int) -> tuple[int, ...]:

@@ -31,7 +31,12 @@ from crkd_cli.data.prepare_case import (
     prepare_case,
     store_class_numbers,
 )
-from crkd_cli.data.report import Finding, PreparationReport, complete_description
+from crkd_cli.data.report import (
+    Finding,
+    PreparationReport,
+    complete_description,
+    describe_spacings,
+)
 from crkd_cli.data.sources.base import Source
 from crkd_cli.data.splits import official_splits, preview
 from crkd_cli.data.store import RECIPE, DatasetSpec, Index, ValueStatistics, write_index
@@ -123,6 +128,7 @@ class _Run:
             report = self._report(findings, preparation.summary())
             return replace(
                 report,
+                spacing=preparation.spacing_line(),
                 channels=preparation.channel_lines(),
                 classes=preparation.class_lines(),
                 plan=preparation.plan,
@@ -306,8 +312,15 @@ class _Preparation:
 
     def class_lines(self) -> tuple[str, ...]:
         """Return a line per class about what the labels contain."""
-        sizes = [result.class_sizes for result in self._results if result.labeled]
-        return tuple(class_lines(self._classes.classes, sizes, self._spec.dims))
+        labeled = [result for result in self._results if result.labeled]
+        sizes = [result.class_sizes for result in labeled]
+        spacings = [result.file_spacing_mm for result in labeled]
+        return tuple(class_lines(self._classes.classes, sizes, spacings, self._spec.dims))
+
+    def spacing_line(self) -> str:
+        """Return a line about the spacing of the files."""
+        axes = "xyz" if self._spec.z_last else "zyx"[-self._spec.dims :]
+        return describe_spacings([result.file_spacing_mm for result in self._results], axes)
 
     def _statistics(self) -> dict[str, Sequence[ValueStatistics]]:
         """Return the statistics of every channel by case."""

@@ -79,6 +79,14 @@ class CaseResult:
         return self.raw.id
 
     @property
+    def file_spacing_mm(self) -> tuple[float, ...] | None:
+        """The spacing of the file, in the order of the stored axes; None if it is not known."""
+        if self.image is None:
+            return None
+        resized = self.image.native_shape is not None
+        return self.image.native_spacing_mm if resized else self.image.spacing_mm
+
+    @property
     def error(self) -> CrkdError | None:
         """The first thing that is wrong with the case."""
         return self.image_error or self.label_error or self.pair_error

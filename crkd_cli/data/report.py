@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import msgspec
@@ -12,7 +13,8 @@ from crkd_cli.data.description import Channel, Description, stated
 from crkd_cli.data.inventory import Inventory
 from crkd_cli.data.planning import PlanWithReasons
 from crkd_cli.data.store import ClassInfo, DatasetSpec
-from crkd_cli.errors import CrkdError
+from crkd_cli.errors import CrkdError, pluralize
+from crkd_cli.text import format_size
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ class PreparationReport:
     description: Description
     cases: tuple[RawCase, ...] = ()
     summary: str = ""
+    spacing: str = ""  # a line about the spacing of the files
     channels: tuple[str, ...] = ()  # a line per channel: modality, values, normalization
-    classes: tuple[str, ...] = ()  # a line per class: values, labels and share of pixels
+    classes: tuple[str, ...] = ()  # a line per class: values, labels, share of pixels, size
     plan: PlanWithReasons | None = None  # None: a public dataset, or there are errors
     failure: CrkdError | None = None  # why the dataset as a whole cannot be prepared
 
@@ -80,6 +83,24 @@ def complete_description(spec: DatasetSpec, classes: Sequence[ClassInfo]) -> Des
         ignore=spec.ignore,
         plan=spec.plan,
     )
+
+
+def describe_spacings(spacings: Sequence[Sequence[float] | None], axes: str) -> str:
+    """Describe the spacing of image files, in mm along `axes` or None: the range and the median.
+
+    Returns "" for 2D images without any, such as photographs.
+    """
+    known = [spacing for spacing in spacings if spacing is not None]
+    if not known:
+        return "spacing: not stated" if len(axes) == 3 else ""
+    by_axis = list(zip(*known, strict=True))
+    lowest, highest = format_size(map(min, by_axis)), format_size(map(max, by_axis))
+    line = f"spacing ({' × '.join(axes)}): {lowest} mm"
+    if lowest != highest:
+        line += f" to {highest} mm, median {format_size(map(median, by_axis))} mm"
+    if unknown := len(spacings) - len(known):
+        line += f"; {unknown} of {pluralize(len(spacings), 'file')} do not state it"
+    return line
 
 
 def _case_tree(case: RawCase, files: Mapping[Path, str]) -> dict[str, Any]:

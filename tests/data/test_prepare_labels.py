@@ -71,7 +71,7 @@ def test_masks_of_one_class_each_are_merged(save):
     assert store.spec.class_names == ("background", "heart", "liver")
     np.testing.assert_array_equal(store.native_label("a"), box(2, 0, 4) + box(1, 4, 6))
     assert [case.class_sizes for case in store.index.cases] == [(420, 60, 120), (540, 0, 60)]
-    assert report.classes[1] == "heart (1): in 1 of 2 labels, 5 % of the pixels"
+    assert report.classes[1] == "heart (1): in 1 of 2 labels, 5 % of the pixels; 60 pixels"
 
 
 def test_masks_of_different_classes_must_not_overlap(save):
