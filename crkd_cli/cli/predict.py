@@ -86,6 +86,15 @@ def predict(
             rich_help_panel="Output",
         ),
     ] = False,
+    other_modality: Annotated[
+        bool,
+        typer.Option(
+            "--other-modality",
+            help="Predict CT images with a model for MR, and the reverse, instead of refusing "
+            "them.",
+            rich_help_panel="Model",
+        ),
+    ] = False,
     device: Device = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -101,11 +110,15 @@ def predict(
     Formats: PNG, JPG, TIFF, BMP, GIF, NIfTI, NRRD, MetaImage, DICOM, HDF5.
     """
     from crkd_cli.errors import CrkdError, pluralize
-    from crkd_cli.runtime.run_folder import newest_checkpoint
+    from crkd_cli.inference.cases import check_input
+    from crkd_cli.runtime.checkpoint_facts import describe_checkpoint
+    from crkd_cli.runtime.run_folder import find_checkpoints, newest_checkpoint
 
-    files = checkpoint or [newest_checkpoint(Path("runs"))]
+    paths = checkpoint or [newest_checkpoint(Path("runs"))]
+    files = [file for path in paths for file in find_checkpoints(path)]
     for file in files:
-        info(f"checkpoint: {file}")
+        info(f"checkpoint: {describe_checkpoint(file)}")
+    check_input(source, out)
     info("loading PyTorch")
     from crkd_cli.inference.case_predictor import PredictOptions
     from crkd_cli.inference.predict import predict as run
@@ -116,6 +129,7 @@ def predict(
         largest_component=largest_component,
         overwrite=overwrite,
         class_numbers=class_numbers,
+        other_modality=other_modality,
         dicom_seg=dicom_seg,
     )
     result = run(source, files, info, progress, out, device, options, tta=tta)

@@ -25,6 +25,7 @@ from crkd_cli.inference.cases import Case
 from crkd_cli.inference.dicom_seg import read_tags, write_segmentation
 from crkd_cli.inference.inferer import Inferer
 from crkd_cli.inference.masks import MaskValues
+from crkd_cli.inference.modality import check_tags, check_values
 from crkd_cli.inference.overlay import draw_overlay
 from crkd_cli.inference.resizing import most_probable
 from crkd_cli.paths import atomic_write
@@ -44,6 +45,8 @@ class PredictOptions:
     largest_component: bool = False  # keep only the largest connected component of every class
     overwrite: bool = False  # replace existing files instead of skipping the case
     class_numbers: bool = False  # masks contain 0 to K − 1 instead of the values of the label files
+    # predict a CT image with a model for MR, and the reverse, instead of refusing it
+    other_modality: bool = False
     dicom_seg: bool = False  # OUT/STEM.dcm: a DICOM Segmentation of every DICOM series
 
 
@@ -112,8 +115,12 @@ class CasePredictor:
             return None
         if case.problem:
             raise CrkdError(case.problem)
+        if not self._options.other_modality:
+            check_tags(case, self._spec)
         tags = read_tags(case.series) if "segmentation" in targets else []
         volume = self._source.open_image(case.images, self._spec)
+        if not self._options.other_modality:
+            check_values(case, volume.array, self._spec)
         stored = self._source.finish(volume, case.image, self._spec)
         self._note_grid(case, volume)
         return _Input(_Scan(case, volume, tags), stored)

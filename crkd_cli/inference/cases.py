@@ -65,7 +65,7 @@ def find_cases(source: Path, out: Path, spec: DatasetSpec, notify: Notify) -> li
     found = _find_series(files, record, spec)
     for line in found.lines:
         notify(line)
-    cases = [_dicom_case(file, file.dicom, source, spec) for file in found.files if file.dicom]
+    cases = [_dicom_case(file, file.dicom, source) for file in found.files if file.dicom]
     files_of_images = _images_among(found.files, source, record)
     images, unused = images_to_predict(files_of_images, source, spec)
     for note in take_inventory(files, (), record, "").notices():
@@ -76,12 +76,21 @@ def find_cases(source: Path, out: Path, spec: DatasetSpec, notify: Notify) -> li
         notify(f"note: left out (not a channel): {names}{more}")
     cases += [_case(image) for image in images]
     if not cases:
-        suffixes = ", ".join(formats.SUFFIXES)
-        raise CrkdError(
-            f"{source} contains no images, nor do its subfolders (formats: {suffixes}); "
-            "give a file, or another folder"
-        )
+        raise _no_images(source)
     return cases
+
+
+def check_input(source: Path, out: Path | None) -> None:
+    """Check what can be checked before a checkpoint is loaded, which takes seconds.
+
+    Raises CrkdError if `source` is missing, has no image format or contains no image, and
+    UsageError if the masks would be written to the folder of the images.
+    """
+    folder = output_folder(source, out)
+    if not source.is_dir():
+        formats.checked_suffix(source)
+    elif not any(file.is_image or dicom.is_dicom(file.path) for file in _files_in(source, folder)):
+        raise _no_images(source)
 
 
 def output_folder(source: Path, out: Path | None) -> Path:
@@ -102,6 +111,14 @@ def output_folder(source: Path, out: Path | None) -> Path:
             "give another folder"
         )
     return out
+
+
+def _no_images(source: Path) -> CrkdError:
+    suffixes = ", ".join(formats.SUFFIXES)
+    return CrkdError(
+        f"{source} contains no images, nor do its subfolders (formats: {suffixes}); "
+        "give a file, or another folder"
+    )
 
 
 def _files_in(folder: Path, out: Path) -> list[RawFile]:
@@ -147,25 +164,12 @@ def _find_series(files: Sequence[RawFile], record: FileRecord, spec: DatasetSpec
     return find_series(files, record, selection)
 
 
-def _dicom_case(file: RawFile, case: DicomCase, folder: Path, spec: DatasetSpec) -> Case:
+def _dicom_case(file: RawFile, case: DicomCase, folder: Path) -> Case:
     """Return the case of a DICOM series below `folder`, or of one series per channel."""
     label = str(folder / file.name)
     name = Path(case.id if case.is_private else file.name)
     mask = name.with_name(f"{formats.stem(name)}.nii.gz")
-    problem = file.problem or _modality_problem(case.images, spec)
-    return Case(case.images, mask, label, problem and f"{label} {problem}")
-
-
-def _modality_problem(images: Sequence[ImageFile], spec: DatasetSpec) -> str:
-    """Return the end of a message if an image is MR although the model reads CT, or the reverse."""
-    for image, channel in zip(images, spec.channels, strict=False):
-        modality = dicom.read_tags(image.path).modality
-        if {modality, channel.modality} == {"MR", "CT"}:
-            return (
-                f"is {modality}, but the model was trained on {channel.modality}; give another "
-                "--checkpoint"
-            )
-    return ""
+    return Case(case.images, mask, label, file.problem and f"{label} {file.problem}")
 
 
 def _case_of_file(file: Path, spec: DatasetSpec) -> Case:
@@ -196,7 +200,7 @@ def _case_of_dicom_file(file: Path, spec: DatasetSpec) -> Case:
     assert raw.dicom is not None
     if spec.dims == 3 and not raw.problem and len(dicom.read_tags(file).frames) == 1:
         raise CrkdError(f"{file} is one slice of a DICOM series; give its folder")
-    return _dicom_case(raw, raw.dicom, file.parent, spec)
+    return _dicom_case(raw, raw.dicom, file.parent)
 
 
 def _case(image: Image) -> Case:

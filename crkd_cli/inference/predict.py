@@ -57,9 +57,6 @@ def predict(
     out = output_folder(source, out)
     members = load_ensemble(checkpoints)
     spec = members[0].spec
-    for member in members:
-        if member.path not in checkpoints:  # a run folder was given
-            notify(f"checkpoint: {member.path}")
     cases = find_cases(source, out, spec, notify)
     if options.dicom_seg:
         check_segmentations(len(spec.classes))

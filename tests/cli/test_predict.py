@@ -1,5 +1,9 @@
 """`crkd predict` on the command line."""
 
+import subprocess
+import sys
+import time
+
 import msgspec
 import numpy as np
 import pytest
@@ -32,7 +36,11 @@ def test_the_newest_checkpoint_is_named_on_the_first_line(
     result = cli("predict", "scans", "--overlay")
     assert result.exit_code == 0, result.stderr
     first, second, *_ = result.stderr.splitlines()
-    assert first == "checkpoint: runs/flat-supervised-1/last.pth"
+    date = time.strftime("%Y-%m-%d", time.localtime(checkpoint.stat().st_mtime))
+    assert first.startswith(
+        "checkpoint: runs/flat-supervised-1/last.pth, trained on flat (1 labeled) with supervised, "
+        f"step 10, written {date} "
+    )
     assert second == "loading PyTorch"
     assert "2 masks written to" in result.stderr
     files = sorted(
@@ -113,6 +121,26 @@ def test_values_that_do_not_fit_the_format_are_a_usage_error(cli, make_checkpoin
 def test_quiet_prints_nothing(cli, checkpoint, scans):
     result = cli("predict", scans, "--checkpoint", checkpoint, "--quiet")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("name", ["missing", "empty", "notes.txt"])
+def test_the_input_is_checked_before_torch_is_loaded(checkpoint, tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("no image")
+    program = f"""
+import sys
+sys.argv = ["crkd", "predict", {str(tmp_path / name)!r}, "--checkpoint", {str(checkpoint)!r}]
+from crkd_cli.cli import main
+try:
+    main()
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout == "1 False\n", result.stderr
+    first, error = result.stderr.splitlines()
+    assert first.startswith(f"checkpoint: {checkpoint}, trained on flat ")
+    assert error.startswith(f"error: {tmp_path / name} ")
 
 
 def test_wrong_input(cli, checkpoint, scans, tmp_path):

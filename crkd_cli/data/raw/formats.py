@@ -253,7 +253,7 @@ def _smallest(array: NDArray[Any]) -> NDArray[Any]:
 @contextmanager
 def _readable(path: Path) -> Iterator[str]:
     """Yield the suffix of `path`, and turn all exceptions of readers into a one-line CrkdError."""
-    kind, is_recognized = _checked_suffix(path)
+    kind, is_recognized = checked_suffix(path)
     try:
         with enough_memory(path):
             yield kind
@@ -271,7 +271,7 @@ def _readable(path: Path) -> Iterator[str]:
         ) from None
 
 
-def _checked_suffix(path: Path) -> tuple[str, bool]:
+def checked_suffix(path: Path) -> tuple[str, bool]:
     """Return the suffix of `path`, and whether its content is recognized.
 
     Raises CrkdError if the content does not match the suffix.
