@@ -108,7 +108,7 @@ def _time_validation(run: Run) -> float:
     predictor = copy.deepcopy(run.method.predictor).requires_grad_(False).eval()
     template = run.checkpoint
     frame = template.config.data.frame
-    inferer = Inferer(predictor, frame, template.spec, run.device, run.precision)
+    inferer = Inferer([predictor], frame, template.spec, run.device, run.precision)
     begin = time.monotonic()
     if run.loader.unlabeled and template.config.train.recalibrate_batch_norm:
         BatchNormRecalibration(run.loader, run.precision)(predictor)
