@@ -201,6 +201,7 @@ def make_checkpoint(tmp_path: Path) -> CheckpointMaker:
         best: dict[str, object] | None = None,
         seed: int = 5,
         mirror: tuple[int, ...] | None = None,
+        network: str = "unet",
     ) -> Path:
         config = Config(
             data=DataConfig(
@@ -210,7 +211,7 @@ def make_checkpoint(tmp_path: Path) -> CheckpointMaker:
                 unlabeled_batch_size=1,
                 mirror=mirror,
             ),
-            model=ModelConfig(name="unet", widths=(4,) * 5),
+            model=ModelConfig(name=network, widths=(4,) * 5),
             train=TrainConfig(steps=10, precision="fp32", seed=seed),
             method="supervised",
         )

@@ -13,6 +13,7 @@ from crkd_cli import __version__
 from crkd_cli.cli.compare import compare
 from crkd_cli.cli.doctor import doctor
 from crkd_cli.cli.evaluate import evaluate
+from crkd_cli.cli.export import export
 from crkd_cli.cli.make_splits import make_splits
 from crkd_cli.cli.methods import methods
 from crkd_cli.cli.predict import predict
@@ -52,6 +53,7 @@ for function in (
     evaluate,
     compare,
     predict,
+    export,
 ):
     _add(function)
 

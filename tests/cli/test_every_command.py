@@ -17,7 +17,7 @@ from crkd_cli.cli.console import command
 from crkd_cli.config import Frame
 from crkd_cli.text import printable
 
-WORKING = ["prepare-data", "make-splits", "train", "evaluate", "compare", "predict"]
+WORKING = ["prepare-data", "make-splits", "train", "evaluate", "compare", "predict", "export"]
 COMMANDS = ["doctor", *WORKING[:2], "methods", *WORKING[2:]]
 
 
@@ -91,6 +91,7 @@ def test_completion_in_bash(typed, expected):
         ["evaluate", "nowhere.pth"],
         ["compare", "nowhere"],
         ["predict", "nowhere", "--checkpoint", "nowhere.pth"],
+        ["export", "nowhere.pth"],
     ],
     ids=WORKING,
 )
