@@ -137,6 +137,16 @@ def test_medical_libraries_are_imported_where_they_are_used():
         assert not found & {"SimpleITK", "medpy", "matplotlib", "nibabel", *optional}, file
 
 
+def test_medpy_is_imported_by_the_paper_protocol_alone():
+    """It is under the GPL: see the licenses in docs/install.md."""
+    users = [
+        str(file.relative_to(PACKAGE))
+        for file in MODULES
+        if any(name.split(".")[0] == "medpy" for name in imports(file))
+    ]
+    assert users == ["evaluation/paper.py"]
+
+
 def test_no_file_is_longer_than_400_lines():
     files = [
         *MODULES,

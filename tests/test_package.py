@@ -1,5 +1,6 @@
 """What ships: the version, the entry point, and the files inside the wheel."""
 
+import os
 import re
 import subprocess
 import sys
@@ -43,6 +44,55 @@ def test_citation_names_the_license_and_the_method():
         assert {"title", "authors", "type"} <= set(entry)
 
 
+def test_the_metadata_agree():
+    """Authors, keywords and Python versions are stated in more than one place."""
+    project, citation = PROJECT["project"], yaml.safe_load(read("CITATION.cff"))
+    assert project["authors"] == citation["authors"]
+    assert project["keywords"] == citation["keywords"]
+    prefix = "Programming Language :: Python :: 3."
+    minors = [int(x.removeprefix(prefix)) for x in project["classifiers"] if x.startswith(prefix)]
+    assert project["requires-python"] == f">=3.{min(minors)},<3.{max(minors) + 1}"
+    assert minors == [*range(min(minors), max(minors) + 1)]
+    assert f"Python 3.{min(minors)} to 3.{max(minors)}" in read("README.md")
+    for url in project["urls"].values():
+        assert f"({url})" in read("README.md")
+
+
+def test_the_dockerfile_copies_what_the_package_is_built_from():
+    text = read("Dockerfile").replace("\\\n", " ")
+    sources = [word for line in re.findall("^COPY (.+)$", text, re.M) for word in line.split()[:-1]]
+    assert all((CHECKOUT / source).exists() for source in sources)
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {
+        "pyproject.toml",
+        PROJECT["project"]["readme"],
+        *PROJECT["project"]["license-files"],
+        *wheel["packages"],
+        *wheel["force-include"],
+    }
+    assert needed <= set(sources)
+    (extras,) = re.findall(r'"\.\[(.+)\]"', text)
+    assert set(extras.split(",")) <= set(PROJECT["project"]["optional-dependencies"])
+    (version,) = re.findall(r"^FROM python:3\.(\d+)-slim$", text, flags=re.MULTILINE)
+    assert f"Programming Language :: Python :: 3.{version}" in PROJECT["project"]["classifiers"]
+
+
+def test_the_workflow_runs_the_full_check():
+    workflow = yaml.safe_load(read(".github/workflows/check.yml"))
+    (job,) = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    assert os.access(CHECKOUT / ".ci" / "run", os.X_OK)
+    for version in job["strategy"]["matrix"]["python"]:
+        assert f"Programming Language :: Python :: {version}" in PROJECT["project"]["classifiers"]
+
+
+def test_the_license_of_every_dependency_is_listed():
+    _, _, section = read("docs/install.md").partition("## Licenses")
+    rows = re.findall(r"^\| ([\w, -]+) \|", section, flags=re.MULTILINE)
+    listed = {normalize(name) for row in rows for name in row.split(", ")}
+    assert dependencies() <= listed
+
+
 def test_wheel_contains_configurations_splits_and_the_typing_marker():
     wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert wheel["force-include"] == {"configs": "crkd_cli/configs", "splits": "crkd_cli/splits"}
@@ -78,14 +128,18 @@ def test_every_packaged_file_is_valid():
 
 def test_every_dependency_is_pinned():
     pinned = re.findall(r"^([^#\s=]+)==", read("constraints.txt"), flags=re.MULTILINE)
+    needed = dependencies() | names_of(PROJECT["dependency-groups"]["dev"])
+    assert needed <= {normalize(name) for name in pinned}
+
+
+def dependencies() -> set[str]:
+    """Return the names of the packages that the project and its extras need."""
     extras = PROJECT["project"]["optional-dependencies"].values()
-    requirements = [
-        *PROJECT["project"]["dependencies"],
-        *(requirement for extra in extras for requirement in extra),
-        *PROJECT["dependency-groups"]["dev"],
-    ]
-    names = {re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in requirements}
-    assert {normalize(name) for name in names} <= {normalize(name) for name in pinned}
+    return names_of(PROJECT["project"]["dependencies"]).union(*map(names_of, extras))
+
+
+def names_of(requirements: list[str]) -> set[str]:
+    return {normalize(re.split(r"[<>=!~\[; ]", text)[0]) for text in requirements}
 
 
 def normalize(name: str) -> str:

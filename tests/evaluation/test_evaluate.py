@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import sys
 from pathlib import Path
 
 import msgspec
@@ -207,6 +208,19 @@ def test_paper_protocol_scores_acdc_on_val_and_test(make_store, make_checkpoint,
         assert [float(row[name]) for name in report.metrics] == pytest.approx(expected, abs=1e-6)
     assert {row.method for row in report.published} >= {"CRKD", "UniMatch", "supervised"}
     assert "Student" in report.facts["interval"]
+
+
+def test_only_the_paper_protocol_needs_medpy(make_store, make_checkpoint, tmp_path, monkeypatch):
+    spec = as_source(make_store("acdc", dims=3, groups=3), "acdc")
+    file = make_checkpoint(
+        spec, Frame(resize=(48, 48)), labeled=("p00",), val=("p01",), test=("p02",)
+    )
+    monkeypatch.setitem(sys.modules, "medpy", None)  # importing it now fails
+    monkeypatch.delitem(sys.modules, "medpy.metric", raising=False)
+    report, _ = run(file, tmp_path)
+    assert not np.isnan(report.mean[0].mean)
+    with pytest.raises(ImportError, match="medpy"):
+        run(file, tmp_path, protocol="paper")
 
 
 @pytest.mark.parametrize("source", ["acdc", "la", "isic2018", "kvasir"])
