@@ -29,8 +29,8 @@ Tta = Annotated[
     bool,
     typer.Option(
         "--tta",
-        help="Test-time mirroring: average the predictions for flipped images. Takes 4 times as "
-        "long in 2D, 8 times in 3D.",
+        help="Test-time mirroring: average the predictions for flipped images. Takes up to 4 times "
+        "as long in 2D, 8 times in 3D.",
         rich_help_panel="Model",
     ),
 ]

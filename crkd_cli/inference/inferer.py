@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from crkd_cli.augment.spatial import resize_image
-from crkd_cli.config import Frame
+from crkd_cli.config import DataConfig, Frame
 from crkd_cli.data.store import DatasetSpec, label_dtype
 from crkd_cli.errors import CrkdError, UsageError, is_out_of_memory
 from crkd_cli.inference.accumulate import PlaneSums, gaussian, needed_depth
@@ -320,10 +320,10 @@ def build_inferer(
 
     It runs in the precision that all are configured with, or in fp32 if they differ. `device` None
     or auto is the first GPU, else the CPU. With `tta`, predictions are averaged over flips along
-    the axes that `data.mirror` of every checkpoint allows. Raises UsageError if the device does not
-    exist, or if no flip is allowed.
+    the axes that all were trained with. Raises UsageError if the device does not exist, or if there
+    is no such axis.
     """
-    mirrored_axes = _common_mirrored_axes(checkpoints) if tta else ()
+    mirrored_axes = _common_flipped_axes(checkpoints) if tta else ()
     keep_freed_memory()
     chosen = pick_device(device)
     names = {checkpoint.config.train.precision for checkpoint in checkpoints}
@@ -343,13 +343,27 @@ def build_inferer(
     )
 
 
-def _common_mirrored_axes(checkpoints: Sequence[Checkpoint]) -> tuple[int, ...]:
-    """Return the axes along which all `checkpoints` allow flips. Raises UsageError if none is."""
-    allowed = [checkpoint.config.data.mirrored_axes for checkpoint in checkpoints]
-    axes = set(allowed[0]).intersection(*allowed)
+def flipped_axes(data: DataConfig, spec: DatasetSpec) -> tuple[int, ...]:
+    """Return the axes of the frame along which training flips images.
+
+    They are those of `data.mirror`; the published augmentation flips in the plane of slices only.
+    """
+    axes = data.mirrored_axes
+    if data.augment == "published":
+        axes = tuple(axis for axis in axes if axis in spec.plane(data.frame.dims))
+    return axes
+
+
+def _common_flipped_axes(checkpoints: Sequence[Checkpoint]) -> tuple[int, ...]:
+    """Return the axes along which all `checkpoints` saw flips. Raises UsageError if there is none.
+
+    A network that never saw an image upside down predicts nonsense for it.
+    """
+    by_checkpoint = [flipped_axes(member.config.data, member.spec) for member in checkpoints]
+    axes = set(by_checkpoint[0]).intersection(*by_checkpoint)
     if not axes:
         names = ", ".join(str(checkpoint.path) for checkpoint in checkpoints)
-        raise UsageError(f"data.mirror of {names} allows no flip; drop --tta")
+        raise UsageError(f"{names}: trained without flips (data.mirror); drop --tta")
     return tuple(sorted(axes))
 
 

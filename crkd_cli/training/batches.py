@@ -116,7 +116,7 @@ def build_loader(
 
 def _build_policy(data: DataConfig, store: Store) -> Policy:
     dims, spec = data.frame.dims, store.spec
-    plane = (1, 2) if dims == 3 and not spec.z_last else (0, 1)
+    plane = spec.plane(dims)
     return POLICIES[data.augment](
         channels=[
             ChannelTraits(info.modality, bounded=info.intensity in ("uint8", "minmax"))

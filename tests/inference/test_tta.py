@@ -3,13 +3,17 @@
 import weakref
 from itertools import product
 
+import msgspec
 import numpy as np
 import pytest
+import torch
 from torch import Tensor, nn
 
-from crkd_cli.config import Frame
+from crkd_cli.augment.policy import ChannelTraits
+from crkd_cli.augment.published import Published
+from crkd_cli.config import DataConfig, Frame
 from crkd_cli.errors import UsageError
-from crkd_cli.inference.inferer import Inferer, build_inferer
+from crkd_cli.inference.inferer import Inferer, build_inferer, flipped_axes
 from crkd_cli.runtime.checkpoint import load_checkpoint
 from tests.conftest import FLAT
 from tests.inference.test_inferer import CPU, image, net, spec
@@ -79,6 +83,33 @@ def test_flips_are_predicted_one_after_another(mirrored):
     assert model.most == 1
 
 
+@pytest.mark.parametrize("mirror", [None, (0,), (1,), (0, 2), ()], ids=str)
+@pytest.mark.parametrize("z_last", [False, True], ids=["zyx", "xyz"])
+def test_volumes_are_flipped_along_the_axes_of_training(mirror, z_last):
+    """An augmented ramp along an axis changes if that axis is flipped."""
+    data = DataConfig(
+        name="solid",
+        frame=Frame(patch=(8, 8, 8)),
+        labeled_batch_size=1,
+        unlabeled_batch_size=1,
+        mirror=mirror,
+    )
+    solid = msgspec.structs.replace(spec(3), z_last=z_last)
+    policy = Published(
+        [ChannelTraits("MR", bounded=False)], (8, 8, 8), solid.plane(3), data.mirrored_axes, 2
+    )
+    generator = torch.Generator().manual_seed(0)
+    changed = []
+    for axis in range(3):
+        ramps = torch.arange(8.0).view([-1 if a == axis else 1 for a in range(3)])
+        ramps = ramps.expand(32, 1, 8, 8, 8)
+        if not torch.equal(policy.weak(ramps, generator), ramps):
+            changed.append(axis)
+    assert flipped_axes(data, solid) == tuple(changed)
+    strong = msgspec.structs.replace(data, augment="strong")
+    assert flipped_axes(strong, solid) == data.mirrored_axes
+
+
 def test_the_configuration_says_which_flips_are_allowed(make_checkpoint):
     notes: list[str] = []
     for mirror, flips in ((None, 4), ((0,), 2)):
@@ -90,6 +121,6 @@ def test_the_configuration_says_which_flips_are_allowed(make_checkpoint):
         assert model.calls == flips
 
     checkpoint = load_checkpoint(make_checkpoint(FLAT, Frame(patch=(16, 16)), mirror=()))
-    with pytest.raises(UsageError, match=r"data.mirror of .* allows no flip; drop --tta"):
+    with pytest.raises(UsageError, match=r"trained without flips \(data.mirror\); drop --tta"):
         build_inferer([checkpoint], "cpu", notes.append, tta=True)
     build_inferer([checkpoint], "cpu", notes.append)
