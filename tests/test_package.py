@@ -15,6 +15,7 @@ from crkd_cli.config import build_config, read_yaml
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.splits import OfficialSplits
 from crkd_cli.paths import packaged_folder
+from crkd_cli.runtime.machine import OPTIONAL, REQUIRED
 
 CHECKOUT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -130,6 +131,13 @@ def test_every_dependency_is_pinned():
     pinned = re.findall(r"^([^#\s=]+)==", read("constraints.txt"), flags=re.MULTILINE)
     needed = dependencies() | names_of(PROJECT["dependency-groups"]["dev"])
     assert needed <= {normalize(name) for name in pinned}
+
+
+def test_doctor_knows_every_dependency():
+    extras = PROJECT["project"]["optional-dependencies"]
+    packages = {name: extra for extra, needed in extras.items() for name in names_of(needed)}
+    assert {normalize(name): extra for name, extra in OPTIONAL.items()} == packages
+    assert {normalize(name) for name in REQUIRED} <= names_of(PROJECT["project"]["dependencies"])
 
 
 def dependencies() -> set[str]:

