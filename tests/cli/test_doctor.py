@@ -1,5 +1,8 @@
 """`crkd doctor`: what it prints, and what it takes for a problem."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,9 +10,9 @@ import torch
 
 from crkd_cli.config import build_config
 from crkd_cli.methods import METHODS
-from crkd_cli.runtime.machine import check_data_root
+from crkd_cli.runtime import machine
 from crkd_cli.training.trial import SPEC, random_batch, time_step
-from tests.conftest import tiny_config
+from tests.conftest import CHECKOUT, tiny_config
 
 CPU, FILE = torch.device("cpu"), Path("run.yaml")
 
@@ -52,6 +55,40 @@ def test_problems_are_marked_and_end_with_exit_code_1(cli, here):
     ]
 
 
+def test_too_little_memory_and_disk_are_problems(cli, monkeypatch):
+    """With limits that no machine reaches."""
+    monkeypatch.setattr(machine, "MIN_MEMORY", 10**18)
+    monkeypatch.setattr(machine, "MIN_DISK", 10**18)
+    result = cli("doctor", "--device", "cuda:99")
+    assert result.exit_code == 1
+    problems = [line for line in result.stderr.splitlines() if line.startswith("  ")]
+    assert [line.partition(": ")[0].strip() for line in problems] == [
+        *("memory", "data root", "runs", "device")
+    ]
+    assert problems[0].endswith(" of memory are free; close other programs")
+    assert problems[2].endswith(
+        " is almost full; free some space, or give another folder with --out"
+    )
+
+
+@pytest.mark.slow
+def test_a_broken_pytorch_is_one_line(here):
+    """As if a library of CUDA were missing."""
+    (here / "torch").mkdir()
+    (here / "torch" / "__init__.py").write_text("raise ImportError('libcudart.so.99: not found')")
+    path = os.pathsep.join([str(here), str(CHECKOUT)])
+    command = [sys.executable, "-m", "crkd_cli", "doctor"]
+    result = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, cwd=here
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == [
+        "loading PyTorch",
+        "error: 1 problem would stop training:",
+        "  device: PyTorch cannot be loaded (libcudart.so.99: not found); reinstall it",
+    ]
+
+
 def test_quiet_prints_only_problems(cli):
     result = cli("doctor", "--device", "cuda:99", "-q")
     assert (result.exit_code, result.stdout) == (1, "")
@@ -61,7 +98,7 @@ def test_quiet_prints_only_problems(cli):
 def test_prepared_datasets_are_named(make_store, here):
     make_store("toy", groups=1)
     make_store("other", groups=1)
-    finding = check_data_root(here / "data")
+    finding = machine.check_data_root(here / "data")
     assert finding.text.endswith(" GB free, writable; prepared: other, toy")
     assert not finding.problem
 
