@@ -39,7 +39,7 @@ def _add(function: Callable[..., None]) -> None:
     register = app.command(
         function.__name__.replace("_", "-"),
         help=f"{summary}\n\n{example}",
-        epilog="\n\n".join(details) or None,
+        epilog="\n\n".join(" ".join(text.split()) for text in details) or None,
     )
     register(function)
 

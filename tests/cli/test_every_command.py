@@ -1,5 +1,6 @@
 """What all commands share: help, completion, tracebacks on request, full or read-only disks."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -29,6 +30,10 @@ def test_help_begins_with_an_example_and_the_arguments(cli, command, monkeypatch
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
+    details = result.stdout.rpartition("╯")[2].splitlines()
+    for line, following in itertools.pairwise(map(str.rstrip, details)):
+        if line and following:  # whose first word did not fit at the end of the line before
+            assert len(line) + 1 + len(following.split()[0]) > 79
     (usage,) = [number for number, line in enumerate(lines) if " Usage: " in line]
     (example,) = [number for number, line in enumerate(lines) if f"Example: crkd {command}" in line]
     summary = [line.strip() for line in lines[usage + 1 : example] if line.strip()]
