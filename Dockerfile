@@ -15,8 +15,8 @@ COPY configs ./configs
 COPY splits ./splits
 RUN pip install --no-cache-dir -c constraints.txt ".[dicom,pretrained]"
 
-# Libraries cache files there, whoever the user is (docker run --user).
-ENV HOME=/tmp
+# Libraries ask for both, and a user of `docker run --user` has neither.
+ENV HOME=/tmp USER=crkd
 WORKDIR /work
 ENTRYPOINT ["crkd"]
 CMD ["--help"]
