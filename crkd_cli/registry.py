@@ -87,6 +87,15 @@ class Registry(Generic[Base]):
         """Return the content of the user's file called `name`; None for installed plug-ins."""
         return self._sources.get(name)
 
+    def check_name(self, name: str) -> None:
+        """Raise UsageError that suggests the nearest name unless a plug-in is called `name`.
+
+        Imports none.
+        """
+        names = [*self.names(), *self._sources]
+        if name not in names:
+            raise UsageError(f"no {self._kind} is called {name!r}; {did_you_mean(name, names)}")
+
     def __getitem__(self, name: str) -> type[Base]:
         """Return the plug-in called `name`.
 
@@ -97,11 +106,8 @@ class Registry(Generic[Base]):
         if name in self.builtin_names():
             import_module(module)
         elif name not in self._sources:
-            entry_points = self._entry_points()
-            if name not in entry_points:
-                hint = did_you_mean(name, [*self.names(), *self._sources])
-                raise UsageError(f"no {self._kind} is called {name!r}; {hint}")
-            module = entry_points[name]
+            self.check_name(name)
+            module = self._entry_points()[name]
             where = f"{self._kind} {name} (module {module} of another package)"
             self._run(where, lambda: import_module(module))
         return self._single_class(module, where)

@@ -145,6 +145,8 @@ def train(
     """
     sets = list(sets or [])
     check_overrides(sets)
+    if method and not method.endswith(".py"):
+        METHODS.check_name(method)
     info("loading PyTorch")
     from crkd_cli.paths import resolve_data_root
     from crkd_cli.training.parallel import watch_parent

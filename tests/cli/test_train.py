@@ -239,10 +239,23 @@ def test_bad_options(train: Command, toy: Path, options: list[str], words: list[
     assert not (toy / "runs").exists()
 
 
-def test_a_wrong_setting_is_reported_before_torch_is_loaded() -> None:
-    program = """
+@pytest.mark.parametrize(
+    ("option", "error"),
+    [
+        (
+            ["--set", "train.step=5"],
+            "--set train.step=5: unknown key train.step; did you mean train.steps?",
+        ),
+        (
+            ["--method", "supervized"],
+            "no method is called 'supervized'; did you mean 'supervised'?",
+        ),
+    ],
+)
+def test_a_misspelling_is_reported_before_torch_is_loaded(option: list[str], error: str) -> None:
+    program = f"""
 import sys
-sys.argv = ["crkd", "train", "--dataset", "toy", "--set", "train.step=5"]
+sys.argv = ["crkd", "train", "--dataset", "toy", *{option!r}]
 from crkd_cli.cli import main
 try:
     main()
@@ -251,9 +264,7 @@ except SystemExit as end:
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.stdout == "2 False\n"
-    assert result.stderr == (
-        "error: --set train.step=5: unknown key train.step; did you mean train.steps?\n"
-    )
+    assert result.stderr == f"error: {error}\n"
 
 
 def test_no_such_dataset(cli: Command, toy: Path) -> None:
