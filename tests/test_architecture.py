@@ -22,6 +22,7 @@ HEAVY = (
 ROWS = (
     ("__main__",),
     ("cli",),
+    ("api",),
     ("training", "reporting"),
     ("evaluation",),
     ("inference",),
@@ -96,6 +97,7 @@ def test_no_modules_import_each_other_in_a_circle():
         paths = imports(file)
         imported = {path if path in modules else path.rpartition(".")[0] for path in paths}
         graph[name] = (imported & modules.keys()) - {name}
+    graph["crkd_cli"] = set()  # loads its functions when they are asked for
     for folder in PLUGINS:
         # A plug-in imports its package, which names the plug-ins' base class.
         package = f"crkd_cli.{folder.replace('/', '.')}"

@@ -1,11 +1,11 @@
 """`crkd train`."""
 
 import json
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +18,7 @@ from crkd_cli.methods import METHODS
 from crkd_cli.metrics.names import UNDEFINED
 
 if TYPE_CHECKING:
-    from crkd_cli.training.loop import Run
+    from crkd_cli.training.loop import StepCallback
     from crkd_cli.training.plan import Plan, Request
 
 
@@ -237,26 +237,18 @@ def _train_in_turn(requests: "list[Request]", budget: str | None) -> list[Path]:
 
 def _train(plan: "Plan", *, announce_time: bool) -> Path:
     """Train one run from its last checkpoint to its end; return its folder."""
-    from crkd_cli import world
-    from crkd_cli.runtime.distributed import Agreement
+    from crkd_cli.api import complete
     from crkd_cli.training.budget import announce
-    from crkd_cli.training.interruptions import StoppedBySignalError
-    from crkd_cli.training.start import start
 
-    is_writer = world.rank() == 0
     _announce(plan)
     if plan.finished:
         _announce_finished(plan)
-        if is_writer:
-            _write_missing_files(plan)
-        return plan.folder
-    if announce_time:
+    elif announce_time:
         announce(plan, info)
-    run = start(plan)
-    _run(run, partial(_finish, plan))
-    if run.signal:
-        Agreement().barrier()  # process 0 has written everything before any process ends
-        raise StoppedBySignalError(run.signal, plan.stop)
+    with _training_bar(plan) as report:
+        result = complete(plan, report, warn, info)
+    if not plan.finished:
+        _announce_result(plan, result.checkpoint)
     return plan.folder
 
 
@@ -294,61 +286,40 @@ def _announce_finished(plan: "Plan") -> None:
         info(f"this run is finished ({steps} steps); --set train.steps={2 * steps} would extend it")
 
 
-def _run(run: "Run", finish: Callable[[dict[str, Any]], None]) -> None:
-    """Train with a progress bar, and call `finish` with the metrics of the run."""
+@contextmanager
+def _training_bar(plan: "Plan") -> Iterator["StepCallback"]:
+    """Yield a callback that opens a progress bar when training begins."""
     from crkd_cli import world
-    from crkd_cli.runtime.device import describe
-    from crkd_cli.training.loop import train
 
-    info(f"device: {describe(run.device, run.precision)}")
-    if not run.val:
-        info("the split has no validation cases: the last checkpoint is the result")
-    done = run.checkpoint.step
-    if done:
-        info(f"resuming after step {done}")
     # Of the lines of parallel runs, the parent shows some, or makes bars of all.
     often = world.runs() > 1
-    with progress("training", run.stop, "steps", done, often=often) as advance:
+    done = 0
+    with ExitStack() as stack:
+        advance: Callable[..., None] | None = None
 
         def report(step: int, values: dict[str, float]) -> None:
-            nonlocal done
-            note = _progress_note(values) if values else None
-            advance(step - done, note)
+            nonlocal advance, done
+            if advance is None:
+                done = step
+                bar = progress("training", plan.stop, "steps", done, often=often)
+                advance = stack.enter_context(bar)
+                return
+            advance(step - done, _progress_note(values) if values else None)
             done = step
 
-        train(run, report, warn, info, finish)
+        yield report
 
 
-def _finish(plan: "Plan", metrics: dict[str, Any]) -> None:
-    """Write metrics.json and curves.png, and say what the result is."""
+def _announce_result(plan: "Plan", checkpoint: Path) -> None:
+    """Say what the result is, and what to do next."""
     from crkd_cli.paths import resolve_data_root
-    from crkd_cli.reporting.curves import draw_curves
-    from crkd_cli.runtime.metrics_log import write_metrics
 
-    write_metrics(plan.folder, metrics)
-    draw_curves(plan.folder)
-    result = plan.folder / ("best.pth" if metrics["best"] else "last.pth")
     steps = plan.config.train.steps
     outcome = "done" if plan.stop == steps else f"stopped after {plan.stop} of {steps} steps"
     data_root = plan.store.root.parent.parent
     is_default = data_root == resolve_data_root(None)
     options = as_typed({"--data-root": None if is_default else data_root})
-    info(f"{outcome}: {result}; next: crkd evaluate {result}{options}")
-
-
-def _write_missing_files(plan: "Plan") -> None:
-    """Write missing results of a finished run that was killed at its end; remove leftovers."""
-    from crkd_cli.paths import output_folder
-    from crkd_cli.reporting.curves import draw_curves
-    from crkd_cli.runtime.metrics_log import write_metrics
-
-    training = plan.resumed.training if plan.resumed else None
-    metrics = training.get("metrics") if training else None
-    with output_folder(plan.folder, "--out"):
-        if metrics and not (plan.folder / "metrics.json").is_file():
-            write_metrics(plan.folder, metrics)
-        if not (plan.folder / "curves.png").is_file():
-            draw_curves(plan.folder)
+    info(f"{outcome}: {checkpoint}; next: crkd evaluate {checkpoint}{options}")
 
 
 def _progress_note(values: dict[str, float]) -> str:
