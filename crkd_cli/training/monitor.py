@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -51,6 +51,14 @@ def _mean_of_random_items(mask: Tensor, chosen: Tensor | None) -> Tensor:
     return (mask.flatten(1).float().mean(1) * weights).sum() / weights.sum()
 
 
+class _Share(NamedTuple):
+    """The share of a class in the pseudo-labels, and the one that is expected of it."""
+
+    name: str
+    share: float
+    expected: float
+
+
 class TrainingMonitor:
     """Checks the log lines of a run as they are written; None or NaN are undefined values.
 
@@ -71,35 +79,32 @@ class TrainingMonitor:
 
     def __call__(self, step: int, values: Values) -> list[str]:
         """Return the warnings that the log line of `step` causes."""
-        foreground = range(1, len(self._classes))
-        for k in foreground:
+        for k in range(1, len(self._classes)):
             share = values.get(f"label_share_{k}")
             if share is not None and not math.isnan(share):
                 self._label_shares[k].append(share)
         warnings = [self._check_absent_classes(values)]
         if step >= PATIENCE * self._steps:
-            warnings += [self._check_share(step, k, values) for k in foreground]
+            warnings += self._check_shares(step, values)
             warnings.append(self._check_dice(step, values))
         return [warning for warning in warnings if warning]
 
-    def _check_share(self, step: int, k: int, values: Values) -> str | None:
-        share = values.get(f"share_{k}")
-        expected = fmean(self._label_shares[k] or [0.0])
-        if share is None or not expected:
-            return None
-        if expected / FACTOR <= share <= expected * FACTOR:
-            self._wrong_since.pop(k, None)
-            return None
-        since = self._wrong_since.setdefault(k, step)
-        if step - since < PATIENCE * self._steps or not self._is_new(f"share {k}"):
-            return None
-        advice = "lower" if share < expected else "raise"
-        return (
-            f"warning: {self._classes[k]} has been {100 * share:.2g} % of the pseudo-labels since "
-            f"step {since}, but is {100 * expected:.2g} % of the labels; if it is as common in the "
-            f"unlabeled cases, {advice} the method's confidence (--set) in another run folder, or "
-            "label more cases"
-        )
+    def _check_shares(self, step: int, values: Values) -> list[str]:
+        """Return a warning for all classes that are too rare since the same step, or too common."""
+        wrong: dict[tuple[int, str], list[_Share]] = defaultdict(list)
+        for k in range(1, len(self._classes)):
+            share = values.get(f"share_{k}")
+            expected = fmean(self._label_shares[k] or [0.0])
+            if share is None or not expected:
+                continue
+            if expected / FACTOR <= share <= expected * FACTOR:
+                self._wrong_since.pop(k, None)
+                continue
+            since = self._wrong_since.setdefault(k, step)
+            if step - since >= PATIENCE * self._steps and self._is_new(f"share {k}"):
+                advice = "lower" if share < expected else "raise"
+                wrong[since, advice].append(_Share(self._classes[k], share, expected))
+        return [_describe_shares(found, since, advice) for (since, advice), found in wrong.items()]
 
     def _check_absent_classes(self, values: Values) -> str | None:
         classes = self._classes[1:]
@@ -133,6 +138,35 @@ class TrainingMonitor:
         is_new = sign not in self._reported
         self._reported.add(sign)
         return is_new
+
+
+def _describe_shares(shares: Sequence[_Share], since: int, advice: str) -> str:
+    """Return the warning about classes with a wrong share since a step."""
+    end = (
+        f"as common in the unlabeled cases, {advice} the method's confidence (--set) in another "
+        "run folder, or label more cases"
+    )
+    if len(shares) == 1:
+        (name, share, expected) = shares[0]
+        return (
+            f"warning: {name} has been {_percent(share)} of the pseudo-labels since step {since}, "
+            f"but is {_percent(expected)} of the labels; if it is {end}"
+        )
+    named = [
+        f"{name} ({_percent(share)} instead of {_percent(expected)})"
+        for name, share, expected in shares[:MAX_NAMES]
+    ]
+    if len(shares) > MAX_NAMES:
+        named.append("…")
+    rare = "rarer" if advice == "lower" else "more common"
+    return (
+        f"warning: {len(shares)} classes have been much {rare} in the pseudo-labels than in the "
+        f"labels since step {since}: {', '.join(named)}; if they are {end}"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
 
 
 def _is_undefined(values: Values, name: str) -> bool:

@@ -103,6 +103,27 @@ def test_a_warning_names_a_few_of_many_classes() -> None:
     assert "contains c1, c2, c3, c4, c5 or 3 other classes, so" in text
 
 
+def test_many_classes_with_wrong_shares_are_one_warning() -> None:
+    """Six of eight classes are too rare from step 100 on, one from step 150, and one too common."""
+    classes = ("background", *(f"c{k}" for k in range(1, 9)))
+    labels: Values = {f"label_share_{k}": 0.01 for k in range(1, 9)}
+    too_rare: Values = {f"share_{k}": 0.001 for k in range(1, 7)}
+    lines = {
+        step: labels | too_rare | {"share_7": 0.001 if step > 100 else 0.01, "share_8": 0.1}
+        for step in (100, 150, 200, 250, 300)
+    }
+    warnings = warnings_of(lines, TrainingMonitor(classes, STEPS))
+    assert [len(texts) for texts in warnings.values()] == [2, 1]
+    rare, common = warnings[200]
+    assert rare.startswith(
+        "warning: 6 classes have been much rarer in the pseudo-labels than in the labels since "
+        "step 100: c1 (0.1 % instead of 1 %), c2 (0.1 % instead of 1 %), c3 "
+    )
+    assert "c5 (0.1 % instead of 1 %), …; if they are as common" in rare
+    assert common.startswith("warning: c8 has been 10 % of the pseudo-labels since step 100, but")
+    assert warnings[250][0].startswith("warning: c7 has been 0.1 % of the pseudo-labels since")
+
+
 def test_a_resumed_run_keeps_counting_and_does_not_repeat_warnings() -> None:
     lines = [{"step": step, **shares(0.0)} for step in range(100, 301, 50)]
     early = TrainingMonitor(CLASSES, STEPS, [line for line in lines if line["step"] <= 150])
