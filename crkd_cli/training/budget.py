@@ -11,7 +11,7 @@ from crkd_cli.errors import UsageError
 from crkd_cli.progress import Notify
 from crkd_cli.text import format_duration, shorten
 from crkd_cli.training.plan import Plan, Request, plan
-from crkd_cli.training.timing import MEASURED_STEPS, Timing, measure
+from crkd_cli.training.timing import Timing, measure
 
 BUDGET = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 UNITS = (3600.0, 60.0, 1.0)  # seconds
@@ -20,7 +20,7 @@ VALIDATIONS = 10  # of a run that is cut to its budget: at most this many,
 VALIDATION_SHARE = 0.2  # and at most this share of its time
 MIN_STEPS = 10
 # A shorter run has begun before it could be timed.
-MIN_STEPS_TO_ANNOUNCE = 50 * MEASURED_STEPS
+MIN_STEPS_TO_ANNOUNCE = 1000
 HINT = 3600.0  # the budget that is proposed for runs of at least twice its length, in seconds
 
 
@@ -92,7 +92,7 @@ def announce(run: Plan, notify: Notify) -> None:
     train = run.config.train
     if run.resumed or run.stop < MIN_STEPS_TO_ANNOUNCE:
         return
-    notify(f"timing {MEASURED_STEPS} steps")
+    notify("timing a few steps")
     timing = measure(run)
     total = timing.seconds(run.stop, train.eval_every)
     line = f"time: {run.stop:,} steps take about {format_duration(total)}"
@@ -107,7 +107,7 @@ def _schedule(
 ) -> Schedule:
     """Time a run and fit it into `seconds`, the budget. Raises UsageError if this is too short."""
     train = run.config.train
-    notify(f"timing {min(MEASURED_STEPS, train.steps)} steps")
+    notify("timing a few steps")
     timing = measure(run)
     left = USABLE * seconds - timing.measuring
     schedule = fit(timing, left, train, keep_eval_every=keep_eval_every)

@@ -19,7 +19,8 @@ from crkd_cli.training.start import build_run
 from crkd_cli.training.step import TrainingStep
 from crkd_cli.training.validator import validation_dice
 
-MEASURED_STEPS = 20
+MAX_STEPS, MIN_STEPS = 20, 3  # that are timed
+MEASURED_TRAINING = 30.0  # seconds for which they should last
 MEASURED_VALIDATION = 10.0  # seconds after which no further case is predicted
 
 
@@ -98,9 +99,11 @@ def _time_steps(run: Run) -> float:
         # While a GPU computes, the processor reads the next batch.
         return max(read - begin, time.monotonic() - read)
 
-    return fmean(
-        time_by_phase(spread(config.steps, MEASURED_STEPS), run.method.phase_at, take, warm_up)
-    )
+    # With the first step, libraries choose their kernels, so that it takes longer than others.
+    affordable = int(min(MEASURED_TRAINING / take(0), MAX_STEPS))
+    count = world.broadcast(torch.tensor(max(affordable, MIN_STEPS)))
+    numbers = spread(config.steps, int(count))
+    return fmean(time_by_phase(numbers, run.method.phase_at, take, warm_up))
 
 
 def _time_validation(run: Run) -> float:

@@ -150,7 +150,7 @@ def test_a_run_is_shortened_and_resumed_as_it_began(
 def test_all_seeds_get_one_schedule(long_run: list[str], cli: Cli, tmp_path: Path) -> None:
     result = cli(*long_run, "--budget", "1m", "--seeds", "1,2", "--stop-after", "2")
     assert result.exit_code == 0, result.stderr
-    assert result.stderr.count("timing 20 steps") == 1
+    assert result.stderr.count("timing a few steps") == 1
     first, second = (load_checkpoint(tmp_path / f"run-seed{n}" / "last.pth") for n in (1, 2))
     assert first.config.train.steps == second.config.train.steps
 
@@ -200,7 +200,7 @@ def test_a_long_run_says_how_long_it_takes(tiny: Planner) -> None:
     assert not lines
     announce(tiny("train.steps=100000000"), lines.append)
     timing, time = lines
-    assert timing == "timing 20 steps"
+    assert timing == "timing a few steps"
     assert re.fullmatch(
         r"time: 100,000,000 steps take about \d+ h; --budget 1h would train [\d,]+", time
     )
