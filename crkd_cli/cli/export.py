@@ -12,11 +12,14 @@ from crkd_cli.cli.options import Quiet, Verbose
 @command
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A best.pth or last.pth from crkd train, or a run folder.")
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A best.pth or last.pth from crkd train, or a run folder."
+        ),
     ],
     model: Annotated[
         Path | None,
-        typer.Argument(metavar="[MODEL.onnx]", help="Default: the checkpoint's name with .onnx."),
+        typer.Argument(metavar="MODEL.onnx", help="Default: the checkpoint's name with .onnx."),
     ] = None,
     overwrite: Annotated[
         bool,
