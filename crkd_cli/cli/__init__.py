@@ -16,6 +16,7 @@ from crkd_cli.cli.evaluate import evaluate
 from crkd_cli.cli.export import export
 from crkd_cli.cli.make_splits import make_splits
 from crkd_cli.cli.methods import methods
+from crkd_cli.cli.postprocess import postprocess
 from crkd_cli.cli.predict import predict
 from crkd_cli.cli.prepare_data import prepare_data
 from crkd_cli.cli.streams import final_exit_code, protect_streams
@@ -52,6 +53,7 @@ for function in (
     train,
     evaluate,
     compare,
+    postprocess,
     predict,
     export,
 ):

@@ -9,7 +9,7 @@ import typer
 
 from crkd_cli.cli.bars import progress
 from crkd_cli.cli.console import command, info, narrow, show
-from crkd_cli.cli.options import DataRoot, Device, Json, Quiet, Tta, Verbose
+from crkd_cli.cli.options import DataRoot, Device, Json, Quiet, Raw, Tta, Verbose
 from crkd_cli.metrics.names import class_heading, format_values, higher_is_better, metric_heading
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def evaluate(
         ),
     ] = "strict",
     tta: Tta = False,
+    raw: Raw = False,
     other_data: Annotated[
         bool,
         typer.Option(
@@ -61,8 +62,8 @@ def evaluate(
             "--out",
             rich_help_panel="Output",
             help="Folder of the results. Default: evaluation-PROTOCOL-PART beside the checkpoint, "
-            "with -tta for --tta, and -last for a last.pth beside a best.pth. An ensemble needs "
-            "it.",
+            "with -tta for --tta, -raw for --raw, and -last for a last.pth beside a best.pth. An "
+            "ensemble needs it.",
         ),
     ] = None,
     device: Device = None,
@@ -93,6 +94,7 @@ def evaluate(
         device,
         other_data=other_data,
         tta=tta,
+        raw=raw,
     )
     if world.rank():
         return
@@ -140,6 +142,8 @@ def _table(report: "EvaluationReport", metrics: Sequence[int]) -> "Table":
         title += f", ensemble of {len(facts['members'])}"
     if facts["tta"]:
         title += ", test-time mirroring"
+    if facts["postprocessing"]:
+        title += ", post-processed"
     total = sum((scored.presence for scored in report.classes.values()), Presence(0, 0))
     headings, notes = ["class"], [_describe_mean(report)]
     if total.absent:

@@ -34,6 +34,14 @@ Tta = Annotated[
         rich_help_panel="Model",
     ),
 ]
+Raw = Annotated[
+    bool,
+    typer.Option(
+        "--raw",
+        help="Leave off the post-processing that crkd postprocess stored in the checkpoint.",
+        rich_help_panel="Model",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(

@@ -8,7 +8,7 @@ import typer
 
 from crkd_cli.cli.bars import progress
 from crkd_cli.cli.console import command, info
-from crkd_cli.cli.options import Device, Quiet, Tta, Verbose
+from crkd_cli.cli.options import Device, Quiet, Raw, Tta, Verbose
 
 CLASSES_PER_LINE = 8
 
@@ -29,6 +29,7 @@ def predict(
         ),
     ] = None,
     tta: Tta = False,
+    raw: Raw = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -57,7 +58,8 @@ def predict(
         bool,
         typer.Option(
             "--largest-component",
-            help="Keep only the largest connected component of every class.",
+            help="Keep only the largest connected component of every class, whatever the "
+            "checkpoint says.",
             rich_help_panel="Output",
         ),
     ] = False,
@@ -127,6 +129,7 @@ def predict(
         overlays=overlay,
         probabilities=probabilities,
         largest_component=largest_component,
+        raw=raw,
         overwrite=overwrite,
         class_numbers=class_numbers,
         other_modality=other_modality,

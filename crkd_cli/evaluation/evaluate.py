@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from crkd_cli import __version__, world
 from crkd_cli.config import dump
-from crkd_cli.data.changes import describe_changes, describe_other_kind
-from crkd_cli.data.labels import describe_difference
+from crkd_cli.data.changes import describe_changes
 from crkd_cli.data.splits import Part
 from crkd_cli.data.store import CaseInfo, Store, digest
 from crkd_cli.errors import CrkdError, UsageError
@@ -24,14 +23,17 @@ from crkd_cli.evaluation import paper
 from crkd_cli.evaluation.files import FORMAT, sealed, table_bytes, table_facts, write_files
 from crkd_cli.evaluation.literature import PublishedRow, published_rows
 from crkd_cli.evaluation.results import evaluation_folder
+from crkd_cli.evaluation.same_data import check_same_cases, check_same_dataset
 from crkd_cli.evaluation.scorer import CaseScores, Labels, Scorer
 from crkd_cli.inference.ensemble import load_ensemble
 from crkd_cli.inference.inferer import Inferer, Protocol, build_inferer
+from crkd_cli.inference.postprocessing import postprocess
 from crkd_cli.metrics.presence import Presence, count_absent, drop_absent_classes
 from crkd_cli.metrics.summary import Interval, Summary, summarize
 from crkd_cli.pipeline import run_pipeline
 from crkd_cli.progress import Advance, Notify, Progress
 from crkd_cli.runtime.checkpoint import Checkpoint
+from crkd_cli.runtime.class_rule import ClassRule
 from crkd_cli.runtime.distributed import joint_output_folder
 from crkd_cli.text import unicode_path
 
@@ -101,6 +103,7 @@ def evaluate(
     *,
     other_data: bool = False,
     tta: bool = False,
+    raw: bool = False,
 ) -> EvaluationReport:
     """Score a checkpoint on cases of its split and write cases.csv and summary.json.
 
@@ -120,6 +123,7 @@ def evaluate(
         device: None or auto: the first GPU, else the CPU.
         other_data: Score even if the dataset has changed since training.
         tta: Average the predictions over flips.
+        raw: Leave the checkpoint's post-processing off, as the paper protocol and ensembles do.
 
     Raises CrkdError if the checkpoint, the dataset or a case is missing, or the dataset is of
     another kind than the one that the model was trained on, and UsageError if its cases differ, if
@@ -134,14 +138,19 @@ def evaluate(
         paper.check_published(checkpoint.spec.source)
     _check_ensemble(members, protocol, out)
     store = Store(root / "prepared" / checkpoint.config.data.name)
-    _check_same_dataset(checkpoint, store)
+    check_same_dataset(checkpoint, store)
     changes = [describe_changes(member.data, store) for member in members]
     for member, change in zip(members, changes, strict=True):
-        _check_same_cases(member, store, change, notify, other_data=other_data)
+        check_same_cases(member, store, change, notify, other_data=other_data)
     parts = _choose_parts(members, part, protocol, notify)
     part_name = "+".join(parts)
     cases = [store.cases[case] for case in _common_cases(members, store, parts)]
-    folder = out or evaluation_folder(checkpoint.path, protocol, part_name, tta=tta)
+    folder = out or evaluation_folder(checkpoint.path, protocol, part_name, tta=tta, raw=raw)
+    rules: tuple[ClassRule, ...] = ()
+    if protocol == "strict" and len(members) == 1 and not raw:
+        rules = checkpoint.postprocessing
+    if rules and "val" in parts:
+        notify("post-processing was chosen on the validation cases, which inflates their scores")
     with joint_output_folder(folder, "--out"):
         what = ", ".join(f"{member.path} (step {member.step})" for member in members)
         notify(f"evaluating {what} on {len(cases)} {part_name} cases, {protocol} protocol")
@@ -149,12 +158,13 @@ def evaluate(
 
         inferer = build_inferer(members, device, notify, protocol, tta=tta)
         scorer = Scorer(checkpoint.spec.source, len(checkpoint.spec.classes), protocol, cases)
-        scores = _score_cases(inferer, store, cases, scorer, progress)
+        scores = _score_cases(inferer, store, cases, scorer, rules, progress)
         if protocol == "strict":
             scores = _drop_absent_classes(scores)
         precision = str(inferer.precision).removeprefix("torch.")
         facts = _collect_facts(members, protocol, part_name, cases, precision)
         facts |= {"other_data": any(changes), "tta": tta}
+        facts["postprocessing"] = [dump(rule) for rule in rules]
         foreground = checkpoint.spec.classes[1:]
         table = table_bytes(protocol, cases, foreground, scorer.metrics, scores)
         facts["cases_csv"] = table_facts(table, len(cases) * len(foreground))
@@ -206,34 +216,6 @@ def _cases_in(checkpoint: Checkpoint, store: Store, parts: Sequence[Part]) -> li
     return [case for part in parts for case in checkpoint.split.cases(store, part)]
 
 
-def _check_same_dataset(checkpoint: Checkpoint, store: Store) -> None:
-    """Raise CrkdError unless `store` is of the kind that the model was trained on."""
-    other = f"{store.root} is not the dataset that {checkpoint.path} was trained on"
-    if checkpoint.spec.classes != store.spec.classes:
-        difference = describe_difference(checkpoint.spec.classes, store.spec.classes)
-        raise CrkdError(
-            f"{other}: {difference}; give the right --data-root, prepare the dataset with the same "
-            "classes, or train again"
-        )
-    if difference := describe_other_kind(checkpoint.spec, store.spec):
-        raise CrkdError(
-            f"{other}: {difference}; give the right --data-root, prepare the dataset as it was, or "
-            "train again"
-        )
-
-
-def _check_same_cases(
-    checkpoint: Checkpoint, store: Store, changes: str, notify: Notify, *, other_data: bool
-) -> None:
-    """Raise UsageError if the dataset has `changes` since training, unless `other_data`."""
-    if not changes:
-        return
-    difference = f"{store.root} has changed since {checkpoint.path} was trained on it: {changes}"
-    if not other_data:
-        raise UsageError(f"{difference}; add --other-data to score the model on it anyway")
-    notify(difference)
-
-
 def _choose_parts(
     members: Sequence[Checkpoint], part: Part | None, protocol: Protocol, notify: Notify
 ) -> tuple[Part, ...]:
@@ -264,12 +246,18 @@ def _choose_parts(
 
 
 def _score_cases(
-    inferer: Inferer, store: Store, cases: list[CaseInfo], scorer: Scorer, progress: Progress
+    inferer: Inferer,
+    store: Store,
+    cases: list[CaseInfo],
+    scorer: Scorer,
+    rules: Sequence[ClassRule],
+    progress: Progress,
 ) -> list[CaseScores]:
     """Return the scores of `cases`, which all processes share."""
     shard = world.strided_shard(cases)
     with progress("evaluating", len(shard), "cases") as advance:
-        return world.gather_results(list(_score_shard(inferer, store, shard, scorer, advance)))
+        scores = list(_score_shard(inferer, store, shard, scorer, rules, advance))
+    return world.gather_results(scores)
 
 
 def _drop_absent_classes(cases: list[CaseScores]) -> list[CaseScores]:
@@ -280,7 +268,12 @@ def _drop_absent_classes(cases: list[CaseScores]) -> list[CaseScores]:
 
 
 def _score_shard(
-    inferer: Inferer, store: Store, cases: Sequence[CaseInfo], scorer: Scorer, advance: Advance
+    inferer: Inferer,
+    store: Store,
+    cases: Sequence[CaseInfo],
+    scorer: Scorer,
+    rules: Sequence[ClassRule],
+    advance: Advance,
 ) -> Iterator[CaseScores]:
     """Yield the scores of every case.
 
@@ -295,7 +288,11 @@ def _score_shard(
         case, image, truth = loaded
         return inferer(image, truth.shape), truth, case
 
-    outcomes = run_pipeline(cases, read, predict, lambda predicted: scorer(*predicted))
+    def score(predicted: tuple[Labels, Labels, CaseInfo]) -> CaseScores:
+        labels, truth, case = predicted
+        return scorer(postprocess(labels, rules) if rules else labels, truth, case)
+
+    outcomes = run_pipeline(cases, read, predict, score)
     for case, outcome in zip(cases, outcomes, strict=True):
         yield outcome.result()
         advance(1, case.id)

@@ -22,6 +22,7 @@ from crkd_cli.evaluation.files import (
 )
 from crkd_cli.metrics.names import class_heading
 from crkd_cli.metrics.presence import Presence, count_absent
+from crkd_cli.runtime.class_rule import ClassRule
 from crkd_cli.runtime.run_folder import result_checkpoint
 
 # Keys of `train` that may differ between runs of one method: the seed, and how a run is executed.
@@ -62,14 +63,21 @@ class Facts(msgspec.Struct, frozen=True):
     cases_csv: TableFacts
     other_data: bool = False  # the dataset had changed since training
     tta: bool = False  # test-time mirroring
+    postprocessing: tuple[ClassRule, ...] = ()  # of every foreground class; empty: raw
     members: tuple[MemberFacts, ...] = ()  # all of an ensemble, empty for a single checkpoint
     method_sha256: str | None = None  # of the user's own method file, if the method is in one
 
     @property
     def title(self) -> str:
-        """The method, and whether it was scored as an ensemble or with test-time mirroring."""
-        ensemble = f" × {len(self.members)}" if self.members else ""
-        return f"{self.method}{ensemble}{' with tta' if self.tta else ''}"
+        """The method, and whether it was an ensemble, mirrored or post-processed."""
+        title = self.method
+        if self.members:
+            title += f" × {len(self.members)}"
+        if self.tta:
+            title += " with tta"
+        if self.postprocessing:
+            title += ", post-processed"
+        return title
 
     def settings(self) -> str:
         """Return a text that is the same for runs that repeat each other with other seeds."""
@@ -78,6 +86,8 @@ class Facts(msgspec.Struct, frozen=True):
         config["train"] = {k: v for k, v in config["train"].items() if k not in _FREE_KEYS}
         tree = {**config, "method_sha256": self.method_sha256, "tta": self.tta}
         tree["members"] = len(self.members)
+        # Not its rules, which differ between seeds.
+        tree["postprocessed"] = bool(self.postprocessing)
         return json.dumps(tree, sort_keys=True)
 
     def circumstances(self) -> dict[str, str]:
@@ -90,6 +100,7 @@ class Facts(msgspec.Struct, frozen=True):
         result = {
             "the checkpoint": Path(self.checkpoint).name,
             "test-time mirroring": mirroring,
+            "post-processing": "used" if self.postprocessing else "not used",
             "the number of checkpoints": str(max(1, len(self.members))),
         }
         for section, tree in self.config.items():
@@ -140,12 +151,15 @@ class Evaluation:
         return self.checkpoint.parent
 
 
-def evaluation_folder(checkpoint: Path, protocol: str, part: str, *, tta: bool = False) -> Path:
+def evaluation_folder(
+    checkpoint: Path, protocol: str, part: str, *, tta: bool = False, raw: bool = False
+) -> Path:
     """Return the default folder of an evaluation: beside `checkpoint`.
 
     The checkpoint's name is added if it is not the result of its run.
     """
-    folder = checkpoint.parent / f"evaluation-{protocol}-{part}{'-tta' if tta else ''}"
+    name = f"evaluation-{protocol}-{part}{'-tta' if tta else ''}{'-raw' if raw else ''}"
+    folder = checkpoint.parent / name
     result = result_checkpoint(checkpoint.parent)
     if result.is_file() and checkpoint.name != result.name:
         return folder.with_name(f"{folder.name}-{checkpoint.stem}")

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from crkd_cli.data.grid import StoredImage
 from crkd_cli.data.plan import NATIVE
@@ -27,11 +26,12 @@ from crkd_cli.inference.inferer import Inferer
 from crkd_cli.inference.masks import MaskValues
 from crkd_cli.inference.modality import check_tags, check_values
 from crkd_cli.inference.overlay import draw_overlay
+from crkd_cli.inference.postprocessing import postprocess
 from crkd_cli.inference.resizing import most_probable
 from crkd_cli.paths import atomic_write
+from crkd_cli.runtime.class_rule import ClassRule
 
 SUBFOLDERS = ("overlays", "probabilities")  # of the output folder
-COUNTED_AT_ONCE = 2**24  # voxels
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class PredictOptions:
     # OUT/probabilities/STEM.npy: [K, *S] float32, axes as in the mask
     probabilities: bool = False
     largest_component: bool = False  # keep only the largest connected component of every class
+    raw: bool = False  # leave the post-processing in the checkpoint off
     overwrite: bool = False  # replace existing files instead of skipping the case
     class_numbers: bool = False  # masks contain 0 to K − 1 instead of the values of the label files
     # predict a CT image with a model for MR, and the reverse, instead of refusing it
@@ -81,12 +82,19 @@ class CasePredictor:
         spec: The dataset that it was trained on.
         out: Folder of the masks.
         options: What to write.
+        rules: How masks are post-processed: one for each foreground class, or none.
     """
 
     def __init__(
-        self, inferer: Inferer, spec: DatasetSpec, out: Path, options: PredictOptions
+        self,
+        inferer: Inferer,
+        spec: DatasetSpec,
+        out: Path,
+        options: PredictOptions,
+        rules: Sequence[ClassRule] = (),
     ) -> None:
         self._inferer, self._spec, self._out, self._options = inferer, spec, out, options
+        self._rules = rules
         self._source = SOURCES[spec.source]()
         self.mask_values = MaskValues(spec, class_numbers=options.class_numbers)
         self._noted: set[str] = set()  # what the user was told
@@ -161,8 +169,8 @@ class CasePredictor:
         scan, labels, probabilities = prediction
         case, volume = scan.case, scan.volume
         targets = self._targets(case)
-        if self._options.largest_component:
-            labels = largest_components(labels)
+        if self._rules:
+            labels = postprocess(labels, self._rules)
         if probabilities is not None:
             with atomic_write(targets["probabilities"]) as temporary:
                 np.save(temporary, np.ascontiguousarray(probabilities), allow_pickle=False)
@@ -191,19 +199,3 @@ class CasePredictor:
             targets["segmentation"] = self._out / f"{case.name}.dcm"
         targets["mask"] = self._out / case.mask
         return targets
-
-
-def largest_components(labels: NDArray[Any]) -> NDArray[Any]:
-    """Keep only the largest face-connected component of every class in `labels` [*S]."""
-    kept = np.zeros_like(labels)
-    # For speed with many classes, each is searched in its bounding box.
-    for k, box in enumerate(ndimage.find_objects(labels), start=1):
-        if box is None:
-            continue
-        components, count = ndimage.label(labels[box] == k)
-        sizes = np.zeros(count + 1, np.int64)
-        # Part by part, because bincount needs 8 bytes a voxel.
-        for part in np.array_split(components.ravel(), 1 + components.size // COUNTED_AT_ONCE):
-            sizes += np.bincount(part, minlength=count + 1)
-        kept[box][components == 1 + sizes[1:].argmax()] = k
-    return kept

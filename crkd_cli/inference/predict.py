@@ -16,6 +16,8 @@ from crkd_cli.inference.inferer import build_inferer
 from crkd_cli.paths import DiskFullError
 from crkd_cli.pipeline import run_pipeline
 from crkd_cli.progress import Notify, Progress
+from crkd_cli.runtime.checkpoint import Checkpoint
+from crkd_cli.runtime.class_rule import ClassRule
 from crkd_cli.runtime.distributed import joint_output_folder
 
 
@@ -67,9 +69,21 @@ def predict(
     with joint_output_folder(out, "--out", *subfolders):
         notify(f"masks: {out}")
         inferer = build_inferer(members, device, notify, tta=tta)
-        predictor = CasePredictor(inferer, spec, out, options)
+        predictor = CasePredictor(inferer, spec, out, options, _choose_rules(members, options))
         predictor.check_targets(cases)
         return _predict(cases, predictor, out, progress)
+
+
+def _choose_rules(members: Sequence[Checkpoint], options: PredictOptions) -> tuple[ClassRule, ...]:
+    """Return how masks are post-processed: a rule per foreground class, or none.
+
+    The rules in a checkpoint were chosen for it alone, and are not used for an ensemble.
+    """
+    if options.largest_component:
+        return (ClassRule(smallest_component=1.0),) * (len(members[0].spec.classes) - 1)
+    if options.raw or len(members) > 1:
+        return ()
+    return members[0].postprocessing
 
 
 def _predict(

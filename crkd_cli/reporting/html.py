@@ -17,6 +17,7 @@ from crkd_cli.errors import CrkdError
 from crkd_cli.evaluation.results import Evaluation
 from crkd_cli.inference.inferer import build_inferer
 from crkd_cli.inference.overlay import draw_overlay
+from crkd_cli.inference.postprocessing import postprocess
 from crkd_cli.metrics.names import format_values, metric_heading
 from crkd_cli.metrics.summary import means
 from crkd_cli.paths import atomic_write, output_folder
@@ -142,6 +143,8 @@ def _case_pictures(
             for case in cases:
                 image, reference = store.image(case), np.asarray(store.native_label(case))
                 labels = inferer(image, reference.shape)
+                if run.facts.postprocessing:
+                    labels = postprocess(labels, run.facts.postprocessing)
                 spacing = store.cases[case].label_spacing_mm
                 drawn = draw_overlay(image, labels, spec, spacing, case, reference)
                 picture = CasePicture(_embed(drawn, case), _score_texts(run, case))

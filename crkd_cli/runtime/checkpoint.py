@@ -21,6 +21,7 @@ from crkd_cli.data.splits import Split
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
 from crkd_cli.paths import atomic_write
+from crkd_cli.runtime.class_rule import ClassRule
 from crkd_cli.runtime.run_folder import result_checkpoint
 
 FORMAT = "crkd checkpoint 7"
@@ -56,6 +57,7 @@ class _Facts(msgspec.Struct, frozen=True):
     precision: Literal["bf16", "fp32"]
     user_method: UserMethod | None
     code_version: str
+    postprocessing: tuple[ClassRule, ...] = ()  # files of earlier versions have none
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Checkpoint:
     precision: str = "fp32"  # bf16 or fp32; a resumed run keeps it
     user_method: UserMethod | None = None  # None for an installed method
     code_version: str = __version__
+    # A rule per foreground class that `crkd postprocess` has chosen, or none.
+    postprocessing: tuple[ClassRule, ...] = ()
     path: Path = Path()
 
 
@@ -99,6 +103,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "precision": checkpoint.precision,
         "user_method": msgspec.to_builtins(checkpoint.user_method),
         "code_version": checkpoint.code_version,
+        "postprocessing": msgspec.to_builtins(checkpoint.postprocessing),
     }
     with atomic_write(path) as temporary:
         try:
@@ -172,6 +177,8 @@ def _parse(content: dict[str, Any], path: Path) -> Checkpoint:
     if facts.training is not None:
         # TypeError, ValueError: not what metrics.json can contain
         json.dumps(facts.training.get("metrics"), allow_nan=False)
+    if facts.postprocessing and len(facts.postprocessing) != len(facts.spec.classes) - 1:
+        raise ValueError("its post-processing is of other classes")
     return Checkpoint(
         step=facts.step,
         config=facts.config,
@@ -185,6 +192,7 @@ def _parse(content: dict[str, Any], path: Path) -> Checkpoint:
         precision=facts.precision,
         user_method=facts.user_method,
         code_version=facts.code_version,
+        postprocessing=facts.postprocessing,
         path=path,
     )
 

@@ -18,7 +18,10 @@ from crkd_cli.cli.console import command
 from crkd_cli.config import Frame
 from crkd_cli.text import printable
 
-WORKING = ["prepare-data", "make-splits", "train", "evaluate", "compare", "predict", "export"]
+WORKING = [
+    *("prepare-data", "make-splits", "train", "evaluate", "compare", "postprocess", "predict"),
+    "export",
+]
 COMMANDS = ["doctor", *WORKING[:2], "methods", *WORKING[2:]]
 
 
@@ -95,6 +98,7 @@ def test_completion_in_bash(typed, expected):
         ["train", "--dataset", "nowhere"],
         ["evaluate", "nowhere.pth"],
         ["compare", "nowhere"],
+        ["postprocess", "nowhere.pth"],
         ["predict", "nowhere", "--checkpoint", "nowhere.pth"],
         ["export", "nowhere.pth"],
     ],

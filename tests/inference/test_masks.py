@@ -13,8 +13,7 @@ from crkd_cli.config import Frame
 from crkd_cli.data.description import Description
 from crkd_cli.data.store import ClassInfo, DatasetSpec
 from crkd_cli.errors import UsageError
-from crkd_cli.inference import case_predictor
-from crkd_cli.inference.case_predictor import PredictOptions, largest_components
+from crkd_cli.inference.case_predictor import PredictOptions
 from tests.inference.test_predict import expected, flat, gray8, run
 
 
@@ -92,18 +91,6 @@ def test_values_that_a_format_cannot_hold_are_refused_first(
     result = run(h5, checkpoint, options=PredictOptions(overwrite=True))
     with h5py.File(result.folder / h5.name) as file:
         assert set(np.unique(file["label"][()]).tolist()) == set(values)
-
-
-@pytest.mark.parametrize("counted_at_once", [2**24, 3])
-def test_largest_component_by_hand(monkeypatch, counted_at_once):
-    monkeypatch.setattr(case_predictor, "COUNTED_AT_ONCE", counted_at_once)
-    labels = np.array([[1, 1, 0, 2], [1, 0, 2, 0], [0, 0, 2, 1]], np.uint8)
-    kept = np.array([[1, 1, 0, 0], [1, 0, 2, 0], [0, 0, 2, 0]], np.uint8)
-    assert np.array_equal(largest_components(labels), kept)
-    assert np.array_equal(largest_components(np.stack([labels, labels])), np.stack([kept, kept]))
-    assert not largest_components(np.zeros((4, 4), np.uint8)).any()
-    many = labels.astype(np.int16) * 299
-    assert np.array_equal(largest_components(many), kept.astype(np.int16) * 299)
 
 
 @pytest.mark.parametrize(
