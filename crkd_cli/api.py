@@ -225,6 +225,7 @@ def evaluate(
     part: Literal["test", "val"] | None = None,
     protocol: Literal["strict", "paper"] = "strict",
     tta: bool = False,
+    raw: bool = False,
     other_data: bool = False,
     out: PathLikeText | None = None,
     device: str | None = None,
@@ -248,6 +249,7 @@ def evaluate(
         device,
         other_data=other_data,
         tta=tta,
+        raw=raw,
     )
 
 

@@ -25,7 +25,7 @@ from crkd_cli.evaluation.literature import PublishedRow, published_rows
 from crkd_cli.evaluation.results import evaluation_folder
 from crkd_cli.evaluation.same_data import check_same_cases, check_same_dataset
 from crkd_cli.evaluation.scorer import CaseScores, Labels, Scorer
-from crkd_cli.inference.ensemble import load_ensemble
+from crkd_cli.inference.ensemble import load_ensemble, stored_rules
 from crkd_cli.inference.inferer import Inferer, Protocol, build_inferer
 from crkd_cli.inference.postprocessing import postprocess
 from crkd_cli.metrics.presence import Presence, count_absent, drop_absent_classes
@@ -146,9 +146,7 @@ def evaluate(
     part_name = "+".join(parts)
     cases = [store.cases[case] for case in _common_cases(members, store, parts)]
     folder = out or evaluation_folder(checkpoint.path, protocol, part_name, tta=tta, raw=raw)
-    rules: tuple[ClassRule, ...] = ()
-    if protocol == "strict" and len(members) == 1 and not raw:
-        rules = checkpoint.postprocessing
+    rules = () if raw or protocol == "paper" else stored_rules(members)
     if rules and "val" in parts:
         notify("post-processing was chosen on the validation cases, which inflates their scores")
     with joint_output_folder(folder, "--out"):

@@ -7,6 +7,7 @@ from crkd_cli.data.changes import compare_kinds
 from crkd_cli.data.labels import describe_classes
 from crkd_cli.errors import UsageError
 from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint
+from crkd_cli.runtime.class_rule import ClassRule
 from crkd_cli.runtime.run_folder import find_checkpoints
 
 
@@ -30,6 +31,14 @@ def load_ensemble(paths: Sequence[Path]) -> list[Checkpoint]:
                 "checkpoints that were trained on the same dataset with the same data.frame"
             )
     return members
+
+
+def stored_rules(members: Sequence[Checkpoint]) -> tuple[ClassRule, ...]:
+    """Return the post-processing in a checkpoint: a rule per foreground class, or none.
+
+    The rules in the members of an ensemble were chosen for each alone, and are not used for it.
+    """
+    return members[0].postprocessing if len(members) == 1 else ()
 
 
 def _describe_difference(first: Checkpoint, other: Checkpoint) -> str:

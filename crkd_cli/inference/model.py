@@ -15,8 +15,10 @@ from crkd_cli.data.grid import StoredImage
 from crkd_cli.data.raw.formats import Volume
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.errors import UsageError
-from crkd_cli.inference.ensemble import load_ensemble
+from crkd_cli.inference.ensemble import load_ensemble, stored_rules
 from crkd_cli.inference.inferer import Inferer, build_inferer
+from crkd_cli.inference.postprocessing import postprocess
+from crkd_cli.runtime.class_rule import ClassRule
 
 
 class Model:
@@ -28,8 +30,8 @@ class Model:
         channels: The names of the channels.
     """
 
-    def __init__(self, inferer: Inferer) -> None:
-        self._inferer = inferer
+    def __init__(self, inferer: Inferer, rules: Sequence[ClassRule] = ()) -> None:
+        self._inferer, self._rules = inferer, rules
         self._spec = inferer.spec
         self._source = SOURCES[self._spec.source]()
         self.classes: tuple[str, ...] = self._spec.class_names
@@ -50,7 +52,8 @@ class Model:
         normalized.
         """
         stored = self._store(image, spacing)
-        return self._undo(stored, self._inferer(stored.array, stored.native_size))
+        labels = self._undo(stored, self._inferer(stored.array, stored.native_size))
+        return postprocess(labels, self._rules) if self._rules else labels
 
     def probabilities(
         self, image: NDArray[Any], spacing: Sequence[float] | None = None
@@ -98,6 +101,7 @@ def load_model(
     *,
     device: str | None = None,
     tta: bool = False,
+    raw: bool = False,
 ) -> Model:
     """Load a checkpoint, the result of a run folder, or an ensemble of several.
 
@@ -105,7 +109,9 @@ def load_model(
         checkpoint: One or more paths.
         device: None or auto: the first GPU, else the CPU.
         tta: Average the predictions over flips, as `crkd predict --tta` does.
+        raw: Leave the post-processing in the checkpoint off.
     """
     given = [checkpoint] if isinstance(checkpoint, str | PathLike) else checkpoint
     members = load_ensemble([Path(path) for path in given])
-    return Model(build_inferer(members, device, lambda line: None, tta=tta))
+    rules = () if raw else stored_rules(members)
+    return Model(build_inferer(members, device, lambda line: None, tta=tta), rules)

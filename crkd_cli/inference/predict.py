@@ -11,7 +11,7 @@ from crkd_cli.errors import CrkdError, UsageError, pluralize
 from crkd_cli.inference.case_predictor import SUBFOLDERS, CasePredictor, PredictOptions
 from crkd_cli.inference.cases import Case, find_cases, output_folder
 from crkd_cli.inference.dicom_seg import check_segmentations
-from crkd_cli.inference.ensemble import load_ensemble
+from crkd_cli.inference.ensemble import load_ensemble, stored_rules
 from crkd_cli.inference.inferer import build_inferer
 from crkd_cli.paths import DiskFullError
 from crkd_cli.pipeline import run_pipeline
@@ -75,15 +75,10 @@ def predict(
 
 
 def _choose_rules(members: Sequence[Checkpoint], options: PredictOptions) -> tuple[ClassRule, ...]:
-    """Return how masks are post-processed: a rule per foreground class, or none.
-
-    The rules in a checkpoint were chosen for it alone, and are not used for an ensemble.
-    """
+    """Return how masks are post-processed: a rule per foreground class, or none."""
     if options.largest_component:
         return (ClassRule(smallest_component=1.0),) * (len(members[0].spec.classes) - 1)
-    if options.raw or len(members) > 1:
-        return ()
-    return members[0].postprocessing
+    return () if options.raw else stored_rules(members)
 
 
 def _predict(

@@ -12,6 +12,7 @@ from PIL import Image
 
 from crkd_cli.config import Frame
 from crkd_cli.evaluation.choose_postprocessing import CANDIDATES, candidate_dice, choose_rules
+from crkd_cli.inference.model import load_model
 from crkd_cli.inference.postprocessing import postprocess
 from crkd_cli.locks import release
 from crkd_cli.metrics.overlap import confusion, dice
@@ -146,6 +147,9 @@ def test_predict_follows_the_rules_unless_raw(cli, noisy, tmp_path, rng):
     processed = mask("processed", "--checkpoint", copy)
     np.testing.assert_array_equal(processed, postprocess(plain, rules))
     assert (processed != plain).any()
+    array = np.asarray(Image.open(scans / "a.png"))
+    np.testing.assert_array_equal(load_model(copy).predict(array), processed)
+    np.testing.assert_array_equal(load_model(copy, raw=True).predict(array), plain)
 
 
 def test_what_cannot_be_chosen(cli, noisy, make_checkpoint, tmp_path):
