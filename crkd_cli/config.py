@@ -40,6 +40,7 @@ Widths = Annotated[tuple[Size, ...], msgspec.Meta(min_length=5, max_length=5)]
 # By what the four downsamplings between them divide each axis: 1 or 2.
 Strides = tuple[tuple[int, ...], ...]
 DOWNSAMPLINGS = 4
+AUTO = "auto"  # as the name of a network: chosen when a run is planned
 FOREGROUND = 0.33  # share of the labeled items that are chosen to contain foreground (nnU-Net)
 
 
@@ -157,7 +158,7 @@ class DataConfig(Strict, frozen=True):
 class ModelConfig(Strict, frozen=True):
     """Section `model`."""
 
-    name: str  # a file in models/networks
+    name: str  # a file in models/networks, or `auto`
     widths: Widths = (16, 32, 64, 128, 256)
 
 

@@ -262,7 +262,8 @@ def _announce(plan: "Plan") -> None:
         f"{len(split.unlabeled)} unlabeled, {len(split.val)} validation, {len(split.test)} test"
     )
     info(f"run: {plan.folder}, method {config.method}, configuration {plan.source}")
-    info(f"network: {config.model.name}; augmentation: {config.data.augment}")
+    reason = f" ({plan.network_reason})" if plan.network_reason else ""
+    info(f"network: {config.model.name}{reason}; augmentation: {config.data.augment}")
     if plan.author_settings:
         settings = ", ".join(plan.author_settings)
         info(f"using the authors' settings for {plan.store.spec.name}: {settings}")

