@@ -42,6 +42,7 @@ class Fingerprint:
 
     dims: int
     images: tuple[ImageHeader, ...]
+    is_color: bool = False
 
 
 def measure(cases: Sequence[RawCase], spec: DatasetSpec) -> Fingerprint:
@@ -52,7 +53,7 @@ def measure(cases: Sequence[RawCase], spec: DatasetSpec) -> Fingerprint:
     """
     headers = (_read_header(case, spec) for case in cases)
     images = [header for header in headers if header is not None]
-    return Fingerprint(spec.dims, tuple(images))
+    return Fingerprint(spec.dims, tuple(images), spec.is_color)
 
 
 def _read_header(case: RawCase, spec: DatasetSpec) -> ImageHeader | None:

@@ -26,9 +26,11 @@ DEFAULT_MEMORY = 8e9  # without a GPU
 # The peak memory of `crkd train` with CRKD on a CPU in fp32: 0.90 and 3.69 GB for patches of
 # 32×48×32 and 64×80×80, batch 2 + 2, with custom3d.yaml, and 0.91 and 2.45 GB for 128×128 and
 # 256×256, batch 4 + 4, with custom2d.yaml: 1,940 bytes per voxel and 3,920 per pixel. With 26
-# classes instead of 2, 890 and 920 more. In bf16, a voxel needs about half of it.
+# classes instead of 2, 890 and 920 more. In bf16, a voxel needs about half of it. Images in color
+# may be trained with efficientnet_lite0, which takes 1.35 and 3.49 GB for 128×128 and 256×256.
 BASE_BYTES = 0.5e9
 BYTES_PER_VOXEL = {2: 3850, 3: 1870}
+BYTES_PER_COLOR_PIXEL = 5630
 BYTES_PER_CLASS = 37
 MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([GM])B", re.IGNORECASE)
 
@@ -39,9 +41,10 @@ class Budget:
     Args:
         classes: K.
         memory: In bytes; None for that of the GPU.
+        color: Whether the images are RGB.
     """
 
-    def __init__(self, classes: int, memory: float | None) -> None:
+    def __init__(self, classes: int, memory: float | None, *, color: bool = False) -> None:
         self._source = "of --memory"
         if memory is None:
             memory = gpu_memory()
@@ -51,14 +54,14 @@ class Budget:
             self._source = "assumed; see --memory"
         self.memory = memory
         self._classes = classes
+        self._bytes = BYTES_PER_VOXEL | ({2: BYTES_PER_COLOR_PIXEL} if color else {})
 
     def __str__(self) -> str:
         return f"{self.memory / 1e9:.3g} GB {self._source}"
 
     def needed(self, size: Size, batch: int) -> float:
         """Return the memory of a step of CRKD with this size of patches and batches."""
-        dims = len(size)
-        per_voxel = BYTES_PER_VOXEL[dims] + BYTES_PER_CLASS * self._classes
+        per_voxel = self._bytes[len(size)] + BYTES_PER_CLASS * self._classes
         return BASE_BYTES + per_voxel * prod(size) * 2 * batch
 
     def fits(self, size: Size, batch: int) -> bool:

@@ -53,7 +53,7 @@ def make_plan(
     Raises UsageError if a given part does not fit the images, or if the memory does not suffice.
     """
     _check_given(fingerprint, given)
-    budget = Budget(classes, memory)
+    budget = Budget(classes, memory, color=fingerprint.is_color)
     if fingerprint.dims == 2:
         return _plan_images(fingerprint.images, given, budget)
     return _plan_volumes(fingerprint.images, given, budget)

@@ -146,6 +146,15 @@ def test_the_side_that_is_longest_in_mm_shrinks_to_fit_the_memory():
         plan_of(big, memory=0.5e9)
 
 
+def test_color_images_leave_memory_for_the_larger_network():
+    """By hand: 12 + 12 images of 256×256, with 3,924 bytes per pixel, or 5,704 if in color."""
+    images = (ImageHeader((400, 500)),)
+    gray, color = (make_plan(Fingerprint(2, images, c), Plan(), 7e9, 2)[0] for c in (False, True))
+    assert (gray.batch, color.batch) == (12, 8)
+    assert 2 * 12 * 256**2 * 3924 <= 6.5e9 < 2 * 12 * 256**2 * 5704
+    assert 2 * 8 * 256**2 * 5704 <= 6.5e9 < 2 * 9 * 256**2 * 5704
+
+
 def test_slices():
     fingerprint = volumes(((9, 512, 400), (8.0, 1.0, 1.0), "LPS"))
     plan, _ = plan_of(fingerprint)
