@@ -19,7 +19,7 @@ def compare(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...",
+            metavar="RUN",
             help="Run folders, or evaluation folders in them.",
             show_default=False,
         ),

@@ -23,7 +23,7 @@ def evaluate(
     checkpoints: Annotated[
         list[Path],
         typer.Argument(
-            metavar="CHECKPOINT...",
+            metavar="CHECKPOINT",
             help="A best.pth or last.pth from crkd train, or a run folder. Several are scored as "
             "one ensemble.",
             show_default=False,

@@ -120,7 +120,7 @@ def test_a_run_without_a_validation_score_keeps_its_last_checkpoint(
         "warning: no validation case contains disc, so best.pth is not chosen, and the last "
         "checkpoint is the result"
     ]
-    assert "val/dice –" in result.stderr
+    assert "val Dice –" in result.stderr
     assert "nan" not in result.stderr
     assert f"done: {plan.folder / 'last.pth'}" in result.stderr
     assert not (plan.folder / "best.pth").exists()
