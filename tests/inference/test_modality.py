@@ -86,10 +86,10 @@ def test_other_images_are_predicted_and_the_option_predicts_all(scans, make_chec
     checkpoint = make_checkpoint(MR, Frame(patch=(16, 16, 16)))
     for name, values in (("ct", ct), ("mr", mr)):
         sitk.WriteImage(sitk.GetImageFromArray(values), str(scans / f"{name}.nii.gz"))
-    result = predict(scans, checkpoint, lambda line: None, progress)
+    result = predict(scans, [checkpoint], lambda line: None, progress)
     assert result.written == 1
     (failure,) = result.failures
     assert failure.startswith(f"{scans / 'ct.nii.gz'} looks like CT")
     options = PredictOptions(other_modality=True)
-    result = predict(scans, checkpoint, lambda line: None, progress, options=options)
+    result = predict(scans, [checkpoint], lambda line: None, progress, options=options)
     assert (result.written, result.skipped, result.failures) == (1, 1, [])
