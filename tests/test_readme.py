@@ -228,6 +228,8 @@ def run_files(words: list[str], folder: Path) -> Iterable[Path]:
 
 
 def evaluation_files(words: list[str], folder: Path) -> Iterable[Path]:
+    if "--out" in words:
+        return [folder / option(words, "--out") / name for name in ("summary.json", "cases.csv")]
     protocol = option(words, "--protocol", "strict")
     evaluations = (folder / words[2]).parent.glob(f"evaluation-{protocol}-*")
     newest = max(evaluations, key=lambda path: path.stat().st_mtime)
@@ -244,11 +246,20 @@ def comparison_files(words: list[str], folder: Path) -> Iterable[Path]:
 
 def mask_files(words: list[str], folder: Path) -> Iterable[Path]:
     images = [image for image in (folder / words[2]).iterdir() if image.is_file()]
-    masks = folder / f"{words[2].rstrip('/')}-masks"
+    masks = folder / option(words, "--out", f"{words[2].rstrip('/')}-masks")
     for image in images:
         yield masks / formats.label_name(image)
         if "--overlay" in words:
             yield masks / "overlays" / f"{formats.stem(image)}.png"
+
+
+def checkpoint_files(words: list[str], folder: Path) -> Iterable[Path]:
+    return [folder / words[2]]
+
+
+def exported_files(words: list[str], folder: Path) -> Iterable[Path]:
+    model = folder / words[3]
+    return [model, model.with_suffix(".json")]
 
 
 def no_files(words: list[str], folder: Path) -> Iterable[Path]:
@@ -263,7 +274,9 @@ PRODUCTS: dict[str, Callable[[list[str], Path], Iterable[Path]]] = {
     "train": run_files,
     "evaluate": evaluation_files,
     "compare": comparison_files,
+    "postprocess": checkpoint_files,
     "predict": mask_files,
+    "export": exported_files,
 }
 
 

@@ -30,7 +30,7 @@ def export(
 ) -> None:
     """Write a trained network as ONNX, to predict without crkd.
 
-    Example: crkd export runs/la-crkd-4/best.pth model.onnx
+    Example: crkd export runs/la-crkd-4/last.pth model.onnx
 
     Beside it, MODEL.json describes the input (channels, normalization, size)
     and the classes. The file is compared with the checkpoint before it is kept.
