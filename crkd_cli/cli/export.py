@@ -41,5 +41,5 @@ def export(
 
     loaded = load_checkpoint(checkpoint)
     result = run(loaded, model or loaded.path.with_suffix(".onnx"), overwrite=overwrite)
-    info(f"logits differ by at most {result.difference:.1g} from the checkpoint's")
+    info(f"largest difference from the checkpoint's logits: {result.difference:.2g}")
     info(f"written: {result.model} and {result.description}")

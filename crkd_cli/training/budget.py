@@ -19,7 +19,7 @@ USABLE = 0.95  # of the budget; the rest is for checkpoints, and for steps that 
 VALIDATIONS = 10  # of a run that is cut to its budget: at most this many,
 VALIDATION_SHARE = 0.2  # and at most this share of its time
 MIN_STEPS = 10
-# A shorter run has begun before it could be timed.
+# Timing a shorter run would make it noticeably longer.
 MIN_STEPS_TO_ANNOUNCE = 1000
 HINT = 3600.0  # the budget that is proposed for runs of at least twice its length, in seconds
 
@@ -76,11 +76,11 @@ def apply_budget(requests: Sequence[Request], budget: str, notify: Notify) -> li
     if "train.steps" in keys:
         raise UsageError("--budget and --set train.steps both set the steps; give one of them")
     plans = [plan(request) for request in requests]
-    begun = next((run for run in plans if run.resumed), None)
-    if begun and begun.resumed:
-        train = begun.resumed.config.train
-        schedule = Schedule(train.steps, train.eval_every)
-        notify(f"time: {schedule.steps:,} steps, as {begun.folder} began, whatever the budget")
+    begun = next((run.resumed for run in plans if run.resumed), None)
+    if begun:
+        schedule = Schedule(begun.config.train.steps, begun.config.train.eval_every)
+        folder = begun.path.parent
+        notify(f"time: {schedule.steps:,} steps, as {folder} began, whatever the budget")
     else:
         schedule = _schedule(plans[0], budget, seconds, "train.eval_every" in keys, notify)
     sets = [f"train.steps={schedule.steps}", f"train.eval_every={schedule.eval_every}"]

@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import nibabel
 import numpy as np
 import onnx
@@ -147,6 +148,21 @@ def test_the_description(make_checkpoint) -> None:
     assert about["grid"]["spacing_mm"] == [1.0, 2.0, 3.0]
     assert about["frame"]["patch"] == [16, 16, 16]
     assert about["classes"][1] == {"number": 1, "name": "ball", "value": 7}
+
+
+@pytest.mark.parametrize(
+    ("dims", "z_last", "frame", "axes"),
+    [
+        (3, True, Frame(patch=(16, 32, 16)), ["x", "y", "z"]),  # la
+        (3, False, Frame(patch=(16, 32, 16)), ["z", "y", "x"]),
+        (3, False, Frame(patch=(32, 32)), ["y", "x"]),
+        (2, False, Frame(resize=(32, 32)), ["y", "x"]),
+    ],
+)
+def test_the_order_of_the_axes(dims, z_last, frame, axes, make_checkpoint) -> None:
+    spec = msgspec.structs.replace(spec_of(dims, MR), z_last=z_last)
+    about = describe(load_checkpoint(make_checkpoint(spec, frame)))
+    assert about["axes"][2:] == axes
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from crkd_cli.data.store import (
 from crkd_cli.models.networks import efficientnet_lite0
 from crkd_cli.runtime.checkpoint import load_checkpoint
 from crkd_cli.training.plan import Plan, Request, plan
+from tests.conftest import tiny_config
 from tests.training.helpers import train_arguments
 
 EFFICIENTNET = "efficientnet_lite0"
@@ -28,12 +29,7 @@ needs_extra = pytest.mark.skipif(
     not efficientnet_lite0.has_weights(), reason="the extra `pretrained` is not installed"
 )
 AUTO = {
-    "data": {
-        "name": "toy",
-        "frame": {"resize": [32, 32]},
-        "labeled_batch_size": 2,
-        "unlabeled_batch_size": 2,
-    },
+    **tiny_config(2),
     "model": {"name": "auto", "widths": [4, 4, 8, 8, 8]},
     "train": {"steps": 2, "precision": "fp32", "device": "cpu"},
     "method": "supervised",
