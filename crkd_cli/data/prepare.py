@@ -319,8 +319,8 @@ class _Preparation:
 
     def spacing_line(self) -> str:
         """Return a line about the spacing of the files."""
-        axes = "xyz" if self._spec.z_last else "zyx"[-self._spec.dims :]
-        return describe_spacings([result.file_spacing_mm for result in self._results], axes)
+        spacings = [result.file_spacing_mm for result in self._results]
+        return describe_spacings(spacings, self._spec.axes)
 
     def _statistics(self) -> dict[str, Sequence[ValueStatistics]]:
         """Return the statistics of every channel by case."""

@@ -106,6 +106,11 @@ class DatasetSpec(Strict, frozen=True):
     description: Description = Description()  # complete, as inferred or given
     plan: Plan | None = None  # complete; None: stored and trained as published
 
+    @property
+    def axes(self) -> str:
+        """The names of the spatial axes as stored, such as zyx."""
+        return "xyz" if self.z_last else "zyx"[-self.dims :]
+
     def plane(self, dims: int) -> tuple[int, int]:
         """Return the axes, of a network's `dims`, that lie in the plane of slices."""
         return (1, 2) if dims == 3 and not self.z_last else (0, 1)

@@ -75,7 +75,6 @@ def export(checkpoint: Checkpoint, model: Path, *, overwrite: bool = False) -> E
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what a program needs to know to predict with the network, as JSON."""
     spec, frame = checkpoint.spec, checkpoint.config.data.frame
-    axes = "xyz" if spec.z_last else "zyx"  # of stored volumes
     return {
         "format": FORMAT,
         "crkd": __version__,
@@ -87,7 +86,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         },
         "input": {"name": INPUT, "shape": ["batch", spec.channel_count, *frame.size]},
         "output": {"name": OUTPUT, "shape": ["batch", len(spec.classes), *frame.size]},
-        "axes": ["batch", "channel or class", *axes[3 - frame.dims :]],
+        "axes": ["batch", "channel or class", *spec.axes[-frame.dims :]],
         "channels": [_describe_channel(channel, spec) for channel in spec.channels],
         "grid": _describe_grid(spec),
         "frame": msgspec.to_builtins(frame),
