@@ -73,11 +73,10 @@ class Facts(msgspec.Struct, frozen=True):
         title = self.method
         if self.members:
             title += f" × {len(self.members)}"
-        if self.tta:
-            title += " with tta"
+        used = ["tta"] if self.tta else []
         if self.postprocessing:
-            title += ", post-processed"
-        return title
+            used.append("post-processing")
+        return f"{title} with {' and '.join(used)}" if used else title
 
     def settings(self) -> str:
         """Return a text that is the same for runs that repeat each other with other seeds."""

@@ -39,6 +39,16 @@ def draw_curves(folder: Path) -> None:
         _save(figure, folder / "curves.png")
 
 
+def use_log_scale(axes: "Axes") -> None:
+    """Make the y axis logarithmic, with plain numbers: formulas are not typeset here."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _choose_panels(lines: Lines) -> dict[str, list[str]]:
     """Return the names of the values in every panel that has any, by its title."""
     defined = [name for line in lines for name, value in line.items() if value is not None]
@@ -64,7 +74,7 @@ def _draw_panel(axes: "Axes", title: str, names: Sequence[str], lines: Lines) ->
     axes.legend(handles[:LEGEND_ROWS], labels[:LEGEND_ROWS], fontsize=8, frameon=False)
     has_positive = any((line.get(name) or 0) > 0 for line in lines for name in names)
     if title != VALIDATION and has_positive:
-        axes.set_yscale("log")
+        use_log_scale(axes)
 
 
 def _draw_curve(axes: "Axes", name: str, lines: Lines) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 from crkd_cli.metrics.names import format_values, higher_is_better, metric_heading
 from crkd_cli.metrics.summary import means
 from crkd_cli.reporting.compare import Comparison, mean_over_runs
+from crkd_cli.reporting.curves import use_log_scale
 from crkd_cli.runtime.metrics_log import mean_label_shares, read_log
 from crkd_cli.text import printable
 
@@ -84,7 +85,7 @@ def _curve_figure(
         title = f"{title} (dotted: share of the labels)"
         text = f"{text}; dotted: {100 * label_share:.2g} % of the labels"
     if name == "total":
-        _use_log_scale(axes)
+        use_log_scale(axes)
     axes.set_xlabel("step")
     axes.grid(alpha=0.2, color=_INK)
     return Figure(title, text, _data_uri(axes))
@@ -143,15 +144,6 @@ def _new_axes(height: float) -> "Axes":
     axes.tick_params(which="both", colors=_INK, labelsize=9)
     axes.xaxis.label.set(color=_INK, fontsize=10)
     return axes
-
-
-def _use_log_scale(axes: "Axes") -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _data_uri(axes: Any) -> str:

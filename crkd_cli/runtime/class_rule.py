@@ -14,9 +14,10 @@ class ClassRule(Strict, frozen=True):
         """Describe the rule in a few words."""
         parts = []
         if self.smallest_component == 1.0:
-            parts.append("largest component")
+            parts.append("largest component only")
         elif self.smallest_component:
-            parts.append(f"components of {self.smallest_component:.0%} of the largest")
+            percent = f"{self.smallest_component:.0%}".replace("%", " %")
+            parts.append(f"components below {percent} of the largest removed")
         if self.fill_holes:
             parts.append("holes filled")
         return ", ".join(parts) or "none"

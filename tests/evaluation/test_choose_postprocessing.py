@@ -120,7 +120,9 @@ def test_compare_says_who_is_post_processed(cli, noisy):
         assert cli("evaluate", file, *data, *options).exit_code == 0
     folders = [file.parent / f"evaluation-strict-test{end}" for end in ("", "-raw")]
     text = " ".join(cli("compare", *folders).stdout.split())
-    assert "post-processing is used (supervised, post-processed), not used (supervised)" in text
+    assert (
+        "post-processing is used (supervised with post-processing), not used (supervised)" in text
+    )
     rows = []
     for folder in folders:
         with (folder / "cases.csv").open(newline="") as table:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from crkd_cli.evaluation.results import read_evaluation
+from crkd_cli.reporting import curves
 from crkd_cli.reporting.compare import compare_runs
 from crkd_cli.reporting.curves import draw_curves
 from crkd_cli.reporting.figures import COLORS, case_scores, color, is_dashed, learning_curves
@@ -71,15 +72,29 @@ def test_curves_of_many_classes_fit_into_the_picture(tmp_path):
     assert (tmp_path / "curves.png").is_file()
 
 
+def test_the_ticks_of_curves_are_plain_numbers(tmp_path, monkeypatch):
+    """Formulas such as $10^{-1}$ would be printed as they are."""
+    figures = []
+    monkeypatch.setattr(curves, "_save", lambda figure, file: figures.append(figure))
+    values = ({"step": step, "total": 10.0**-step, "kept": 0.1 * step} for step in (1, 2, 3))
+    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in values))
+    draw_curves(tmp_path)
+    for axes in figures[0].axes:
+        labels = [text.get_text() for text in axes.get_yticklabels(which="both")]
+        shown = [label for label in labels if label]
+        assert len(shown) >= 2
+        assert all(float(label) > 0 for label in shown)
+
+
 def test_more_methods_than_colors_are_told_apart_by_dashes(compared):
     methods = [f"m{i}" for i in range(len(COLORS) + 1)]
     (loss,) = learning_curves(compared(*methods))
     assert loss.text == f"training loss over training steps: {', '.join(methods)}"
     assert [is_dashed(i) for i in range(len(methods))] == [False] * len(COLORS) + [True]
-    curves = [
+    curve_lines = [
         line for line in svg(loss).splitlines() if color(0) in line and "stroke-width" in line
     ]
-    assert sum("stroke-dasharray" in line for line in curves) == 1
+    assert sum("stroke-dasharray" in line for line in curve_lines) == 1
 
 
 def test_the_same_comparison_gives_the_same_images(compared):
