@@ -7,10 +7,19 @@ The commands are also functions: `import crkd_cli as crkd`, then `crkd.train("la
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crkd_cli.api import TrainingResult, evaluate, make_splits, predict, prepare, train
+    from crkd_cli.api import (
+        TrainingResult,
+        evaluate,
+        make_splits,
+        predict,
+        prepare,
+        suggest,
+        train,
+    )
     from crkd_cli.data.splits import Split
     from crkd_cli.data.store import Store
     from crkd_cli.evaluation.evaluate import EvaluationReport
+    from crkd_cli.evaluation.suggest import Suggestion, Suggestions
     from crkd_cli.inference.case_predictor import PredictOptions
     from crkd_cli.inference.model import Model, load_model
     from crkd_cli.inference.predict import PredictResult
@@ -23,6 +32,8 @@ __all__ = [
     "PredictResult",
     "Split",
     "Store",
+    "Suggestion",
+    "Suggestions",
     "TrainingResult",
     "__version__",
     "evaluate",
@@ -30,6 +41,7 @@ __all__ = [
     "make_splits",
     "predict",
     "prepare",
+    "suggest",
     "train",
 ]
 

@@ -24,6 +24,9 @@ from crkd_cli.data.store import Store
 from crkd_cli.errors import CrkdError, pluralize
 from crkd_cli.evaluation.evaluate import EvaluationReport
 from crkd_cli.evaluation.evaluate import evaluate as score
+from crkd_cli.evaluation.suggest import Suggestion as Suggestion
+from crkd_cli.evaluation.suggest import Suggestions
+from crkd_cli.evaluation.suggest import suggest as suggest_cases
 from crkd_cli.inference.case_predictor import PredictOptions
 from crkd_cli.inference.model import Model as Model
 from crkd_cli.inference.model import load_model as load_model
@@ -108,6 +111,8 @@ def prepare(
         raise CrkdError(f"{pluralize(len(problems), 'problem')} in {raw}", problems)
     for finding in report.findings:
         notify(f"{finding.where}: {finding.what}")
+    if new_content := str(report.new_content):
+        notify(f"since the last preparation: {new_content}")
     return Store(store)
 
 
@@ -117,17 +122,18 @@ def make_splits(
     *,
     val: str | int | None = None,
     test: str | int | None = None,
+    keep: str | int | PathLikeText | None = None,
     seed: int = 1337,
     data_root: PathLikeText | None = None,
     notify: Notify = ignore,
 ) -> Split:
     """Choose which patients to train, validate and test on, and keep the split in the store.
 
-    `labeled`, `val` and `test` are numbers of patients or shares such as `10%`; see `crkd
-    make-splits`.
+    `labeled`, `val` and `test` are numbers of patients or shares such as `10%`, and `keep` names an
+    earlier split whose val and test part stay; see `crkd make-splits`.
     """
     store = Store(resolve_data_root(_path(data_root)) / "prepared" / name)
-    new = splits.make_split(store, _text(labeled), _text(val), _text(test), seed)
+    new = splits.make_split(store, _text(labeled), _text(val), _text(test), seed, keep=_text(keep))
     with only_writer(store.root):
         write_split(new.split, split_file(store, _text(labeled) or "all"))
     for note in new.notes:
@@ -274,6 +280,24 @@ def predict(
     )
 
 
+def suggest(
+    name: str,
+    checkpoint: PathLikeText | Sequence[PathLikeText],
+    count: int = 5,
+    *,
+    device: str | None = None,
+    data_root: PathLikeText | None = None,
+    notify: Notify = ignore,
+    progress: Progress = no_progress,
+) -> Suggestions:
+    """Name the unlabeled cases of a dataset whose labels would help most, the best one first.
+
+    They are uncertain for the model and represent many others; see `crkd suggest --help`.
+    """
+    root = resolve_data_root(_path(data_root))
+    return suggest_cases(name, _paths(checkpoint), root, count, notify, progress, device)
+
+
 def _write_summary(folder: Path, metrics: dict[str, Any]) -> None:
     write_metrics(folder, metrics)
     draw_curves(folder)
@@ -290,7 +314,7 @@ def _write_missing_files(plan: Plan) -> None:
             draw_curves(plan.folder)
 
 
-def _text(size: str | int | None) -> str | None:
+def _text(size: str | int | PathLikeText | None) -> str | None:
     return None if size is None else str(size)
 
 

@@ -276,6 +276,7 @@ PRODUCTS: dict[str, Callable[[list[str], Path], Iterable[Path]]] = {
     "compare": comparison_files,
     "postprocess": checkpoint_files,
     "predict": mask_files,
+    "suggest": no_files,
     "export": exported_files,
 }
 

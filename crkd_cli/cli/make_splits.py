@@ -48,6 +48,15 @@ def make_splits(
             rich_help_panel="Split",
         ),
     ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="After more labels were added: keep the validation and test part of the split "
+            "for this label count, or of a file. Newly labeled patients train.",
+            metavar="COUNT",
+            rich_help_panel="Split",
+        ),
+    ] = None,
     seed: Annotated[
         int,
         typer.Option(
@@ -94,7 +103,7 @@ def make_splits(
     from crkd_cli.paths import resolve_data_root
 
     store = Store(resolve_data_root(data_root) / "prepared" / name)
-    new = make_split(store, labeled, val, test, seed, present_only)
+    new = make_split(store, labeled, val, test, seed, present_only, keep)
     file = out or split_file(store, labeled or "all")
     with only_writer(store.root):  # preparing a store copies its splits
         write_split(new.split, file)

@@ -92,6 +92,13 @@ class CaseResult:
         return self.image_error or self.label_error or self.pair_error
 
     @property
+    def wrong_file(self) -> Path:
+        """The file that the error names, else the image."""
+        files = [*self.raw.image_files, *(label.path for label in self.raw.labels)]
+        named = [path for path in files if str(path) in str(self.error)]
+        return max(named, key=lambda path: len(str(path)), default=self.raw.image)
+
+    @property
     def labeled(self) -> bool:
         """Whether the case has a label."""
         return bool(self.raw.labels)

@@ -152,6 +152,12 @@ def split_file(store: Store, labeled: str) -> Path:
     return store.root / "splits" / f"{label_key(labeled)}.yaml"
 
 
+def newest_split(root: Path) -> Path | None:
+    """Return the file of the split that was made last for the store in `root`, if there is one."""
+    files = (root / "splits").glob("*.yaml")
+    return max(files, key=lambda file: (file.stat().st_mtime_ns, file.name), default=None)
+
+
 def read_split(file: Path) -> Split:
     """Read a split file. Raises UsageError, which names the file and what is wrong."""
     split: Split = parse(_read_yaml(file), Split, str(file))

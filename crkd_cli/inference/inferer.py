@@ -114,7 +114,7 @@ class Inferer:
     def refresh(self) -> None:
         """Copy the models' current weights."""
         networks = [fuse_for_inference(model, self.precision) for model in self.models]
-        self._networks = [to_channels_last(network, self.frame.dims) for network in networks]
+        self.networks = [to_channels_last(network, self.frame.dims) for network in networks]
 
     def __call__(self, image: NDArray[Any], size: Sequence[int] | None = None) -> NDArray[Any]:
         """Return class numbers [*S] of `image` [C, *S].
@@ -146,6 +146,23 @@ class Inferer:
             return probabilities
 
         return self._infer_case(infer, image, size)
+
+    def sum_entropy(self, image: NDArray[Any]) -> tuple[float, int]:
+        """Return the summed entropy of `image` [C, *S], and how many voxels are foreground.
+
+        A voxel whose classes are all equally probable has the entropy 1.
+        """
+
+        def infer(volume: NDArray[Any], size: Sequence[int]) -> NDArray[np.float64]:
+            sums = np.zeros((2, 1, 1, 1))
+            for _, by_class in self._infer_planes(volume, size):
+                p = torch.stack(list(by_class))
+                sums[0] += torch.special.entr(p).sum(dtype=torch.float64).item() / math.log(len(p))
+                sums[1] += most_probable(p, len(p)).count_nonzero().item()
+            return sums
+
+        entropy, foreground = self._infer_case(infer, image, None).ravel()
+        return float(entropy), int(foreground)
 
     def _infer_case(
         self,
@@ -287,7 +304,7 @@ class Inferer:
         They are the mean over networks and flips, and on the device of cases.
         """
         x = to_device(x, self.device)
-        passes = list(product(self._networks, self._flips))
+        passes = list(product(self.networks, self._flips))
         first, *others = passes
         total = self._softmax(x, *first)
         for network, axes in others:

@@ -236,13 +236,21 @@ def _check_resumable(
     if difference:
         raise UsageError(
             f"{folder} holds a run with other settings ({difference}); give another folder with "
-            "--out, or delete it"
+            f"--out {_free_folder(folder)}, or delete it"
         )
     if old.training is None:
         raise CrkdError(
             f"{old.path} lacks the optimizer's state, as best.pth does; give another folder with "
             "--out, or delete it"
         )
+
+
+def _free_folder(folder: Path) -> Path:
+    """Return FOLDER-2, or with a higher number, which does not exist."""
+    number = 2
+    while (free := folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    return free
 
 
 def _difference(

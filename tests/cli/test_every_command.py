@@ -20,7 +20,7 @@ from crkd_cli.text import printable
 
 WORKING = [
     *("prepare-data", "make-splits", "train", "evaluate", "compare", "postprocess", "predict"),
-    "export",
+    *("suggest", "export"),
 ]
 COMMANDS = ["doctor", *WORKING[:2], "methods", *WORKING[2:]]
 
@@ -100,6 +100,7 @@ def test_completion_in_bash(typed, expected):
         ["compare", "nowhere"],
         ["postprocess", "nowhere.pth"],
         ["predict", "nowhere", "--checkpoint", "nowhere.pth"],
+        ["suggest", "nowhere", "--checkpoint", "nowhere.pth"],
         ["export", "nowhere.pth"],
     ],
     ids=WORKING,
