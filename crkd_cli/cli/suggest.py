@@ -66,16 +66,20 @@ def _table(suggestions: "Suggestions") -> "Table":
     from crkd_cli.errors import pluralize
     from crkd_cli.reporting.tables import Cell, Table
 
+    cases = suggestions.cases
+    # Many cases are named like their file: 80 columns are too few for both.
+    with_name = any(case.case not in case.file for case in cases)
     rows = []
-    for rank, suggestion in enumerate(suggestions.cases, start=1):
-        words = (str(rank), suggestion.case, suggestion.file)
-        numbers = (f"{suggestion.uncertainty:.2f}", f"{len(suggestion.represents)}")
+    for rank, case in enumerate(cases, start=1):
+        words = [str(rank), case.case, case.file] if with_name else [str(rank), case.file]
+        numbers = [f"{case.uncertainty:.2f}", f"{len(case.represents)}"]
         rows.append([Cell(text) for text in (*words, *numbers)])
+    names = ["case", "image file"] if with_name else ["image file"]
     total = pluralize(suggestions.unlabeled, "unlabeled case")
     return Table(
         f"{suggestions.dataset}: label these next, of {total}",
-        ["", "case", "image file", "uncertainty", "represents"],
-        3,
+        ["", *names, "uncertainty", "represents"],
+        1 + len(names),
         [rows],
         [
             "uncertainty: entropy of the prediction relative to its size",

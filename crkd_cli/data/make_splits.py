@@ -152,7 +152,7 @@ def _extend_split(store: Store, keep: str, labeled: str | None, seed: int) -> Ne
     notes = [f"val and test are those of split {old.name}"]
     new = [group for group in split.labeled if group not in old.labeled]
     if new:
-        notes.append(f"{pluralize(len(new), 'newly labeled patient')}: {preview(sorted(new), 10)}")
+        notes.append(f"{len(new)} more with labels train: {preview(sorted(new), 10)}")
     return NewSplit(split, tuple(notes), missing=())
 
 

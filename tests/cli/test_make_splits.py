@@ -133,6 +133,7 @@ def test_new_labels_join_the_training_part_only(run, make_store, tmp_path):
     assert result.exit_code == 0
     assert "warning" not in result.stderr
     assert "val and test are those of split 4-seed1337" in result.stderr
+    assert "13 more with labels train: " in result.stderr
     second = read_split(store.root / "splits" / "all.yaml")
     assert (second.val, second.test) == (first.val, first.test)
     held_out = {*first.val, *first.test}

@@ -185,7 +185,7 @@ def test_suggestions_are_printed_with_their_files(run, make_store, make_checkpoi
     assert [case["file"] for case in tree["cases"]] == [f"{name}.png" for name in names]
     again = run("toy", "--checkpoint", paths[0], "--checkpoint", paths[1], "-n", "2")
     rows = [line.split("│") for line in again.stdout.splitlines() if "│" in line]
-    assert [row[1].strip() for row in rows] == names
+    assert [row[1].strip() for row in rows] == [f"{name}.png" for name in names]
     assert "add the labels to your folder" in again.stderr
 
 
