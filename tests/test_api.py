@@ -70,6 +70,12 @@ def test_from_files_to_masks(tmp_path, rng):
     assert report.facts["cases"] == 2
     masks = crkd.predict(source / "images", result.checkpoint, out=tmp_path / "masks")
     assert (masks.written, masks.failures) == (10, [])
+    suggestions = crkd.suggest("cells", result.checkpoint, 2, data_root=root, notify=lines.append)
+    assert {suggestion.case for suggestion in suggestions.cases} < set(split.unlabeled)
+    assert len(suggestions.cases) == 2
+    extended = crkd.make_splits("cells", 4, keep=2, data_root=root)
+    assert extended.labeled[:2] == split.labeled
+    assert (extended.val, extended.test) == (split.val, split.test)
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def suggest(
 ) -> None:
     """Name the unlabeled cases whose labels would help most.
 
-    Example: crkd suggest polyps --checkpoint runs/polyps-crkd-20/best.pth --count 5
+    Example: crkd suggest polyps --checkpoint runs/polyps-crkd-20/best.pth
 
     The cases are uncertain ones that represent many others, of different
     patients, and none of the validation or test part: see docs/labeling.md.
@@ -83,6 +83,6 @@ def _table(suggestions: "Suggestions") -> "Table":
         [rows],
         [
             "uncertainty: entropy of the prediction relative to its size",
-            "represents: unlabeled cases that are more like it than the others here",
+            "represents: other unlabeled cases that resemble it more than the rest of the list",
         ],
     )
