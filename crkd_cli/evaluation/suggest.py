@@ -43,7 +43,7 @@ class Suggestion:
     patient: str
     file: str  # the image, relative to the folder that the dataset was prepared from
     uncertainty: float  # entropy relative to the size of the prediction: see `relative_entropy`
-    represents: tuple[str, ...]  # unlabeled cases that are more like it than other suggestions
+    represents: tuple[str, ...]  # unlabeled cases that resemble it more than other suggestions
 
 
 @dataclass(frozen=True)
@@ -105,18 +105,20 @@ def suggest(
     store.check_unchanged()
     chosen = choose(uncertainty, features, [case.group for case in cases], count)
     nearest = np.argmax(features[chosen] @ features.T, axis=0)  # [N]
-    suggestions = []
-    for rank, index in enumerate(chosen):
-        case = cases[index]
-        represented = [other.id for i, other in zip(nearest, cases, strict=True) if i == rank]
-        suggestion = Suggestion(
-            case=case.id,
-            patient=case.group,
-            file=case.source,
+    represented: list[list[str]] = [[] for _ in chosen]
+    for index, rank in enumerate(nearest):
+        if index not in chosen:
+            represented[rank].append(cases[index].id)
+    suggestions = [
+        Suggestion(
+            case=cases[index].id,
+            patient=cases[index].group,
+            file=cases[index].source,
             uncertainty=float(uncertainty[index]),
-            represents=tuple(name for name in represented if name != case.id),
+            represents=tuple(names),
         )
-        suggestions.append(suggestion)
+        for index, names in zip(chosen, represented, strict=True)
+    ]
     return Suggestions(name, len(cases), cases[0].labeled, tuple(suggestions))
 
 
