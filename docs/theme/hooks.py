@@ -20,6 +20,8 @@ TOP_PAGES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md
 WIDE_PAGES = {"comparison.md"}  # have no table of contents beside them
 # Files outside docs/ that pages may link to, by folder or name; they are copied to files/.
 LINKED = re.compile(r"\]\((?:\.\./)+((?:benchmarks/results/|LICENSE)[^)#]*)\)")
+# A short cell that begins with a number.
+NUMBERS = re.compile(r"(<td[^>]*>)([-+−]?\d[^<]{0,24})(?=</td>)")
 LOADING = {  # elements that make a browser load something, with the attribute that says what
     "script": "src",
     "link": "href",
@@ -92,6 +94,11 @@ def on_page_markdown(markdown: str, page: "Page", **unused: Any) -> str:
     if page.file.src_uri in WIDE_PAGES:
         page.meta["hide"] = ["toc"]
     return site_text(markdown, page.file.src_uri)
+
+
+def on_page_content(html: str, **unused: Any) -> str:
+    """Keep numbers with their intervals in one line of a table."""
+    return NUMBERS.sub(lambda cell: cell[1] + cell[2].replace(" ", "&nbsp;"), html)
 
 
 def on_post_build(config: "MkDocsConfig") -> None:
