@@ -13,6 +13,7 @@ from crkd_cli.inference.cases import Case, find_cases, output_folder
 from crkd_cli.inference.dicom_seg import check_segmentations
 from crkd_cli.inference.ensemble import load_ensemble, stored_rules
 from crkd_cli.inference.inferer import build_inferer
+from crkd_cli.inference.label_tables import write_label_tables
 from crkd_cli.paths import DiskFullError
 from crkd_cli.pipeline import run_pipeline
 from crkd_cli.progress import Notify, Progress
@@ -46,7 +47,8 @@ def predict(
     """Predict a mask for the image `source`, or for every case in the folder `source`.
 
     The probabilities of several `checkpoints` are averaged; see `load_ensemble`.
-    Masks are written to `out` (default: FOLDER-masks), in the same subfolders as the images. A case
+    Masks are written to `out` (default: FOLDER-masks), in the same subfolders as the images, and
+    those of volumes with label tables for viewers (see `write_label_tables`). A case
     that cannot be read is listed in the result and does not stop the others; a full disk does.
     Several processes share the cases. While a case is predicted, the next one is read and the
     masks of the previous one are written. With `tta`, predictions are averaged over flips.
@@ -71,6 +73,8 @@ def predict(
         inferer = build_inferer(members, device, notify, tta=tta)
         predictor = CasePredictor(inferer, spec, out, options, _choose_rules(members, options))
         predictor.check_targets(cases)
+        if spec.dims == 3 and world.rank() == 0:
+            write_label_tables(out, predictor.mask_values.classes)
         return _predict(cases, predictor, out, progress)
 
 
