@@ -233,6 +233,7 @@ def evaluate(
     tta: bool = False,
     raw: bool = False,
     other_data: bool = False,
+    overlays: bool = False,
     out: PathLikeText | None = None,
     device: str | None = None,
     data_root: PathLikeText | None = None,
@@ -256,6 +257,7 @@ def evaluate(
         other_data=other_data,
         tta=tta,
         raw=raw,
+        overlays=overlays,
     )
 
 

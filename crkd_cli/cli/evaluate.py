@@ -66,6 +66,15 @@ def evaluate(
             "ensemble needs it.",
         ),
     ] = None,
+    overlay: Annotated[
+        bool,
+        typer.Option(
+            "--overlay",
+            help="Also write a picture of every case with the contours of prediction and "
+            "reference.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
     device: Device = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -95,6 +104,7 @@ def evaluate(
         other_data=other_data,
         tta=tta,
         raw=raw,
+        overlays=overlay,
     )
     if world.rank():
         return
@@ -106,6 +116,8 @@ def evaluate(
         for table in _tables(report):
             show(table)
     info(f"written: {report.folder / 'cases.csv'} and {report.folder / 'summary.json'}")
+    if overlay:
+        info(f"overlays: {report.folder / 'overlays'}")
 
 
 def _tables(report: "EvaluationReport") -> list["Table"]:

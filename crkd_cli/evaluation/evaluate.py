@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -27,6 +27,7 @@ from crkd_cli.evaluation.same_data import check_same_cases, check_same_dataset
 from crkd_cli.evaluation.scorer import CaseScores, Labels, Scorer
 from crkd_cli.inference.ensemble import load_ensemble, stored_rules
 from crkd_cli.inference.inferer import Inferer, Protocol, build_inferer
+from crkd_cli.inference.overlay import draw_overlay, write_picture
 from crkd_cli.inference.postprocessing import postprocess
 from crkd_cli.metrics.presence import Presence, count_absent, drop_absent_classes
 from crkd_cli.metrics.summary import Interval, Summary, summarize
@@ -36,6 +37,16 @@ from crkd_cli.runtime.checkpoint import Checkpoint
 from crkd_cli.runtime.class_rule import ClassRule
 from crkd_cli.runtime.distributed import joint_output_folder
 from crkd_cli.text import unicode_path
+
+OVERLAYS = "overlays"  # a subfolder of the results
+
+
+class _Loaded(NamedTuple):
+    """A case with its image [C, *S] as stored, and its native label [*S]."""
+
+    case: CaseInfo
+    image: NDArray[Any]
+    truth: Labels
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,7 @@ def evaluate(
     other_data: bool = False,
     tta: bool = False,
     raw: bool = False,
+    overlays: bool = False,
 ) -> EvaluationReport:
     """Score a checkpoint on cases of its split and write cases.csv and summary.json.
 
@@ -124,6 +136,7 @@ def evaluate(
         other_data: Score even if the dataset has changed since training.
         tta: Average the predictions over flips.
         raw: Leave the checkpoint's post-processing off, as the paper protocol and ensembles do.
+        overlays: Also write overlays/CASE.png with the contours of prediction and reference.
 
     Raises CrkdError if the checkpoint, the dataset or a case is missing, or the dataset is of
     another kind than the one that the model was trained on, and UsageError if its cases differ, if
@@ -149,14 +162,15 @@ def evaluate(
     rules = () if raw or protocol == "paper" else stored_rules(members)
     if rules and "val" in parts:
         notify("post-processing was chosen on the validation cases, which inflates their scores")
-    with joint_output_folder(folder, "--out"):
+    with joint_output_folder(folder, "--out", OVERLAYS):
         what = ", ".join(f"{member.path} (step {member.step})" for member in members)
         notify(f"evaluating {what} on {len(cases)} {part_name} cases, {protocol} protocol")
         notify(f"results: {folder}")
 
         inferer = build_inferer(members, device, notify, protocol, tta=tta)
         scorer = Scorer(checkpoint.spec.source, len(checkpoint.spec.classes), protocol, cases)
-        scores = _score_cases(inferer, store, cases, scorer, rules, progress)
+        drawn = folder / OVERLAYS if overlays else None
+        scores = _score_cases(inferer, store, cases, scorer, rules, drawn, progress)
         if protocol == "strict":
             scores = _drop_absent_classes(scores)
         precision = str(inferer.precision).removeprefix("torch.")
@@ -249,12 +263,13 @@ def _score_cases(
     cases: list[CaseInfo],
     scorer: Scorer,
     rules: Sequence[ClassRule],
+    overlays: Path | None,
     progress: Progress,
 ) -> list[CaseScores]:
-    """Return the scores of `cases`, which all processes share."""
+    """Return the scores of `cases`, which all processes share; draw them to `overlays`."""
     shard = world.strided_shard(cases)
     with progress("evaluating", len(shard), "cases") as advance:
-        scores = list(_score_shard(inferer, store, shard, scorer, rules, advance))
+        scores = list(_score_shard(inferer, store, shard, scorer, rules, overlays, advance))
     return world.gather_results(scores)
 
 
@@ -271,6 +286,7 @@ def _score_shard(
     cases: Sequence[CaseInfo],
     scorer: Scorer,
     rules: Sequence[ClassRule],
+    overlays: Path | None,
     advance: Advance,
 ) -> Iterator[CaseScores]:
     """Yield the scores of every case.
@@ -278,17 +294,21 @@ def _score_shard(
     While a case is predicted, the next one is read and the previous one scored.
     """
 
-    def read(case: CaseInfo) -> tuple[CaseInfo, NDArray[Any], Labels]:
+    def read(case: CaseInfo) -> _Loaded:
         # Copied here, because a memory map does not read the file before it is used.
-        return case, np.array(store.image(case.id)), np.array(store.native_label(case.id))
+        return _Loaded(case, np.array(store.image(case.id)), np.array(store.native_label(case.id)))
 
-    def predict(loaded: tuple[CaseInfo, NDArray[Any], Labels]) -> tuple[Labels, Labels, CaseInfo]:
-        case, image, truth = loaded
-        return inferer(image, truth.shape), truth, case
+    def predict(loaded: _Loaded) -> tuple[Labels, _Loaded]:
+        return inferer(loaded.image, loaded.truth.shape), loaded
 
-    def score(predicted: tuple[Labels, Labels, CaseInfo]) -> CaseScores:
-        labels, truth, case = predicted
-        return scorer(postprocess(labels, rules) if rules else labels, truth, case)
+    def score(predicted: tuple[Labels, _Loaded]) -> CaseScores:
+        labels, (case, image, truth) = predicted
+        labels = postprocess(labels, rules) if rules else labels
+        if overlays is not None:
+            spacing = case.label_spacing_mm
+            picture = draw_overlay(image, labels, store.spec, spacing, case.id, truth)
+            write_picture(picture, overlays / f"{case.id}.png")
+        return scorer(labels, truth, case)
 
     outcomes = run_pipeline(cases, read, predict, score)
     for case, outcome in zip(cases, outcomes, strict=True):

@@ -23,9 +23,10 @@ from crkd_cli.errors import CrkdError
 from crkd_cli.inference.cases import Case
 from crkd_cli.inference.dicom_seg import read_tags, write_segmentation
 from crkd_cli.inference.inferer import Inferer
+from crkd_cli.inference.label_tables import label_entries
 from crkd_cli.inference.masks import MaskValues
 from crkd_cli.inference.modality import check_tags, check_values
-from crkd_cli.inference.overlay import draw_overlay
+from crkd_cli.inference.overlay import draw_overlay, write_picture
 from crkd_cli.inference.postprocessing import postprocess
 from crkd_cli.inference.resizing import most_probable
 from crkd_cli.paths import atomic_write
@@ -97,6 +98,7 @@ class CasePredictor:
         self._rules = rules
         self._source = SOURCES[spec.source]()
         self.mask_values = MaskValues(spec, class_numbers=options.class_numbers)
+        self._label_entries = label_entries(self.mask_values.classes)
         self._noted: set[str] = set()  # what the user was told
 
     def check_targets(self, cases: Sequence[Case]) -> None:
@@ -179,14 +181,13 @@ class CasePredictor:
         if "segmentation" in targets:
             names = self._spec.class_names
             write_segmentation(targets["segmentation"], labels, names, volume, scan.tags)
-        formats.write_label(targets["mask"], self.mask_values.encode(labels), volume)
+        values = self.mask_values.encode(labels)
+        formats.write_label(targets["mask"], values, volume, self._label_entries)
         return True
 
     def _write_overlay(self, target: Path, scan: _Scan, labels: NDArray[Any]) -> None:
         image, spacing, title = scan.volume.array, scan.volume.spacing_mm, scan.case.title
-        picture = draw_overlay(image, labels, self._spec, spacing, title)
-        with atomic_write(target) as temporary:
-            picture.save(temporary, format="PNG")
+        write_picture(draw_overlay(image, labels, self._spec, spacing, title), target)
 
     def _targets(self, case: Case) -> dict[str, Path]:
         """Return the files to write for `case`. The mask is last, so it marks the others done."""

@@ -5,9 +5,10 @@ green, blue (0 to 255), opacity (0 to 1), two flags for visibility, and the name
 tables of 3D Slicer have value, name without spaces, and red, green, blue, opacity (0 to 255).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from crkd_cli.data.raw.label_entries import LabelEntry
 from crkd_cli.inference.overlay import class_color
 from crkd_cli.paths import atomic_write
 from crkd_cli.text import printable
@@ -15,6 +16,15 @@ from crkd_cli.text import printable
 ITK_SNAP, SLICER = "labels-itksnap.txt", "labels-slicer.ctbl"
 
 Classes = Sequence[tuple[int, str]]  # the value in masks, and the name; the background first
+
+
+def label_entries(classes: Classes) -> list[LabelEntry]:
+    """Return the values, names and colors of the foreground classes; colors as in overlays."""
+    entries = []
+    for k, (value, name) in enumerate(classes[1:], start=1):
+        red, green, blue = bytes.fromhex(class_color(k)[1:])
+        entries.append(LabelEntry(value, name, (red, green, blue)))
+    return entries
 
 
 def write_label_tables(folder: Path, classes: Classes) -> None:
@@ -26,9 +36,9 @@ def write_label_tables(folder: Path, classes: Classes) -> None:
 
 def _itk_snap(classes: Classes) -> Iterator[str]:
     yield "# Label descriptions of ITK-SNAP: value, red, green, blue, opacity, visible, mesh, name"
-    for value, name, color in _with_colors(classes):
-        shown = 1 if color else 0
-        red, green, blue = color or (0, 0, 0)
+    background = LabelEntry(*classes[0], color=(0, 0, 0))
+    for value, name, (red, green, blue) in [background, *label_entries(classes)]:
+        shown = int(value != background.value)
         text = printable(name).replace('"', "'")
         yield f'{value} {red} {green} {blue} {shown} {shown} {shown} "{text}"'
 
@@ -36,14 +46,8 @@ def _itk_snap(classes: Classes) -> Iterator[str]:
 def _slicer(classes: Classes) -> Iterator[str]:
     yield "# Color table file of 3D Slicer"
     yield f"# {len(classes)} values"
-    for value, name, color in _with_colors(classes):
-        opacity = 255 if color else 0
-        red, green, blue = color or (0, 0, 0)
+    background = LabelEntry(*classes[0], color=(0, 0, 0))
+    for value, name, (red, green, blue) in [background, *label_entries(classes)]:
+        opacity = 0 if value == background.value else 255
         text = "_".join(printable(name).split())
         yield f"{value} {text} {red} {green} {blue} {opacity}"
-
-
-def _with_colors(classes: Classes) -> Iterable[tuple[int, str, tuple[int, ...] | None]]:
-    """Yield value, name and color (0 to 255) of every class; the background has no color."""
-    for k, (value, name) in enumerate(classes):
-        yield value, name, tuple(bytes.fromhex(class_color(k)[1:])) if k else None

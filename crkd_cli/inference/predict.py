@@ -73,9 +73,10 @@ def predict(
         inferer = build_inferer(members, device, notify, tta=tta)
         predictor = CasePredictor(inferer, spec, out, options, _choose_rules(members, options))
         predictor.check_targets(cases)
-        if spec.dims == 3 and world.rank() == 0:
-            write_label_tables(out, predictor.mask_values.classes)
-        return _predict(cases, predictor, out, progress)
+        result = _predict(cases, predictor, out, progress)
+        if spec.dims == 3 and result.written and world.rank() == 0:
+            write_label_tables(out, result.classes)
+        return result
 
 
 def _choose_rules(members: Sequence[Checkpoint], options: PredictOptions) -> tuple[ClassRule, ...]:

@@ -172,7 +172,7 @@ def _embed(picture: Image.Image, case: str) -> Figure:
     file = io.BytesIO()
     picture.save(file, format="PNG", optimize=True)
     source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    text = f"{case}: the image with the prediction's contours in color and the reference in white"
+    text = f"{case}: the prediction's contours in color, the reference in dashed white lines"
     return Figure(case, text, source)
 
 
