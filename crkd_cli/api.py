@@ -9,6 +9,7 @@ Shapes: *S spatial axes, [z, y, x] or [y, x]; C channels, K classes.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -267,6 +268,7 @@ def predict(
     *,
     out: PathLikeText | None = None,
     options: PredictOptions | None = None,
+    qc: bool = False,
     tta: bool = False,
     device: str | None = None,
     notify: Notify = ignore,
@@ -274,9 +276,13 @@ def predict(
 ) -> PredictResult:
     """Write a mask for every image file of a file or folder.
 
-    Files that cannot be read do not stop the others: see `failures` in the result. For images that
-    are arrays already, use `load_model`.
+    With `qc`, quality.csv is written too, whose rows are `quality` in the result. Files that cannot
+    be read do not stop the others: see `failures`. For images that are arrays already, use
+    `load_model`.
     """
+    options = options or PredictOptions()
+    if qc:
+        options = replace(options, qc=True)
     return predict_files(
         Path(source), _paths(checkpoint), notify, progress, _path(out), device, options, tta=tta
     )

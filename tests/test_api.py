@@ -68,8 +68,12 @@ def test_from_files_to_masks(tmp_path, rng):
     assert load_checkpoint(result.checkpoint).config.train.seed == 7
     report = crkd.evaluate(result.checkpoint, data_root=root)
     assert report.facts["cases"] == 2
-    masks = crkd.predict(source / "images", result.checkpoint, out=tmp_path / "masks")
+    masks = crkd.predict(source / "images", result.checkpoint, out=tmp_path / "masks", qc=True)
     assert (masks.written, masks.failures) == (10, [])
+    confidences = [float(row["mean_confidence"]) for row in masks.quality]
+    assert len(confidences) == 10
+    assert confidences == sorted(confidences)
+    assert {row["unlike_size"] for row in masks.quality} == {"no"}
     suggestions = crkd.suggest("cells", result.checkpoint, 2, data_root=root, notify=lines.append)
     assert {suggestion.case for suggestion in suggestions.cases} < set(split.unlabeled)
     assert len(suggestions.cases) == 2

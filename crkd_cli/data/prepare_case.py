@@ -297,12 +297,12 @@ def _store(
         spacing_mm=stored.spacing_mm,
         native_shape=stored.native_size if is_resized else None,
         native_spacing_mm=stored.native_spacing_mm if is_resized else None,
-        intensity=_statistics(volume.array, spec),
+        intensity=value_statistics(volume.array, spec),
         sha256=_sha256(raw.image_files),
     )
 
 
-def _statistics(array: NDArray[Any], spec: DatasetSpec) -> tuple[ValueStatistics, ...]:
+def value_statistics(array: NDArray[Any], spec: DatasetSpec) -> tuple[ValueStatistics, ...]:
     """Return the statistics of each channel of an image [C, *S]; RGB is one channel."""
     channels = [array] if spec.is_color else array
     return tuple(map(_statistics_of_channel, channels))

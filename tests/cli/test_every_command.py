@@ -224,7 +224,7 @@ WRITING = pytest.mark.parametrize(
         ("predict {here}/b.mha --checkpoint {solid} --out {disk}/masks", "b.mha"),
         (
             "predict {here}/b.nii.gz --checkpoint {solid} --out {disk}/masks --probabilities",
-            "probabilities/b.npy",
+            "probabilities/b.npz",
         ),
     ],
 )

@@ -65,8 +65,8 @@ def test_numbered_files_are_predicted_like_a_file_with_all_channels(scans, check
         "anna.nii.gz",
         "overlays/all.png",
         "overlays/anna.png",
-        "probabilities/all.npy",
-        "probabilities/anna.npy",
+        "probabilities/all.npz",
+        "probabilities/anna.npz",
     ]
     masks = [sitk.ReadImage(str(result.folder / name)) for name in ("anna.nii.gz", "all.nrrd")]
     assert np.array_equal(*map(sitk.GetArrayFromImage, masks))

@@ -42,7 +42,7 @@ def slicer_fields(entries: Sequence[LabelEntry], size: Sequence[int]) -> dict[st
     """
     sides = [*size, *(1 for _ in range(3 - len(size)))]
     extent = " ".join(f"0 {side - 1}" for side in sides)
-    fields = {}
+    fields: dict[str, str] = {}
     for number, (value, name, color) in enumerate(entries):
         facts = {
             "ID": f"Segment_{value}",
