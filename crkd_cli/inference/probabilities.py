@@ -32,7 +32,7 @@ def write_probabilities(
     if stated and stated[0].shape == (3, 4):
         affine = np.vstack([stated[0], (0, 0, 0, 1)])
     with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
+        np.savez(
             file,
             probabilities=np.ascontiguousarray(probabilities),
             values=np.array(values, dtype=np.int64),

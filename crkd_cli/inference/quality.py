@@ -138,12 +138,15 @@ def _describe(row: Row) -> str:
     unlike = [column.partition("_")[2] for column in UNLIKE if row.get(column) == "yes"]
     if unlike:
         notes.append(f"{' and '.join(unlike)} unlike training")
-    for column, text in row.items():
-        kind, _, name = column.partition(":")
-        if kind == "components" and int(text) > 1:
-            notes.append(f"{name} in {text} parts")
+    parts = {column: text for column, text in row.items() if column.startswith("components:")}
+    divided = [column for column, text in parts.items() if int(text) > 1]
+    if len(divided) == 1:
+        name = divided[0].partition(":")[2]
+        notes.append(f"{name} in {parts[divided[0]]} parts")
+    elif divided:
+        notes.append(f"{len(divided)} classes in several parts")
     if row.get(BORDER):
-        notes.append(f"touches the border ({row[BORDER]})")
+        notes.append("touches the border")
     text = f"{row['mask']}: {'; '.join(notes)}" if notes else row["mask"]
     return f"  {float(row[FIGURES[0]]):.2f}  {shorten(text, LINE)}"
 

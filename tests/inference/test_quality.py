@@ -87,7 +87,7 @@ def test_the_least_confident_mask_is_first_in_the_file_and_in_words(tmp_path):
     title, *lines = describe_first(rows)
     assert title == "look at these first, the masks with the lowest confidence of 12:"
     assert len(lines) == 10
-    assert lines[0] == "  0.10  9.nii: organ in 2 parts; touches the border (organ)"
+    assert lines[0] == "  0.10  9.nii: organ in 2 parts; touches the border"
     assert not [line for line in lines if "10.nii" in line or "11.nii" in line]
     assert describe_first([]) == []
 
@@ -102,8 +102,12 @@ def test_words_of_an_empty_mask_that_is_unlike_training():
 
 
 def test_lines_fit_a_terminal():
-    row = rows_of(0.5)[0] | {"mask": "a" * 60 + ".nii.gz"}
-    assert len(describe_first([row])[1]) <= 80
+    row = rows_of(0.5)[0] | {"components:=tumor": "3"}
+    assert describe_first([row])[1] == (
+        "  0.50  0.nii: 2 classes in several parts; touches the border"
+    )
+    row["mask"] = "a" * 60 + ".nii.gz"
+    assert len(describe_first([row])[1]) == 80
 
 
 def test_rows_of_masks_that_were_replaced_are_not_read(tmp_path):
