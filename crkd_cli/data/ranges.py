@@ -34,6 +34,11 @@ class DataRanges(Strict, frozen=True):
     sides: tuple[Range, ...]  # of the whole image, in mm if the spacing is known, else in pixels
     intensity: tuple[tuple[Range, Range], ...]  # per channel, see `intensity_features`
 
+    def fit(self, spec: DatasetSpec) -> bool:
+        """Return whether they have the axes and channels of a dataset."""
+        axes = {len(self.sides), spec.dims if self.spacing_mm is None else len(self.spacing_mm)}
+        return axes == {spec.dims} and len(self.intensity) == len(spec.channels)
+
 
 class Unlike(NamedTuple):
     """In what a case is unlike the training cases; None: not known."""

@@ -184,6 +184,8 @@ def _parse(content: dict[str, Any], path: Path) -> Checkpoint:
         json.dumps(facts.training.get("metrics"), allow_nan=False)
     if facts.postprocessing and len(facts.postprocessing) != len(facts.spec.classes) - 1:
         raise ValueError("its post-processing is of other classes")
+    if facts.ranges is not None and not facts.ranges.fit(facts.spec):
+        raise ValueError("its ranges are of other images")
     return Checkpoint(
         step=facts.step,
         config=facts.config,
