@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from crkd_cli import __version__, world
 from crkd_cli.config import dump
 from crkd_cli.data.changes import describe_changes
+from crkd_cli.data.layout import OVERLAYS
 from crkd_cli.data.splits import Part
 from crkd_cli.data.store import CaseInfo, Store, digest
 from crkd_cli.errors import CrkdError, UsageError
@@ -37,8 +38,6 @@ from crkd_cli.runtime.checkpoint import Checkpoint
 from crkd_cli.runtime.class_rule import ClassRule
 from crkd_cli.runtime.distributed import joint_output_folder
 from crkd_cli.text import unicode_path
-
-OVERLAYS = "overlays"  # a subfolder of the results
 
 
 class _Loaded(NamedTuple):

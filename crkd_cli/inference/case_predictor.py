@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli.data.grid import StoredImage
+from crkd_cli.data.layout import OVERLAYS
 from crkd_cli.data.plan import NATIVE
 from crkd_cli.data.prepare_case import value_statistics
 from crkd_cli.data.ranges import DataRanges, Unlike, compare_with_ranges
@@ -34,7 +35,8 @@ from crkd_cli.inference.probabilities import write_probabilities
 from crkd_cli.inference.quality import Row, quality_row
 from crkd_cli.runtime.class_rule import ClassRule
 
-SUBFOLDERS = ("overlays", "probabilities")  # of the output folder
+PROBABILITIES = "probabilities"
+SUBFOLDERS = (OVERLAYS, PROBABILITIES)  # of the output folder
 
 
 @dataclass(frozen=True)
@@ -222,9 +224,9 @@ class CasePredictor:
         """Return the files to write for `case`. The mask is last, so it marks the others done."""
         targets = {}
         if self._options.overlays:
-            targets["overlay"] = self._out / "overlays" / f"{case.name}.png"
+            targets["overlay"] = self._out / OVERLAYS / f"{case.name}.png"
         if self._options.probabilities:
-            targets["probabilities"] = self._out / "probabilities" / f"{case.name}.npz"
+            targets["probabilities"] = self._out / PROBABILITIES / f"{case.name}.npz"
         if self._options.dicom_seg and case.series:
             targets["segmentation"] = self._out / f"{case.name}.dcm"
         targets["mask"] = self._out / case.mask
