@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         suggest,
         train,
     )
+    from crkd_cli.data.folds import Folds
     from crkd_cli.data.splits import Split
     from crkd_cli.data.store import Store
     from crkd_cli.evaluation.evaluate import EvaluationReport
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "EvaluationReport",
+    "Folds",
     "Model",
     "PredictOptions",
     "PredictResult",

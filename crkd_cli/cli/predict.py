@@ -24,7 +24,7 @@ def predict(
         typer.Option(
             "--checkpoint",
             help="The model; repeat the option to average several. RUN stands for all RUN-seed… of "
-            "--seeds. Default: the newest best.pth or last.pth under runs/.",
+            "--seeds, a folder of folds for all folds. Default: the newest under runs/.",
             rich_help_panel="Model",
         ),
     ] = None,

@@ -79,7 +79,7 @@ def make_split(
     elif labeled is None:
         raise UsageError(f"--labeled is missing; {available_splits(dataset, official, ())}")
     else:
-        _check_parts(dataset, official, val, test)
+        check_official_parts(dataset, official, val, test)
         new = _split_public(store, official, labeled, val, seed, present_only)
     # Raises CrkdError if a label is missing.
     return replace(new, notes=(*new.notes, *_note_missing_classes(new.split, store)))
@@ -184,7 +184,7 @@ def _note_missing_classes(split: Split, store: Store) -> Iterator[str]:
     held = set().union(*(held_classes(store, group) for group in store.groups))
     for part, consequence in consequences.items():
         missing = missing_classes(split, store, part)
-        if missing & held and getattr(split, part):
+        if missing & held and split.groups_of(part):
             names = describe_classes([store.spec.classes[k] for k in sorted(missing & held)])
             yield f"warning: classes that no {part} case contains, so {consequence}: {names}"
     if unseen := set(range(1, len(store.spec.classes))) - held:
@@ -203,7 +203,9 @@ def _check_keep(
             raise UsageError(f"--keep keeps val and test; drop {option}")
 
 
-def _check_parts(dataset: str, official: OfficialSplits, val: str | None, test: str | None) -> None:
+def check_official_parts(
+    dataset: str, official: OfficialSplits, val: str | None, test: str | None
+) -> None:
     """Raise UsageError if a size is given for a part that the official split determines."""
     if test is not None:
         raise UsageError(f"{dataset} has {len(official.test)} official test cases; drop --test")
@@ -220,13 +222,7 @@ def _split_public(
     present_only: bool,
 ) -> NewSplit:
     key = label_key(labeled)
-    missing = tuple(group for group in official.groups if group not in store.groups)
-    if missing and not present_only:
-        raise CrkdError(
-            f"{store.root} lacks {len(missing)} of the {len(official.groups)} cases of the "
-            f"official split: {preview(missing)}; prepare the complete dataset, or add "
-            "--present-only"
-        )
+    missing = find_missing(store, official, present_only)
     split = Split(
         dataset=store.root.name,
         name=f"official-{key}" if key in official.labeled else f"{key}-seed{seed}",
@@ -248,6 +244,21 @@ def _split_public(
     if missing:
         split = msgspec.structs.replace(split, name=f"{split.name}-present")
     return NewSplit(split, tuple(notes), missing)
+
+
+def find_missing(store: Store, official: OfficialSplits, present_only: bool) -> tuple[str, ...]:
+    """Return the official groups that the store lacks.
+
+    Raises CrkdError if there are some, unless `present_only`.
+    """
+    missing = tuple(group for group in official.groups if group not in store.groups)
+    if missing and not present_only:
+        raise CrkdError(
+            f"{store.root} lacks {len(missing)} of the {len(official.groups)} cases of the "
+            f"official split: {preview(missing)}; prepare the complete dataset, or add "
+            "--present-only"
+        )
+    return missing
 
 
 def _labeled_groups(store: Store, official: OfficialSplits, key: str, seed: int) -> tuple[str, ...]:
