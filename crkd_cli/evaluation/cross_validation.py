@@ -1,5 +1,6 @@
 """Check that checkpoints are the folds of one cross-validation."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,18 @@ def common_folder(folds: Sequence[Checkpoint]) -> Path | None:
     return parents.pop() if len(numbers) == _fold(folds[0]).count else None
 
 
+def by_number(folds: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Return the folds in the order of their numbers."""
+    return sorted(folds, key=lambda fold: _fold(fold).number)
+
+
 def check_folds(members: Sequence[Checkpoint]) -> None:
     """Raise UsageError unless `members` are all folds of one cross-validation, trained alike."""
     first = members[0]
-    by_number: dict[int, Checkpoint] = {}
+    found: dict[int, Checkpoint] = {}
     for member in members:
         number = _fold(member).number
-        twin = by_number.setdefault(number, member)
+        twin = found.setdefault(number, member)
         if twin is not member:
             raise UsageError(
                 f"{twin.path} and {member.path} are both fold {number}; evaluate the folds of each "
@@ -41,11 +47,17 @@ def check_folds(members: Sequence[Checkpoint]) -> None:
                 f"{difference}; train them with the same command (crkd train --folds)"
             )
     count = _fold(first).count
-    if missing := [number for number in range(1, count + 1) if number not in by_number]:
+    if missing := [number for number in range(1, count + 1) if number not in found]:
         numbers = preview([str(number) for number in missing])
         raise UsageError(
             f"{first.path.parent.parent} lacks fold {numbers} of {count}; rerun the command that "
             "trained the others, with --folds"
+        )
+    held_out = Counter(group for member in members for group in _fold(member).held_out)
+    if repeated := [group for group, times in held_out.items() if times > 1]:
+        raise UsageError(
+            f"{first.path.parent.parent}: several folds hold out {preview(repeated)}; train them "
+            "with the same command (crkd train --folds)"
         )
     _check_equally_long(members)
 
@@ -68,9 +80,6 @@ def _describe_difference(first: Checkpoint, other: Checkpoint) -> str:
     """Say what differs that all folds must have in common; empty if nothing does."""
     if first.split.name != other.split.name or _fold(first).count != _fold(other).count:
         return f"their splits are {first.split.title} and {other.split.title}"
-    overlap = set(_fold(first).held_out) & set(_fold(other).held_out)
-    if overlap and first is not other:
-        return f"both hold out {preview(sorted(overlap))}"
     if (first.path.name == "best.pth") != (other.path.name == "best.pth"):
         return "one is the best and one the last checkpoint"
     if first.user_method != other.user_method:

@@ -238,9 +238,9 @@ def find_evaluation(path: Path, protocol: str, part: str | None) -> Path:
 
 def _missing_evaluation(run: Path, protocol: str, part: str | None) -> str:
     """Say what is missing in the folder `run` and which command makes it."""
-    checkpoint = result_checkpoint(run)
+    checkpoint, missing = result_checkpoint(run), part or "test"
     if fold_folders(run):
-        checkpoint = run
+        checkpoint, missing = run, part or "fold"
     elif not checkpoint.is_file():
         return (
             f"{run} is neither a run folder (no best.pth or last.pth) "
@@ -253,7 +253,7 @@ def _missing_evaluation(run: Path, protocol: str, part: str | None) -> str:
         command += f" --part {part}"
     others = [file.parent.name for file in sorted(run.glob(f"evaluation-*-*/{SUMMARY}"))]
     hint = f" (it has {', '.join(others)}: give that folder)" if others else ""
-    return f"{run} has no {protocol} evaluation of {part or 'test'}{hint}; run: {command}"
+    return f"{run} has no {protocol} evaluation of {missing}{hint}; run: {command}"
 
 
 def read_evaluation(folder: Path) -> Evaluation:

@@ -9,7 +9,7 @@ from crkd_cli.data.splits import Part
 from crkd_cli.data.store import CaseInfo, Store
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.evaluation import paper
-from crkd_cli.evaluation.cross_validation import check_folds, common_folder
+from crkd_cli.evaluation.cross_validation import by_number, check_folds, common_folder
 from crkd_cli.evaluation.results import evaluation_folder
 from crkd_cli.inference.ensemble import stored_rules
 from crkd_cli.inference.inferer import Protocol
@@ -104,8 +104,9 @@ def select(
         return Share(scored, [store.cases[case] for case in cases], rules)
 
     if _is_cross_validation(members, part):
-        shares = [share([fold], fold.split.cases(store, "fold")) for fold in members]
-        return Selection(members, "fold", shares)
+        folds = by_number(members)
+        shares = [share([fold], fold.split.cases(store, "fold")) for fold in folds]
+        return Selection(folds, "fold", shares)
     parts = _choose_parts(members, part, protocol, notify)
     only = share(members, _common_cases(members, store, parts))
     if only.rules and "val" in parts:
