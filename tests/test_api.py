@@ -100,6 +100,23 @@ def test_training_is_that_of_the_command(tiny, cli, tmp_path):
     assert (tmp_path / "b" / "curves.png").is_file()
 
 
+@pytest.mark.slow
+def test_folds(make_store, tmp_path):
+    make_store(groups=6)
+    root = tmp_path / "data"
+    folds = crkd.make_splits("toy", 2, folds=2, data_root=root)
+    assert [len(fold.held_out) for fold in folds.folds] == [3, 3]
+    config = {"train.steps": 2, "model": {"name": "unet", "widths": [4, 4, 8, 8, 8]}}
+    for number in (1, 2):
+        result = crkd.train(
+            "toy", 2, fold=number, settings=config, device="cpu", out=tmp_path / "x", data_root=root
+        )
+        assert result.checkpoint == tmp_path / "x" / f"fold{number}" / "last.pth"
+    report = crkd.evaluate(tmp_path / "x", data_root=root)
+    assert report.facts["cases"] == 6
+    assert len(report.facts["folds"]) == 2
+
+
 def test_problems_of_files_are_in_the_error(tmp_path):
     for part in ("images", "labels"):
         (tmp_path / "raw" / part).mkdir(parents=True)

@@ -46,6 +46,7 @@ FRAMES: dict[int, dict[str, Any]] = {
     3: {"patch": [48, 48, 32], "stride": [32, 32, 16]},
 }
 STEPS = 6
+FOLDS = 5  # in the commands that make them
 POLYP_SIZE = (80, 64)
 
 
@@ -216,14 +217,20 @@ def prepared_files(words: list[str], folder: Path) -> Iterable[Path]:
 
 def split_files(words: list[str], folder: Path) -> Iterable[Path]:
     splits = folder / "data" / "prepared" / words[2] / "splits"
+    if "--folds" in words:
+        splits /= "folds"
     return [splits / f"{option(words, '--labeled')}.yaml"]
 
 
 def run_files(words: list[str], folder: Path) -> Iterable[Path]:
     run, seeds = run_folder(words, folder), option(words, "--seeds")
+    if fold := option(words, "--fold"):
+        run /= f"fold{fold}"
     runs = (
         [run.with_name(f"{run.name}-seed{seed}") for seed in seeds.split(",")] if seeds else [run]
     )
+    if "--folds" in words:
+        runs = [run / f"fold{number}" for run in runs for number in range(1, FOLDS + 1)]
     for run in runs:
         for name in ("config.yaml", "log.jsonl", "metrics.json", "last.pth"):
             yield run / name
@@ -233,7 +240,8 @@ def evaluation_files(words: list[str], folder: Path) -> Iterable[Path]:
     if "--out" in words:
         return [folder / option(words, "--out") / name for name in ("summary.json", "cases.csv")]
     protocol = option(words, "--protocol", "strict")
-    evaluations = (folder / words[2]).parent.glob(f"evaluation-{protocol}-*")
+    scored = folder / words[2]
+    evaluations = (scored if scored.is_dir() else scored.parent).glob(f"evaluation-{protocol}-*")
     newest = max(evaluations, key=lambda path: path.stat().st_mtime)
     return [newest / "summary.json", newest / "cases.csv"]
 
@@ -290,7 +298,8 @@ def option(words: list[str], name: str, default: str = "") -> str:
 def run_folder(words: list[str], folder: Path) -> Path:
     dataset, method = option(words, "--dataset"), option(words, "--method", "crkd")
     labeled = option(words, "--labeled").replace("%", "pct")
-    return folder / option(words, "--out", f"runs/{dataset}-{Path(method).stem}-{labeled}")
+    folds = "-folds" if {"--fold", "--folds"} & set(words) else ""
+    return folder / option(words, "--out", f"runs/{dataset}-{Path(method).stem}-{labeled}{folds}")
 
 
 def make_program(folder: Path, data: Path) -> Path:

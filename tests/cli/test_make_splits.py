@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from crkd_cli.data.folds import read_folds
 from crkd_cli.data.splits import official_splits, read_split, seeded_order
 from crkd_cli.data.store import RECIPE
 
@@ -73,9 +74,40 @@ def test_present_only_lists_what_is_missing(run, make_store):
     assert "98 official cases are not in the store: patient004, patient005" in result.stderr
 
 
+def test_folds_are_shown_and_written(run, make_store):
+    store = make_store("toy", groups=10, unlabeled={"p00"})
+    result = run("toy", "--folds", "3", "--labeled", "2")
+    assert result.exit_code == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines()]
+    folds = read_folds(store.root / "splits" / "folds" / "2.yaml")
+    for number, split in enumerate(folds.splits(), start=1):
+        names = ", ".join(split.groups_of("fold"))
+        assert [str(number), "2", "5", "0", "3", "3", names] in rows
+    assert not (store.root / "splits" / "2.yaml").exists()
+    assert "9 labeled patients in 3 folds: each is held out by one, which holds out 3" in (
+        result.stderr
+    )
+    assert "next: crkd train --dataset toy --labeled 2 --data-root" in result.stderr
+    assert result.stderr.endswith(" --folds\n")
+
+
+def test_folds_as_json(run, make_store, tmp_path):
+    make_store("toy", groups=10, unlabeled={"p00"})
+    file = tmp_path / "folds.yaml"
+    result = run("toy", "--folds", "2", "--test", "1", "--val", "1", "--out", file, "--json")
+    tree = json.loads(result.stdout)
+    assert (tree["name"], tree["file"]) == ("all-folds2-seed1337", str(file))
+    assert [fold["fold"] for fold in tree["folds"]] == [1, 2]
+    parts = ("held_out", "labeled", "unlabeled", "val")
+    assert [len(tree["folds"][0][part]) for part in parts] == [4, 3, 1, 1]
+    assert tuple(tree["test"]) == read_folds(file).test
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
+        (["toy", "--folds", "9"], 2, "--folds 9: toy has 8 labeled patients to hold out"),
+        (["toy", "--folds", "2", "--keep", "4"], 2, "drop --keep or --folds"),
         (["toy", "--labeled", "99"], 2, "asks for 99 labeled patients, but toy has"),
         (["toy", "--labeled", "few"], 2, "--labeled 'few': expected a number"),
         (["toy", "--val", "half"], 2, "--val 'half': expected a number"),
