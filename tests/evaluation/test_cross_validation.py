@@ -73,6 +73,7 @@ def rows(report: EvaluationReport) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_each_case_is_scored_by_the_fold_that_held_it_out(make_store, make_folds, tmp_path):
     store = make_store(groups=GROUPS)
     files = make_folds(store.spec, "a")
@@ -236,6 +237,7 @@ def test_compare_pairs_the_cases_of_all_folds(make_store, make_folds, cli, tmp_p
     assert "cannot be compared" in result.stderr
 
 
+@pytest.mark.slow
 def test_moved_folds_are_found(make_store, make_folds, tmp_path):
     make_folds(make_store(groups=GROUPS).spec, "a")
     run(tmp_path, tmp_path / "runs" / "a")
@@ -256,11 +258,29 @@ def test_a_folder_without_an_evaluation(make_store, make_folds, cli, tmp_path):
 
 
 @pytest.mark.slow
+def test_post_processing_of_every_fold(make_store, make_folds, cli, tmp_path):
+    """Chosen on its own validation cases; without them, the mistake is named."""
+    spec = make_store(groups=GROUPS).spec
+    root = ("--data-root", tmp_path / "data")
+    files = make_folds(spec, "a", val=("p5",))
+    result = cli("postprocess", tmp_path / "runs" / "a", *root)
+    assert result.exit_code == 0, result.stderr
+    written = [line for line in result.stderr.splitlines() if line.startswith("written: ")]
+    assert written == [f"written: {file}" for file in files]
+    make_folds(spec, "b")
+    result = cli("postprocess", tmp_path / "runs" / "b", *root)
+    assert result.exit_code == 2
+    assert "has no validation cases to choose post-processing on" in result.stderr
+
+
+@pytest.mark.slow
 def test_tables_and_the_report(make_store, make_folds, cli, tmp_path):
     make_folds(make_store(groups=GROUPS).spec, "a")
     folder, root = tmp_path / "runs" / "a", ("--data-root", tmp_path / "data")
-    result = cli("evaluate", folder, *root)
+    result = cli("evaluate", folder, "--overlay", *root)
     assert result.exit_code == 0, result.stderr
+    pictures = (folder / "evaluation-strict-fold" / "overlays").iterdir()
+    assert len([picture for picture in pictures if picture.suffix == ".png"]) == 7
     assert "toy, 3 folds: 7 cases, strict protocol; supervised, 1 to 2 labeled" in result.stdout
     assert "each case is scored by the fold that held it out" in result.stdout
     for number in (1, 2, 3):
