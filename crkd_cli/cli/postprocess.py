@@ -43,7 +43,6 @@ def postprocess(
     info("loading PyTorch")
     from crkd_cli.evaluation.choose_postprocessing import choose_postprocessing
     from crkd_cli.paths import resolve_data_root
-
     from crkd_cli.runtime.run_folder import find_checkpoints
 
     root = resolve_data_root(data_root)
