@@ -42,9 +42,9 @@ check: $(VENV)/.installed-dev
 	$(RUN) mypy
 	$(RUN) pytest -q tests/test_architecture.py
 
+# Without --quiet, which also hides warnings from --strict.
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "site/index.html"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.installed-bench
 	$(RUN) benchmarks.speed
