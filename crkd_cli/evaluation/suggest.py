@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from crkd_cli import world
 from crkd_cli.data.changes import describe_changes
+from crkd_cli.data.splits import Part
 from crkd_cli.data.store import CaseInfo, Store
 from crkd_cli.errors import CrkdError, UsageError, pluralize
 from crkd_cli.evaluation.same_data import check_same_dataset
@@ -30,6 +31,7 @@ from crkd_cli.pipeline import run_pipeline
 from crkd_cli.progress import Advance, Notify, Progress
 from crkd_cli.runtime.checkpoint import Checkpoint
 
+HELD_OUT: tuple[Part, ...] = ("val", "test", "fold")
 POOL = 2  # uncertain cases per suggestion to choose from, as Yang et al.: 16 for 8
 
 Values = NDArray[np.float64]
@@ -140,10 +142,12 @@ def unlabeled_cases(
 ) -> tuple[CaseInfo, ...]:
     """Return the cases that can be suggested, sorted by name. Raises CrkdError if there is none.
 
-    Labels for more cases of a validation or test patient would change what earlier models were
-    scored on.
+    Labels for more cases of a patient who validates, tests or is held out by a fold would change
+    what earlier models were scored on.
     """
-    held_out = {group for member in members for group in (*member.split.val, *member.split.test)}
+    held_out = {
+        group for member in members for part in HELD_OUT for group in member.split.groups_of(part)
+    }
     cases = sorted(store.index.cases, key=lambda case: case.id)
     cases = [case for case in cases if case.group not in held_out]
     without_label = tuple(case for case in cases if not case.labeled)

@@ -12,6 +12,7 @@ from scipy.stats import entropy
 
 from crkd_cli.api import no_progress
 from crkd_cli.config import Frame
+from crkd_cli.data.splits import Fold
 from crkd_cli.data.store import Store, write_index
 from crkd_cli.errors import CrkdError, UsageError
 from crkd_cli.evaluation.suggest import choose, relative_entropy, suggest, unlabeled_cases
@@ -143,6 +144,10 @@ def test_no_labeled_validation_or_test_case_is_suggested(partly_labeled, make_ch
     assert found == ["p00_1", "p06_1", "p07_1", "p08_0", "p08_1", "p09_0", "p09_1"]
     found = [case.id for case in unlabeled_cases(members[:1], partly_labeled, pytest.fail)]
     assert found[1:4] == ["p04_1", "p05_1", "p06_1"]
+    fold = msgspec.structs.replace(members[0].split, fold=Fold(1, 2, ("p05", "p08")))
+    member = replace(members[0], split=fold)
+    found = [case.id for case in unlabeled_cases([member], partly_labeled, pytest.fail)]
+    assert found == ["p00_1", "p04_1", "p06_1", "p07_1", "p09_0", "p09_1"]
 
 
 def test_if_all_have_labels_the_unused_ones_are_suggested(make_store, make_checkpoint):
