@@ -1,6 +1,7 @@
 # make demo    generate synthetic hearts, train two models, compare them, draw overlays
 # make test    run the fast tests        make test-all   also the slow ones and the real cases
 # make check   lint, format, types and import layers
+# make docs    build the documentation site into site/
 # make bench   measure the speed beside plain PyTorch code (15 minutes on two cores)
 # Each target installs what it needs into $(VENV); the first one downloads PyTorch.
 
@@ -14,7 +15,7 @@ CRKD   := $(BIN)/crkd
 RUN    := $(BIN)/python -m
 DEMO   := .demo
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all check docs bench clean
 
 demo: $(VENV)/.installed
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)/scans
@@ -41,12 +42,16 @@ check: $(VENV)/.installed-dev
 	$(RUN) mypy
 	$(RUN) pytest -q tests/test_architecture.py
 
+# Without --quiet, which also hides warnings from --strict.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(VENV)/.installed-bench
 	$(RUN) benchmarks.speed
 	$(RUN) benchmarks.performance_page
 
 clean:
-	rm -rf $(DEMO) build dist
+	rm -rf $(DEMO) build dist site
 
 # Test cases of the split above.
 DEMO_SCANS := heart002 heart009 heart015
@@ -55,15 +60,21 @@ define step
 	@echo "\n\$$ crkd$(1)" && cd $(DEMO) && $(CRKD)$(1)
 endef
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 to 3.13 is needed; give its path: make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --quiet --upgrade "pip>=25.1"
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(RUN) pip install --quiet -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(RUN) pip install --quiet -c constraints.txt --group dev
+	@touch $@
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(RUN) pip install --quiet -c constraints.txt --group docs
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed

@@ -7,10 +7,20 @@ The commands are also functions: `import crkd_cli as crkd`, then `crkd.train("la
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crkd_cli.api import TrainingResult, evaluate, make_splits, predict, prepare, train
+    from crkd_cli.api import (
+        TrainingResult,
+        evaluate,
+        make_splits,
+        predict,
+        prepare,
+        suggest,
+        train,
+    )
+    from crkd_cli.data.folds import Folds
     from crkd_cli.data.splits import Split
     from crkd_cli.data.store import Store
     from crkd_cli.evaluation.evaluate import EvaluationReport
+    from crkd_cli.evaluation.suggest import Suggestion, Suggestions
     from crkd_cli.inference.case_predictor import PredictOptions
     from crkd_cli.inference.model import Model, load_model
     from crkd_cli.inference.predict import PredictResult
@@ -18,11 +28,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "EvaluationReport",
+    "Folds",
     "Model",
     "PredictOptions",
     "PredictResult",
     "Split",
     "Store",
+    "Suggestion",
+    "Suggestions",
     "TrainingResult",
     "__version__",
     "evaluate",
@@ -30,6 +43,7 @@ __all__ = [
     "make_splits",
     "predict",
     "prepare",
+    "suggest",
     "train",
 ]
 

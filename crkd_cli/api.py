@@ -9,13 +9,16 @@ Shapes: *S spatial axes, [z, y, x] or [y, x]; C channels, K classes.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 from crkd_cli import world
 from crkd_cli.data import make_splits as splits
+from crkd_cli.data.folds import Folds, folds_file, write_folds
+from crkd_cli.data.make_folds import NewFolds, make_folds
 from crkd_cli.data.obtain import choose_source, obtain
 from crkd_cli.data.patch_size import parse_memory
 from crkd_cli.data.prepare import prepare as write_store
@@ -24,6 +27,9 @@ from crkd_cli.data.store import Store
 from crkd_cli.errors import CrkdError, pluralize
 from crkd_cli.evaluation.evaluate import EvaluationReport
 from crkd_cli.evaluation.evaluate import evaluate as score
+from crkd_cli.evaluation.suggest import Suggestion as Suggestion
+from crkd_cli.evaluation.suggest import Suggestions
+from crkd_cli.evaluation.suggest import suggest as suggest_cases
 from crkd_cli.inference.case_predictor import PredictOptions
 from crkd_cli.inference.model import Model as Model
 from crkd_cli.inference.model import load_model as load_model
@@ -108,7 +114,38 @@ def prepare(
         raise CrkdError(f"{pluralize(len(problems), 'problem')} in {raw}", problems)
     for finding in report.findings:
         notify(f"{finding.where}: {finding.what}")
+    if new_content := str(report.new_content):
+        notify(f"since the last preparation: {new_content}")
     return Store(store)
+
+
+@overload
+def make_splits(
+    name: str,
+    labeled: str | int | None = None,
+    *,
+    val: str | int | None = None,
+    test: str | int | None = None,
+    keep: str | int | PathLikeText | None = None,
+    folds: None = None,
+    seed: int = 1337,
+    data_root: PathLikeText | None = None,
+    notify: Notify = ignore,
+) -> Split: ...
+
+
+@overload
+def make_splits(
+    name: str,
+    labeled: str | int | None = None,
+    *,
+    val: str | int | None = None,
+    test: str | int | None = None,
+    folds: int,
+    seed: int = 1337,
+    data_root: PathLikeText | None = None,
+    notify: Notify = ignore,
+) -> Folds: ...
 
 
 def make_splits(
@@ -117,22 +154,34 @@ def make_splits(
     *,
     val: str | int | None = None,
     test: str | int | None = None,
+    keep: str | int | PathLikeText | None = None,
+    folds: int | None = None,
     seed: int = 1337,
     data_root: PathLikeText | None = None,
     notify: Notify = ignore,
-) -> Split:
+) -> Split | Folds:
     """Choose which patients to train, validate and test on, and keep the split in the store.
 
-    `labeled`, `val` and `test` are numbers of patients or shares such as `10%`; see `crkd
-    make-splits`.
+    `labeled`, `val` and `test` are numbers of patients or shares such as `10%`, and `keep` names an
+    earlier split whose val and test part stay; see `crkd make-splits`. With `folds`, the result is
+    that number of splits for a cross-validation.
     """
     store = Store(resolve_data_root(_path(data_root)) / "prepared" / name)
-    new = splits.make_split(store, _text(labeled), _text(val), _text(test), seed)
+    sizes = _text(labeled), _text(val), _text(test)
+    key = _text(labeled) or "all"
+    new: splits.NewSplit | NewFolds
     with only_writer(store.root):
-        write_split(new.split, split_file(store, _text(labeled) or "all"))
+        if folds is None:
+            new = splits.make_split(store, *sizes, seed, keep=_text(keep))
+            result: Split | Folds = new.split
+            write_split(new.split, split_file(store, key))
+        else:
+            new = make_folds(store, folds, *sizes, seed)
+            result = new.folds
+            write_folds(new.folds, folds_file(store, key))
     for note in new.notes:
         notify(note)
-    return new.split
+    return result
 
 
 def train(
@@ -144,6 +193,7 @@ def train(
     config: PathLikeText | None = None,
     split: PathLikeText | None = None,
     seed: int | None = None,
+    fold: int | None = None,
     budget: str | None = None,
     stop_after: int | None = None,
     device: str | None = None,
@@ -163,10 +213,12 @@ def train(
         config: Configuration file. Default: the one of the dataset.
         split: Split file, instead of the one for `labeled`.
         seed: As in the setting `train.seed`.
+        fold: Train this fold, from 1 on, of those that `make_splits` made last for `labeled`.
         budget: Time within which the run must end, such as `1h`: it gets as many steps as fit.
         stop_after: Stop early, after so many steps, with the schedules of the full run.
         device: auto, cpu, cuda or cuda:N.
-        out: Run folder. Default: runs/DATASET-METHOD-LABELED.
+        out: Run folder. Default: runs/DATASET-METHOD-LABELED; of folds, with -folds and a subfolder
+            for each.
         data_root: Default: $CRKD_DATA, else ./data.
         on_step: Called with the number of steps done and, where a line is logged, its values.
         warn: Called once for each sign that the run goes wrong.
@@ -189,6 +241,7 @@ def train(
         out=_path(out),
         sets=[f"{key}={json.dumps(value)}" for key, value in changes.items()],
         data_root=resolve_data_root(_path(data_root)),
+        fold=fold,
         stop_after=stop_after,
     )
     if budget is not None:
@@ -222,11 +275,12 @@ def complete(plan: Plan, on_step: StepCallback, warn: Notify, notify: Notify) ->
 def evaluate(
     checkpoint: PathLikeText | Sequence[PathLikeText],
     *,
-    part: Literal["test", "val"] | None = None,
+    part: Literal["test", "val", "fold"] | None = None,
     protocol: Literal["strict", "paper"] = "strict",
     tta: bool = False,
     raw: bool = False,
     other_data: bool = False,
+    overlays: bool = False,
     out: PathLikeText | None = None,
     device: str | None = None,
     data_root: PathLikeText | None = None,
@@ -234,6 +288,8 @@ def evaluate(
     progress: Progress = no_progress,
 ) -> EvaluationReport:
     """Score a checkpoint, a run folder, or an ensemble of several, on cases of its split.
+
+    In a folder of folds, each case is scored by the fold that held it out.
 
     The report's `tree()` contains all scores in plain dicts and lists. For the other arguments see
     `crkd evaluate --help`.
@@ -250,6 +306,7 @@ def evaluate(
         other_data=other_data,
         tta=tta,
         raw=raw,
+        overlays=overlays,
     )
 
 
@@ -259,6 +316,7 @@ def predict(
     *,
     out: PathLikeText | None = None,
     options: PredictOptions | None = None,
+    qc: bool = False,
     tta: bool = False,
     device: str | None = None,
     notify: Notify = ignore,
@@ -266,12 +324,34 @@ def predict(
 ) -> PredictResult:
     """Write a mask for every image file of a file or folder.
 
-    Files that cannot be read do not stop the others: see `failures` in the result. For images that
-    are arrays already, use `load_model`.
+    With `qc`, quality.csv is written too, whose rows are `quality` in the result. Files that cannot
+    be read do not stop the others: see `failures`. For images that are arrays already, use
+    `load_model`.
     """
+    options = options or PredictOptions()
+    if qc:
+        options = replace(options, qc=True)
     return predict_files(
         Path(source), _paths(checkpoint), notify, progress, _path(out), device, options, tta=tta
     )
+
+
+def suggest(
+    name: str,
+    checkpoint: PathLikeText | Sequence[PathLikeText],
+    count: int = 5,
+    *,
+    device: str | None = None,
+    data_root: PathLikeText | None = None,
+    notify: Notify = ignore,
+    progress: Progress = no_progress,
+) -> Suggestions:
+    """Name the unlabeled cases of a dataset whose labels would help most, the best one first.
+
+    They are uncertain for the model and represent many others; see `crkd suggest --help`.
+    """
+    root = resolve_data_root(_path(data_root))
+    return suggest_cases(name, _paths(checkpoint), root, count, notify, progress, device)
 
 
 def _write_summary(folder: Path, metrics: dict[str, Any]) -> None:
@@ -290,7 +370,7 @@ def _write_missing_files(plan: Plan) -> None:
             draw_curves(plan.folder)
 
 
-def _text(size: str | int | None) -> str | None:
+def _text(size: str | int | PathLikeText | None) -> str | None:
     return None if size is None else str(size)
 
 

@@ -1,6 +1,7 @@
 """Errors that a user can fix: the command line turns these, and only these, into one line."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from traceback import extract_tb
 
@@ -43,6 +44,16 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return "can't allocate memory" in str(error)
+
+
+@contextmanager
+def suppress_out_of_memory() -> Iterator[None]:
+    """Suppress the errors that say that memory ran out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
 
 
 def pluralize(count: int, noun: str) -> str:

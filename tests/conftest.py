@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from crkd_cli.data.cases import seed_of
 from crkd_cli.data.foreground import sample_positions
-from crkd_cli.data.splits import Split, write_split
+from crkd_cli.data.splits import Fold, Split, write_split
 from crkd_cli.data.store import (
     RECIPE,
     CaseInfo,
@@ -187,7 +187,6 @@ def make_checkpoint(tmp_path: Path) -> CheckpointMaker:
 
     from crkd_cli.config import Config, DataConfig, Frame, ModelConfig, TrainConfig
     from crkd_cli.data.changes import fingerprints
-    from crkd_cli.data.splits import Split
     from crkd_cli.runtime.build import build_method
     from crkd_cli.runtime.checkpoint import Checkpoint, save_checkpoint
 
@@ -202,6 +201,7 @@ def make_checkpoint(tmp_path: Path) -> CheckpointMaker:
         seed: int = 5,
         mirror: tuple[int, ...] | None = None,
         network: str = "unet",
+        fold: Fold | None = None,
     ) -> Path:
         config = Config(
             data=DataConfig(
@@ -221,7 +221,13 @@ def make_checkpoint(tmp_path: Path) -> CheckpointMaker:
             logits = method.predictor(torch.rand(4, spec.channel_count, *frame.size))
             layers[-1].bias -= logits.transpose(0, 1).flatten(1).median(1).values
         split = Split(
-            dataset=spec.name, name="made-up", train=labeled, labeled=labeled, val=val, test=test
+            dataset=spec.name,
+            name="made-up",
+            train=labeled,
+            labeled=labeled,
+            val=val,
+            test=test,
+            fold=fold,
         )
         store = tmp_path / "data" / "prepared" / spec.name
         checkpoint = Checkpoint(

@@ -68,8 +68,18 @@ def test_from_files_to_masks(tmp_path, rng):
     assert load_checkpoint(result.checkpoint).config.train.seed == 7
     report = crkd.evaluate(result.checkpoint, data_root=root)
     assert report.facts["cases"] == 2
-    masks = crkd.predict(source / "images", result.checkpoint, out=tmp_path / "masks")
+    masks = crkd.predict(source / "images", result.checkpoint, out=tmp_path / "masks", qc=True)
     assert (masks.written, masks.failures) == (10, [])
+    confidences = [float(row["mean_confidence"]) for row in masks.quality]
+    assert len(confidences) == 10
+    assert confidences == sorted(confidences)
+    assert {row["unlike_size"] for row in masks.quality} == {"no"}
+    suggestions = crkd.suggest("cells", result.checkpoint, 2, data_root=root, notify=lines.append)
+    assert {suggestion.case for suggestion in suggestions.cases} < set(split.unlabeled)
+    assert len(suggestions.cases) == 2
+    extended = crkd.make_splits("cells", 4, keep=2, data_root=root)
+    assert extended.labeled[:2] == split.labeled
+    assert (extended.val, extended.test) == (split.val, split.test)
 
 
 @pytest.mark.slow
@@ -88,6 +98,23 @@ def test_training_is_that_of_the_command(tiny, cli, tmp_path):
     assert_equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert len(read_lines(tmp_path / "a")) == len(read_lines(tmp_path / "b"))
     assert (tmp_path / "b" / "curves.png").is_file()
+
+
+@pytest.mark.slow
+def test_folds(make_store, tmp_path):
+    make_store(groups=6)
+    root = tmp_path / "data"
+    folds = crkd.make_splits("toy", 2, folds=2, data_root=root)
+    assert [len(fold.held_out) for fold in folds.folds] == [3, 3]
+    config = {"train.steps": 2, "model": {"name": "unet", "widths": [4, 4, 8, 8, 8]}}
+    for number in (1, 2):
+        result = crkd.train(
+            "toy", 2, fold=number, settings=config, device="cpu", out=tmp_path / "x", data_root=root
+        )
+        assert result.checkpoint == tmp_path / "x" / f"fold{number}" / "last.pth"
+    report = crkd.evaluate(tmp_path / "x", data_root=root)
+    assert report.facts["cases"] == 6
+    assert len(report.facts["folds"]) == 2
 
 
 def test_problems_of_files_are_in_the_error(tmp_path):

@@ -206,6 +206,7 @@ def test_a_plugin_is_one_class_in_a_file_of_its_name(folder):
         "evaluate --help",
         "compare --help",
         "predict --help",
+        "suggest --help",
     ],
 )
 def test_help_loads_nothing_heavy(line):

@@ -129,7 +129,8 @@ def test_every_packaged_file_is_valid():
 
 def test_every_dependency_is_pinned():
     pinned = re.findall(r"^([^#\s=]+)==", read("constraints.txt"), flags=re.MULTILINE)
-    needed = dependencies() | names_of(PROJECT["dependency-groups"]["dev"])
+    groups = PROJECT["dependency-groups"].values()
+    needed = dependencies().union(*map(names_of, groups))
     assert needed <= {normalize(name) for name in pinned}
 
 

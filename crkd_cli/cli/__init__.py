@@ -20,6 +20,7 @@ from crkd_cli.cli.postprocess import postprocess
 from crkd_cli.cli.predict import predict
 from crkd_cli.cli.prepare_data import prepare_data
 from crkd_cli.cli.streams import final_exit_code, protect_streams
+from crkd_cli.cli.suggest import suggest
 from crkd_cli.cli.train import train
 
 app = typer.Typer(
@@ -55,6 +56,7 @@ for function in (
     compare,
     postprocess,
     predict,
+    suggest,
     export,
 ):
     _add(function)

@@ -20,7 +20,7 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="RUN",
-            help="Run folders, or evaluation folders in them.",
+            help="Run folders, folders of folds, or evaluation folders in them.",
             show_default=False,
         ),
     ],
@@ -33,10 +33,10 @@ def compare(
         ),
     ] = None,
     part: Annotated[
-        Literal["test", "val"] | None,
+        Literal["test", "val", "fold"] | None,
         typer.Option(
             "--part",
-            help="Part of the split that was scored. Default: test.",
+            help="Part of the split that was scored. Default: fold for folds, else test.",
             rich_help_panel="Evaluation",
         ),
     ] = None,

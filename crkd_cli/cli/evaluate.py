@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from crkd_cli.cli.bars import progress
 from crkd_cli.cli.console import command, info, narrow, show
 from crkd_cli.cli.options import DataRoot, Device, Json, Quiet, Raw, Tta, Verbose
+from crkd_cli.errors import pluralize
 from crkd_cli.metrics.names import class_heading, format_values, higher_is_better, metric_heading
 
 if TYPE_CHECKING:
@@ -25,15 +26,16 @@ def evaluate(
         typer.Argument(
             metavar="CHECKPOINT",
             help="A best.pth or last.pth from crkd train, or a run folder. Several are scored as "
-            "one ensemble.",
+            "one ensemble; the folds of a cross-validation each on the cases that they held out.",
             show_default=False,
         ),
     ],
     part: Annotated[
-        Literal["test", "val"] | None,
+        Literal["test", "val", "fold"] | None,
         typer.Option(
             "--part",
-            help="Part of the split to score. Default: test, or val if there are no test cases.",
+            help="Part of the split to score. Default: fold for folds, else test, or val if there "
+            "are no test cases.",
             rich_help_panel="Evaluation",
         ),
     ] = None,
@@ -63,9 +65,18 @@ def evaluate(
             rich_help_panel="Output",
             help="Folder of the results. Default: evaluation-PROTOCOL-PART beside the checkpoint, "
             "with -tta for --tta, -raw for --raw, and -last for a last.pth beside a best.pth. An "
-            "ensemble needs it.",
+            "ensemble needs it, unless it is a folder of folds.",
         ),
     ] = None,
+    overlay: Annotated[
+        bool,
+        typer.Option(
+            "--overlay",
+            help="Also write a picture of every case with the contours of prediction and "
+            "reference.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
     device: Device = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -76,6 +87,9 @@ def evaluate(
     Example: crkd evaluate runs/la-crkd-4/last.pth
 
     Prints a table and writes cases.csv and summary.json.
+
+    In a folder of crkd train --folds, each case is scored by the fold that held
+    it out; --part test scores the average of all folds on a test part.
     """
     info("loading PyTorch")
     from crkd_cli import world
@@ -95,6 +109,7 @@ def evaluate(
         other_data=other_data,
         tta=tta,
         raw=raw,
+        overlays=overlay,
     )
     if world.rank():
         return
@@ -106,6 +121,8 @@ def evaluate(
         for table in _tables(report):
             show(table)
     info(f"written: {report.folder / 'cases.csv'} and {report.folder / 'summary.json'}")
+    if overlay:
+        info(f"overlays: {report.folder / 'overlays'}")
 
 
 def _tables(report: "EvaluationReport") -> list["Table"]:
@@ -128,24 +145,14 @@ def _tables(report: "EvaluationReport") -> list["Table"]:
 
 def _table(report: "EvaluationReport", metrics: Sequence[int]) -> "Table":
     """Return a table of the scores under `metrics` per class, and of their mean."""
-    from crkd_cli.errors import pluralize
     from crkd_cli.metrics.presence import Presence
     from crkd_cli.reporting.tables import ABOUT_FALSE_POSITIVES, FALSE_POSITIVES, Cell, Table
 
-    facts = report.facts
-    title = (
-        f"{facts['dataset']}, {facts['part']}: {pluralize(facts['cases'], 'case')}, "
-        f"{facts['protocol']} protocol; {facts['method']}, {facts['labeled']} labeled, "
-        f"step {facts['step']}"
-    )
-    if facts["members"]:
-        title += f", ensemble of {len(facts['members'])}"
-    if facts["tta"]:
-        title += ", test-time mirroring"
-    if facts["postprocessing"]:
-        title += ", post-processed"
+    title = _title(report.facts)
     total = sum((scored.presence for scored in report.classes.values()), Presence(0, 0))
     headings, notes = ["class"], [_describe_mean(report)]
+    if report.facts["folds"]:
+        notes.append("each case is scored by the fold that held it out; these models are given")
     if total.absent:
         headings += ["n", FALSE_POSITIVES]
         notes.append(f"n: cases with a score; {ABOUT_FALSE_POSITIVES}")
@@ -163,6 +170,30 @@ def _table(report: "EvaluationReport", metrics: Sequence[int]) -> "Table":
         heading = class_heading(name, scored.value, k)
         classes.append(row(heading, scored.presence, scored.scores))
     return Table(title, headings, 1, [classes, [row("mean", total, report.mean)]], notes)
+
+
+def _title(facts: dict[str, Any]) -> str:
+    """Say what was scored."""
+    folds = facts["folds"]
+    part = f"{len(folds)} folds" if folds else facts["part"]
+    title = (
+        f"{facts['dataset']}, {part}: {pluralize(facts['cases'], 'case')}, "
+        f"{facts['protocol']} protocol; {facts['method']}, "
+        f"{_range([facts['labeled'], *(fold['labeled'] for fold in folds)])} labeled, "
+        f"step {_range([facts['step'], *(fold['step'] for fold in folds)])}"
+    )
+    if facts["members"]:
+        title += f", ensemble of {len(facts['members'])}"
+    if facts["tta"]:
+        title += ", test-time mirroring"
+    if facts["postprocessing"] or any(fold["postprocessing"] for fold in folds):
+        title += ", post-processed"
+    return title
+
+
+def _range(numbers: list[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _describe_mean(report: "EvaluationReport") -> str:

@@ -7,9 +7,10 @@ import typer
 
 from crkd_cli.cli.console import command, info, plain_text
 from crkd_cli.cli.options import DataRoot, Json, Quiet, Verbose, as_typed
+from crkd_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from crkd_cli.data.make_splits import NewSplit
+    from crkd_cli.data.folds import Folds
     from crkd_cli.data.splits import Split
     from crkd_cli.data.store import Store
 
@@ -25,8 +26,8 @@ def make_splits(
     labeled: Annotated[
         str | None,
         typer.Option(
-            help="Labeled patients: 4, 5% (of the train patients) or all. "
-            "Default: all (your own data only).",
+            help="Labeled patients: 4, 5% (of the train patients) or all; with --folds, in each "
+            "fold. Default: all (your own data only).",
             metavar="COUNT",
             rich_help_panel="Split",
         ),
@@ -35,7 +36,8 @@ def make_splits(
         str | None,
         typer.Option(
             help="Validation part: 4 or 10%. Public datasets without one: taken from the labeled "
-            "patients, so that fewer train; default none. Your own data: default 10%.",
+            "patients, so that fewer train; default none. Your own data: default 10%. With "
+            "--folds: other patients than those of --labeled; default none.",
             metavar="COUNT",
             rich_help_panel="Split",
         ),
@@ -43,8 +45,27 @@ def make_splits(
     test: Annotated[
         str | None,
         typer.Option(
-            help="Test part, for your own data only: 10 or 20%. Default 20%.",
+            help="Test part, for your own data only: 10 or 20%. Default 20%; with --folds, none.",
             metavar="COUNT",
+            rich_help_panel="Split",
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="After more labels were added: keep the validation and test part of the split "
+            "for this label count, or of a file. Newly labeled patients train.",
+            metavar="COUNT",
+            rich_help_panel="Split",
+        ),
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            "--folds",
+            help="Make N folds instead, for cross-validation: each labeled patient is held out by "
+            "one of them.",
+            metavar="N",
             rich_help_panel="Split",
         ),
     ] = None,
@@ -86,18 +107,31 @@ def make_splits(
 
     The split is written to prepared/NAME/splits/COUNT.yaml. Training uses the
     one made last for its --labeled COUNT.
+
+    With --folds 5, crkd train --folds trains five models, and each is scored
+    on the patients that it has not seen.
     """
-    from crkd_cli.data.make_splits import make_split
+    from crkd_cli.data.folds import folds_file, write_folds
+    from crkd_cli.data.make_folds import NewFolds, make_folds
+    from crkd_cli.data.make_splits import NewSplit, make_split
     from crkd_cli.data.splits import preview, split_file, write_split
     from crkd_cli.data.store import Store
     from crkd_cli.locks import only_writer
     from crkd_cli.paths import resolve_data_root
 
+    if folds is not None and keep is not None:
+        raise UsageError("--keep keeps the parts of one split; drop --keep or --folds")
     store = Store(resolve_data_root(data_root) / "prepared" / name)
-    new = make_split(store, labeled, val, test, seed, present_only)
-    file = out or split_file(store, labeled or "all")
+    new: NewSplit | NewFolds
     with only_writer(store.root):  # preparing a store copies its splits
-        write_split(new.split, file)
+        if folds is None:
+            new = make_split(store, labeled, val, test, seed, present_only, keep)
+            file = out or split_file(store, labeled or "all")
+            write_split(new.split, file)
+        else:
+            new = make_folds(store, folds, labeled, val, test, seed, present_only)
+            file = out or folds_file(store, labeled or "all")
+            write_folds(new.folds, file)
     for note in new.notes:
         info(f"{name}: {note}")
     if new.missing:
@@ -108,31 +142,59 @@ def make_splits(
     if json:
         from json import dumps
 
-        print(dumps(_tree(new, file), indent=2))
+        tree = _split_tree(new.split) if isinstance(new, NewSplit) else _folds_tree(new.folds)
+        print(dumps({**tree, "missing": new.missing, "file": str(file)}, indent=2))
     elif not quiet:
-        _print_table(new.split, store)
+        if isinstance(new, NewSplit):
+            _print_split(new.split, store)
+        else:
+            _print_folds(new.folds, store)
         info(f"written to {file}")
         chosen = {"--split": file} if out else {"--labeled": labeled or "all"}
         options = as_typed({"--dataset": name, **chosen, "--data-root": data_root})
-        info(f"next: crkd train{options}")
+        info(f"next: crkd train{options}{' --folds' if folds else ''}")
 
 
-def _tree(new: "NewSplit", file: Path) -> dict[str, Any]:
+def _split_tree(split: "Split") -> dict[str, Any]:
     return {
-        "dataset": new.split.dataset,
-        "name": new.split.name,
-        "labeled": new.split.labeled,
-        "unlabeled": new.split.unlabeled,
-        "val": new.split.val,
-        "test": new.split.test,
-        "missing": new.missing,
-        "file": str(file),
+        "dataset": split.dataset,
+        "name": split.name,
+        "labeled": split.labeled,
+        "unlabeled": split.unlabeled,
+        "val": split.val,
+        "test": split.test,
     }
 
 
-def _print_table(split: "Split", store: "Store") -> None:
-    from typing import get_args
+def _folds_tree(folds: "Folds") -> dict[str, Any]:
+    trees = []
+    for number, split in enumerate(folds.splits(), start=1):
+        parts = {"labeled": split.labeled, "unlabeled": split.unlabeled, "val": split.val}
+        trees.append({"fold": number, "held_out": split.groups_of("fold"), **parts})
+    return {"dataset": folds.dataset, "name": folds.name, "folds": trees, "test": folds.test}
 
+
+def _print_folds(folds: "Folds", store: "Store") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from crkd_cli.data.splits import preview
+
+    title = plain_text(f"{folds.dataset}: {len(folds.folds)} folds, {folds.name}; in patients")
+    table = Table("fold", title=title, title_justify="left")
+    for heading in ("labeled", "unlabeled", "val", "held out", "images"):
+        table.add_column(heading, justify="right")
+    table.add_column("which")
+    for number, split in enumerate(folds.splits(), start=1):
+        held_out = split.groups_of("fold")
+        counts = map(len, (split.labeled, split.unlabeled, split.val, held_out))
+        images = len(split.cases(store, "fold"))
+        names = plain_text(preview(held_out, 3))
+        table.add_row(str(number), *map(str, counts), str(images), names)
+    Console().print(table)
+
+
+def _print_split(split: "Split", store: "Store") -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -143,8 +205,9 @@ def _print_table(split: "Split", store: "Store") -> None:
     table.add_column("patients", justify="right")
     table.add_column("images", justify="right")
     table.add_column("which")
-    for part in get_args(Part):
-        groups = getattr(split, part)
+    parts: tuple[Part, ...] = ("labeled", "unlabeled", "val", "test")
+    for part in parts:
+        groups = split.groups_of(part)
         shown = 20 if part == "labeled" else 3
         names = preview(groups, shown if len(groups) <= shown else 3)
         count = len(split.cases(store, part))

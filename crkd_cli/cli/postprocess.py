@@ -21,7 +21,9 @@ def postprocess(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            metavar="CHECKPOINT", help="A best.pth or last.pth from crkd train, or a run folder."
+            metavar="CHECKPOINT",
+            help="A best.pth or last.pth from crkd train, or a run folder; RUN stands for all "
+            "RUN-seed…, and a folder of folds for all folds.",
         ),
     ],
     data_root: DataRoot = None,
@@ -41,12 +43,14 @@ def postprocess(
     info("loading PyTorch")
     from crkd_cli.evaluation.choose_postprocessing import choose_postprocessing
     from crkd_cli.paths import resolve_data_root
+    from crkd_cli.runtime.run_folder import find_checkpoints
 
     root = resolve_data_root(data_root)
-    path, choices = choose_postprocessing(checkpoint, root, info, progress, device)
-    if not quiet:
-        show(_table(choices))
-    info(f"written: {path}")
+    for file in find_checkpoints(checkpoint):
+        path, choices = choose_postprocessing(file, root, info, progress, device)
+        if not quiet:
+            show(_table(choices))
+        info(f"written: {path}")
 
 
 def _table(choices: Sequence["ClassChoice"]) -> "Table":

@@ -24,7 +24,7 @@ def predict(
         typer.Option(
             "--checkpoint",
             help="The model; repeat the option to average several. RUN stands for all RUN-seed… of "
-            "--seeds. Default: the newest best.pth or last.pth under runs/.",
+            "--seeds, a folder of folds for all folds. Default: the newest under runs/.",
             rich_help_panel="Model",
         ),
     ] = None,
@@ -50,7 +50,16 @@ def predict(
         bool,
         typer.Option(
             "--probabilities",
-            help="Also write class probabilities, [K, ...] in .npy.",
+            help="Also write class probabilities: float16 [K, ...] in .npz, with the geometry.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
+    qc: Annotated[
+        bool,
+        typer.Option(
+            "--qc",
+            help="Also write quality.csv, with volumes and confidence of every mask, and name the "
+            "masks to look at first.",
             rich_help_panel="Output",
         ),
     ] = False,
@@ -124,6 +133,7 @@ def predict(
     info("loading PyTorch")
     from crkd_cli.inference.case_predictor import PredictOptions
     from crkd_cli.inference.predict import predict as run
+    from crkd_cli.inference.quality import QUALITY, describe_first
 
     options = PredictOptions(
         overlays=overlay,
@@ -134,6 +144,7 @@ def predict(
         class_numbers=class_numbers,
         other_modality=other_modality,
         dicom_seg=dicom_seg,
+        qc=qc,
     )
     result = run(source, files, info, progress, out, device, options, tta=tta)
     message = f"{pluralize(result.written, 'mask')} written to {result.folder}"
@@ -143,6 +154,10 @@ def predict(
     if result.written:
         for line in describe_values(result.classes):
             info(line)
+    for line in describe_first(result.quality):
+        info(line)
+    if result.quality:
+        info(f"all masks: {result.folder / QUALITY}")
     if result.failures:
         raise CrkdError(f"{pluralize(len(result.failures), 'image')} failed:", result.failures)
 

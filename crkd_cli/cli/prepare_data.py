@@ -154,8 +154,17 @@ def prepare_data(
             _check_store(store)
         info(f"no problem found; no store written. Next: crkd prepare-data {name}{options}{crop}")
     else:
-        options = as_typed({"--data-root": data_root})
+        options = as_typed({"--keep": _split_to_keep(report, store), "--data-root": data_root})
         info(f"store: {store}. Next: crkd make-splits {name}{options}")
+
+
+def _split_to_keep(report: "PreparationReport", store: Path) -> str | None:
+    """Return the label count of the last split, whose test part should stay, if labels are new."""
+    from crkd_cli.data.splits import newest_split, official_splits
+
+    file = newest_split(store)
+    is_new = report.new_content.new_labels or report.new_content.new_images
+    return file.stem if file and is_new and official_splits(store.name) is None else None
 
 
 def _memory(name: str, reader: "Source", given: str | None) -> float | None:
@@ -187,6 +196,8 @@ def _show_report(report: "PreparationReport", raw: Path, reader: "Source") -> No
         for line in report.plan.lines():
             info(f"plan: {line}")
     info(report.summary)
+    if new_content := str(report.new_content):
+        info(f"since the last preparation: {new_content}")
 
 
 @contextmanager

@@ -1,24 +1,28 @@
 """`crkd train`."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from math import isnan
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crkd_cli.cli.bars import progress, run_output
+from crkd_cli.cli.bars import run_output
 from crkd_cli.cli.console import command, info, warn
-from crkd_cli.cli.options import DataRoot, Device, Quiet, Verbose, as_typed, given_options
+from crkd_cli.cli.options import DataRoot, Device, Quiet, Verbose, given_options
+from crkd_cli.cli.train_output import (
+    announce,
+    announce_finished,
+    announce_folds,
+    announce_result,
+    training_bar,
+)
 from crkd_cli.config import check_overrides
 from crkd_cli.errors import UsageError
 from crkd_cli.methods import METHODS
-from crkd_cli.metrics.names import UNDEFINED
+from crkd_cli.paths import resolve_data_root
 
 if TYPE_CHECKING:
-    from crkd_cli.training.loop import StepCallback
     from crkd_cli.training.plan import Plan, Request
 
 
@@ -85,12 +89,31 @@ def train(
             rich_help_panel="Run",
         ),
     ] = None,
+    folds: Annotated[
+        bool,
+        typer.Option(
+            "--folds",
+            help="Cross-validation: train one run per fold of crkd make-splits --folds, in "
+            "subfolders fold1, fold2, …",
+            rich_help_panel="Run",
+        ),
+    ] = False,
+    fold: Annotated[
+        int | None,
+        typer.Option(
+            "--fold",
+            help="Train only this fold, for example as one of several jobs of a cluster.",
+            metavar="N",
+            rich_help_panel="Run",
+        ),
+    ] = None,
     parallel: Annotated[
         int,
         typer.Option(
             "--parallel",
             min=1,
-            help="Train up to N runs of --seeds at once, in processes that share the device.",
+            help="Train up to N runs of --seeds or --folds at once, in processes that share the "
+            "device.",
             metavar="N",
             rich_help_panel="Run",
         ),
@@ -99,7 +122,7 @@ def train(
         Path | None,
         typer.Option(
             "--out",
-            help="Run folder. Default: runs/DATASET-METHOD-LABELED.",
+            help="Run folder. Default: runs/DATASET-METHOD-LABELED, with -folds for --folds.",
             rich_help_panel="Run",
         ),
     ] = None,
@@ -132,7 +155,8 @@ def train(
 
     The run folder gets the checkpoints, the log and the resolved configuration.
 
-    If interrupted, rerun the same command to resume. With --seeds, this skips finished runs.
+    If interrupted, rerun the same command to resume. With --seeds or --folds, this skips finished
+    runs.
 
     To extend a finished run, rerun it with a larger --set train.steps=.
 
@@ -147,54 +171,69 @@ def train(
     check_overrides(sets)
     if method and not method.endswith(".py"):
         METHODS.check_name(method)
+    _check_runs(seeds, folds, fold, parallel, budget)
+    root = resolve_data_root(data_root)
+    if dataset is not None:
+        _check_dataset(root, dataset)
     info("loading PyTorch")
-    from crkd_cli.paths import resolve_data_root
     from crkd_cli.training.parallel import watch_parent
-    from crkd_cli.training.plan import Request, parse_seeds
+    from crkd_cli.training.plan import Request
 
     watch_parent()
     if method and method.endswith(".py"):
         method = METHODS.add(Path(method))
     if device:
         sets.append(f"train.device={json.dumps(device)}")  # quoted: it may look like a number
-    run_seeds: list[int | None] = [None]
-    if seeds is not None:
-        run_seeds = [*parse_seeds(seeds, sets)]
-    _check_parallel(parallel, seeds, budget)
-    root = resolve_data_root(data_root)
-    requests = [
-        Request(
-            dataset=dataset,
-            labeled=labeled,
-            method=method,
-            config=config,
-            split=split,
-            out=out,
-            sets=sets,
-            data_root=root,
-            seed=seed,
-            stop_after=stop_after,
-        )
-        for seed in run_seeds
-    ]
+    request = Request(
+        dataset=dataset,
+        labeled=labeled,
+        method=method,
+        config=config,
+        split=split,
+        out=out,
+        sets=sets,
+        data_root=root,
+        fold=fold,
+        stop_after=stop_after,
+    )
+    requests = _expand(request, seeds, folds)
     at_once = min(parallel, len(requests))
     if at_once > 1:
-        folders = _train_at_once(requests, at_once, given_options(context, "--seeds", "--parallel"))
+        changed = ("--seeds", "--folds", "--fold", "--parallel")
+        folders = _train_at_once(requests, at_once, given_options(context, *changed))
     else:
         folders = _train_in_turn(requests, budget)
-    if len(folders) > 1:
+    if folds or fold is not None:
+        announce_folds(folders, root, all_done=folds)
+    elif len(folders) > 1:
         info(f"all {len(folders)} runs are done: {' '.join(map(str, folders))}")
 
 
-def _check_parallel(parallel: int, seeds: str | None, budget: str | None) -> None:
-    """Raise UsageError if --parallel is not possible."""
+def _check_dataset(root: Path, name: str) -> None:
+    """Raise UsageError if there is no such dataset, before PyTorch is loaded."""
+    from crkd_cli.data.store import Store
+
+    Store(root / "prepared" / name)
+
+
+def _check_runs(
+    seeds: str | None, folds: bool, fold: int | None, parallel: int, budget: str | None
+) -> None:
+    """Raise UsageError if the options that choose several runs contradict each other."""
     from crkd_cli import world
 
+    if folds and fold is not None:
+        raise UsageError("--folds trains all folds, --fold one of them; give one of the two")
+    if fold is not None and budget is not None:
+        raise UsageError(
+            "--budget fits all folds to one machine; give every --fold the same number of steps "
+            "with --set train.steps=, or train them with --folds"
+        )
     if parallel == 1:
         return
-    if seeds is None:
+    if seeds is None and not folds:
         raise UsageError(
-            "--parallel trains the runs of several seeds at once; add --seeds 1337,1338, or drop it"
+            "--parallel trains several runs at once; add --seeds 1337,1338 or --folds, or drop it"
         )
     if world.size() > 1:
         raise UsageError("--parallel does not work with torchrun; drop one of them")
@@ -205,16 +244,32 @@ def _check_parallel(parallel: int, seeds: str | None, budget: str | None) -> Non
         )
 
 
+def _expand(request: "Request", seeds: str | None, folds: bool) -> "list[Request]":
+    """Return the requests of all runs: every fold for every seed."""
+    from crkd_cli.training.plan import all_folds, parse_seeds
+
+    requests = [request]
+    if seeds is not None:
+        numbers = parse_seeds(seeds, request.sets)
+        requests = [replace(request, seed=seed) for seed in numbers]
+    if folds:
+        requests = [one for request in requests for one in all_folds(request)]
+    return requests
+
+
 def _train_at_once(requests: "list[Request]", at_once: int, options: list[str]) -> list[Path]:
     """Train the runs in processes, with these options of the command; return their folders."""
     from crkd_cli.training.parallel import run_parallel
     from crkd_cli.training.plan import plan
 
     folders = [plan(request).folder for request in requests]  # reports mistakes in any of them
-    commands = {
-        f"seed {request.seed}": ["train", *options, f"--seeds={request.seed}"]
-        for request in requests
-    }
+    commands = {}
+    for request in requests:
+        parts = {"seed": request.seed, "fold": request.fold}
+        name = ", ".join(f"{part} {number}" for part, number in parts.items() if number is not None)
+        seed = [] if request.seed is None else [f"--seeds={request.seed}"]
+        fold = [] if request.fold is None else [f"--fold={request.fold}"]
+        commands[name] = ["train", *options, *seed, *fold]
     with run_output(commands) as show:
         run_parallel(commands, at_once, show)
     return folders
@@ -227,123 +282,30 @@ def _train_in_turn(requests: "list[Request]", budget: str | None) -> list[Path]:
 
     if budget is not None:
         requests = apply_budget(requests, budget, info)
-    for request in requests[1:]:
-        plan(request)  # report mistakes in a later run before the first one takes hours
+    # Reports mistakes in a later run before the first one takes hours.
+    left = 1 + sum(not plan(request).finished for request in requests[1:])
     folders: list[Path] = []
     for request in requests:
-        folders.append(_train(plan(request), announce_time=budget is None and not folders))
+        timed = left if budget is None and not folders else 0
+        folders.append(_train(plan(request), timed))
     return folders
 
 
-def _train(plan: "Plan", *, announce_time: bool) -> Path:
-    """Train one run from its last checkpoint to its end; return its folder."""
-    from crkd_cli.api import complete
-    from crkd_cli.training.budget import announce
+def _train(plan: "Plan", runs: int) -> Path:
+    """Train one run from its last checkpoint to its end; return its folder.
 
-    _announce(plan)
+    How long it takes is said for so many `runs`, and not at all for 0.
+    """
+    from crkd_cli.api import complete
+    from crkd_cli.training.budget import announce_time
+
+    announce(plan)
     if plan.finished:
-        _announce_finished(plan)
-    elif announce_time:
-        announce(plan, info)
-    with _training_bar(plan) as report:
+        announce_finished(plan)
+    elif runs:
+        announce_time(plan, runs, info)
+    with training_bar(plan) as report:
         result = complete(plan, report, warn, info)
     if not plan.finished:
-        _announce_result(plan, result.checkpoint)
+        announce_result(plan, result.checkpoint)
     return plan.folder
-
-
-def _announce(plan: "Plan") -> None:
-    from crkd_cli.training.planned import describe, warn_of_enlarging
-    from crkd_cli.training.sides import warn_of_sides
-
-    split, config = plan.split, plan.config
-    info(
-        f"data: {plan.store.root}, split {split.name}: {len(split.labeled)} labeled, "
-        f"{len(split.unlabeled)} unlabeled, {len(split.val)} validation, {len(split.test)} test"
-    )
-    info(f"run: {plan.folder}, method {config.method}, configuration {plan.source}")
-    reason = f" ({plan.network_reason})" if plan.network_reason else ""
-    info(f"network: {config.model.name}{reason}; augmentation: {config.data.augment}")
-    if plan.author_settings:
-        settings = ", ".join(plan.author_settings)
-        info(f"using the authors' settings for {plan.store.spec.name}: {settings}")
-    if plan.data_plan is not None:
-        data = config.data, plan.data_plan, plan.store.root
-        info(describe(*data))
-        if warning := warn_of_enlarging(*data):
-            warn(f"warning: {warning}")
-    if warning := warn_of_sides(config.data, plan.store.spec):
-        warn(f"warning: {warning}")
-
-
-def _announce_finished(plan: "Plan") -> None:
-    steps = plan.config.train.steps
-    if plan.resumed and plan.resumed.step < steps:
-        info(
-            f"this run has done {plan.resumed.step} of {steps} steps; rerun without --stop-after "
-            "to continue"
-        )
-    else:
-        info(f"this run is finished ({steps} steps); --set train.steps={2 * steps} would extend it")
-
-
-@contextmanager
-def _training_bar(plan: "Plan") -> Iterator["StepCallback"]:
-    """Yield a callback that opens a progress bar when training begins."""
-    from crkd_cli import world
-
-    # Of the lines of parallel runs, the parent shows some, or makes bars of all.
-    often = world.runs() > 1
-    done = 0
-    with ExitStack() as stack:
-        advance: Callable[..., None] | None = None
-
-        def report(step: int, values: dict[str, float]) -> None:
-            nonlocal advance, done
-            if advance is None:
-                done = step
-                bar = progress("training", plan.stop, "steps", done, often=often)
-                advance = stack.enter_context(bar)
-                return
-            advance(step - done, _progress_note(values) if values else None)
-            done = step
-
-        yield report
-
-
-def _announce_result(plan: "Plan", checkpoint: Path) -> None:
-    """Say what the result is, and what to do next."""
-    from crkd_cli.paths import resolve_data_root
-
-    steps = plan.config.train.steps
-    outcome = "done" if plan.stop == steps else f"stopped after {plan.stop} of {steps} steps"
-    data_root = plan.store.root.parent.parent
-    is_default = data_root == resolve_data_root(None)
-    options = as_typed({"--data-root": None if is_default else data_root})
-    info(f"{outcome}: {checkpoint}; next: crkd evaluate {checkpoint}{options}")
-
-
-def _progress_note(values: dict[str, float]) -> str:
-    """Return the values that are worth watching in one line, which a terminal may cut off."""
-    from crkd_cli.runtime.metrics_log import RATES
-
-    terms = [
-        f"{name.replace('val/dice', 'val Dice')} {_format_value(name, values[name])}"
-        for name in sorted(values, key=_place_in_note)
-        if name not in RATES and "/dice/" not in name and not name.startswith("label_share")
-    ]
-    if values["skipped"]:
-        terms.append(f"skipped {values['skipped']:.0f}")
-    return "  ".join(terms)
-
-
-def _place_in_note(name: str) -> int:
-    """Return where a value comes: the scores and the shares of the classes before the losses."""
-    first = ("val/dice", "share_", "kept")
-    return next((k for k, start in enumerate(first) if name.startswith(start)), len(first))
-
-
-def _format_value(name: str, value: float) -> str:
-    if name.startswith("val/") and isnan(value):
-        return UNDEFINED
-    return f"{value:.3g}"

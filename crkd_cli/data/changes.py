@@ -1,15 +1,19 @@
-"""How a prepared dataset differs from the one that a model was trained on."""
+"""How a prepared dataset differs from what it was when a model was trained, or before."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from crkd_cli.data.plan import Plan
-from crkd_cli.data.store import ChannelInfo, DatasetSpec, Store, Window, digest
-from crkd_cli.errors import pluralize
+from crkd_cli.data.splits import preview
+from crkd_cli.data.store import CaseInfo, ChannelInfo, DatasetSpec, Store, Window, digest
+from crkd_cli.errors import CrkdError, pluralize
 from crkd_cli.text import channel_title, printable
 
 # What is compared for every case, as named in messages.
 FACTS = ("image", "label", "spacing", "patient")
 DIGITS = 8  # hexadecimal, kept of each digest
+MAX_NAMES = 10  # of new cases, in a message
 GRID = ("orientation", "spacing")  # the parts of a plan that stored volumes depend on
 Fingerprints = Mapping[str, tuple[str, ...]]
 
@@ -56,6 +60,46 @@ def describe_changes(before: Fingerprints, store: Store) -> str:
             verb = "differs" if count == 1 else "differ"
             parts.append(f"{pluralize(count, fact)} {verb}")
     return ", ".join(parts)
+
+
+class NewContent(NamedTuple):
+    """The names of the cases that a new preparation of a dataset added, changed and removed."""
+
+    new_labels: tuple[str, ...] = ()  # of images that had none
+    new_images: tuple[str, ...] = ()  # with or without a label
+    changed_labels: tuple[str, ...] = ()
+    changed_images: tuple[str, ...] = ()
+    removed_labels: tuple[str, ...] = ()  # of images that are still there
+    removed_images: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return "3 new labels: a, b, c; 1 new image: d", or "" if nothing differs."""
+        parts = []
+        for field, names in self._asdict().items():
+            state, noun = field.split("_")
+            if names:
+                count = pluralize(len(names), f"{state} {noun.removesuffix('s')}")
+                parts.append(f"{count}: {preview(names, MAX_NAMES)}")
+        return "; ".join(parts)
+
+
+def find_new_content(root: Path, cases: Iterable[CaseInfo]) -> NewContent:
+    """Compare new `cases` with those of the store in `root`, if there is one that can be read."""
+    try:
+        old = Store(root).cases
+    except CrkdError:
+        return NewContent()
+    new = {case.id: case for case in cases}
+    both = [(old[name], case) for name, case in new.items() if name in old]
+    labeled = [(was, case) for was, case in both if was.labeled and case.labeled]
+    return NewContent(
+        new_labels=tuple(case.id for was, case in both if case.labeled and not was.labeled),
+        new_images=tuple(name for name in new if name not in old),
+        changed_labels=tuple(x.id for was, x in labeled if x.label_sha256 != was.label_sha256),
+        changed_images=tuple(case.id for was, case in both if case.sha256 != was.sha256),
+        removed_labels=tuple(case.id for was, case in both if was.labeled and not case.labeled),
+        removed_images=tuple(name for name in old if name not in new),
+    )
 
 
 def _compare_channels(

@@ -25,6 +25,8 @@ SIDECARS = (".txt", ".json", ".csv", ".tsv", ".xml", ".md", ".html", ".pdf", ".y
 HEADER_SUFFIXES = (".mhd", ".nhdr", ".hdr")  # their voxels may be in another file
 # The end of the name of the folder that `crkd predict FOLDER` writes beside FOLDER.
 PREDICTED_MASKS = "-masks"
+# The subfolder of its pictures, named like the masks.
+OVERLAYS = "overlays"
 UNSUPPORTED = "not in a supported image format"
 
 
@@ -104,9 +106,13 @@ def candidates(files: Iterable[RawFile], prefix: str, record: FileRecord) -> lis
     files = _below(files, prefix)
     data_files = _data_files(files)
     predicted = _mask_folders(files, prefix)
+    direct = {
+        formats.stem(Path(file.name)) for file in files if "/" not in file.name[len(prefix) :]
+    }
     accepted = []
     for file in files:
         folder, _, name = file.name[len(prefix) :].rpartition("/")
+        stem = formats.stem(Path(name))
         if file.skipped:
             continue
         if file.dicom is not None:
@@ -119,17 +125,31 @@ def candidates(files: Iterable[RawFile], prefix: str, record: FileRecord) -> lis
         elif not file.is_image:
             reasons = record.unused if name.lower().endswith(SIDECARS) else record.left_out
             reasons[file.path] = UNSUPPORTED
-        elif "/" in folder:
-            record.left_out[file.path] = "nested more than one folder deep, which is not searched"
-        elif folder in predicted:
-            images = f"{printable(folder.removesuffix(PREDICTED_MASKS))}/"
-            shown = "another folder" if record.reveals(folder) else images
-            record.left_out[file.path] = f"predicted masks of the images in {shown}"
+        elif reason := _reason_by_folder(folder, stem, direct, predicted, record):
+            record.left_out[file.path] = reason
         else:
             if file.problem:
                 record.refused[file.path] = f"{printable(file.name)} {file.problem}"
-            accepted.append(Candidate(file, folder, formats.stem(Path(name))))
+            accepted.append(Candidate(file, folder, stem))
     return accepted
+
+
+def _reason_by_folder(
+    folder: str, stem: str, direct: set[str], predicted: set[str], record: FileRecord
+) -> str:
+    """Return why a file in `folder` is left out, or "".
+
+    `direct` are the names of the files in no folder, `predicted` the folders of predicted masks.
+    """
+    if "/" in folder:
+        return "nested more than one folder deep, which is not searched"
+    if folder == OVERLAYS and stem in direct:
+        return "overlays of the files beside their folder"
+    if folder not in predicted:
+        return ""
+    images = f"{printable(folder.removesuffix(PREDICTED_MASKS))}/"
+    shown = "another folder" if record.reveals(folder) else images
+    return f"predicted masks of the images in {shown}"
 
 
 def _choose_prefix(files: Sequence[RawFile], base: str, names: tuple[str, ...]) -> str | None:

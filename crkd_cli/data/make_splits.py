@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import msgspec
 
@@ -11,13 +12,16 @@ from crkd_cli.data.splits import (
     Part,
     Split,
     available_splits,
+    find_split,
     has_label,
     held_classes,
     label_key,
     missing_classes,
+    newest_split,
     official_splits,
     parse_count,
     preview,
+    read_split,
     seeded_order,
 )
 from crkd_cli.data.spreading import draw
@@ -45,13 +49,15 @@ def make_split(
     test: str | None,
     seed: int,
     present_only: bool = False,
+    keep: str | None = None,
 ) -> NewSplit:
     """Make the split of a dataset for a label count.
 
     Public datasets keep their official parts. A label count that is not official draws its groups
     from the official train part, and `val` takes some of the labeled groups. Other
     datasets are divided into test, val and train, with their classes spread over the parts (see
-    `spreading.draw`); groups without a label always train. Raises UsageError or CrkdError.
+    `spreading.draw`); groups without a label always train. With `keep`, they get the val and test
+    part of an earlier split, and newly labeled groups train. Raises UsageError or CrkdError.
 
     Args:
         store: The prepared dataset.
@@ -60,15 +66,20 @@ def make_split(
         test: Size of the test part, likewise; not for public datasets.
         seed: Determines which groups are drawn.
         present_only: Drop the official groups that the store lacks, instead of raising CrkdError.
+        keep: The label count of an earlier split, or its file.
     """
     dataset = store.root.name
     official = official_splits(dataset)
-    if official is None:
+    if keep is not None:
+        _check_keep(dataset, official, val, test)
+        new = _extend_split(store, keep, labeled, seed)
+    elif official is None:
         new = _split_own_data(store, labeled, val or DEFAULT_VAL, test or DEFAULT_TEST, seed)
+        new = replace(new, notes=(*new.notes, *_note_leaks(new.split, store)))
     elif labeled is None:
         raise UsageError(f"--labeled is missing; {available_splits(dataset, official, ())}")
     else:
-        _check_parts(dataset, official, val, test)
+        check_official_parts(dataset, official, val, test)
         new = _split_public(store, official, labeled, val, seed, present_only)
     # Raises CrkdError if a label is missing.
     return replace(new, notes=(*new.notes, *_note_missing_classes(new.split, store)))
@@ -116,6 +127,53 @@ def _split_own_data(store: Store, labeled: str | None, val: str, test: str, seed
     return NewSplit(split, tuple(notes), missing=())
 
 
+def _extend_split(store: Store, keep: str, labeled: str | None, seed: int) -> NewSplit:
+    """Make a split with the val and test part of another, where all other groups train.
+
+    The labeled groups are those of the other split, and then others in seeded order.
+    """
+    is_file = Path(keep).suffix in (".yaml", ".yml")
+    old = find_split(store, None, Path(keep)) if is_file else find_split(store, keep)
+    held_out = {*old.val, *old.test}
+    train = tuple(group for group in store.groups if group not in held_out)
+    with_label = [group for group in train if has_label(store, group)]
+    before = [group for group in old.labeled if group in with_label]
+    added = [group for group in seeded_order(with_label, seed) if group not in before]
+    key = label_key(labeled or "all")
+    reason = f"test has {len(old.test)}, val {len(old.val)}"
+    split = Split(
+        dataset=store.root.name,
+        name=f"{key}-extends-{old.name.rpartition('-extends-')[2]}",
+        train=train,
+        labeled=_draw_labeled(store.root.name, key, [*before, *added], len(train), reason),
+        val=old.val,
+        test=old.test,
+    )
+    notes = [f"val and test are those of split {old.name}"]
+    new = [group for group in split.labeled if group not in old.labeled]
+    if new:
+        notes.append(f"{len(new)} more with labels train: {preview(sorted(new), 10)}")
+    return NewSplit(split, tuple(notes), missing=())
+
+
+def _note_leaks(split: Split, store: Store) -> Iterator[str]:
+    """Warn if labeled groups were test groups of the split that was made last."""
+    file = newest_split(store.root)
+    if file is None:
+        return
+    try:
+        old = read_split(file)
+    except UsageError:
+        return  # it is reported where it is used
+    leaked = [group for group in split.labeled if group in old.test]
+    if leaked:
+        yield (
+            f"warning: {pluralize(len(leaked), 'test patient')} of split {old.name} "
+            f"{'trains' if len(leaked) == 1 else 'train'} in this one, so their scores cannot be "
+            f"compared: {preview(leaked)}; --keep {file.stem} keeps val and test as they were"
+        )
+
+
 def _note_missing_classes(split: Split, store: Store) -> Iterator[str]:
     """Warn about classes that a part lacks. Raises CrkdError if a case of it has no label."""
     consequences: dict[Part, str] = {
@@ -126,7 +184,7 @@ def _note_missing_classes(split: Split, store: Store) -> Iterator[str]:
     held = set().union(*(held_classes(store, group) for group in store.groups))
     for part, consequence in consequences.items():
         missing = missing_classes(split, store, part)
-        if missing & held and getattr(split, part):
+        if missing & held and split.groups_of(part):
             names = describe_classes([store.spec.classes[k] for k in sorted(missing & held)])
             yield f"warning: classes that no {part} case contains, so {consequence}: {names}"
     if unseen := set(range(1, len(store.spec.classes))) - held:
@@ -134,7 +192,20 @@ def _note_missing_classes(split: Split, store: Store) -> Iterator[str]:
         yield f"warning: classes that no case contains: {names}"
 
 
-def _check_parts(dataset: str, official: OfficialSplits, val: str | None, test: str | None) -> None:
+def _check_keep(
+    dataset: str, official: OfficialSplits | None, val: str | None, test: str | None
+) -> None:
+    """Raise UsageError if val and test are given or official, and so cannot be kept."""
+    if official is not None:
+        raise UsageError(f"the val and test part of {dataset} are official; drop --keep")
+    for option, size in (("--val", val), ("--test", test)):
+        if size is not None:
+            raise UsageError(f"--keep keeps val and test; drop {option}")
+
+
+def check_official_parts(
+    dataset: str, official: OfficialSplits, val: str | None, test: str | None
+) -> None:
     """Raise UsageError if a size is given for a part that the official split determines."""
     if test is not None:
         raise UsageError(f"{dataset} has {len(official.test)} official test cases; drop --test")
@@ -151,13 +222,7 @@ def _split_public(
     present_only: bool,
 ) -> NewSplit:
     key = label_key(labeled)
-    missing = tuple(group for group in official.groups if group not in store.groups)
-    if missing and not present_only:
-        raise CrkdError(
-            f"{store.root} lacks {len(missing)} of the {len(official.groups)} cases of the "
-            f"official split: {preview(missing)}; prepare the complete dataset, or add "
-            "--present-only"
-        )
+    missing = find_missing(store, official, present_only)
     split = Split(
         dataset=store.root.name,
         name=f"official-{key}" if key in official.labeled else f"{key}-seed{seed}",
@@ -179,6 +244,21 @@ def _split_public(
     if missing:
         split = msgspec.structs.replace(split, name=f"{split.name}-present")
     return NewSplit(split, tuple(notes), missing)
+
+
+def find_missing(store: Store, official: OfficialSplits, present_only: bool) -> tuple[str, ...]:
+    """Return the official groups that the store lacks.
+
+    Raises CrkdError if there are some, unless `present_only`.
+    """
+    missing = tuple(group for group in official.groups if group not in store.groups)
+    if missing and not present_only:
+        raise CrkdError(
+            f"{store.root} lacks {len(missing)} of the {len(official.groups)} cases of the "
+            f"official split: {preview(missing)}; prepare the complete dataset, or add "
+            "--present-only"
+        )
+    return missing
 
 
 def _labeled_groups(store: Store, official: OfficialSplits, key: str, seed: int) -> tuple[str, ...]:

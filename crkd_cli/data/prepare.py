@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from crkd_cli.data.cases import RawCase
+from crkd_cli.data.changes import NewContent, find_new_content
 from crkd_cli.data.description import FILES, Description, to_yaml
 from crkd_cli.data.fingerprint import measure
 from crkd_cli.data.intensities import channel_lines, decide_intensities, note_unlike_ct
@@ -123,11 +124,15 @@ class _Run:
             if not check_only:  # else, all files are listed
                 notices += self._inventory().notices()
             findings = [Finding("notice", self._name, text) for text in notices]
+            new_content = NewContent()
             if folder is not None:
-                _publish(folder, store, preparation.index(self._raw, findings))
+                index = preparation.index(self._raw, findings)
+                new_content = find_new_content(store, index.cases)
+                _publish(folder, store, index)
             report = self._report(findings, preparation.summary())
             return replace(
                 report,
+                new_content=new_content,
                 spacing=preparation.spacing_line(),
                 channels=preparation.channel_lines(),
                 classes=preparation.class_lines(),
@@ -247,7 +252,7 @@ class _Preparation:
     def refused(self) -> dict[Path, str]:
         """Return the files that cause the errors of cases, with these errors."""
         return {
-            _wrong_file(result): str(result.error)
+            result.wrong_file: str(result.error)
             for result in self._results
             if result.error is not None
         }
@@ -342,13 +347,6 @@ class _Preparation:
         self._classes = self._source.assign_classes(self._spec, labels, unreadable)
         for result in self._results:
             number_label(result, self._classes)
-
-
-def _wrong_file(result: CaseResult) -> Path:
-    """Return the file of a case that its error names, else the image."""
-    files = [*result.raw.image_files, *(label.path for label in result.raw.labels)]
-    named = [path for path in files if str(path) in str(result.error)]
-    return max(named, key=lambda path: len(str(path)), default=result.raw.image)
 
 
 def _with_spacing(source: Source, spec: DatasetSpec) -> DatasetSpec:

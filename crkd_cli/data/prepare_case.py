@@ -92,6 +92,13 @@ class CaseResult:
         return self.image_error or self.label_error or self.pair_error
 
     @property
+    def wrong_file(self) -> Path:
+        """The file that the error names, else the image."""
+        files = [*self.raw.image_files, *(label.path for label in self.raw.labels)]
+        named = [path for path in files if str(path) in str(self.error)]
+        return max(named, key=lambda path: len(str(path)), default=self.raw.image)
+
+    @property
     def labeled(self) -> bool:
         """Whether the case has a label."""
         return bool(self.raw.labels)
@@ -290,12 +297,12 @@ def _store(
         spacing_mm=stored.spacing_mm,
         native_shape=stored.native_size if is_resized else None,
         native_spacing_mm=stored.native_spacing_mm if is_resized else None,
-        intensity=_statistics(volume.array, spec),
+        intensity=value_statistics(volume.array, spec),
         sha256=_sha256(raw.image_files),
     )
 
 
-def _statistics(array: NDArray[Any], spec: DatasetSpec) -> tuple[ValueStatistics, ...]:
+def value_statistics(array: NDArray[Any], spec: DatasetSpec) -> tuple[ValueStatistics, ...]:
     """Return the statistics of each channel of an image [C, *S]; RGB is one channel."""
     channels = [array] if spec.is_color else array
     return tuple(map(_statistics_of_channel, channels))

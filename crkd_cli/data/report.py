@@ -1,7 +1,7 @@
 """What the preparation of a dataset reports: findings, the inventory, the description."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from crkd_cli.data.cases import RawCase
+from crkd_cli.data.changes import NewContent
 from crkd_cli.data.description import Channel, Description, stated
 from crkd_cli.data.inventory import Inventory
 from crkd_cli.data.planning import PlanWithReasons
@@ -39,6 +40,8 @@ class PreparationReport:
     channels: tuple[str, ...] = ()  # a line per channel: modality, values, normalization
     classes: tuple[str, ...] = ()  # a line per class: values, labels, share of pixels, size
     plan: PlanWithReasons | None = None  # None: a public dataset, or there are errors
+    # Since the dataset was prepared before, if it was.
+    new_content: NewContent = field(default_factory=NewContent)
     failure: CrkdError | None = None  # why the dataset as a whole cannot be prepared
 
     @property
@@ -62,6 +65,7 @@ class PreparationReport:
             "plan": {} if self.plan is None else self.plan.reasons,
             "cases": [_case_tree(case, files) for case in self.cases],
             "files": self.inventory.tree(),
+            "new": {name: list(cases) for name, cases in self.new_content._asdict().items()},
             "notices": [notice.what for notice in self.findings if notice.level == "notice"],
             "errors": errors,
         }

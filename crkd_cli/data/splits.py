@@ -2,6 +2,7 @@
 
 splits/NAME.yaml                    the official split of a public dataset, part of the package
 prepared/NAME/splits/LABELED.yaml   made last by `make-splits` for this label count; used first
+prepared/NAME/splits/folds/LABELED.yaml   by `make-splits --folds`; see `crkd_cli.data.folds`
 
 A split names groups (patients), never slices, so it applies to every layout of a dataset. Groups
 are chosen in the order of sha256("seed:group"): the same seed gives the same split on every
@@ -25,12 +26,20 @@ from crkd_cli.paths import atomic_write, packaged_folder
 from crkd_cli.text import shorten
 from crkd_cli.yaml_text import load_yaml
 
-Part = Literal["labeled", "unlabeled", "val", "test"]
+Part = Literal["labeled", "unlabeled", "val", "test", "fold"]
 COUNT = re.compile(r"[0-9]{1,9}|[0-9]{1,9}(\.[0-9]{1,9})?%")
 
 
+class Fold(Strict, frozen=True):
+    """One fold of a cross-validation: the groups that its model is scored on."""
+
+    number: int  # 1 … count
+    count: int
+    held_out: tuple[str, ...]
+
+
 class Split(Strict, frozen=True):
-    """Groups by part: train, val and test are disjoint, and labeled is a subset of train."""
+    """Groups by part: train, val, test and fold are disjoint; labeled is a subset of train."""
 
     dataset: str
     name: str  # for people: official-4, 4-seed1337 …
@@ -38,14 +47,17 @@ class Split(Strict, frozen=True):
     labeled: tuple[str, ...]
     val: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
+    fold: Fold | None = None
 
     def __post_init__(self) -> None:
-        counts = Counter([*self.train, *self.val, *self.test])
+        parts, held_out = "train, val and test", self.groups_of("fold")
+        if self.fold:
+            parts = f"train, val, test and what fold {self.fold.number} holds out"
+        counts = Counter([*self.train, *self.val, *self.test, *held_out])
         duplicates = [group for group, count in counts.items() if count > 1]
         if duplicates:
             raise ValueError(
-                "train, val and test must be disjoint, but these occur more than once: "
-                f"{preview(duplicates)}"
+                f"{parts} must be disjoint, but these occur more than once: {preview(duplicates)}"
             )
         outside = set(self.labeled) - set(self.train)
         if outside:
@@ -63,14 +75,27 @@ class Split(Strict, frozen=True):
         labeled = set(self.labeled)
         return tuple(group for group in self.train if group not in labeled)
 
+    @property
+    def title(self) -> str:
+        """The name, and which fold it is."""
+        fold = self.fold
+        return f"{self.name}, fold {fold.number} of {fold.count}" if fold else self.name
+
+    def groups_of(self, part: Part) -> tuple[str, ...]:
+        """Return the groups of `part`."""
+        if part == "fold":
+            return self.fold.held_out if self.fold else ()
+        groups: tuple[str, ...] = getattr(self, part)
+        return groups
+
     def cases(self, store: Store, part: Part) -> list[str]:
         """Return the case ids of `part`, in the order of the split.
 
-        For labeled, val and test: the cases that have a label. For unlabeled: all cases of the
-        unlabeled groups, and those of the labeled groups that have no label. Raises CrkdError if
-        the store lacks a group or its labels.
+        For unlabeled: all cases of the unlabeled groups, and those of the labeled groups that have
+        no label. For the other parts: the cases that have a label. Raises CrkdError if the store
+        lacks a group or its labels.
         """
-        groups: tuple[str, ...] = self.train if part == "unlabeled" else getattr(self, part)
+        groups = self.train if part == "unlabeled" else self.groups_of(part)
         self._check_groups(store, part, groups)
         cases = [case for group in groups for case in store.groups[group]]
         if part == "unlabeled":
@@ -152,15 +177,36 @@ def split_file(store: Store, labeled: str) -> Path:
     return store.root / "splits" / f"{label_key(labeled)}.yaml"
 
 
+def newest_split(root: Path) -> Path | None:
+    """Return the file of the split that was made last for the store in `root`, if there is one."""
+    files = (root / "splits").glob("*.yaml")
+    return max(files, key=lambda file: (file.stat().st_mtime_ns, file.name), default=None)
+
+
 def read_split(file: Path) -> Split:
     """Read a split file. Raises UsageError, which names the file and what is wrong."""
-    split: Split = parse(_read_yaml(file), Split, str(file))
+    tree = read_tree(file)
+    if "folds" in tree:
+        raise UsageError(
+            f"{file} has the folds of a cross-validation; add --folds, or --fold N for one of them"
+        )
+    if not {"train", "labeled"} <= tree.keys():
+        raise UsageError(
+            f"{file} is not a split: expected dataset, name, train, labeled, val and test"
+        )
+    split: Split = parse(tree, Split, str(file))
     return split
 
 
 def write_split(split: Split, file: Path) -> None:
     """Write a split file. Raises CrkdError if this is impossible."""
     tree = msgspec.to_builtins(split)
+    del tree["fold"]  # files of folds are others: see `crkd_cli.data.folds`
+    write_tree(tree, file)
+
+
+def write_tree(tree: dict[str, Any], file: Path) -> None:
+    """Write the content of a file of splits. Raises CrkdError if this is impossible."""
     text = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
     with atomic_write(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -175,7 +221,7 @@ def official_splits(dataset: str) -> OfficialSplits | None:
     file = packaged_folder("splits") / f"{dataset}.yaml"
     if not file.is_file():
         return None
-    tree = _read_yaml(file)
+    tree = read_tree(file)
     tree["labeled"] = {str(key): groups for key, groups in tree["labeled"].items()}
     official: OfficialSplits = parse(tree, OfficialSplits, str(file))
     if not official.test:
@@ -274,26 +320,33 @@ def _foreground_classes(case: CaseInfo) -> set[int]:
 
 
 def _split_from_file(store: Store, labeled: str | None, file: Path) -> Split:
-    if labeled is not None:
-        raise UsageError("--labeled and --split both choose the labeled cases; drop one of them")
+    check_alone(labeled)
     split = read_split(file)
-    if split.dataset != store.root.name:
-        raise UsageError(
-            f"{file} is a split of {split.dataset}, not of {store.root.name}; "
-            "give a split of this dataset to --split"
-        )
+    check_dataset(split.dataset, store, file)
     return split
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def check_alone(labeled: str | None) -> None:
+    """Raise UsageError if --labeled is given besides --split."""
+    if labeled is not None:
+        raise UsageError("--labeled and --split both choose the labeled cases; drop one of them")
+
+
+def check_dataset(named: str, store: Store, file: Path) -> None:
+    """Raise UsageError if a file of splits names another dataset than `store`."""
+    if named != store.root.name:
+        raise UsageError(
+            f"{file} is a split of {named}, not of {store.root.name}; "
+            "give a split of this dataset to --split"
+        )
+
+
+def read_tree(file: Path) -> dict[str, Any]:
+    """Read the content of a file of splits. Raises UsageError if it cannot be read."""
     try:
         tree = load_yaml(file)
     except OSError as error:
         raise UsageError(f"cannot read the split {file}: {error.strerror or error}") from None
     except ValueError as error:
         raise UsageError(f"{file} is not valid YAML: {error}") from None
-    if not isinstance(tree, dict) or "train" not in tree or "labeled" not in tree:
-        raise UsageError(
-            f"{file} is not a split: expected dataset, name, train, labeled, val and test"
-        )
-    return tree
+    return tree if isinstance(tree, dict) else {}

@@ -4,10 +4,11 @@ Legend: N cases, K classes with the background, M metrics.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,17 +17,18 @@ from numpy.typing import NDArray
 from crkd_cli import __version__, world
 from crkd_cli.config import dump
 from crkd_cli.data.changes import describe_changes
+from crkd_cli.data.layout import OVERLAYS
 from crkd_cli.data.splits import Part
 from crkd_cli.data.store import CaseInfo, Store, digest
-from crkd_cli.errors import CrkdError, UsageError
-from crkd_cli.evaluation import paper
+from crkd_cli.errors import UsageError
 from crkd_cli.evaluation.files import FORMAT, sealed, table_bytes, table_facts, write_files
 from crkd_cli.evaluation.literature import PublishedRow, published_rows
-from crkd_cli.evaluation.results import evaluation_folder
 from crkd_cli.evaluation.same_data import check_same_cases, check_same_dataset
 from crkd_cli.evaluation.scorer import CaseScores, Labels, Scorer
-from crkd_cli.inference.ensemble import load_ensemble, stored_rules
+from crkd_cli.evaluation.selection import Selection, Share, check_request, results_folder, select
+from crkd_cli.inference.ensemble import load_ensemble
 from crkd_cli.inference.inferer import Inferer, Protocol, build_inferer
+from crkd_cli.inference.overlay import draw_overlay, write_picture
 from crkd_cli.inference.postprocessing import postprocess
 from crkd_cli.metrics.presence import Presence, count_absent, drop_absent_classes
 from crkd_cli.metrics.summary import Interval, Summary, summarize
@@ -36,6 +38,14 @@ from crkd_cli.runtime.checkpoint import Checkpoint
 from crkd_cli.runtime.class_rule import ClassRule
 from crkd_cli.runtime.distributed import joint_output_folder
 from crkd_cli.text import unicode_path
+
+
+class _Loaded(NamedTuple):
+    """A case with its image [C, *S] as stored, and its native label [*S]."""
+
+    case: CaseInfo
+    image: NDArray[Any]
+    truth: Labels
 
 
 @dataclass(frozen=True)
@@ -104,65 +114,64 @@ def evaluate(
     other_data: bool = False,
     tta: bool = False,
     raw: bool = False,
+    overlays: bool = False,
 ) -> EvaluationReport:
     """Score a checkpoint on cases of its split and write cases.csv and summary.json.
 
     Several checkpoints are an ensemble, whose probabilities are averaged; the cases must be in the
-    same part of all their splits. Several processes share the cases; the first one writes.
+    same part of all their splits. The folds of a cross-validation are each scored on the cases that
+    they held out, and the results are over the cases of all folds. Several processes share the
+    cases; the first one writes.
 
     Args:
-        files: Checkpoints, or run folders.
+        files: Checkpoints, run folders, or a folder of folds.
         root: The data root, with the prepared dataset under it.
         notify: Called with messages for the user.
         progress: Opens a progress bar.
-        part: Default: test, or val if the split has no test cases; for the paper protocol the
-            published part.
+        part: Default: fold for folds, else test, or val if the split has no test cases; for the
+            paper protocol the published part.
         protocol: strict or paper.
         out: Folder of the results. Default: beside the checkpoint, see
-            `crkd_cli.evaluation.results.evaluation_folder`; an ensemble needs one.
+            `crkd_cli.evaluation.results.evaluation_folder`, or beside the folds; another ensemble
+            needs one.
         device: None or auto: the first GPU, else the CPU.
         other_data: Score even if the dataset has changed since training.
         tta: Average the predictions over flips.
         raw: Leave the checkpoint's post-processing off, as the paper protocol and ensembles do.
+        overlays: Also write overlays/CASE.png with the contours of prediction and reference.
 
     Raises CrkdError if the checkpoint, the dataset or a case is missing, or the dataset is of
     another kind than the one that the model was trained on, and UsageError if its cases differ, if
-    the checkpoints are no ensemble for them, or if the paper protocol is asked for with an ensemble
-    or `tta`, which it lacks.
+    the checkpoints are no ensemble for them or not all folds of a cross-validation, or if the paper
+    protocol is asked for with several checkpoints or `tta`, which it lacks.
     """
     if tta and protocol == "paper":
         raise UsageError("the published protocol has no test-time mirroring; drop --tta")
     members = load_ensemble(files)
+    check_request(members, part, protocol, out)
     checkpoint = members[0]
-    if protocol == "paper":
-        paper.check_published(checkpoint.spec.source)
-    _check_ensemble(members, protocol, out)
     store = Store(root / "prepared" / checkpoint.config.data.name)
     check_same_dataset(checkpoint, store)
     changes = [describe_changes(member.data, store) for member in members]
     for member, change in zip(members, changes, strict=True):
         check_same_cases(member, store, change, notify, other_data=other_data)
-    parts = _choose_parts(members, part, protocol, notify)
-    part_name = "+".join(parts)
-    cases = [store.cases[case] for case in _common_cases(members, store, parts)]
-    folder = out or evaluation_folder(checkpoint.path, protocol, part_name, tta=tta, raw=raw)
-    rules = () if raw or protocol == "paper" else stored_rules(members)
-    if rules and "val" in parts:
-        notify("post-processing was chosen on the validation cases, which inflates their scores")
-    with joint_output_folder(folder, "--out"):
-        what = ", ".join(f"{member.path} (step {member.step})" for member in members)
-        notify(f"evaluating {what} on {len(cases)} {part_name} cases, {protocol} protocol")
+    selection = select(members, store, part, protocol, notify, raw=raw)
+    cases = selection.cases
+    folder = out or results_folder(selection, protocol, tta=tta, raw=raw)
+    with joint_output_folder(folder, "--out", OVERLAYS):
+        notify(f"evaluating {selection.describe()}, {protocol} protocol")
         notify(f"results: {folder}")
 
-        inferer = build_inferer(members, device, notify, protocol, tta=tta)
+        build = partial(
+            build_inferer, device=device, notify=_each_line_once(notify), protocol=protocol, tta=tta
+        )
         scorer = Scorer(checkpoint.spec.source, len(checkpoint.spec.classes), protocol, cases)
-        scores = _score_cases(inferer, store, cases, scorer, rules, progress)
+        drawn = folder / OVERLAYS if overlays else None
+        scores, precision = _score_cases(selection, build, store, scorer, drawn, progress)
         if protocol == "strict":
             scores = _drop_absent_classes(scores)
-        precision = str(inferer.precision).removeprefix("torch.")
-        facts = _collect_facts(members, protocol, part_name, cases, precision)
+        facts = _collect_facts(selection, protocol, precision)
         facts |= {"other_data": any(changes), "tta": tta}
-        facts["postprocessing"] = [dump(rule) for rule in rules]
         foreground = checkpoint.spec.classes[1:]
         table = table_bytes(protocol, cases, foreground, scorer.metrics, scores)
         facts["cases_csv"] = table_facts(table, len(cases) * len(foreground))
@@ -173,89 +182,39 @@ def evaluate(
         return report
 
 
-def _check_ensemble(members: Sequence[Checkpoint], protocol: Protocol, out: Path | None) -> None:
-    """Raise UsageError if `members` are several, without `out` or with the paper protocol."""
-    if len(members) == 1:
-        return
-    if protocol == "paper":
-        raise UsageError(
-            f"the published protocol scores single models, not an ensemble of {len(members)}; "
-            "evaluate them one by one"
-        )
-    if out is None:
-        raise UsageError(
-            f"{len(members)} checkpoints are scored as one ensemble; give --out for its results, "
-            "or evaluate them one by one"
-        )
+def _each_line_once(notify: Notify) -> Notify:
+    """Return a function that passes on each line only once, as every fold has the same ones."""
+    seen: set[str] = set()
 
+    def notify_once(line: str) -> None:
+        if line not in seen:
+            seen.add(line)
+            notify(line)
 
-def _common_cases(members: Sequence[Checkpoint], store: Store, parts: Sequence[Part]) -> list[str]:
-    """Return the cases in `parts` of the split, which must be the same for all members.
-
-    A case in the same part of all splits is one that no member was trained on. Raises UsageError.
-    """
-    first = members[0]
-    cases = _cases_in(first, store, parts)
-    for other in members[1:]:
-        if set(_cases_in(other, store, parts)) != set(cases):
-            what = f"{'+'.join(parts)} cases"
-        elif len(other.split.labeled) != len(first.split.labeled):
-            what = "numbers of labeled cases"
-        else:
-            continue
-        raise UsageError(
-            f"the splits of {first.path} and {other.path} have different {what}; evaluate the "
-            "checkpoints one by one"
-        )
-    return cases
-
-
-def _cases_in(checkpoint: Checkpoint, store: Store, parts: Sequence[Part]) -> list[str]:
-    return [case for part in parts for case in checkpoint.split.cases(store, part)]
-
-
-def _choose_parts(
-    members: Sequence[Checkpoint], part: Part | None, protocol: Protocol, notify: Notify
-) -> tuple[Part, ...]:
-    """Return the parts of the split to score: one, or those that the paper protocol pools.
-
-    Raises CrkdError if the part has no cases.
-    """
-    split = members[0].split
-    if part is None and protocol == "paper":
-        pooled = paper.POOLED_PARTS.get(members[0].spec.source, ())
-        if parts := tuple(name for name in pooled if getattr(split, name)):
-            return parts
-    if part is None and split.val and not split.test:
-        notify(f"split {split.name} has no test cases: scoring the validation cases")
-        part = "val"
-    part = part or "test"
-    if not getattr(split, part):
-        other = "val" if part == "test" else "test"
-        advice = f"create one that has some: crkd make-splits {split.dataset} --help"
-        if getattr(split, other):
-            advice = f"give --part {other}"
-        raise CrkdError(f"split {split.name} has no {part} cases; {advice}")
-    if part == "val" and any(
-        member.best and member.best["step"] == member.step for member in members
-    ):
-        notify("the checkpoint was selected on the validation cases, which inflates their scores")
-    return (part,)
+    return notify_once
 
 
 def _score_cases(
-    inferer: Inferer,
+    selection: Selection,
+    build: Callable[[Sequence[Checkpoint]], Inferer],
     store: Store,
-    cases: list[CaseInfo],
     scorer: Scorer,
-    rules: Sequence[ClassRule],
+    overlays: Path | None,
     progress: Progress,
-) -> list[CaseScores]:
-    """Return the scores of `cases`, which all processes share."""
-    shard = world.strided_shard(cases)
-    with progress("evaluating", len(shard), "cases") as advance:
-        scores = list(_score_shard(inferer, store, shard, scorer, rules, advance))
-    return world.gather_results(scores)
+) -> tuple[list[CaseScores], str]:
+    """Return the scores of all cases, which all processes share, and the precision.
+
+    The cases are drawn to `overlays`.
+    """
+    shards = [world.strided_shard(share.cases) for share in selection.shares]
+    scores, precision = [], ""
+    with progress("evaluating", sum(map(len, shards)), "cases") as advance:
+        for share, shard in zip(selection.shares, shards, strict=True):
+            inferer = build(share.members)
+            precision = str(inferer.precision).removeprefix("torch.")
+            scored = _score_shard(inferer, store, shard, scorer, share.rules, overlays, advance)
+            scores += world.gather_results(list(scored))
+    return scores, precision
 
 
 def _drop_absent_classes(cases: list[CaseScores]) -> list[CaseScores]:
@@ -271,6 +230,7 @@ def _score_shard(
     cases: Sequence[CaseInfo],
     scorer: Scorer,
     rules: Sequence[ClassRule],
+    overlays: Path | None,
     advance: Advance,
 ) -> Iterator[CaseScores]:
     """Yield the scores of every case.
@@ -278,17 +238,21 @@ def _score_shard(
     While a case is predicted, the next one is read and the previous one scored.
     """
 
-    def read(case: CaseInfo) -> tuple[CaseInfo, NDArray[Any], Labels]:
+    def read(case: CaseInfo) -> _Loaded:
         # Copied here, because a memory map does not read the file before it is used.
-        return case, np.array(store.image(case.id)), np.array(store.native_label(case.id))
+        return _Loaded(case, np.array(store.image(case.id)), np.array(store.native_label(case.id)))
 
-    def predict(loaded: tuple[CaseInfo, NDArray[Any], Labels]) -> tuple[Labels, Labels, CaseInfo]:
-        case, image, truth = loaded
-        return inferer(image, truth.shape), truth, case
+    def predict(loaded: _Loaded) -> tuple[Labels, _Loaded]:
+        return inferer(loaded.image, loaded.truth.shape), loaded
 
-    def score(predicted: tuple[Labels, Labels, CaseInfo]) -> CaseScores:
-        labels, truth, case = predicted
-        return scorer(postprocess(labels, rules) if rules else labels, truth, case)
+    def score(predicted: tuple[Labels, _Loaded]) -> CaseScores:
+        labels, (case, image, truth) = predicted
+        labels = postprocess(labels, rules) if rules else labels
+        if overlays is not None:
+            spacing = case.label_spacing_mm
+            picture = draw_overlay(image, labels, store.spec, spacing, case.id, truth)
+            write_picture(picture, overlays / f"{case.id}.png")
+        return scorer(labels, truth, case)
 
     outcomes = run_pipeline(cases, read, predict, score)
     for case, outcome in zip(cases, outcomes, strict=True):
@@ -296,17 +260,12 @@ def _score_shard(
         advance(1, case.id)
 
 
-def _collect_facts(
-    members: Sequence[Checkpoint],
-    protocol: Protocol,
-    part: str,
-    cases: list[CaseInfo],
-    precision: str,
-) -> dict[str, Any]:
+def _collect_facts(selection: Selection, protocol: Protocol, precision: str) -> dict[str, Any]:
     """Describe the evaluation: its model, its cases and how they are scored.
 
-    Of an ensemble, checkpoint, step, seed and configuration are those of its first member.
+    Of several checkpoints, the file, step, seed and configuration are those of the first one.
     """
+    members, cases = selection.members, selection.cases
     checkpoint = members[0]
     config, split = checkpoint.config, checkpoint.split
     methods = dict.fromkeys(member.config.method for member in members)
@@ -318,16 +277,17 @@ def _collect_facts(
         "format": FORMAT,
         "protocol": protocol,
         "dataset": checkpoint.spec.name,
-        "part": part,
+        "part": selection.part,
         "cases": len(cases),
         "method": " + ".join(methods),
         "method_sha256": checkpoint.user_method and checkpoint.user_method.sha256,
-        "labeled": len(split.labeled),
-        "split": split.name,
+        "labeled": selection.labeled,
+        "split": split.name if selection.is_cross_validation else split.title,
+        "from_folds": split.fold is not None,
         "seed": config.train.seed,
         "checkpoint": unicode_path(checkpoint.path),
         "step": checkpoint.step,
-        "members": [_member_facts(member) for member in members if len(members) > 1],
+        **_model_facts(selection),
         "truth": digest((case.id, case.label_sha256) for case in cases),
         "images": digest((case.id, case.sha256) for case in cases),
         "interval": interval,
@@ -338,9 +298,30 @@ def _collect_facts(
     }
 
 
+def _model_facts(selection: Selection) -> dict[str, Any]:
+    """Return the members of an ensemble or the folds, and the post-processing."""
+    facts: dict[str, Any] = {"members": [], "folds": [], "postprocessing": []}
+    if selection.is_cross_validation:
+        return facts | {"folds": [_fold_facts(share) for share in selection.shares]}
+    (share,) = selection.shares
+    if len(share.members) > 1:
+        facts["members"] = [_member_facts(member) for member in share.members]
+    return facts | {"postprocessing": [dump(rule) for rule in share.rules]}
+
+
 def _member_facts(member: Checkpoint) -> dict[str, Any]:
     path, seed = unicode_path(member.path), member.config.train.seed
     return {"checkpoint": path, "step": member.step, "seed": seed}
+
+
+def _fold_facts(share: Share) -> dict[str, Any]:
+    (fold,) = share.members
+    return {
+        **_member_facts(fold),
+        "labeled": len(fold.split.labeled),
+        "cases": [case.id for case in share.cases],
+        "postprocessing": [dump(rule) for rule in share.rules],
+    }
 
 
 def _summarize(
@@ -366,5 +347,8 @@ def _summarize(
     for k, info in enumerate(checkpoint.spec.classes[1:]):
         class_scores = [summaries[k] for summaries in by_metric]
         classes[info.name] = ClassReport(info.value, counts[k], class_scores)
-    published = published_rows(checkpoint.split.dataset, len(checkpoint.split.labeled))
+    split = checkpoint.split
+    published = []
+    if split.fold is None:  # no published model was trained on a fold
+        published = published_rows(split.dataset, len(split.labeled))
     return EvaluationReport(facts, metrics, classes, means, published, folder)

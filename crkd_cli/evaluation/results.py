@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli.errors import CrkdError, UsageError
+from crkd_cli.evaluation.cross_validation import EXECUTION_KEYS
 from crkd_cli.evaluation.files import (
     CASES,
     DAMAGE,
@@ -23,10 +24,10 @@ from crkd_cli.evaluation.files import (
 from crkd_cli.metrics.names import class_heading
 from crkd_cli.metrics.presence import Presence, count_absent
 from crkd_cli.runtime.class_rule import ClassRule
-from crkd_cli.runtime.run_folder import result_checkpoint
+from crkd_cli.runtime.run_folder import fold_folders, result_checkpoint
 
-# Keys of `train` that may differ between runs of one method: the seed, and how a run is executed.
-_FREE_KEYS = ("seed", "device", "graphs", "log_every", "save_minutes", "tensorboard")
+# Keys of `train` that may differ between runs of one method.
+_FREE_KEYS = ("seed", *EXECUTION_KEYS)
 
 
 class ClassFacts(msgspec.Struct, frozen=True):
@@ -41,6 +42,14 @@ class MemberFacts(msgspec.Struct, frozen=True):
     checkpoint: str
     step: int
     seed: int
+
+
+class FoldFacts(MemberFacts, frozen=True):
+    """A checkpoint of a cross-validation, and the cases that it held out."""
+
+    labeled: int  # patients
+    cases: list[str]
+    postprocessing: tuple[ClassRule, ...] = ()
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -65,6 +74,8 @@ class Facts(msgspec.Struct, frozen=True):
     tta: bool = False  # test-time mirroring
     postprocessing: tuple[ClassRule, ...] = ()  # of every foreground class; empty: raw
     members: tuple[MemberFacts, ...] = ()  # all of an ensemble, empty for a single checkpoint
+    folds: tuple[FoldFacts, ...] = ()  # of a cross-validation, empty for anything else
+    from_folds: bool = False  # whether models were trained on folds, and scored on any part
     method_sha256: str | None = None  # of the user's own method file, if the method is in one
 
     @property
@@ -74,9 +85,25 @@ class Facts(msgspec.Struct, frozen=True):
         if self.members:
             title += f" × {len(self.members)}"
         used = ["tta"] if self.tta else []
-        if self.postprocessing:
+        if self.postprocessed:
             used.append("post-processing")
         return f"{title} with {' and '.join(used)}" if used else title
+
+    @property
+    def postprocessed(self) -> bool:
+        """Whether masks were post-processed, by a fold at least."""
+        return bool(self.postprocessing) or any(fold.postprocessing for fold in self.folds)
+
+    @property
+    def part_title(self) -> str:
+        """The part of the split, or which folds together."""
+        return f"{len(self.folds)} folds" if self.folds else self.part
+
+    @property
+    def labeled_patients(self) -> str:
+        """With how many labeled patients a model was trained: 4, or 16 to 17 in folds."""
+        most = max([self.labeled, *(fold.labeled for fold in self.folds)])
+        return str(self.labeled) if most == self.labeled else f"{self.labeled} to {most}"
 
     def settings(self) -> str:
         """Return a text that is the same for runs that repeat each other with other seeds."""
@@ -86,7 +113,7 @@ class Facts(msgspec.Struct, frozen=True):
         tree = {**config, "method_sha256": self.method_sha256, "tta": self.tta}
         tree["members"] = len(self.members)
         # Not its rules, which differ between seeds.
-        tree["postprocessed"] = bool(self.postprocessing)
+        tree["postprocessed"] = self.postprocessed
         return json.dumps(tree, sort_keys=True)
 
     def circumstances(self) -> dict[str, str]:
@@ -99,7 +126,7 @@ class Facts(msgspec.Struct, frozen=True):
         result = {
             "the checkpoint": Path(self.checkpoint).name,
             "test-time mirroring": mirroring,
-            "post-processing": "used" if self.postprocessing else "not used",
+            "post-processing": "used" if self.postprocessed else "not used",
             "the number of checkpoints": str(max(1, len(self.members))),
         }
         for section, tree in self.config.items():
@@ -132,22 +159,38 @@ class Evaluation:
         }
 
     @property
-    def checkpoint(self) -> Path:
-        """The scored checkpoint: beside the evaluation if it exists there, else at its old path."""
-        beside = self.folder.parent / Path(self.facts.checkpoint).name
-        return beside if beside.is_file() else Path(self.facts.checkpoint)
+    def checkpoints(self) -> dict[Path, int]:
+        """The scored checkpoints with their steps: one, or those of an ensemble or of folds."""
+        facts = self.facts
+        if facts.members:
+            return {Path(member.checkpoint): member.step for member in facts.members}
+        if facts.folds:
+            return {self._locate(Path(fold.checkpoint), 2): fold.step for fold in facts.folds}
+        return {self._locate(Path(facts.checkpoint), 1): facts.step}
 
     @property
-    def checkpoints(self) -> dict[Path, int]:
-        """The scored checkpoints with their steps: one, or those of an ensemble."""
-        if self.facts.members:
-            return {Path(member.checkpoint): member.step for member in self.facts.members}
-        return {self.checkpoint: self.facts.step}
+    def checkpoint(self) -> Path:
+        """The scored checkpoint, or the first of several."""
+        return next(iter(self.checkpoints))
+
+    @property
+    def runs(self) -> list[Path]:
+        """The run folders: one, or those of the folds; of an ensemble, the first."""
+        folders = [checkpoint.parent for checkpoint in self.checkpoints]
+        return folders if self.facts.folds else folders[:1]
 
     @property
     def run(self) -> Path:
-        """The run folder."""
-        return self.checkpoint.parent
+        """The run folder, or the folder of all folds."""
+        return self.runs[0].parent if self.facts.folds else self.runs[0]
+
+    def _locate(self, checkpoint: Path, names: int) -> Path:
+        """Return a checkpoint: beside the evaluation if it exists there, else at its old path.
+
+        Beside the evaluation is what has the last `names` parts of the path.
+        """
+        beside = self.folder.parent.joinpath(*checkpoint.parts[-names:])
+        return beside if beside.is_file() else checkpoint
 
 
 def evaluation_folder(
@@ -168,8 +211,9 @@ def evaluation_folder(
 def find_evaluation(path: Path, protocol: str, part: str | None) -> Path:
     """Return the evaluation folder for a run folder, an evaluation folder or one of its files.
 
-    In a run folder this is the evaluation of its result under `protocol` on `part`, by default
-    test, or all parts that the paper protocol pools.
+    In a run folder this is the evaluation of its result under `protocol` on `part`, by default fold
+    if there is one, else test, or all parts that the paper protocol pools. A folder of folds has
+    evaluations like a run folder.
 
     Raises CrkdError if `path` does not exist, and UsageError if it has no such evaluation.
     """
@@ -182,7 +226,7 @@ def find_evaluation(path: Path, protocol: str, part: str | None) -> Path:
             raise UsageError(f"{folder} is a file; {advice}")
         raise CrkdError(f"there is no {folder}; {advice}")
 
-    parts = [part or "test"]
+    parts = [part] if part else ["fold", "test"]
     if protocol == "paper" and not part:
         parts = ["val+test", "test"]
     for name in parts:
@@ -194,8 +238,10 @@ def find_evaluation(path: Path, protocol: str, part: str | None) -> Path:
 
 def _missing_evaluation(run: Path, protocol: str, part: str | None) -> str:
     """Say what is missing in the folder `run` and which command makes it."""
-    checkpoint = result_checkpoint(run)
-    if not checkpoint.is_file():
+    checkpoint, missing = result_checkpoint(run), part or "test"
+    if fold_folders(run):
+        checkpoint, missing = run, part or "fold"
+    elif not checkpoint.is_file():
         return (
             f"{run} is neither a run folder (no best.pth or last.pth) "
             f"nor an evaluation folder (no {SUMMARY})"
@@ -207,7 +253,7 @@ def _missing_evaluation(run: Path, protocol: str, part: str | None) -> str:
         command += f" --part {part}"
     others = [file.parent.name for file in sorted(run.glob(f"evaluation-*-*/{SUMMARY}"))]
     hint = f" (it has {', '.join(others)}: give that folder)" if others else ""
-    return f"{run} has no {protocol} evaluation of {part or 'test'}{hint}; run: {command}"
+    return f"{run} has no {protocol} evaluation of {missing}{hint}; run: {command}"
 
 
 def read_evaluation(folder: Path) -> Evaluation:

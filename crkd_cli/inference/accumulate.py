@@ -8,22 +8,31 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from crkd_cli.config import Frame
 from crkd_cli.windows import Slices
 
 
 class PlaneSums:
     """Weighted mean of the probabilities of windows over a case of D planes.
 
+    After the K classes, a window may have `extra` values per voxel, which are averaged alike.
+
     Windows are added in the order of their first plane. The sums of `depth` planes are in memory,
     in a ring: plane z is at position z modulo `depth`.
     """
 
     def __init__(
-        self, classes: int, shape: Sequence[int], depth: int, device: torch.device
+        self,
+        classes: int,
+        shape: Sequence[int],
+        depth: int,
+        device: torch.device,
+        extra: int = 0,
     ) -> None:
         """Start with zeros for a case of `shape` (D, H, W)."""
         planes, *sides = shape
-        self._sums = torch.zeros(min(depth, planes), classes, *sides, device=device)
+        self._classes = classes
+        self._sums = torch.zeros(min(depth, planes), classes + extra, *sides, device=device)
         self._finished = 0  # planes that were taken
 
     def add(self, window: Slices, probabilities: Tensor, weight: Tensor) -> None:
@@ -41,7 +50,7 @@ class PlaneSums:
         for ring, _ in self._positions(self._finished, stop):
             planes = self._sums[ring]
             # Probabilities sum to one in every window, so their sum is the sum of the weights.
-            yield planes.div_(planes.sum(1, keepdim=True))
+            yield planes.div_(planes[:, : self._classes].sum(1, keepdim=True))
             planes.zero_()
         self._finished = stop
 
@@ -60,6 +69,25 @@ def needed_depth(batches: Iterable[Sequence[Slices]]) -> int:
     """Return how many planes the windows of a batch span at most."""
     spans: list[int] = [batch[-1][0].stop - batch[0][0].start for batch in batches]
     return max(spans)
+
+
+def window_geometry(
+    frame: Frame, *, published: bool
+) -> tuple[tuple[int, ...], tuple[int, ...], Tensor]:
+    """Return patch, stride and weight [*patch] of the sliding window over volumes.
+
+    With `published`, they are those of the published protocol. The window of a 2D network is one
+    slice deep.
+    """
+    patch = frame.size
+    stride = tuple(side // 2 for side in patch)
+    if published:
+        stride, weight = frame.stride or stride, torch.ones(patch)
+    else:
+        weight = gaussian(patch)
+    if frame.dims == 2:
+        return (1, *patch), (1, *stride), weight.unsqueeze(0)
+    return patch, stride, weight
 
 
 def gaussian(patch: Sequence[int]) -> Tensor:

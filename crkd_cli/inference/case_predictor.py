@@ -4,34 +4,39 @@ A case passes through on its own grid: `open_image` reads [C, *S] in the axes of
 makes of it what the store would contain, and the labels are again those of the file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from crkd_cli.data.grid import StoredImage
+from crkd_cli.data.layout import OVERLAYS
 from crkd_cli.data.plan import NATIVE
+from crkd_cli.data.prepare_case import value_statistics
+from crkd_cli.data.ranges import DataRanges, Unlike, compare_with_ranges
 from crkd_cli.data.raw import formats
 from crkd_cli.data.raw.formats import Volume
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
 from crkd_cli.inference.cases import Case
+from crkd_cli.inference.certainty import Certainty
 from crkd_cli.inference.dicom_seg import read_tags, write_segmentation
 from crkd_cli.inference.inferer import Inferer
+from crkd_cli.inference.label_tables import label_entries
 from crkd_cli.inference.masks import MaskValues
 from crkd_cli.inference.modality import check_tags, check_values
-from crkd_cli.inference.overlay import draw_overlay
+from crkd_cli.inference.overlay import draw_overlay, write_picture
 from crkd_cli.inference.postprocessing import postprocess
-from crkd_cli.inference.resizing import most_probable
-from crkd_cli.paths import atomic_write
+from crkd_cli.inference.probabilities import write_probabilities
+from crkd_cli.inference.quality import Row, quality_row
 from crkd_cli.runtime.class_rule import ClassRule
 
-SUBFOLDERS = ("overlays", "probabilities")  # of the output folder
+PROBABILITIES = "probabilities"
+SUBFOLDERS = (OVERLAYS, PROBABILITIES)  # of the output folder
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class PredictOptions:
 
     # OUT/overlays/STEM.png, with the subfolder of the image before STEM
     overlays: bool = False
-    # OUT/probabilities/STEM.npy: [K, *S] float32, axes as in the mask
+    # OUT/probabilities/STEM.npz, see `write_probabilities`
     probabilities: bool = False
     largest_component: bool = False  # keep only the largest connected component of every class
     raw: bool = False  # leave the post-processing in the checkpoint off
@@ -49,6 +54,7 @@ class PredictOptions:
     # predict a CT image with a model for MR, and the reverse, instead of refusing it
     other_modality: bool = False
     dicom_seg: bool = False  # OUT/STEM.dcm: a DICOM Segmentation of every DICOM series
+    qc: bool = False  # OUT/quality.csv: figures about every mask
 
 
 class _Scan(NamedTuple):
@@ -57,6 +63,7 @@ class _Scan(NamedTuple):
     case: Case
     volume: Volume  # with the values of the files
     tags: list[Any]  # of the DICOM files, if a Segmentation is to be written
+    unlike: Unlike | None  # in what it is unlike the training cases, if that is to be written
 
 
 class _Input(NamedTuple):
@@ -71,7 +78,8 @@ class _Prediction(NamedTuple):
 
     scan: _Scan
     labels: NDArray[Any]  # [*S] class numbers, in the axes of the file
-    probabilities: NDArray[np.float32] | None  # [K, *S], if they are to be written
+    probabilities: NDArray[np.float16] | None  # [K, *S], if they are to be written
+    certainty: Certainty | None  # if it is to be written
 
 
 class CasePredictor:
@@ -83,6 +91,8 @@ class CasePredictor:
         out: Folder of the masks.
         options: What to write.
         rules: How masks are post-processed: one for each foreground class, or none.
+        ranges: Those of the training cases, if they are known.
+        assessed: Masks with a row in quality.csv, relative to `out`.
     """
 
     def __init__(
@@ -92,11 +102,14 @@ class CasePredictor:
         out: Path,
         options: PredictOptions,
         rules: Sequence[ClassRule] = (),
+        ranges: DataRanges | None = None,
+        assessed: Collection[str] = (),
     ) -> None:
         self._inferer, self._spec, self._out, self._options = inferer, spec, out, options
-        self._rules = rules
+        self._rules, self._ranges, self._assessed = rules, ranges, assessed
         self._source = SOURCES[spec.source]()
         self.mask_values = MaskValues(spec, class_numbers=options.class_numbers)
+        self._label_entries = label_entries(self.mask_values.classes)
         self._noted: set[str] = set()  # what the user was told
 
     def check_targets(self, cases: Sequence[Case]) -> None:
@@ -119,7 +132,7 @@ class CasePredictor:
     def read(self, case: Case) -> _Input | None:
         """Read and normalize `case`. Return None if its files exist already and are kept."""
         targets = self._targets(case)
-        if not self._options.overwrite and all(file.is_file() for file in targets.values()):
+        if self._is_done(case, targets):
             return None
         if case.problem:
             raise CrkdError(case.problem)
@@ -131,7 +144,21 @@ class CasePredictor:
             check_values(case, volume.array, self._spec)
         stored = self._source.finish(volume, case.image, self._spec)
         self._note_grid(case, volume)
-        return _Input(_Scan(case, volume, tags), stored)
+        return _Input(_Scan(case, volume, tags, self._compare(volume, stored)), stored)
+
+    def _is_done(self, case: Case, targets: Mapping[str, Path]) -> bool:
+        """Return whether the files of `case` exist already and are kept."""
+        if self._options.overwrite or not all(file.is_file() for file in targets.values()):
+            return False
+        return not self._options.qc or str(case.mask) in self._assessed
+
+    def _compare(self, volume: Volume, stored: StoredImage) -> Unlike | None:
+        """Say in what an image is unlike the training cases, if that is to be written."""
+        if not self._options.qc or self._ranges is None:
+            return None
+        statistics = value_statistics(volume.array, self._spec)
+        size, spacing = stored.native_size, stored.native_spacing_mm
+        return compare_with_ranges(self._ranges, size, spacing, statistics, self._spec)
 
     def _note_grid(self, case: Case, volume: Volume) -> None:
         """Tell the user that channels are resampled, or that an orientation is assumed."""
@@ -154,47 +181,52 @@ class CasePredictor:
         if loaded is None:
             return None
         scan, stored = loaded
-        if not self._options.probabilities:
-            labels = self._inferer(stored.array, stored.native_size)
-            return _Prediction(scan, stored.turn.undo(labels), None)
-        probabilities = self._inferer.probabilities(stored.array, stored.native_size)
-        labels = most_probable(torch.from_numpy(probabilities), len(probabilities)).numpy()
-        turn = stored.turn
-        return _Prediction(scan, turn.undo(labels), turn.undo(probabilities))
+        dtype = np.float16 if self._options.probabilities else None
+        labels, probabilities, certainty = self._inferer.infer(
+            stored.array, stored.native_size, dtype
+        )
+        if probabilities is not None:
+            probabilities = stored.turn.undo(probabilities)
+        return _Prediction(scan, stored.turn.undo(labels), probabilities, certainty)
 
-    def write(self, prediction: _Prediction | None) -> bool:
-        """Write the files of the case. Return False if it was skipped."""
+    def write(self, prediction: _Prediction | None) -> Row | None:
+        """Write the files of the case, and return its row of quality.csv; empty without `qc`.
+
+        Return None if it was skipped.
+        """
         if prediction is None:
-            return False
-        scan, labels, probabilities = prediction
+            return None
+        scan, labels, probabilities, certainty = prediction
         case, volume = scan.case, scan.volume
         targets = self._targets(case)
         if self._rules:
             labels = postprocess(labels, self._rules)
         if probabilities is not None:
-            with atomic_write(targets["probabilities"]) as temporary:
-                np.save(temporary, np.ascontiguousarray(probabilities), allow_pickle=False)
+            classes = self.mask_values.classes
+            write_probabilities(targets["probabilities"], probabilities, classes, volume)
         if "overlay" in targets:
             self._write_overlay(targets["overlay"], scan, labels)
         if "segmentation" in targets:
             names = self._spec.class_names
             write_segmentation(targets["segmentation"], labels, names, volume, scan.tags)
-        formats.write_label(targets["mask"], self.mask_values.encode(labels), volume)
-        return True
+        values = self.mask_values.encode(labels)
+        formats.write_label(targets["mask"], values, volume, self._label_entries)
+        if certainty is None:
+            return {}
+        names = self._spec.class_names[1:]
+        return quality_row(str(case.mask), labels, volume.spacing_mm, names, certainty, scan.unlike)
 
     def _write_overlay(self, target: Path, scan: _Scan, labels: NDArray[Any]) -> None:
         image, spacing, title = scan.volume.array, scan.volume.spacing_mm, scan.case.title
-        picture = draw_overlay(image, labels, self._spec, spacing, title)
-        with atomic_write(target) as temporary:
-            picture.save(temporary, format="PNG")
+        write_picture(draw_overlay(image, labels, self._spec, spacing, title), target)
 
     def _targets(self, case: Case) -> dict[str, Path]:
         """Return the files to write for `case`. The mask is last, so it marks the others done."""
         targets = {}
         if self._options.overlays:
-            targets["overlay"] = self._out / "overlays" / f"{case.name}.png"
+            targets["overlay"] = self._out / OVERLAYS / f"{case.name}.png"
         if self._options.probabilities:
-            targets["probabilities"] = self._out / "probabilities" / f"{case.name}.npy"
+            targets["probabilities"] = self._out / PROBABILITIES / f"{case.name}.npz"
         if self._options.dicom_seg and case.series:
             targets["segmentation"] = self._out / f"{case.name}.dcm"
         targets["mask"] = self._out / case.mask

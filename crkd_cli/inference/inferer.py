@@ -1,15 +1,15 @@
 """Predict whole cases: by resizing or with a sliding window, in batches on the device.
 
 Legend: B batch, C channels, K classes, *S spatial axes; D planes along the first axis of a
-volume, n of them at a time, H × W the size of a plane.
+volume, n of them at a time, H × W the size of a plane. K' is K, and one more if the disagreement
+of models and flips is measured.
 """
 
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import combinations, product
-from typing import Any, Literal
+from itertools import chain, islice, product
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from crkd_cli.augment.spatial import resize_image
-from crkd_cli.config import DataConfig, Frame
+from crkd_cli.config import Frame
 from crkd_cli.data.store import DatasetSpec, label_dtype
-from crkd_cli.errors import CrkdError, UsageError, is_out_of_memory
-from crkd_cli.inference.accumulate import PlaneSums, gaussian, needed_depth
+from crkd_cli.errors import CrkdError, suppress_out_of_memory
+from crkd_cli.inference.accumulate import PlaneSums, needed_depth, window_geometry
+from crkd_cli.inference.certainty import CertaintySums, Inference, sum_of_squares
+from crkd_cli.inference.flips import common_flipped_axes, subsets
 from crkd_cli.inference.resizing import most_probable, resize, resize_to_nearest
 from crkd_cli.models.fusion import fuse_for_inference
 from crkd_cli.progress import Notify
@@ -38,6 +40,7 @@ from crkd_cli.runtime.device import (
 from crkd_cli.transfer import to_device, to_unit_range
 from crkd_cli.windows import padding, windows
 
+T = TypeVar("T")
 Protocol = Literal["strict", "paper"]
 MANY_CLASSES = 32  # from here on, probabilities take more memory than features
 
@@ -79,6 +82,7 @@ class Inferer:
         protocol: strict or paper.
         window_batch: Windows or slices per batch. None: chosen for the device.
         mirrored_axes: The axes of the frame along which inputs are flipped.
+        certainty: Measure how certain predictions are, see `Inference.certainty`.
         notify: Called with messages for the user.
     """
 
@@ -93,6 +97,8 @@ class Inferer:
         window_batch: int | None = None,
         mirrored_axes: Sequence[int] = (),
         notify: Notify = _to_stderr,
+        *,
+        certainty: bool = False,
     ) -> None:
         # Enough to fill a GPU (16 windows of LA), or what fits in a CPU's cache (one window of LA,
         # 8 slices of ACDC).
@@ -104,7 +110,10 @@ class Inferer:
         self.device = device
         self.precision = precision
         self.protocol = protocol
-        self._flips = _subsets([axis + 2 for axis in mirrored_axes])  # axes of [B, C, *frame]
+        self._flips = subsets([axis + 2 for axis in mirrored_axes])  # axes of [B, C, *frame]
+        self._passes = len(models) * len(self._flips)
+        self._certainty = certainty
+        self._disagreement = certainty and self._passes > 1
         self.window_batch = window_batch or max(1, voxels // math.prod(frame.size))
         self.notify = notify
         self._case_device = device  # where a case and the sums of its windows are kept
@@ -114,7 +123,7 @@ class Inferer:
     def refresh(self) -> None:
         """Copy the models' current weights."""
         networks = [fuse_for_inference(model, self.precision) for model in self.models]
-        self._networks = [to_channels_last(network, self.frame.dims) for network in networks]
+        self.networks = [to_channels_last(network, self.frame.dims) for network in networks]
 
     def __call__(self, image: NDArray[Any], size: Sequence[int] | None = None) -> NDArray[Any]:
         """Return class numbers [*S] of `image` [C, *S].
@@ -123,36 +132,55 @@ class Inferer:
             image: As stored: uint8 0-255, or normalized floats.
             size: Size of the labels. None: that of the image.
         """
-        classes = len(self.spec.classes)
-
-        def infer(volume: NDArray[Any], size: Sequence[int]) -> NDArray[Any]:
-            labels = np.empty(size, label_dtype(classes))
-            for planes, by_class in self._infer_planes(volume, size):
-                labels[planes] = most_probable(by_class, classes).cpu().numpy()
-            return labels
-
-        return self._infer_case(infer, image, size)
+        return self.infer(image, size).labels
 
     def probabilities(
         self, image: NDArray[Any], size: Sequence[int] | None = None
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.floating]:
         """Return class probabilities [K, *S] of `image` [C, *S]; arguments as for labels."""
+        probabilities = self.infer(image, size, np.float32).probabilities
+        assert probabilities is not None
+        return probabilities
 
-        def infer(volume: NDArray[Any], size: Sequence[int]) -> NDArray[np.float32]:
-            probabilities = np.empty((len(self.spec.classes), *size), np.float32)
-            for planes, by_class in self._infer_planes(volume, size):
-                for k, values in enumerate(by_class):
-                    probabilities[k, planes] = values.cpu().numpy()
-            return probabilities
+    def sum_entropy(self, image: NDArray[Any]) -> tuple[float, int]:
+        """Return the summed entropy of `image` [C, *S], and how many voxels are foreground.
 
-        return self._infer_case(infer, image, size)
+        A voxel whose classes are all equally probable has the entropy 1.
+        """
+
+        def infer(volume: NDArray[Any], size: Sequence[int]) -> tuple[float, int]:
+            entropy, foreground = 0.0, 0
+            for _, by_class in self._infer_planes(volume, size):
+                p = torch.stack(list(by_class))
+                entropy += torch.special.entr(p).sum(dtype=torch.float64).item() / math.log(len(p))
+                foreground += int(most_probable(p, len(p))[0].count_nonzero())
+            return entropy, foreground
+
+        return self._infer_case(infer, image, None)
+
+    def infer(
+        self,
+        image: NDArray[Any],
+        size: Sequence[int] | None = None,
+        dtype: type[np.floating] | None = None,
+    ) -> Inference:
+        """Return labels, and probabilities as `dtype` unless it is None, of `image` [C, *S].
+
+        Other arguments as for labels.
+        """
+
+        def infer(volume: NDArray[Any], size: Sequence[int]) -> Inference:
+            return self._infer_volume(volume, size, dtype)
+
+        result = self._infer_case(infer, image, size)
+        return result.first_slice() if image.ndim == 3 else result
 
     def _infer_case(
         self,
-        infer: Callable[[NDArray[Any], Sequence[int]], NDArray[Any]],
+        infer: Callable[[NDArray[Any], Sequence[int]], T],
         image: NDArray[Any],
         size: Sequence[int] | None,
-    ) -> NDArray[Any]:
+    ) -> T:
         """Return `infer(volume, size)` with `image` [C, *S] as a volume [C, D, H, W].
 
         A 2D image is a volume of one slice. If memory runs out, starts again with less.
@@ -169,10 +197,29 @@ class Inferer:
             image, size = image[:, None], (1, *size)
         while True:
             # Reduce after the clause: inside it, the traceback would keep the tensors alive.
-            with _suppress_out_of_memory(), torch.inference_mode():
-                result = infer(image, size)
-                return result[..., 0, :, :] if axes == 2 else result
+            with suppress_out_of_memory(), torch.inference_mode():
+                return infer(image, size)
             self._reduce_memory(image.shape[-axes:])
+
+    def _infer_volume(
+        self, volume: NDArray[Any], size: Sequence[int], dtype: type[np.floating] | None
+    ) -> Inference:
+        """Infer a volume [C, D, H, W], whose labels get `size`."""
+        classes = len(self.spec.classes)
+        labels = np.empty(size, label_dtype(classes))
+        probabilities = None if dtype is None else np.empty((classes, *size), dtype)
+        sums = CertaintySums(self._passes) if self._certainty else None
+        for planes, by_class in self._infer_planes(volume, size):
+            if probabilities is not None:
+                by_class = _copied(by_class, probabilities[:, planes])
+            background = next(by_class)
+            foreground = islice(by_class, classes - 1)
+            numbers, highest = most_probable(chain([background], foreground), classes)
+            labels[planes] = numbers.cpu().numpy()
+            if sums is not None:
+                sums.add(numbers, highest, background, next(by_class, None))
+        certainty = None if sums is None else sums.certainty()
+        return Inference(labels, probabilities, certainty)
 
     def _reduce_memory(self, shape: Sequence[int]) -> None:
         if self.window_batch > 1:
@@ -199,7 +246,10 @@ class Inferer:
     def _infer_planes(
         self, volume: NDArray[Any], size: Sequence[int]
     ) -> Iterator[tuple[slice, Iterator[Tensor]]]:
-        """Yield the probabilities of a volume [C, D, H, W], resized to `size`: see `resize`."""
+        """Yield the probabilities of a volume [C, D, H, W], resized to `size`: see `resize`.
+
+        After those of the K classes comes the disagreement, if it is measured.
+        """
         depth = volume.shape[1]
         if self.frame.patch is not None:
             blocks = self._infer_windows(volume)
@@ -210,13 +260,13 @@ class Inferer:
         return resize(blocks, depth, size, nearest=self.protocol == "paper")
 
     def _infer_resized_slices(self, volume: NDArray[Any]) -> Iterator[Tensor]:
-        """Yield probabilities [n, K, *frame] of the slices of `volume` [C, D, H, W]."""
+        """Yield probabilities [n, K', *frame] of the slices of `volume` [C, D, H, W]."""
         for start in range(0, volume.shape[1], self.window_batch):
             slices = np.moveaxis(volume[:, start : start + self.window_batch], 1, 0)
             yield self._predict(self._resize_to_frame(slices))
 
     def _infer_resized_volume(self, volume: NDArray[Any]) -> Iterator[Tensor]:
-        """Yield the probabilities [D, K, H, W] of `volume` [C, D, H, W] at the frame's size."""
+        """Yield the probabilities [D, K', H, W] of `volume` [C, D, H, W] at the frame's size."""
         (probabilities,) = self._predict(self._resize_to_frame(volume[None]))
         yield probabilities.transpose(0, 1)
 
@@ -228,20 +278,22 @@ class Inferer:
         return resize_image(x, self.frame.size, nearest=self.spec.resized_to_nearest)
 
     def _infer_windows(self, volume: NDArray[Any]) -> Iterator[Tensor]:
-        """Yield the weighted mean [n, K, H, W] of the windows over `volume` [C, D, H, W]."""
+        """Yield the weighted mean [n, K', H, W] of the windows over `volume` [C, D, H, W]."""
         x = self._load(volume)
-        shape, (patch, stride, weight) = tuple(x.shape[1:]), self._window_geometry()
+        shape = tuple(x.shape[1:])
+        patch, stride, weight = window_geometry(self.frame, published=self.protocol == "paper")
         # Where the volume is smaller than the patch, a window is padded to the size of the patch.
         pads = padding(shape, patch)
         inside = [slice(None), slice(None)]
         for (before, _), side in zip(pads, shape, strict=True):
             inside.append(slice(before, before + side))
-        weight = weight[tuple(inside[2:])]
+        weight = weight[tuple(inside[2:])].to(self._case_device)
         grid = windows(shape, [min(sides) for sides in zip(patch, shape, strict=True)], stride)
         starts = range(0, len(grid), self.window_batch)
         batches = [grid[start : start + self.window_batch] for start in starts]
 
-        sums = PlaneSums(len(self.spec.classes), shape, needed_depth(batches), self._case_device)
+        depth, classes = needed_depth(batches), len(self.spec.classes)
+        sums = PlaneSums(classes, shape, depth, self._case_device, extra=int(self._disagreement))
         for batch in batches:
             yield from sums.take(batch[0][0].start)
             crops = torch.stack([x[(slice(None), *window)] for window in batch])
@@ -253,27 +305,11 @@ class Inferer:
         yield from sums.take(shape[0])
 
     def _infer_crops(self, crops: Tensor) -> Tensor:
-        """Return probabilities [B, K, *window] of `crops` [B, C, *window]."""
+        """Return probabilities [B, K', *window] of `crops` [B, C, *window]."""
         x = to_unit_range(crops)
         if self.frame.dims == 2:
             return self._predict(x.squeeze(2)).unsqueeze(2)
         return self._predict(x)
-
-    def _window_geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], Tensor]:
-        """Return patch, stride and weight [*patch] of the sliding window over volumes.
-
-        The window of a 2D network is one slice deep.
-        """
-        patch = self.frame.size
-        stride = tuple(side // 2 for side in patch)
-        if self.protocol == "paper":
-            stride, weight = self.frame.stride or stride, torch.ones(patch)
-        else:
-            weight = gaussian(patch)
-        weight = weight.to(self._case_device)
-        if self.frame.dims == 2:
-            return (1, *patch), (1, *stride), weight.unsqueeze(0)
-        return patch, stride, weight
 
     def _load(self, array: NDArray[Any]) -> Tensor:
         """Return `array` on the device of cases; only a read-only one, a memory map, is copied."""
@@ -282,17 +318,24 @@ class Inferer:
         )
 
     def _predict(self, x: Tensor) -> Tensor:
-        """Return float32 probabilities [B, K, *frame] of `x` [B, C, *frame].
+        """Return float32 probabilities [B, K', *frame] of `x` [B, C, *frame].
 
         They are the mean over networks and flips, and on the device of cases.
         """
         x = to_device(x, self.device)
-        passes = list(product(self._networks, self._flips))
-        first, *others = passes
+        first, *others = product(self.networks, self._flips)
         total = self._softmax(x, *first)
+        squares = sum_of_squares(total) if self._disagreement else None
         for network, axes in others:
-            total += self._softmax(x, network, axes)
-        return total.div_(len(passes)).to(self._case_device)
+            probabilities = self._softmax(x, network, axes)
+            if squares is not None:
+                squares += sum_of_squares(probabilities)
+            total += probabilities
+        mean = total.div_(self._passes)
+        if squares is not None:  # the variance over passes, summed over classes
+            variance = squares.div_(self._passes).sub_(sum_of_squares(mean)).clamp_(min=0)
+            mean = torch.cat([mean, variance], dim=1)
+        return mean.to(self._case_device)
 
     def _softmax(self, x: Tensor, network: nn.Module, axes: tuple[int, ...]) -> Tensor:
         """Return what `network` predicts for `x` [B, C, *frame], flipped along `axes` meanwhile."""
@@ -308,6 +351,14 @@ class Inferer:
         return probabilities.flip(axes) if axes else probabilities
 
 
+def _copied(by_class: Iterator[Tensor], target: NDArray[np.floating]) -> Iterator[Tensor]:
+    """Yield all tensors, those of the classes [n, H, W] after writing them to `target` [K, …]."""
+    for place, values in zip(target, by_class, strict=False):  # in this order, none is lost
+        place[...] = values.cpu().numpy()
+        yield values
+    yield from by_class
+
+
 def build_inferer(
     checkpoints: Sequence[Checkpoint],
     device: str | None,
@@ -315,15 +366,16 @@ def build_inferer(
     protocol: Protocol = "strict",
     *,
     tta: bool = False,
+    certainty: bool = False,
 ) -> Inferer:
     """Build the inferer of a checkpoint, or of an ensemble that `load_ensemble` accepts.
 
     It runs in the precision that all are configured with, or in fp32 if they differ. `device` None
     or auto is the first GPU, else the CPU. With `tta`, predictions are averaged over flips along
-    the axes that all were trained with. Raises UsageError if the device does not exist, or if there
-    is no such axis.
+    the axes that all were trained with, and with `certainty` it is measured. Raises UsageError if
+    the device does not exist, or if there is no such axis.
     """
-    mirrored_axes = _common_flipped_axes(checkpoints) if tta else ()
+    mirrored_axes = common_flipped_axes(checkpoints) if tta else ()
     keep_freed_memory()
     chosen = pick_device(device)
     names = {checkpoint.config.train.precision for checkpoint in checkpoints}
@@ -340,42 +392,5 @@ def build_inferer(
         protocol,
         mirrored_axes=mirrored_axes,
         notify=notify,
+        certainty=certainty,
     )
-
-
-def flipped_axes(data: DataConfig, spec: DatasetSpec) -> tuple[int, ...]:
-    """Return the axes of the frame along which training flips images.
-
-    They are those of `data.mirror`; the published augmentation flips in the plane of slices only.
-    """
-    axes = data.mirrored_axes
-    if data.augment == "published":
-        axes = tuple(axis for axis in axes if axis in spec.plane(data.frame.dims))
-    return axes
-
-
-def _common_flipped_axes(checkpoints: Sequence[Checkpoint]) -> tuple[int, ...]:
-    """Return the axes along which all `checkpoints` saw flips. Raises UsageError if there is none.
-
-    A network that never saw an image upside down predicts nonsense for it.
-    """
-    by_checkpoint = [flipped_axes(member.config.data, member.spec) for member in checkpoints]
-    axes = set(by_checkpoint[0]).intersection(*by_checkpoint)
-    if not axes:
-        names = ", ".join(str(checkpoint.path) for checkpoint in checkpoints)
-        raise UsageError(f"{names}: trained without flips (data.mirror); drop --tta")
-    return tuple(sorted(axes))
-
-
-def _subsets(axes: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return all subsets of `axes`, the empty one first."""
-    return [subset for size in range(len(axes) + 1) for subset in combinations(axes, size)]
-
-
-@contextmanager
-def _suppress_out_of_memory() -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise

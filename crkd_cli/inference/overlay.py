@@ -4,6 +4,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from colorsys import hsv_to_rgb
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,12 +13,13 @@ from PIL import Image
 
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.metrics.surface import bounding_box
+from crkd_cli.paths import atomic_write
 from crkd_cli.text import printable, shorten
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
 # The palette of Okabe and Ito, which color-blind readers can tell apart.
 _COLORS = ("#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#d55e00", "#0072b2")
@@ -27,6 +29,7 @@ _GOLDEN_RATIO = 0.618034
 _FIRST_HUE = 0.4
 _MAX_LEGEND = 24  # classes; of more, only those in the picture are listed
 _REFERENCE = "#ffffff"
+_DASHES = (0, (3, 3))  # points drawn and left out, so that the contour below remains visible
 _SIDE = 5.12  # longest side of a plane, inches
 _MIN_WIDTH = 1.2  # room for the name of a plane, inches
 _GAP = 0.3  # between planes, inches
@@ -35,12 +38,15 @@ _DPI = 100
 _MAX_PIXELS = 1024  # per axis of a plane, about: more would be slow and invisible
 
 
+_LineStyle = str | tuple[int, tuple[int, ...]]
+
+
 class _Plane(NamedTuple):
     """A 2D image, or a cross-section of a volume."""
 
     name: str
     image: NDArray[Any]  # [C, H, W]
-    layers: NDArray[Any]  # [L, H, W], label maps from bottom to top
+    layers: NDArray[Any]  # [L, H, W], the prediction and perhaps the reference
     spacing: tuple[float, ...]
     view: tuple[slice, ...]  # the part that is shown
     upwards: bool = False  # whether rows run from bottom to top
@@ -62,10 +68,10 @@ def draw_overlay(
 ) -> Image.Image:
     """Draw the contours of `labels` [*S] on `image` [C, *S] and return an RGB picture.
 
-    A volume is shown in the three planes through the middle of the labeled structures, or of the
-    image if there are none. `spacing` per axis of *S sets their aspect; None: equal. `reference`
-    [*S] is drawn in white under the prediction, and the picture zooms in on both. The image may
-    have another size than its labels. Of several channels, the first one is shown.
+    A volume is shown in three planes: of every axis, the slice with the most labeled voxels, or
+    the one in the middle if there are none. `spacing` per axis of *S sets their aspect; None:
+    equal. `reference` [*S] is drawn in dashed white lines, and the picture zooms in on both. The
+    image may have another size than its labels. Of several channels, the first one is shown.
     """
     from matplotlib import rc_context
 
@@ -74,7 +80,7 @@ def draw_overlay(
     steps = tuple(spacing or (1.0,) * labels.ndim)
     if reference is not None:  # ignored pixels are drawn as background
         reference = np.where(reference < len(spec.classes), reference, 0)
-    layers = np.stack([labels] if reference is None else [reference, labels])
+    layers = np.stack([labels] if reference is None else [labels, reference])
     if labels.ndim == 3 and spec.z_last:
         image, layers = image.transpose(0, 3, 2, 1), layers.transpose(0, 3, 2, 1)
         steps = steps[::-1]
@@ -84,10 +90,14 @@ def draw_overlay(
 
     labeled = layers.max(0) > 0
     whole = tuple(slice(0, side) for side in labeled.shape)
-    center = bounding_box(labeled) if labeled.any() else whole
-    view = whole if reference is None else _around(center, labeled.shape)
+    view = whole
+    if reference is not None and labeled.any():
+        view = _around(bounding_box(labeled), labeled.shape)
     if labels.ndim == 3:
-        planes = [_cross_section(image, layers, steps, view, center, axis) for axis in range(3)]
+        indices = [_fullest_slice(labeled, axis) for axis in range(3)]
+        planes = [
+            _cross_section(image, layers, steps, view, axis, indices[axis]) for axis in range(3)
+        ]
     else:
         planes = [_Plane("", image, layers, steps, view)]
 
@@ -100,16 +110,30 @@ def draw_overlay(
         return _draw_page(planes, _gray_limits(image), title, _legend(labels, spec, reference))
 
 
+def write_picture(picture: Image.Image, path: Path) -> None:
+    """Write an overlay as PNG. Raises CrkdError if it cannot be written."""
+    with atomic_write(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def _fullest_slice(labeled: NDArray[np.bool_], axis: int) -> int:
+    """Return the slice across `axis` with the most labeled voxels, of equal ones the middle."""
+    others = tuple(other for other in range(labeled.ndim) if other != axis)
+    counts = np.count_nonzero(labeled, axis=others)
+    fullest = np.flatnonzero(counts == counts.max())
+    return int(fullest[(len(fullest) - 1) // 2])
+
+
 def _cross_section(
     image: NDArray[Any],
     layers: NDArray[Any],
     steps: tuple[float, ...],
     view: tuple[slice, ...],
-    center: tuple[slice, ...],
     axis: int,
+    index: int,
 ) -> _Plane:
-    """Cut `image` [C, z, y, x] and `layers` [L, z, y, x] across `axis`, halfway along `center`."""
-    index, count = (center[axis].start + center[axis].stop - 1) // 2, layers.shape[1 + axis]
+    """Cut `image` [C, z, y, x] and `layers` [L, z, y, x] across `axis` at `index`."""
+    count = layers.shape[1 + axis]
     image_index = (2 * index + 1) * image.shape[1 + axis] // (2 * count)
     return _Plane(
         f"{'zyx'[axis]} = {index + 1} of {count}",
@@ -122,7 +146,7 @@ def _cross_section(
 
 
 def _draw_page(
-    planes: Sequence[_Plane], limits: tuple[float, float], title: str, legend: "list[Patch]"
+    planes: Sequence[_Plane], limits: tuple[float, float], title: str, legend: "list[Artist]"
 ) -> Image.Image:
     """Draw all planes at one scale: a single one, or z above y, with x beside y."""
     from matplotlib.figure import Figure
@@ -155,7 +179,7 @@ def _draw_page(
 
 def _add_legend(
     figure: "Figure",
-    legend: "list[Patch]",
+    legend: "list[Artist]",
     corner: tuple[float, float],
     width: float,
     height: float | None = None,
@@ -179,10 +203,10 @@ def _draw_plane(axes: "Axes", plane: _Plane, limits: tuple[float, float]) -> Non
     extent = (0, width * right, height * down, 0)
     axes.imshow(_to_picture(plane.image, *limits), extent=extent, interpolation="catrom")
 
-    for number, layer in enumerate(plane.layers, start=1):
+    for number, layer in enumerate(plane.layers):
         for k in np.unique(layer[layer > 0]).tolist():
-            color = class_color(k) if number == len(plane.layers) else _REFERENCE
-            _draw_contour(axes, layer == k, plane.spacing, color)
+            color, style = (_REFERENCE, _DASHES) if number else (class_color(k), "solid")
+            _draw_contour(axes, layer == k, plane.spacing, color, style)
 
     rows, columns = plane.view
     axes.set_xlim(columns.start * right, columns.stop * right)
@@ -195,7 +219,7 @@ def _draw_plane(axes: "Axes", plane: _Plane, limits: tuple[float, float]) -> Non
 
 
 def _draw_contour(
-    axes: "Axes", mask: NDArray[np.bool_], spacing: Sequence[float], color: str
+    axes: "Axes", mask: NDArray[np.bool_], spacing: Sequence[float], color: str, style: _LineStyle
 ) -> None:
     box = bounding_box(mask)
     # Padded, so that contours close at the edge of the image.
@@ -205,7 +229,7 @@ def _draw_contour(
         for part, side, step in zip(box, padded.shape, spacing, strict=True)
     )
     # Above one half: inside the mask, so that the contours of neighbors do not coincide.
-    axes.contour(x, y, padded, levels=[0.75], colors=color, linewidths=1.5)
+    axes.contour(x, y, padded, levels=[0.75], colors=color, linewidths=1.5, linestyles=[style])
 
 
 def _around(box: Sequence[slice], shape: Sequence[int]) -> tuple[slice, ...]:
@@ -240,7 +264,8 @@ def _to_picture(image: NDArray[Any], low: float, high: float) -> Image.Image:
 
 def _legend(
     labels: NDArray[Any], spec: DatasetSpec, reference: NDArray[Any] | None
-) -> "list[Patch]":
+) -> "list[Artist]":
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     present = np.unique(labels)
@@ -249,14 +274,14 @@ def _legend(
     if len(names) > _MAX_LEGEND:
         names = [(k, name) for k, name in names if k in present]
         hidden = max(0, len(names) - _MAX_LEGEND)
-    legend = []
+    legend: list[Artist] = []
     for k, class_name in names[:_MAX_LEGEND]:
         name = shorten(printable(class_name), 40)
         legend.append(Patch(color=class_color(k), label=name if k in present else f"{name}: none"))
     if hidden:
         legend.append(Patch(color="none", label=f"and {hidden} more"))
     if reference is not None:
-        legend.append(Patch(color=_REFERENCE, label="reference"))
+        legend.append(Line2D([], [], color=_REFERENCE, linestyle=_DASHES, label="reference"))
     return legend
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crkd_cli import world
@@ -13,6 +13,8 @@ from crkd_cli.inference.cases import Case, find_cases, output_folder
 from crkd_cli.inference.dicom_seg import check_segmentations
 from crkd_cli.inference.ensemble import load_ensemble, stored_rules
 from crkd_cli.inference.inferer import build_inferer
+from crkd_cli.inference.label_tables import write_label_tables
+from crkd_cli.inference.quality import Row, read_quality, write_quality
 from crkd_cli.paths import DiskFullError
 from crkd_cli.pipeline import run_pipeline
 from crkd_cli.progress import Notify, Progress
@@ -30,6 +32,8 @@ class PredictResult:
     skipped: int
     failures: list[str]  # one line each
     classes: tuple[tuple[int, str], ...]  # the value in masks and the name of every class
+    # The rows of quality.csv as text by column, the least confident mask first; empty without `qc`.
+    quality: Sequence[Row] = ()
 
 
 def predict(
@@ -46,10 +50,12 @@ def predict(
     """Predict a mask for the image `source`, or for every case in the folder `source`.
 
     The probabilities of several `checkpoints` are averaged; see `load_ensemble`.
-    Masks are written to `out` (default: FOLDER-masks), in the same subfolders as the images. A case
+    Masks are written to `out` (default: FOLDER-masks), in the same subfolders as the images, and
+    those of volumes with label tables for viewers (see `write_label_tables`). A case
     that cannot be read is listed in the result and does not stop the others; a full disk does.
     Several processes share the cases. While a case is predicted, the next one is read and the
-    masks of the previous one are written. With `tta`, predictions are averaged over flips.
+    masks of the previous one are written. With `tta`, predictions are averaged over flips. With
+    `options.qc`, quality.csv gets a row for each mask, see `quality_row`.
 
     Raises CrkdError if there is no image or no checkpoint, or if the output is not writable, and
     UsageError if the checkpoints do not fit together, if the output would replace the images, if a
@@ -68,10 +74,26 @@ def predict(
     subfolders = [str(Path(part, place)) for part in ("", *SUBFOLDERS) for place in places]
     with joint_output_folder(out, "--out", *subfolders):
         notify(f"masks: {out}")
-        inferer = build_inferer(members, device, notify, tta=tta)
-        predictor = CasePredictor(inferer, spec, out, options, _choose_rules(members, options))
+        names = spec.class_names[1:]
+        kept = read_quality(out, names) if options.qc and not options.overwrite else {}
+        inferer = build_inferer(members, device, notify, tta=tta, certainty=options.qc)
+        rules = _choose_rules(members, options)
+        predictor = CasePredictor(inferer, spec, out, options, rules, members[0].ranges, kept)
         predictor.check_targets(cases)
-        return _predict(cases, predictor, out, progress)
+        rows = dict(kept)
+        try:
+            result = _predict(cases, predictor, out, progress, rows)
+        except BaseException:
+            if options.qc and world.rank() == 0:  # the next run continues from there
+                with suppress(CrkdError):
+                    write_quality(out, rows.values(), names)
+            raise
+        if world.rank() == 0:
+            if spec.dims == 3 and result.written:
+                write_label_tables(out, result.classes)
+            if options.qc:
+                result = replace(result, quality=write_quality(out, rows.values(), names))
+        return result
 
 
 def _choose_rules(members: Sequence[Checkpoint], options: PredictOptions) -> tuple[ClassRule, ...]:
@@ -82,30 +104,43 @@ def _choose_rules(members: Sequence[Checkpoint], options: PredictOptions) -> tup
 
 
 def _predict(
-    cases: Sequence[Case], predictor: CasePredictor, out: Path, progress: Progress
+    cases: Sequence[Case],
+    predictor: CasePredictor,
+    out: Path,
+    progress: Progress,
+    rows: dict[str, Row],
 ) -> PredictResult:
+    """Predict `cases`, and add the quality of their masks to `rows`."""
     shard = world.strided_shard(cases)
-    results: list[bool | str] = []  # per case: written (True), skipped (False), or an error
+    results: list[Row | str | None] = []  # per case: written, an error, or skipped
     pipeline = run_pipeline(shard, predictor.read, predictor.infer, predictor.write)
     # Closing waits for the case that is being written, before the folder is given up.
     with progress("predicting", len(shard), "images") as advance, closing(pipeline) as outcomes:
         for case, outcome in zip(shard, outcomes, strict=True):
             try:
-                results.append(_written_or_error(outcome, case))
+                result = _written_or_error(outcome, case)
+                results.append(result)
+                if isinstance(result, dict) and result:
+                    rows[str(case.mask)] = result
             except DiskFullError as error:
+                images = f"{_count_written(results)} of {pluralize(len(shard), 'image')}"
                 raise DiskFullError(
-                    f"{error}; {results.count(True)} of {pluralize(len(shard), 'image')} written: "
-                    "free some space and rerun the same command"
+                    f"{error}; {images} written: free some space and rerun the same command"
                 ) from None
             advance(1, case.title)
     results = world.gather_results(results)
     failures = [result for result in results if isinstance(result, str)]
-    written, skipped = results.count(True), results.count(False)
+    rows |= {row["mask"]: row for row in results if isinstance(row, dict) and row}
+    written, skipped = _count_written(results), results.count(None)
     return PredictResult(out, written, skipped, failures, predictor.mask_values.classes)
 
 
-def _written_or_error(outcome: Future[bool], case: Case) -> bool | str:
-    """Return whether the files of `case` were written, or the error if they could not be.
+def _count_written(results: Sequence[Row | str | None]) -> int:
+    return sum(isinstance(result, dict) for result in results)
+
+
+def _written_or_error(outcome: Future[Row | None], case: Case) -> Row | str | None:
+    """Return the row of `case`, None if it was skipped, or the error if it could not be written.
 
     Raises DiskFullError, because the other cases could not be written either.
     """

@@ -34,11 +34,12 @@ def resize(
             done = stop
 
 
-def most_probable(probabilities: Iterable[Tensor], classes: int) -> Tensor:
+def most_probable(probabilities: Iterable[Tensor], classes: int) -> tuple[Tensor, Tensor]:
     """Return class numbers [*S] from the probabilities [*S] of every one of the `classes`.
 
-    Of equally probable ones, the first. Compares one class after another: torch's argmax over an
-    axis other than the last takes ten times as long on a CPU, and returns int64.
+    Also returns their probabilities [*S]. Of equally probable ones, the first. Compares one class
+    after another: torch's argmax over an axis other than the last takes ten times as long on a CPU,
+    and returns int64.
     """
     by_class = iter(probabilities)
     highest = next(by_class).clone()
@@ -47,7 +48,7 @@ def most_probable(probabilities: Iterable[Tensor], classes: int) -> Tensor:
     for k, probability in enumerate(by_class, start=1):
         labels.masked_fill_(probability > highest, k)
         torch.maximum(highest, probability, out=highest)
-    return labels
+    return labels, highest
 
 
 def resize_to_nearest(x: Tensor, size: Sequence[int]) -> Tensor:

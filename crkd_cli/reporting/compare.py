@@ -22,6 +22,10 @@ from crkd_cli.metrics.presence import Presence
 from crkd_cli.metrics.summary import means, summarize
 
 Scores = NDArray[np.float64]
+FOLDS = (
+    "Cross-validation: each case is scored by the one of {} models that held it out. The models "
+    "share training cases, so that they count as one run and not as repetitions."
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,9 @@ class Comparison:
 
     def explanation(self) -> list[str]:
         """Explain in sentences how the numbers were computed."""
+        folds = len(self.common.facts.folds)
         return [
+            *([FOLDS.format(folds)] if folds else []),
             "Mean ± SD: over the runs of a method, which differ only in their seed; a run's mean "
             "is over cases, then over classes.",
             f"95 % CI: percentile bootstrap over {self.unit}; the runs are not resampled.",
@@ -129,6 +135,7 @@ class Comparison:
             "protocol": facts.protocol,
             "dataset": facts.dataset,
             "part": facts.part,
+            "folds": len(facts.folds),
             "labeled": facts.labeled,
             "split": facts.split,
             "cases": len(self.common.cases),
@@ -183,7 +190,8 @@ def compare_runs(runs: Sequence[Evaluation]) -> Comparison:
     for m in range(len(runs[0].metrics)):
         tests += _paired_tests(entries, m)
     facts = runs[0].facts
-    return Comparison(entries, tests, published_rows(facts.dataset, facts.labeled))
+    published = [] if facts.from_folds else published_rows(facts.dataset, facts.labeled)
+    return Comparison(entries, tests, published)
 
 
 def mean_over_runs(scores: Scores) -> Scores:

@@ -41,10 +41,10 @@ class Figure:
 
 
 def learning_curves(comparison: Comparison) -> list[Figure]:
-    """Draw every curve that the runs logged, with one line per run."""
-    logs = []  # (index of the method, lines of the log) of every run
+    """Draw every curve that the runs logged, with one line per run, or per fold of a run."""
+    logs = []  # (index of the method, lines of the log)
     for i, entry in enumerate(comparison.entries):
-        logs += [(i, read_log(run.run)) for run in entry.runs]
+        logs += [(i, read_log(folder)) for run in entry.runs for folder in run.runs]
     label_shares = mean_label_shares([line for _, log in logs for line in log])
     titles = dict(_CURVES)
     for k, name in enumerate(comparison.common.classes, start=1):

@@ -7,15 +7,17 @@ import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from crkd_cli import __version__
 from crkd_cli.data.store import Store
 from crkd_cli.errors import CrkdError
 from crkd_cli.evaluation.results import Evaluation
-from crkd_cli.inference.inferer import build_inferer
+from crkd_cli.inference.inferer import Inferer, build_inferer
 from crkd_cli.inference.overlay import draw_overlay
 from crkd_cli.inference.postprocessing import postprocess
 from crkd_cli.metrics.names import format_values, metric_heading
@@ -114,8 +116,10 @@ def _run_table(comparison: Comparison) -> Table:
     rows = []
     for entry in comparison.entries:
         for run in entry.runs:
-            texts = (entry.name, run.folder, run.checkpoint, run.facts.seed, run.facts.step)
-            rows.append([Cell(str(text)) for text in texts])
+            checkpoints = run.checkpoints if run.facts.folds else {run.checkpoint: run.facts.step}
+            for checkpoint, step in checkpoints.items():
+                texts = (entry.name, run.folder, checkpoint, run.facts.seed, step)
+                rows.append([Cell(str(text)) for text in texts])
     return Table("runs", ["method", "evaluation", "checkpoint", "seed", "step"], 3, [rows], [])
 
 
@@ -136,21 +140,49 @@ def _case_pictures(
     if best := ascending[CASES_PER_GROUP:][-CASES_PER_GROUP:]:
         groups["Best"] = best[::-1]
 
-    inferer = build_inferer(checkpoints, device, notify, run.facts.protocol, tta=run.facts.tta)
+    predict = _CasePredictor(run, checkpoints, store, device, notify)
     pictures: dict[str, list[CasePicture]] = {group: [] for group in groups}
     with progress("drawing", sum(map(len, groups.values())), "cases") as advance:
         for group, cases in groups.items():
             for case in cases:
-                image, reference = store.image(case), np.asarray(store.native_label(case))
-                labels = inferer(image, reference.shape)
-                if run.facts.postprocessing:
-                    labels = postprocess(labels, run.facts.postprocessing)
+                labels, reference = predict(case), np.asarray(store.native_label(case))
                 spacing = store.cases[case].label_spacing_mm
-                drawn = draw_overlay(image, labels, spec, spacing, case, reference)
+                drawn = draw_overlay(store.image(case), labels, spec, spacing, case, reference)
                 picture = CasePicture(_embed(drawn, case), _score_texts(run, case))
                 pictures[group].append(picture)
                 advance(1, case)
     return pictures
+
+
+class _CasePredictor:
+    """Predicts cases as the evaluation did: each by the model, ensemble or fold that scored it."""
+
+    def __init__(
+        self,
+        run: Evaluation,
+        checkpoints: list[Checkpoint],
+        store: Store,
+        device: str | None,
+        notify: Notify,
+    ) -> None:
+        self._run, self._checkpoints, self._store = run, checkpoints, store
+        self._device, self._notify = device, notify
+        self._inferers: dict[int, Inferer] = {}  # by number of the fold, from 0 on
+
+    def __call__(self, case: str) -> NDArray[Any]:
+        """Return the class numbers of a case, [*S] of its label."""
+        facts = self._run.facts
+        k, members, rules = 0, self._checkpoints, facts.postprocessing
+        for number, fold in enumerate(facts.folds):
+            if case in fold.cases:
+                k, members, rules = number, [self._checkpoints[number]], fold.postprocessing
+        if k not in self._inferers:
+            self._inferers[k] = build_inferer(
+                members, self._device, self._notify, facts.protocol, tta=facts.tta
+            )
+        image, shape = self._store.image(case), self._store.native_label(case).shape
+        labels = self._inferers[k](image, shape)
+        return postprocess(labels, rules) if rules else labels
 
 
 def _check_unchanged(run: Evaluation, checkpoints: list[Checkpoint], store: Store) -> None:
@@ -172,7 +204,7 @@ def _embed(picture: Image.Image, case: str) -> Figure:
     file = io.BytesIO()
     picture.save(file, format="PNG", optimize=True)
     source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    text = f"{case}: the image with the prediction's contours in color and the reference in white"
+    text = f"{case}: the prediction's contours in color, the reference in dashed white lines"
     return Figure(case, text, source)
 
 

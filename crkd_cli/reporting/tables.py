@@ -71,12 +71,12 @@ def _score_table(comparison: Comparison, max_classes: int | None) -> Table:
     if comparison.unit == "patients":
         cases += f" of {len(set(common.groups))} patients"
     title = (
-        f"{facts.dataset}, {facts.part}: {cases}, {facts.protocol} protocol, "
-        f"{facts.labeled} labeled"
+        f"{facts.dataset}, {facts.part_title}: {cases}, {facts.protocol} protocol, "
+        f"{facts.labeled_patients} labeled"
     )
 
     notes = [*comparison.other_data(), *comparison.differing_settings()]
-    notes += comparison.explanation()[:2]
+    notes += comparison.explanation()[:-2]
     undefined = sum(score.undefined for entry in comparison.entries for score in entry.mean)
     if undefined:
         notes.append(f"{undefined} scores are undefined and left out.")
@@ -161,7 +161,7 @@ def _test_table(comparison: Comparison) -> Table:
         sections.append([_test_row(test, some_left_out) for test in tests])
     # Short headings: the table fits into 80 columns.
     headings = ["score", "methods", "mean", "95 % CI", "n"]
-    notes = [f"n: {comparison.unit} with a score of both methods.", *comparison.explanation()[2:]]
+    notes = [f"n: {comparison.unit} with a score of both methods.", *comparison.explanation()[-2:]]
     if some_left_out:
         headings.append("pairs")
         common = comparison.common

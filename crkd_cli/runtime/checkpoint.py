@@ -17,6 +17,7 @@ from torch import Tensor
 from crkd_cli import __version__
 from crkd_cli.config import Config, Strict, dump
 from crkd_cli.data.changes import Fingerprints
+from crkd_cli.data.ranges import DataRanges
 from crkd_cli.data.splits import Split
 from crkd_cli.data.store import DatasetSpec
 from crkd_cli.errors import CrkdError
@@ -57,7 +58,9 @@ class _Facts(msgspec.Struct, frozen=True):
     precision: Literal["bf16", "fp32"]
     user_method: UserMethod | None
     code_version: str
-    postprocessing: tuple[ClassRule, ...] = ()  # files of earlier versions have none
+    # Files of earlier versions have neither.
+    postprocessing: tuple[ClassRule, ...] = ()
+    ranges: DataRanges | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Checkpoint:
     code_version: str = __version__
     # A rule per foreground class that `crkd postprocess` has chosen, or none.
     postprocessing: tuple[ClassRule, ...] = ()
+    ranges: DataRanges | None = None  # of the training cases; None: not known
     path: Path = Path()
 
 
@@ -104,6 +108,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "user_method": msgspec.to_builtins(checkpoint.user_method),
         "code_version": checkpoint.code_version,
         "postprocessing": msgspec.to_builtins(checkpoint.postprocessing),
+        "ranges": msgspec.to_builtins(checkpoint.ranges),
     }
     with atomic_write(path) as temporary:
         try:
@@ -179,6 +184,8 @@ def _parse(content: dict[str, Any], path: Path) -> Checkpoint:
         json.dumps(facts.training.get("metrics"), allow_nan=False)
     if facts.postprocessing and len(facts.postprocessing) != len(facts.spec.classes) - 1:
         raise ValueError("its post-processing is of other classes")
+    if facts.ranges is not None and not facts.ranges.fit(facts.spec):
+        raise ValueError("its ranges are of other images")
     return Checkpoint(
         step=facts.step,
         config=facts.config,
@@ -193,6 +200,7 @@ def _parse(content: dict[str, Any], path: Path) -> Checkpoint:
         user_method=facts.user_method,
         code_version=facts.code_version,
         postprocessing=facts.postprocessing,
+        ranges=facts.ranges,
         path=path,
     )
 

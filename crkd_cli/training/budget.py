@@ -82,13 +82,14 @@ def apply_budget(requests: Sequence[Request], budget: str, notify: Notify) -> li
         folder = begun.path.parent
         notify(f"time: {schedule.steps:,} steps, as {folder} began, whatever the budget")
     else:
-        schedule = _schedule(plans[0], budget, seconds, "train.eval_every" in keys, notify)
+        each = f", for each of {len(plans)} runs" if len(plans) > 1 else ""
+        schedule = _schedule(plans[0], budget, seconds, "train.eval_every" in keys, each, notify)
     sets = [f"train.steps={schedule.steps}", f"train.eval_every={schedule.eval_every}"]
     return [replace(request, sets=[*request.sets, *sets]) for request in requests]
 
 
-def announce(run: Plan, notify: Notify) -> None:
-    """Say how long a run takes that has not begun, unless it is short."""
+def announce_time(run: Plan, runs: int, notify: Notify) -> None:
+    """Say how long a run takes that has not begun, unless it is short, and how long `runs` take."""
     train = run.config.train
     if run.resumed or run.stop < MIN_STEPS_TO_ANNOUNCE:
         return
@@ -96,6 +97,8 @@ def announce(run: Plan, notify: Notify) -> None:
     timing = measure(run)
     total = timing.seconds(run.stop, train.eval_every)
     line = f"time: {run.stop:,} steps take about {format_duration(total)}"
+    if runs > 1:
+        line += f", {runs} runs {format_duration(runs * total)}"
     if total >= 2 * HINT:
         steps = fit(timing, USABLE * HINT, train).steps
         line += f"; --budget 1h would train {steps:,}"
@@ -103,9 +106,12 @@ def announce(run: Plan, notify: Notify) -> None:
 
 
 def _schedule(
-    run: Plan, budget: str, seconds: float, keep_eval_every: bool, notify: Notify
+    run: Plan, budget: str, seconds: float, keep_eval_every: bool, each: str, notify: Notify
 ) -> Schedule:
-    """Time a run and fit it into `seconds`, the budget. Raises UsageError if this is too short."""
+    """Time a run and fit it into `seconds`, the budget. Raises UsageError if this is too short.
+
+    What is said ends with `each`.
+    """
     train = run.config.train
     notify("timing a few steps")
     timing = measure(run)
@@ -121,7 +127,7 @@ def _schedule(
         )
     total = format_duration(timing.seconds(*schedule))
     if schedule.steps == train.steps:
-        notify(f"time: all {train.steps:,} steps fit into {budget}: about {total}")
+        notify(f"time: all {train.steps:,} steps fit into {budget}: about {total}{each}")
     else:
-        notify(f"time: {schedule.steps:,} of {train.steps:,} steps, about {total}")
+        notify(f"time: {schedule.steps:,} of {train.steps:,} steps, about {total}{each}")
     return schedule

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import msgspec
 
 from crkd_cli.config import Config, build_config, dump, read_yaml
 from crkd_cli.data.changes import describe_changes, describe_other_kind
+from crkd_cli.data.folds import find_folds
 from crkd_cli.data.labels import describe_difference
 from crkd_cli.data.plan import Plan as DataPlan
 from crkd_cli.data.splits import Split, find_split, label_key
@@ -19,6 +20,7 @@ from crkd_cli.methods import METHODS
 from crkd_cli.paths import packaged_folder
 from crkd_cli.runtime.build import user_method_digest
 from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint
+from crkd_cli.runtime.run_folder import fold_folder
 from crkd_cli.runtime.user_method import source_file
 from crkd_cli.text import shorten
 from crkd_cli.training.network_choice import choose_network
@@ -50,6 +52,7 @@ class Request:
     sets: list[str]
     data_root: Path
     seed: int | None = None  # one of --seeds; the folder's name then ends in it
+    fold: int | None = None  # of a cross-validation, from 1 on; a subfolder of the run folder
     stop_after: int | None = None  # steps after which to stop early
 
     def overrides(self) -> list[str]:
@@ -103,6 +106,13 @@ def parse_seeds(text: str, sets: list[str]) -> list[int]:
     return seeds
 
 
+def all_folds(request: Request) -> list[Request]:
+    """Return a request for each fold. Raises UsageError if no folds were made."""
+    store, _, _ = _open_store(request)
+    folds = find_folds(store, request.labeled, request.split)
+    return [replace(request, fold=number) for number in range(1, len(folds.folds) + 1)]
+
+
 def plan(request: Request) -> Plan:
     """Read the configuration, the store, the split and last.pth of the run folder, if it exists.
 
@@ -110,8 +120,8 @@ def plan(request: Request) -> Plan:
     """
     store, source, tree = _open_store(request)
     config, author_settings = _resolve_config(request, store, source, tree)
-    split = find_split(store, request.labeled, request.split)
-    folder = _run_folder(request, store, config, split)
+    split, n_labeled = _choose_split(request, store)
+    folder = _run_folder(request, store, config, n_labeled)
     last = folder / "last.pth"
     resumed = load_checkpoint(last) if last.exists() else None
     so_far = resumed.config if resumed else None
@@ -166,6 +176,17 @@ def _open_store(request: Request) -> tuple[Store, Path, dict[str, Any]]:
     return Store(prepared / named), request.config, tree
 
 
+def _choose_split(request: Request, store: Store) -> tuple[Split, int]:
+    """Return the split, and how many labels the run trains with; if it is a fold, at most."""
+    if request.fold is None:
+        split = find_split(store, request.labeled, request.split)
+        return split, len(split.labeled)
+    folds = find_folds(store, request.labeled, request.split)
+    if not 1 <= request.fold <= len(folds.folds):
+        raise UsageError(f"--fold {request.fold}: {folds.name} has folds 1 to {len(folds.folds)}")
+    return folds.split(request.fold), max(len(fold.labeled) for fold in folds.folds)
+
+
 def _resolve_config(
     request: Request, store: Store, source: Path, tree: dict[str, Any]
 ) -> tuple[Config, list[str]]:
@@ -213,16 +234,24 @@ def _check_author_settings(
         raise UsageError(f"{file}: author_settings: {problem}") from None
 
 
-def _run_folder(request: Request, store: Store, config: Config, split: Split) -> Path:
-    labeled = label_key(request.labeled or str(len(split.labeled))).replace("%", "pct")
-    folder = request.out or Path("runs") / f"{store.root.name}-{config.method}-{labeled}"
-    if request.seed is None:
+def _run_folder(request: Request, store: Store, config: Config, n_labeled: int) -> Path:
+    labeled = label_key(request.labeled or str(n_labeled)).replace("%", "pct")
+    folds = "" if request.fold is None else "-folds"
+    folder = request.out or Path("runs") / f"{store.root.name}-{config.method}-{labeled}{folds}"
+    if request.seed is not None:
+        if not folder.name:
+            raise UsageError(
+                f"--out {folder} has no name to append -seed{request.seed} to; name the folder "
+                "itself"
+            )
+        folder = folder.with_name(f"{folder.name}-seed{request.seed}")
+    if request.fold is None:
         return folder
-    if not folder.name:
+    if (folder / "last.pth").exists():
         raise UsageError(
-            f"--out {folder} has no name to append -seed{request.seed} to; name the folder itself"
+            f"{folder} holds a run without folds; give another folder with --out, or delete it"
         )
-    return folder.with_name(f"{folder.name}-seed{request.seed}")
+    return fold_folder(folder, request.fold)
 
 
 def _check_resumable(
@@ -236,13 +265,21 @@ def _check_resumable(
     if difference:
         raise UsageError(
             f"{folder} holds a run with other settings ({difference}); give another folder with "
-            "--out, or delete it"
+            f"--out {_free_folder(folder)}, or delete it"
         )
     if old.training is None:
         raise CrkdError(
             f"{old.path} lacks the optimizer's state, as best.pth does; give another folder with "
             "--out, or delete it"
         )
+
+
+def _free_folder(folder: Path) -> Path:
+    """Return FOLDER-2, or with a higher number, which does not exist."""
+    number = 2
+    while (free := folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    return free
 
 
 def _difference(
@@ -262,7 +299,7 @@ def _difference(
         kept = folder / f"{config.method}.py"
         return f"method {config.method}, whose file has changed; {kept} is as it was"
     if old.split != split:
-        return f"split {old.split.name}, now {split.name} with other cases"
+        return f"split {old.split.title}, now {split.title} with other cases"
     if changes := describe_changes(old.data, store):
         return f"{store.root} has changed: {changes}"
     if config.train.steps < old.step:

@@ -9,6 +9,7 @@ from filelock import FileLock
 from crkd_cli import world
 from crkd_cli.config import dump
 from crkd_cli.data.changes import fingerprints
+from crkd_cli.data.ranges import measure_ranges
 from crkd_cli.errors import UsageError
 from crkd_cli.locks import release
 from crkd_cli.methods import METHODS
@@ -63,6 +64,7 @@ def build_run(plan: Plan) -> Run:
         best=resumed.best if resumed else None,
         precision=precision_name(precision),
         user_method=user_method,
+        ranges=measure_ranges(plan.store, plan.split),
         path=plan.folder / "last.pth",
     )
     return Run(

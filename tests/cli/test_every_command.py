@@ -20,7 +20,7 @@ from crkd_cli.text import printable
 
 WORKING = [
     *("prepare-data", "make-splits", "train", "evaluate", "compare", "postprocess", "predict"),
-    "export",
+    *("suggest", "export"),
 ]
 COMMANDS = ["doctor", *WORKING[:2], "methods", *WORKING[2:]]
 
@@ -100,6 +100,7 @@ def test_completion_in_bash(typed, expected):
         ["compare", "nowhere"],
         ["postprocess", "nowhere.pth"],
         ["predict", "nowhere", "--checkpoint", "nowhere.pth"],
+        ["suggest", "nowhere", "--checkpoint", "nowhere.pth"],
         ["export", "nowhere.pth"],
     ],
     ids=WORKING,
@@ -223,7 +224,7 @@ WRITING = pytest.mark.parametrize(
         ("predict {here}/b.mha --checkpoint {solid} --out {disk}/masks", "b.mha"),
         (
             "predict {here}/b.nii.gz --checkpoint {solid} --out {disk}/masks --probabilities",
-            "probabilities/b.npy",
+            "probabilities/b.npz",
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """crkd prepare-data as a user runs it: all ways to get the raw files."""
 
 import shlex
+import shutil
 import threading
 import zipfile
 from functools import partial
@@ -14,6 +15,7 @@ from crkd_cli.cli.bars import progress
 from crkd_cli.cli.console import info
 from crkd_cli.data.obtain import obtain
 from crkd_cli.data.sources import SOURCES
+from crkd_cli.data.splits import read_split
 from crkd_cli.data.store import Store
 
 INPUT, TRUTH = "ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"
@@ -71,6 +73,32 @@ def test_check_writes_nothing_and_names_a_command_that_works(
     store = Store(tmp_path / "data/prepared/mine")
     assert store.cases["a"].native_spacing_mm == (2.0, 2.0)
     assert store.spec.ignore == -1
+
+
+def test_prepared_again_with_new_labels(prepare_data, cli, raw_folder, tmp_path):
+    """It says what is new, and the command that it names keeps the test part."""
+    later = tmp_path / "d.png"
+    (raw_folder / "labels" / "d.png").rename(later)
+    code, err = prepare_data("mine", "--source", raw_folder)
+    assert code == 0
+    assert "since the last preparation" not in err
+    root = tmp_path / "data"
+    cli("make-splits", "mine", "--val", "0", "--test", "1", "--data-root", root)
+    split = read_split(root / "prepared/mine/splits/all.yaml")
+
+    assert "since the last preparation" not in prepare_data("mine", "--source", raw_folder)[1]
+    later.rename(raw_folder / "labels" / "d.png")
+    shutil.copy(raw_folder / "images" / "a.png", raw_folder / "images" / "e.png")
+    code, err = prepare_data("mine", "--source", raw_folder)
+    assert code == 0
+    assert "since the last preparation: 1 new label: d; 1 new image: e\n" in err
+    command = err.splitlines()[-1].partition("Next: crkd ")[2]
+    assert command.startswith("make-splits mine --keep all")
+    assert cli(*shlex.split(command)).exit_code == 0
+    extended = read_split(root / "prepared/mine/splits/all.yaml")
+    assert extended.test == split.test
+    assert set(extended.labeled) == {"a", "b", "c", "d"} - set(split.test)
+    assert extended.unlabeled == ("e",)
 
 
 def test_quiet(prepare_data, raw_folder):

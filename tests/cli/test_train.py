@@ -347,7 +347,7 @@ def test_other_labels_than_the_run_was_started_with(train: Command, prepared: Pa
     write_index(prepared, msgspec.structs.replace(index, cases=(first, *index.cases[1:])))
     resumed = train("--out", "run", "--set", "train.steps=6")
     reason = "data/prepared/toy has changed: 1 label differs"
-    assert_refused(resumed, 2, reason, "give another folder with --out")
+    assert_refused(resumed, 2, reason, "give another folder with --out run-2")
 
 
 def test_a_run_folder_that_cannot_be_written(train: Command, toy: Path) -> None:

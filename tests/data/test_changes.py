@@ -1,9 +1,9 @@
-"""The first difference between two datasets, in words."""
+"""The first difference between two datasets, and what a new preparation changes, in words."""
 
 import pytest
 from msgspec.structs import replace
 
-from crkd_cli.data.changes import describe_other_kind
+from crkd_cli.data.changes import describe_other_kind, find_new_content
 from crkd_cli.data.plan import Plan
 from crkd_cli.data.store import ChannelInfo, DatasetSpec, Window, numbered_classes
 
@@ -45,4 +45,21 @@ def test_windows():
     assert describe_other_kind(old, new) == (
         "the window of channel T1 was -100 … 240 (mean 80.5, standard deviation 30), "
         "now -100 … 1200.25 (mean 80.5, standard deviation 30)"
+    )
+
+
+def test_what_a_new_preparation_changes(make_store, tmp_path):
+    store = make_store(groups=7, unlabeled={"p01", "p02"})
+    cases = list(store.index.cases)
+    assert str(find_new_content(store.root, cases)) == ""
+    assert str(find_new_content(tmp_path / "none", cases)) == ""
+    cases[1] = replace(cases[1], label_sha256="1")  # a new label
+    cases[2] = replace(cases[2], sha256="1")  # another image
+    cases[3] = replace(cases[3], label_sha256="1")  # another label
+    cases[4] = replace(cases[4], label_sha256=None)  # no label any more
+    cases[5:] = [replace(cases[5], id="new1"), replace(cases[6], id="new2")]
+    content = find_new_content(store.root, cases)
+    assert str(content) == (
+        "1 new label: p01; 2 new images: new1, new2; 1 changed label: p03; 1 changed image: p02; "
+        "1 removed label: p04; 2 removed images: p05, p06"
     )

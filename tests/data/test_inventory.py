@@ -43,6 +43,19 @@ def test_every_file_has_one_status(tmp_path):
     }
 
 
+def test_corrected_masks_may_lie_beside_the_other_files_of_predict(tmp_path):
+    """The folder that `crkd predict --overlay --probabilities --qc` writes, as labels."""
+    names = ("a.nii", "labels-itksnap.txt", "labels-slicer.ctbl", "quality.csv")
+    make_files(tmp_path, "images/a.nii", *(f"labels/{name}" for name in names))
+    make_files(tmp_path, "labels/overlays/a.png", "labels/probabilities/a.npz")
+    entries = {entry.file: entry[2:5] for entry in inventory_of(tmp_path).entries}
+    reason = "overlays of the files beside their folder"
+    assert entries.pop("labels/overlays/a.png") == ("left out", reason, None)
+    assert entries.pop("images/a.nii") == ("used", "image", "a")
+    assert entries.pop("labels/a.nii") == ("used", "label", "a")
+    assert {status for status, _, _ in entries.values()} == {"left out"}
+
+
 def test_voxels_in_a_second_file_belong_to_their_header(tmp_path):
     for part in ("images", "labels"):
         make_files(tmp_path, f"{part}/b.img")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from medpy.metric import binary
+from PIL import Image
 
 from crkd_cli.cli.bars import progress
 from crkd_cli.config import Frame
@@ -21,6 +22,7 @@ from crkd_cli.evaluation.evaluate import evaluate
 from crkd_cli.evaluation.literature import published_rows
 from crkd_cli.evaluation.results import find_evaluation
 from crkd_cli.inference.inferer import Inferer
+from crkd_cli.inference.overlay import draw_overlay
 from crkd_cli.metrics.presence import Presence
 from crkd_cli.metrics.summary import summarize
 from crkd_cli.runtime.build import load_predictor
@@ -54,6 +56,18 @@ def respaced(store, spacing):
     cases = [msgspec.structs.replace(case, spacing_mm=spacing) for case in store.index.cases]
     index = msgspec.structs.replace(store.index, cases=tuple(cases))
     write_index(store.root, index)
+
+
+def test_overlays_show_prediction_and_reference(make_store, make_checkpoint, tmp_path):
+    store = make_store(dims=2, groups={"p1": 2, "p2": 1})
+    file = make_checkpoint(store.spec, FRAMES[2], test=("p2", "p1"))
+    report, _ = run(file, tmp_path, overlays=True)
+    pictures = sorted((report.folder / "overlays").iterdir())
+    assert [picture.name for picture in pictures] == ["p1_0.png", "p1_1.png", "p2.png"]
+    image, truth = np.array(store.image("p2")), np.array(store.label("p2"))
+    expected = draw_overlay(image, labels_of(file, store, "p2"), store.spec, None, "p2", truth)
+    with Image.open(pictures[2]) as picture:
+        assert np.array_equal(np.asarray(picture), np.asarray(expected))
 
 
 @pytest.mark.parametrize("spacing", [(2.0, 1.0, 0.5), None], ids=["mm", "px"])

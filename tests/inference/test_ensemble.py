@@ -54,13 +54,16 @@ def test_predict_writes_the_mean(cli, make_checkpoint, scans, tmp_path, rng):
         options = [word for file in checkpoints for word in ("--checkpoint", file)]
         result = cli("predict", scans, *options, "--out", out, "--probabilities")
         assert result.exit_code == 0, result.stderr
-        results[name] = np.load(out / "probabilities" / "a.npy")
+        with np.load(out / "probabilities" / "a.npz") as file:
+            results[name] = file["probabilities"].astype(np.float64)
     lines = [line for line in result.stderr.splitlines() if line.startswith("checkpoint: ")]
     assert [line.partition(", ")[0] for line in lines] == [f"checkpoint: {file}" for file in files]
     mean = (results["first"] + results["second"]) / 2
-    np.testing.assert_allclose(results["both"], mean, atol=1e-6)
+    np.testing.assert_allclose(results["both"], mean, atol=5e-4)
     np.testing.assert_array_equal(results["all seeds"], results["both"])
-    np.testing.assert_array_equal(Image.open(tmp_path / "both" / "a.png"), mean.argmax(0))
+    certain = np.abs(mean[1] - 0.5) > 0.001
+    with Image.open(tmp_path / "both" / "a.png") as mask:
+        np.testing.assert_array_equal(np.asarray(mask)[certain], mean.argmax(0)[certain])
 
 
 def test_a_run_stands_for_its_seeds_unless_it_exists(tmp_path):

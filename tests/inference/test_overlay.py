@@ -94,7 +94,7 @@ def test_planes_have_the_aspect_of_the_spacing_and_one_scale():
     assert sizes == pytest.approx(millimeters * scale, abs=2.5)
 
 
-def test_planes_go_through_the_middle_of_the_structures_with_z_upwards(texts):
+def test_planes_go_through_the_most_voxels_with_z_upwards(texts):
     """The color of a voxel is its position: red grows with z, green with y, blue with x."""
     indices = np.indices((20, 30, 40))
     image = (40 + 5 * indices).astype(np.uint8)
@@ -102,10 +102,10 @@ def test_planes_go_through_the_middle_of_the_structures_with_z_upwards(texts):
     labels[2:5, 6:20, 10:13] = 2
     labels[7, 8, 11] = 1
     picture = draw_overlay(image, labels, spec(3, modality="RGB"), (1.0, 1.0, 1.0), "case")
-    # z from 2 to 7, y from 6 to 19, x from 10 to 12: the middles are 4, 12 and 11.
-    assert {"z = 5 of 20", "y = 13 of 30", "x = 12 of 40"} <= set(texts)
+    # z = 2, 3 and 4 have equally many, so the middle one; y = 8 and x = 11 have one more.
+    assert {"z = 4 of 20", "y = 9 of 30", "x = 12 of 40"} <= set(texts)
     z, y, x = panels(picture)
-    for panel, channel, index in ((z, 0, 4), (y, 1, 12), (x, 2, 11)):
+    for panel, channel, index in ((z, 0, 3), (y, 1, 8), (x, 2, 11)):
         assert np.median(panel[..., channel]) == 40 + 5 * index
     corners = {"top left": np.s_[3, 3], "top right": np.s_[3, -4], "bottom left": np.s_[-4, 3]}
     for panel, down, right, sides in (
@@ -256,6 +256,19 @@ def test_a_volume_of_another_size_than_its_labels_is_cut_at_the_same_place(size)
     assert corner == pytest.approx(min(255, 255 * (shown - low) / (high - low)), abs=3)
 
 
+def test_without_labels_planes_go_through_the_middle(texts):
+    draw_overlay(gray(9, 8, 7), np.zeros((9, 8, 7), np.uint8), spec(3), None, "case")
+    assert {"z = 5 of 9", "y = 4 of 8", "x = 4 of 7"} <= set(texts)
+
+
+def test_the_reference_counts_for_the_choice_of_planes(texts):
+    labels, reference = np.zeros((2, 9, 20, 20), np.uint8)
+    labels[2, 5:9, 5:9] = 1
+    reference[6, 4:10, 4:10] = 1
+    draw_overlay(gray(9, 20, 20), labels, spec(3), None, "case", reference)
+    assert "z = 7 of 9" in texts
+
+
 def test_the_reference_is_white_and_the_picture_zooms_in_on_it():
     """A cube of 6 voxels near a corner is missed: each plane shows it in a view of 11 voxels."""
     reference = np.zeros((24, 24, 24), np.uint8)
@@ -282,11 +295,12 @@ def test_ignored_pixels_of_the_reference_are_not_drawn():
     np.testing.assert_array_equal(*pictures)
 
 
-def test_the_prediction_covers_the_reference(texts):
+def test_prediction_and_reference_are_visible_where_they_coincide(texts):
+    """The contour of the prediction is solid, and about half of it is covered by white dashes."""
     reference = np.zeros((24, 24, 24), np.uint8)
     reference[2:8, 2:8, 2:8] = 1
     image = np.zeros((1, 24, 24, 24))
     for panel in panels(draw_overlay(image, reference, spec(3), None, "case", reference)):
-        assert has_color(panel, ORANGE).any()
-        assert not has_color(panel, WHITE).any()
+        orange, white = (has_color(panel, color).sum() for color in (ORANGE, WHITE))
+        assert 0.3 < white / (orange + white) < 0.7
     assert "reference" in texts

@@ -50,11 +50,13 @@ def test_nearest_is_scipy_zoom(old: tuple[int, ...], new: tuple[int, ...]) -> No
 def test_the_type_of_labels_can_number_the_classes_and_ignored_pixels(
     classes: int, dtype: torch.dtype
 ) -> None:
-    labels = most_probable(torch.eye(classes), classes)
+    labels, _ = most_probable(torch.eye(classes), classes)
     assert labels.dtype == dtype
     assert labels.flatten().tolist() == list(range(classes))
 
 
 def test_of_equally_probable_classes_the_first_is_taken() -> None:
     probabilities = torch.tensor([[0.4, 0.2, 0.0], [0.4, 0.4, 0.5], [0.2, 0.4, 0.5]])
-    assert most_probable(probabilities, 3).tolist() == [0, 1, 1]
+    labels, highest = most_probable(probabilities, 3)
+    assert labels.tolist() == [0, 1, 1]
+    assert highest.tolist() == pytest.approx([0.4, 0.4, 0.5])

@@ -61,10 +61,13 @@ def predict(file: Path, plan: Plan, frame: Frame, out: Path) -> tuple[nib.Nifti1
     options = PredictOptions(probabilities=True)
     predictor = CasePredictor(inferer, spec, out, options)
     case = Case((ImageFile(file),), Path(file.name), str(file))
-    assert predictor.write(predictor.infer(predictor.read(case)))
+    assert predictor.write(predictor.infer(predictor.read(case))) is not None
     assert notes == []
-    probabilities = np.load(out / "probabilities" / f"{case.name}.npy")
-    return nib.load(out / file.name), probabilities[1].T
+    with np.load(out / "probabilities" / f"{case.name}.npz") as arrays:
+        probabilities, affine = arrays["probabilities"], arrays["affine"]
+    mask = nib.load(out / file.name)
+    np.testing.assert_allclose(affine, mask.affine, atol=1e-5)
+    return mask, probabilities[1].T
 
 
 def center_of(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:

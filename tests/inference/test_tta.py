@@ -13,7 +13,8 @@ from crkd_cli.augment.policy import ChannelTraits
 from crkd_cli.augment.published import Published
 from crkd_cli.config import DataConfig, Frame
 from crkd_cli.errors import UsageError
-from crkd_cli.inference.inferer import Inferer, build_inferer, flipped_axes
+from crkd_cli.inference.flips import flipped_axes
+from crkd_cli.inference.inferer import Inferer, build_inferer
 from crkd_cli.runtime.checkpoint import load_checkpoint
 from tests.conftest import FLAT
 from tests.inference.test_inferer import CPU, image, net, spec

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
+from crkd_cli.data.raw import formats
 from crkd_cli.runtime.run_folder import result_checkpoint
 
 pytestmark = pytest.mark.realdata
@@ -83,14 +84,12 @@ def test_from_raw_scans_to_masks(
         summary = json.loads(run("evaluate", checkpoint, "--protocol", protocol, "--json").stdout)
         assert summary["protocol"] == protocol
     run("predict", shared_data / image, "--checkpoint", checkpoint, "--out", "masks", "--overlay")
-    (mask,) = [file for file in (tmp_path / "masks").iterdir() if file.is_file()]
+    (mask,) = [file for file in (tmp_path / "masks").iterdir() if formats.suffix(file)]
     assert_same_geometry(shared_data / image, mask)
     assert len(list((tmp_path / "masks" / "overlays").iterdir())) == 1
 
 
 def assert_same_geometry(image: Path, mask: Path) -> None:
-    from crkd_cli.data.raw import formats
-
     original, written = formats.read_image(image), formats.read_label(mask)
     assert written.array.shape == original.size
     assert np.issubdtype(written.array.dtype, np.integer)

@@ -109,7 +109,7 @@ def result(out: Path, stem: str) -> str | None:
     masks = [path for path in sorted(out.glob(f"{stem}.*")) if path.is_file()]
     if not masks:
         return None
-    total = hashlib.sha256((out / "probabilities" / f"{stem}.npy").read_bytes())
+    total = hashlib.sha256((out / "probabilities" / f"{stem}.npz").read_bytes())
     for mask in masks:
         data = mask.read_bytes()
         content = gzip.decompress(data) if mask.suffix == ".gz" else data

@@ -76,6 +76,7 @@ def deep() -> Any:
     return tree
 
 
+RANGE = {"low": 1.0, "high": 2.0}
 WRONG_VALUES: list[tuple[str, Any]] = [
     ("step", "ten"),
     ("step", -1),
@@ -99,6 +100,10 @@ WRONG_VALUES: list[tuple[str, Any]] = [
     ("code_version", None),
     ("postprocessing", [{"smallest_component": 2.0}]),
     ("postprocessing", [{}, {}]),  # for one foreground class
+    ("ranges", {"spacing_mm": None, "sides": [[1, 2]], "intensity": []}),
+    ("ranges", {"spacing_mm": None, "sides": [RANGE] * 3, "intensity": [[RANGE] * 2]}),  # 3D
+    ("ranges", {"spacing_mm": [RANGE], "sides": [RANGE] * 2, "intensity": [[RANGE] * 2]}),
+    ("ranges", {"spacing_mm": None, "sides": [RANGE] * 2, "intensity": []}),  # no channel
 ]
 
 
@@ -108,6 +113,6 @@ def test_a_value_of_a_wrong_type_is_refused(checkpoint: Path) -> None:
         assert name in content
         torch.save({**content, name: value}, checkpoint)
         assert "damaged checkpoint" in refusal(checkpoint), (name, value)
-    for name in content.keys() - {"postprocessing"}:  # which earlier versions did not write
+    for name in content.keys() - {"postprocessing", "ranges"}:  # earlier versions have neither
         torch.save({key: value for key, value in content.items() if key != name}, checkpoint)
         refusal(checkpoint)

@@ -13,7 +13,7 @@ from crkd_cli.config import TrainConfig
 from crkd_cli.errors import UsageError
 from crkd_cli.methods.bcp import SELF_TRAINING, WARMUP
 from crkd_cli.runtime.checkpoint import load_checkpoint
-from crkd_cli.training.budget import Schedule, announce, fit, parse_budget
+from crkd_cli.training.budget import Schedule, announce_time, fit, parse_budget
 from crkd_cli.training.timing import Timing, measure, spread, time_by_phase
 from tests.training.helpers import (
     Planner,
@@ -196,9 +196,9 @@ def test_too_short_a_budget_names_a_longer_one(tiny: Planner, cli: Cli, tmp_path
 @pytest.mark.slow
 def test_a_long_run_says_how_long_it_takes(tiny: Planner) -> None:
     lines: list[str] = []
-    announce(tiny("train.steps=900"), lines.append)
+    announce_time(tiny("train.steps=900"), 1, lines.append)
     assert not lines
-    announce(tiny("train.steps=100000000"), lines.append)
+    announce_time(tiny("train.steps=100000000"), 1, lines.append)
     timing, time = lines
     assert timing == "timing a few steps"
     assert re.fullmatch(

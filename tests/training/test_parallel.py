@@ -81,12 +81,15 @@ def test_one_after_the_other_despite_failures() -> None:
     assert end == ("c", None)
 
 
+VALUES = {"stop_after": ["7"], "fold": ["2"], "folds": [], "quiet": [], "verbose": []}
+
+
 def test_every_option_is_handed_on() -> None:
     """Parsed again, the words mean the same."""
     command = typer.main.get_command(app).commands["train"]
     words: list[str] = []
     for option in (parameter for parameter in command.params if parameter.name != "parallel"):
-        value = {"stop_after": ["7"], "quiet": [], "verbose": []}.get(option.name, ["-a b=c"])
+        value = VALUES.get(option.name, ["-a b=c"])
         words += [option.opts[0], *value] * (2 if option.name == "sets" else 1)
     context = command.make_context("train", [*words, "--parallel", "3"])
     repeated = command.make_context("train", given_options(context, "--parallel"))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from crkd_cli.data.raw import content, dicom, hdf5, medical, pictures
 from crkd_cli.data.raw.geometry import Geometry
 from crkd_cli.data.raw.isolation import IsolatedProcessError
+from crkd_cli.data.raw.label_entries import LabelEntry
 from crkd_cli.data.raw.limits import check_regular, enough_memory
 from crkd_cli.errors import CrkdError
 from crkd_cli.paths import atomic_write
@@ -136,12 +137,15 @@ def read_label(path: Path, z_last: bool = False) -> LabelMap:
     return LabelMap(_as_integers(_single_channel(array, path), path), geometry)
 
 
-def write_label(path: Path, label: NDArray[Any], like: Volume) -> None:
+def write_label(
+    path: Path, label: NDArray[Any], like: Volume, labels: Sequence[LabelEntry] = ()
+) -> None:
     """Write the integers `label` [*S] with the geometry of the image `like`.
 
     The suffix of `path` determines the format (see `label_name`); the values are stored in the
-    smallest type of the format that holds them all. Raises CrkdError if there is none, or if the
-    file cannot be written.
+    smallest type of the format that holds them all. NIfTI and NRRD files contain the names and
+    colors of the values, `labels`. Raises CrkdError if there is no type, or if the file cannot be
+    written.
     """
     if label.shape != like.size:
         raise CrkdError(
@@ -159,7 +163,7 @@ def write_label(path: Path, label: NDArray[Any], like: Volume) -> None:
             hdf5.write(temporary, label)
         else:
             array = label.transpose(2, 1, 0) if like.z_last else label
-            medical.write(temporary, array, kind, like.geometry)
+            medical.write(temporary, array, kind, like.geometry, labels)
 
 
 def probe(path: Path, channels: Sequence[str] = (), slices: Sequence[Path] = ()) -> Layout:

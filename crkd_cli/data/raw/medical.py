@@ -3,6 +3,7 @@
 Foreign files are read without native code, which could crash. SimpleITK writes NRRD and MetaImage.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from crkd_cli.data.raw import metaimage, nifti, nrrd
 from crkd_cli.data.raw.geometry import Geometry, decompose
+from crkd_cli.data.raw.label_entries import LabelEntry, slicer_fields
 
 SUFFIXES = (*nifti.SUFFIXES, *nrrd.SUFFIXES, *metaimage.SUFFIXES)
 
@@ -47,10 +49,19 @@ def data_file(header: Path, kind: str) -> Path | None:
     return result
 
 
-def write(path: Path, array: NDArray[Any], kind: str, geometry: Geometry | None) -> None:
-    """Write [*S] (z first) to one file. Raises OSError if it was not written completely."""
+def write(
+    path: Path,
+    array: NDArray[Any],
+    kind: str,
+    geometry: Geometry | None,
+    labels: Sequence[LabelEntry] = (),
+) -> None:
+    """Write [*S] (z first) to one file. Raises OSError if it was not written completely.
+
+    NIfTI and NRRD files contain the names and colors of the `labels`; MetaImage has no place.
+    """
     if kind in nifti.SUFFIXES:
-        nifti.write(path, array, geometry)
+        nifti.write(path, array, geometry, labels)
         return
     sitk: Any = import_module("SimpleITK")  # its type annotations are incomplete
     image = sitk.GetImageFromArray(np.ascontiguousarray(array))
@@ -62,6 +73,9 @@ def write(path: Path, array: NDArray[Any], kind: str, geometry: Geometry | None)
             image.SetSpacing(spacing)
             image.SetOrigin(origin)
             image.SetDirection(direction.ravel().tolist())
+    if kind in nrrd.SUFFIXES:
+        for key, text in slicer_fields(labels, array.shape[::-1]).items():
+            image.SetMetaData(key, text)
     try:
         sitk.WriteImage(image, str(path), useCompression=True)
         written, _ = read(path, kind)  # ITK overlooks a full disk

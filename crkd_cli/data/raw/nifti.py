@@ -2,11 +2,13 @@
 
 Compression is detected from the content, not from the suffix. A mask gets the header of its
 image, without what may identify a patient (descriptions and extensions) and without what concerns
-the image's values (scale, display range, intent, slice timing).
+the image's values (scale, display range, intent, slice timing). Its extension names its labels.
 """
 
 import gzip
 import math
+import struct
+from collections.abc import Sequence
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli.data.raw.geometry import Affine, Geometry
+from crkd_cli.data.raw.label_entries import LabelEntry, caret_xml
 from crkd_cli.data.raw.limits import check_declared_size, too_many_axes
 from crkd_cli.data.raw.voxels import read_exactly
 from crkd_cli.errors import CrkdError
@@ -25,7 +28,8 @@ MAX_SIDE = 2**15 - 1  # of NIfTI-1
 HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
 UNIT_MASK = 7  # of xyzt_units; the other bits are the unit of time
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # meters and micrometers
-VECTOR_INTENT = 1007
+VECTOR_INTENT, LABEL_INTENT = 1007, 1002
+CARET_CODE = 30  # of an extension
 RGB, RGBA = 128, 2304
 KEPT_FIELDS = (
     "dim_info",
@@ -93,14 +97,26 @@ def data_file(header: Path) -> Path | None:
     return None
 
 
-def write(path: Path, array: NDArray[Any], geometry: Geometry | None = None) -> None:
-    """Write [*S] (z first) to one file, compressed if its name ends in .gz."""
+def write(
+    path: Path,
+    array: NDArray[Any],
+    geometry: Geometry | None = None,
+    labels: Sequence[LabelEntry] = (),
+) -> None:
+    """Write [*S] (z first) to one file, compressed if its name ends in .gz.
+
+    `labels` are the names and colors of its values.
+    """
     header = _new_header(array.shape[::-1], geometry)
     header.set_data_dtype(array.dtype.newbyteorder("="))
-    header["vox_offset"] = len(header.binaryblock) + 4  # four zeros: no extensions
+    extension = bytes(4)  # none
+    if labels:
+        header["intent_code"] = LABEL_INTENT
+        extension = _extension(caret_xml(labels))
+    header["vox_offset"] = len(header.binaryblock) + len(extension)
     content = BytesIO()
     content.write(header.binaryblock)
-    content.write(bytes(4))
+    content.write(extension)
     content.write(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     if path.name.lower().endswith(".gz"):
         path.write_bytes(gzip.compress(content.getbuffer(), compresslevel=6, mtime=0))
@@ -277,6 +293,12 @@ def _new_header(size: tuple[int, ...], geometry: Geometry | None) -> Any:
             _state_geometry(header, geometry)
     header["scl_slope"], header["scl_inter"] = 1, 0
     return header
+
+
+def _extension(text: bytes) -> bytes:
+    """Return the bytes between header and voxels that contain `text`, filled up with spaces."""
+    size = 16 * math.ceil((8 + len(text)) / 16)
+    return struct.pack("<4B2i", 1, 0, 0, 0, size, CARET_CODE) + text.ljust(size - 8)
 
 
 def _state_geometry(header: Any, geometry: Geometry) -> None:
