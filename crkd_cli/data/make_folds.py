@@ -210,8 +210,8 @@ def _describe(folds: Folds, key: str, val: str | None) -> Iterator[str]:
     parts = folds.folds
     sizes = [len(fold.held_out) for fold in parts]
     yield (
-        f"{pluralize(sum(sizes), 'labeled patient')} in {len(parts)} folds: each is held out by "
-        f"one, which holds out {_range(sizes)}"
+        f"{pluralize(sum(sizes), 'labeled patient')} in {len(parts)} folds; each fold holds out "
+        f"{_range(sizes)}, and scores them"
     )
     labels = _range([len(fold.labeled) for fold in parts])
     others = "" if key == "all" else "; the other patients that it does not hold out are unlabeled"

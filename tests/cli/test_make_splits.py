@@ -84,7 +84,7 @@ def test_folds_are_shown_and_written(run, make_store):
         names = ", ".join(split.groups_of("fold"))
         assert [str(number), "2", "5", "0", "3", "3", names] in rows
     assert not (store.root / "splits" / "2.yaml").exists()
-    assert "9 labeled patients in 3 folds: each is held out by one, which holds out 3" in (
+    assert "9 labeled patients in 3 folds; each fold holds out 3, and scores them" in (
         result.stderr
     )
     assert "next: crkd train --dataset toy --labeled 2 --data-root" in result.stderr

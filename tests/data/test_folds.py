@@ -92,7 +92,7 @@ def test_a_class_of_a_single_patient_is_missing_in_one_fold(make_store):
 def test_notes_say_what_the_options_mean(make_store):
     store = make_store(groups=10, unlabeled={"p00"})
     assert make_folds(store, 4, "3", "1", "1", 1).notes == (
-        "8 labeled patients in 4 folds: each is held out by one, which holds out 2",
+        "8 labeled patients in 4 folds; each fold holds out 2, and scores them",
         "every fold trains with the labels of 3 patients (--labeled 3); "
         "the other patients that it does not hold out are unlabeled",
         "val: 1 other labeled patient in every fold (--val 1)",
