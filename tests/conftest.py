@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,11 @@ FLAT = DatasetSpec(
     dims=2,
 )
 SHARED = CHECKOUT.parent / "shared"
+
+
+def pytest_configure() -> None:
+    """Let the tests find datasets in their own folders only."""
+    os.environ.pop("CRKD_DATA", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
