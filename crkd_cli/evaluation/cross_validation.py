@@ -8,6 +8,7 @@ from typing import Any
 from crkd_cli.config import dump
 from crkd_cli.data.splits import Fold, preview
 from crkd_cli.errors import UsageError
+from crkd_cli.inference.ensemble import check_all_folds
 from crkd_cli.runtime.checkpoint import Checkpoint
 from crkd_cli.runtime.checkpoint_facts import read_facts
 
@@ -46,13 +47,7 @@ def check_folds(members: Sequence[Checkpoint]) -> None:
                 f"{first.path} and {member.path} are not folds of one cross-validation: "
                 f"{difference}; train them with the same command (crkd train --folds)"
             )
-    count = _fold(first).count
-    if missing := [number for number in range(1, count + 1) if number not in found]:
-        numbers = preview([str(number) for number in missing])
-        raise UsageError(
-            f"{first.path.parent.parent} lacks fold {numbers} of {count}; rerun the command that "
-            "trained the others, with --folds"
-        )
+    check_all_folds(first.path.parent.parent, members)
     held_out = Counter(group for member in members for group in _fold(member).held_out)
     if repeated := [group for group, times in held_out.items() if times > 1]:
         raise UsageError(

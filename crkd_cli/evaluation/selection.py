@@ -54,8 +54,10 @@ class Selection:
     def describe(self) -> str:
         """Say which checkpoints are scored on how many cases."""
         if self.is_cross_validation:
-            files = ", ".join(str(member.path) for member in self.members)
-            return f"{files}, each on the cases that it held out, {len(self.cases)} in all"
+            folder = common_folder(self.members)
+            files = [str(member.path) for member in self.members]
+            folds = f"the {len(files)} folds of {folder}" if folder else ", ".join(files)
+            return f"{folds}, each on the cases that it held out, {len(self.cases)} in all"
         what = ", ".join(f"{member.path} (step {member.step})" for member in self.members)
         return f"{what} on {len(self.cases)} {self.part} cases"
 

@@ -17,6 +17,7 @@ from crkd_cli.data.splits import Fold
 from crkd_cli.errors import UsageError
 from crkd_cli.evaluation.evaluate import EvaluationReport, evaluate
 from crkd_cli.evaluation.results import find_evaluation, read_evaluation
+from crkd_cli.inference.ensemble import load_ensemble
 from crkd_cli.metrics.summary import summarize
 from crkd_cli.reporting.compare import compare_runs
 from crkd_cli.reporting.tables import tables
@@ -146,6 +147,18 @@ def test_rules_of_post_processing_are_those_of_the_fold(make_store, make_folds, 
     kept = run(tmp_path, tmp_path / "runs" / "a", raw=True)
     assert rows(kept) == raw
     assert kept.folder.name == "evaluation-strict-fold-raw"
+
+
+def test_a_folder_without_all_folds_is_an_error(make_store, make_folds, tmp_path):
+    store = make_store(groups=GROUPS)
+    folder = tmp_path / "runs" / "a"
+    files = make_folds(store.spec, "a")
+    for file, missing in ((files[1], "2"), (files[2], "2, 3")):
+        shutil.rmtree(file.parent)
+        for part in (None, "test"):
+            with pytest.raises(UsageError, match=f"a lacks fold {missing} of 3; rerun the command"):
+                run(tmp_path, folder, part=part)
+    assert len(load_ensemble([folder / "fold1"])) == 1
 
 
 def test_what_is_no_cross_validation(make_store, make_folds, tmp_path):
