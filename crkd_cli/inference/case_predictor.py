@@ -43,16 +43,13 @@ SUBFOLDERS = (OVERLAYS, PROBABILITIES)  # of the output folder
 class PredictOptions:
     """What to write for every case."""
 
-    # OUT/overlays/STEM.png, with the subfolder of the image before STEM
-    overlays: bool = False
-    # OUT/probabilities/STEM.npz, see `write_probabilities`
-    probabilities: bool = False
+    overlays: bool = False  # OUT/overlays/STEM.png, with the subfolder of the image before STEM
+    probabilities: bool = False  # OUT/probabilities/STEM.npz, see `write_probabilities`
     largest_component: bool = False  # keep only the largest connected component of every class
     raw: bool = False  # leave the post-processing in the checkpoint off
     overwrite: bool = False  # replace existing files instead of skipping the case
     class_numbers: bool = False  # masks contain 0 to K − 1 instead of the values of the label files
-    # predict a CT image with a model for MR, and the reverse, instead of refusing it
-    other_modality: bool = False
+    other_modality: bool = False  # predict CT with a model for MR too, and the reverse
     dicom_seg: bool = False  # OUT/STEM.dcm: a DICOM Segmentation of every DICOM series
     qc: bool = False  # OUT/quality.csv: figures about every mask
 
