@@ -13,6 +13,7 @@ import numpy as np
 from scipy.ndimage import zoom
 
 from crkd_cli.data.foreground import sample_positions
+from crkd_cli.data.prepare_case import value_statistics
 from crkd_cli.data.splits import Split, split_file, write_split
 from crkd_cli.data.store import (
     RECIPE,
@@ -98,6 +99,7 @@ def _write_store(root: Path, spec: DatasetSpec, shape: Sequence[int], make: Any)
         image, label = make(number)
         factors = [new / old for new, old in zip(shape, label.shape, strict=True)]
         image = zoom(image.astype(np.float32), factors, order=1)
+        intensity = value_statistics(image[None], spec)
         if spec.channels[0].intensity == "zscore":
             image = (image - image.mean()) / image.std()
         else:
@@ -108,7 +110,16 @@ def _write_store(root: Path, spec: DatasetSpec, shape: Sequence[int], make: Any)
         np.save(root / "labels" / f"{case}.npy", label)
         positions = sample_positions(label, len(spec.classes), number)
         np.save(root / "foreground" / f"{case}.npy", positions)
-        facts = (case, case, tuple(shape), (1.0, 1.0, 1.0), f"{case}.h5", "0" * 64, "0" * 64, ())
+        facts = (
+            case,
+            case,
+            tuple(shape),
+            (1.0, 1.0, 1.0),
+            f"{case}.h5",
+            "0" * 64,
+            "0" * 64,
+            intensity,
+        )
         cases.append(CaseInfo(*facts))
     write_index(root, Index(recipe=RECIPE, spec=spec, cases=tuple(cases)))
     ids = tuple(case.id for case in cases)

@@ -14,7 +14,7 @@ from tests.reliability.commands import GB, Outcome
 from tests.reliability.trial import judge
 
 CHECKOUT = Path(__file__).parents[2]
-INPUTS = 2000
+INPUTS = 600
 
 
 def run_module(name: str, folder: Path, *arguments: object) -> subprocess.Popen[str]:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.reliability.test_fuzz import run_module
 
-TRIALS = 4  # of every command
+TRIALS = 2  # of every command
 
 
 @pytest.mark.slow

@@ -83,6 +83,7 @@ def decode(image: dict[str, str], kind: str) -> bytes:
     return base64.b64decode(data) if head == f"data:image/{kind};base64" else b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [2], indirect=True)
 def test_the_page_is_self_contained_and_accessible(report):
     page = Page(report)
@@ -101,6 +102,7 @@ def test_the_page_is_self_contained_and_accessible(report):
     assert {"Scores", "Learning curves", "Scores of every case", "Runs"} <= sections
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [2], indirect=True)
 def test_figures_are_images_with_a_text(report):
     images = [image for image in Page(report).all("img") if decode(image, "svg+xml")]

@@ -21,6 +21,8 @@ from tests.training.helpers import CHECKOUT, Planner, logged, train_arguments, w
 from tests.training.processes import Processes, launch_crkd, wait_for_steps
 from tests.training.ranks import IGNORING
 
+pytestmark = pytest.mark.slow
+
 Parts = tuple[dict[str, Any], list[dict[str, Any]]]
 ENDLESS = ("train.steps=100000", "train.log_every=1", "train.eval_every=100000")
 
@@ -88,7 +90,6 @@ def test_results_are_gathered_in_order(parts: Parts) -> None:
     assert [results["gathered"] for results in by_rank] == [[*range(7)]] * 2
 
 
-@pytest.mark.slow
 def test_trains_and_resumes_with_another_number_of_processes(
     tiny: Planner, tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
@@ -113,7 +114,6 @@ def test_trains_and_resumes_with_another_number_of_processes(
     assert weights(single.folder).keys() == weights(folder).keys()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dims", [2], indirect=True)
 @pytest.mark.parametrize("target", ["torchrun", "rank 1"])
 def test_a_signal_to_any_process_saves_and_ends_all(
@@ -133,7 +133,6 @@ def test_a_signal_to_any_process_saves_and_ends_all(
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dims", [2], indirect=True)
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_run_with_a_complete_checkpoint(
@@ -157,7 +156,6 @@ def test_a_killed_process_ends_the_run_with_a_complete_checkpoint(
     assert f"resuming after step {step}" in result.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dims", [2], indirect=True)
 def test_a_batch_that_cannot_be_split_is_refused_once(tiny: Planner, tmp_path: Path) -> None:
     tiny()
@@ -170,7 +168,6 @@ def test_a_batch_that_cannot_be_split_is_refused_once(tiny: Planner, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dims", [2], indirect=True)
 def test_an_error_of_one_process_is_reported_once_and_ends_all(
     tiny: Planner, tmp_path: Path
@@ -186,7 +183,6 @@ def test_an_error_of_one_process_is_reported_once_and_ends_all(
     assert line.startswith(f"error: cannot write {best}")
 
 
-@pytest.mark.slow
 def test_evaluate_scores_like_one_process(
     dims: int, make_store: Any, make_checkpoint: Any, tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
@@ -207,7 +203,6 @@ def test_evaluate_scores_like_one_process(
         assert (tmp_path / "two" / name).read_bytes() == expected
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dims", [2], indirect=True)
 def test_a_users_own_method_trains(tiny: Planner, my_method: Path, tmp_path: Path) -> None:
     tiny()
@@ -225,7 +220,6 @@ def test_a_users_own_method_trains(tiny: Planner, my_method: Path, tmp_path: Pat
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dims", [2], indirect=True)
 def test_predict_shares_the_images_and_gathers_the_failures(
     make_store: Any,

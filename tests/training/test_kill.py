@@ -14,8 +14,8 @@ from tests.training.helpers import Planner, assert_equal, logged, train_argument
 
 pytestmark = pytest.mark.slow
 
-KILLS = 6  # for each of 2D and 3D
-STEPS = 120
+KILLS = 4  # for each of 2D and 3D
+STEPS = 80
 
 
 def launch(root: Path, out: str) -> subprocess.Popen[bytes]:

@@ -22,6 +22,8 @@ from tests.training.helpers import (
 )
 from tests.training.processes import launch_crkd
 
+pytestmark = pytest.mark.slow
+
 # The first stage is half of the run. The learning rate is so small that all scores are equal, and
 # the earliest of equals is the best: that of step 2. Batch norm's running statistics and the
 # optimizer's momentum still change.
@@ -54,7 +56,6 @@ def test_the_second_stage_begins_with_the_best_weights_and_their_optimizer(tiny:
     assert_equal(state(early.folder), state(whole.folder))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dims", [2], indirect=True)
 def test_stopped_and_continued_is_bit_equal(tiny: Planner) -> None:
     """Before, at and after the step that restores."""
@@ -79,7 +80,6 @@ def test_a_stop_in_the_first_stage_adds_no_score(tiny: Planner) -> None:
     assert [*logged(early.folder, "val/dice")] == [2, 4, 6, 8, 10, 12, 13]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dims", [2], indirect=True)
 def test_stopped_by_a_signal_at_the_step_that_restores(tiny: Planner) -> None:
     whole = tiny(*BCP, out="whole")
@@ -128,7 +128,6 @@ def test_a_best_checkpoint_without_the_optimizer_ends_the_run_in_one_line(tiny: 
         train_plan(tiny(*BCP))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dims", [2], indirect=True)
 def test_every_process_restores(tiny: Planner, tmp_path: Path) -> None:
     """Without a stop, or with one after which all of them read the saved state."""

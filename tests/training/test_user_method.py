@@ -110,7 +110,7 @@ def test_the_commands_of_the_page_run(
         done = run_crkd(*words)
         assert done.returncode == 0, done.stderr
     assert "my_method" in done.stdout
-    assert len(list(Path("scans-masks").iterdir())) == 2
+    assert len(list(Path("scans-masks").glob("*.nii"))) == 2
     assert not marker.exists()
     named = train[: train.index("--method") + 1]
     assert "no method is called 'my_method'" in run_crkd(*named, "my_method").stderr
