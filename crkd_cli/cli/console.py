@@ -133,6 +133,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
                 "(--set)"
             )
             _exit([line], 1, distributed, verbose)
+        finally:
+            _quiet = False  # the process may run other commands
 
     return wrapper
 
