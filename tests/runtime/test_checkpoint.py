@@ -48,6 +48,7 @@ def test_a_run_folder_loads_as_its_result(trained: Path) -> None:
         load_checkpoint(best)
 
 
+@pytest.mark.parametrize("dims", [2, pytest.param(3, marks=pytest.mark.slow)], indirect=True)
 def test_no_state_of_a_random_generator_is_needed(tiny: Planner) -> None:
     """Every global generator is reseeded before every step, and the weights stay the same."""
 

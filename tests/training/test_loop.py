@@ -37,6 +37,10 @@ from tests.training.helpers import (
     weights,
 )
 
+slow_in_3d = pytest.mark.parametrize(
+    "dims", [2, pytest.param(3, marks=pytest.mark.slow)], indirect=True
+)
+
 
 @pytest.mark.parametrize(
     ("method", "updates"),
@@ -157,6 +161,7 @@ def test_stopped_by_a_signal_and_resumed_is_bit_equal(
         assert steps[-1] == 20
 
 
+@slow_in_3d
 def test_extending_a_finished_run(tiny: Planner) -> None:
     train_plan(tiny("train.steps=5"))
     assert tiny("train.steps=5").finished
@@ -201,6 +206,7 @@ def test_a_run_folder_is_locked_by_one_process(tiny: Planner) -> None:
     start(tiny("train.steps=2", "method=supervised"))
 
 
+@slow_in_3d
 def test_other_settings_in_the_same_folder_are_refused(tiny: Planner) -> None:
     planned = tiny("train.steps=2")
     train_plan(planned)
@@ -225,6 +231,7 @@ def test_a_full_disk_under_the_log_is_one_line(tmp_path: Path) -> None:
         log.write(1, {"total": 1.0})
 
 
+@slow_in_3d
 def test_unlabeled_labels_are_never_opened(tiny: Planner) -> None:
     """Deleting the labels of the unlabeled cases leaves the weights the same."""
     with_labels = tiny("train.steps=8", out="with")
@@ -250,6 +257,7 @@ def test_no_bf16_on_a_cpu_where_its_gradient_is_wrong(tiny: Planner, dims: int, 
     assert start(large).precision == torch.bfloat16
 
 
+@slow_in_3d
 def test_run_folder(tiny: Planner) -> None:
     planned = tiny()
     reports: list[dict[str, float]] = []
@@ -271,6 +279,7 @@ def test_run_folder(tiny: Planner) -> None:
     assert not list(planned.folder.glob(".tmp-*"))
 
 
+@slow_in_3d
 def test_training_learns(tiny: Planner) -> None:
     planned = tiny("method=supervised", "train.steps=80", "train.eval_every=80", "train.lr=0.05")
     assert train_plan(planned)["best"]["dice"] > 0.7
