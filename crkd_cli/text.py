@@ -6,7 +6,7 @@ runs.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import ceil
 
 # What a spreadsheet takes for a formula, after the apostrophes that `csv_cell` adds.
@@ -45,6 +45,12 @@ def shorten(text: str, length: int = 100) -> str:
 def format_size(numbers: Iterable[float]) -> str:
     """Return a number per axis as text, such as 32 × 48 × 32."""
     return " × ".join(f"{number:.4g}" for number in numbers)
+
+
+def format_range(numbers: Sequence[int]) -> str:
+    """Return "4", or "16 to 17" if the numbers differ."""
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def format_duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ from crkd_cli.cli.console import command, info, narrow, show
 from crkd_cli.cli.options import DataRoot, Device, Json, Quiet, Raw, Tta, Verbose
 from crkd_cli.errors import pluralize
 from crkd_cli.metrics.names import class_heading, format_values, higher_is_better, metric_heading
+from crkd_cli.text import format_range
 
 if TYPE_CHECKING:
     from crkd_cli.evaluation.evaluate import EvaluationReport
@@ -152,7 +153,7 @@ def _table(report: "EvaluationReport", metrics: Sequence[int]) -> "Table":
     total = sum((scored.presence for scored in report.classes.values()), Presence(0, 0))
     headings, notes = ["class"], [_describe_mean(report)]
     if report.facts["folds"]:
-        notes.append("each case is scored by the fold that held it out; these models are given")
+        notes.append("each case is scored by the fold that held it out")
     if total.absent:
         headings += ["n", FALSE_POSITIVES]
         notes.append(f"n: cases with a score; {ABOUT_FALSE_POSITIVES}")
@@ -179,8 +180,8 @@ def _title(facts: dict[str, Any]) -> str:
     title = (
         f"{facts['dataset']}, {part}: {pluralize(facts['cases'], 'case')}, "
         f"{facts['protocol']} protocol; {facts['method']}, "
-        f"{_range([facts['labeled'], *(fold['labeled'] for fold in folds)])} labeled, "
-        f"step {_range([facts['step'], *(fold['step'] for fold in folds)])}"
+        f"{format_range([facts['labeled'], *(fold['labeled'] for fold in folds)])} labeled, "
+        f"step {format_range([facts['step'], *(fold['step'] for fold in folds)])}"
     )
     if facts["members"]:
         title += f", ensemble of {len(facts['members'])}"
@@ -189,11 +190,6 @@ def _title(facts: dict[str, Any]) -> str:
     if facts["postprocessing"] or any(fold["postprocessing"] for fold in folds):
         title += ", post-processed"
     return title
-
-
-def _range(numbers: list[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    return str(low) if low == high else f"{low} to {high}"
 
 
 def _describe_mean(report: "EvaluationReport") -> str:

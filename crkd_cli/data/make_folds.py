@@ -24,6 +24,7 @@ from crkd_cli.data.splits import (
 from crkd_cli.data.spreading import ClassSet, draw
 from crkd_cli.data.store import Store
 from crkd_cli.errors import CrkdError, UsageError, pluralize
+from crkd_cli.text import format_range
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def make_folds(
 ) -> NewFolds:
     """Divide the labeled groups of a dataset into folds, each of which one model holds out.
 
-    A fold trains on all other groups but the test part, and on the labels of `labeled` of them.
+    A fold trains on all other groups except the test part, and on the labels of `labeled` of them.
     These are taken from the folds after it, so that the labels of few patients are not used by all
     folds. Public datasets keep their official test and validation parts, and their train part is
     divided. Raises UsageError or CrkdError.
@@ -211,9 +212,9 @@ def _describe(folds: Folds, key: str, val: str | None) -> Iterator[str]:
     sizes = [len(fold.held_out) for fold in parts]
     yield (
         f"{pluralize(sum(sizes), 'labeled patient')} in {len(parts)} folds; each fold holds out "
-        f"{_range(sizes)}, and scores them"
+        f"{format_range(sizes)}, and scores them"
     )
-    labels = _range([len(fold.labeled) for fold in parts])
+    labels = format_range([len(fold.labeled) for fold in parts])
     others = "" if key == "all" else "; the other patients that it does not hold out are unlabeled"
     noun = "patient" if labels == "1" else "patients"
     yield f"every fold trains with the labels of {labels} {noun} (--labeled {key}){others}"
@@ -227,11 +228,6 @@ def _describe(folds: Folds, key: str, val: str | None) -> Iterator[str]:
             "no validation part: the last checkpoint of a fold is its result "
             "(--val takes one from the patients that it does not hold out)"
         )
-
-
-def _range(sizes: Sequence[int]) -> str:
-    low, high = min(sizes), max(sizes)
-    return str(low) if low == high else f"{low} to {high}"
 
 
 def _note_missing_classes(folds: Folds, store: Store) -> Iterator[str]:

@@ -25,6 +25,7 @@ from crkd_cli.metrics.names import class_heading
 from crkd_cli.metrics.presence import Presence, count_absent
 from crkd_cli.runtime.class_rule import ClassRule
 from crkd_cli.runtime.run_folder import fold_folders, result_checkpoint
+from crkd_cli.text import format_range
 
 # Keys of `train` that may differ between runs of one method.
 _FREE_KEYS = ("seed", *EXECUTION_KEYS)
@@ -102,8 +103,7 @@ class Facts(msgspec.Struct, frozen=True):
     @property
     def labeled_patients(self) -> str:
         """With how many labeled patients a model was trained: 4, or 16 to 17 in folds."""
-        most = max([self.labeled, *(fold.labeled for fold in self.folds)])
-        return str(self.labeled) if most == self.labeled else f"{self.labeled} to {most}"
+        return format_range([self.labeled, *(fold.labeled for fold in self.folds)])
 
     def settings(self) -> str:
         """Return a text that is the same for runs that repeat each other with other seeds."""

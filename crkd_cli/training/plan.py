@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from crkd_cli.methods import METHODS
 from crkd_cli.paths import packaged_folder
 from crkd_cli.runtime.build import user_method_digest
 from crkd_cli.runtime.checkpoint import Checkpoint, load_checkpoint
-from crkd_cli.runtime.run_folder import fold_folder
+from crkd_cli.runtime.run_folder import find_checkpoints, fold_folder
 from crkd_cli.runtime.user_method import source_file
 from crkd_cli.text import shorten
 from crkd_cli.training.network_choice import choose_network
@@ -127,7 +128,7 @@ def plan(request: Request) -> Plan:
     so_far = resumed.config if resumed else None
     config, network_reason = choose_network(config, store.spec, so_far)
     if resumed:
-        _check_resumable(resumed, config, split, store, folder)
+        _check_resumable(resumed, config, split, store, request)
     stop = config.train.steps if request.stop_after is None else request.stop_after
     if stop > config.train.steps:
         raise UsageError(
@@ -255,17 +256,18 @@ def _run_folder(request: Request, store: Store, config: Config, n_labeled: int) 
 
 
 def _check_resumable(
-    old: Checkpoint, config: Config, split: Split, store: Store, folder: Path
+    old: Checkpoint, config: Config, split: Split, store: Store, request: Request
 ) -> None:
-    """Raise UsageError if the run in `folder` was started with other settings or other data.
+    """Raise UsageError if the run of `old` was started with other settings or other data.
 
     Raises CrkdError if its checkpoint lacks the optimizer's state.
     """
+    folder = old.path.parent
     difference = _difference(old, config, split, store, folder)
     if difference:
         raise UsageError(
             f"{folder} holds a run with other settings ({difference}); give another folder with "
-            f"--out {_free_folder(folder)}, or delete it"
+            f"--out {_free_folder(folder, request)}, or delete it"
         )
     if old.training is None:
         raise CrkdError(
@@ -274,12 +276,18 @@ def _check_resumable(
         )
 
 
-def _free_folder(folder: Path) -> Path:
-    """Return FOLDER-2, or with a higher number, which does not exist."""
-    number = 2
-    while (free := folder.with_name(f"{folder.name}-{number}")).exists():
-        number += 1
-    return free
+def _free_folder(folder: Path, request: Request) -> Path:
+    """Return an --out for another run than that in `folder`: with -2 or a higher number.
+
+    Without the parts that seeds and folds add to --out.
+    """
+    if request.fold is not None:
+        folder = folder.parent
+    if request.seed is not None:
+        folder = folder.with_name(folder.name.removesuffix(f"-seed{request.seed}"))
+    names = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+    # The second condition: it has no seeds either.
+    return next(free for free in names if not free.exists() and find_checkpoints(free) == [free])
 
 
 def _difference(

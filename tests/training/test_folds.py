@@ -144,6 +144,7 @@ def test_new_folds_do_not_continue_old_runs(
         "split 2-folds3-seed1337, fold 2 of 3, now 2-folds3-seed5, fold 2 of 3 with other cases"
         in result.stderr
     )
+    assert f"--out {tmp_path / 'run-2'}, or delete it" in result.stderr
     assert not (tmp_path / "run" / "fold1").exists()
 
 
