@@ -2,7 +2,8 @@
 
 They run as written and in order, as for a newcomer with a few real cases. To take seconds instead
 of hours, they run with a copy of the package whose configurations are short and narrow, and whose
-splits name only the cases at hand; where a command states its number of steps, that is reduced.
+splits name only the cases at hand; where a command states its number of steps, its batch size or
+the size of its images, that is reduced.
 """
 
 import os
@@ -26,6 +27,7 @@ from typer.testing import CliRunner
 from crkd_cli.data.raw import formats
 from crkd_cli.methods import METHODS
 from crkd_cli.runtime.run_folder import newest_checkpoint
+from tests.command_server import CommandServer
 from tests.scans import add_scans
 
 CHECKOUT = Path(__file__).parents[1]
@@ -46,8 +48,10 @@ FRAMES: dict[int, dict[str, Any]] = {
     3: {"patch": [48, 48, 32], "stride": [32, 32, 16]},
 }
 STEPS = 6
+BATCH = 2
 FOLDS = 5  # in the commands that make them
 POLYP_SIZE = (80, 64)
+SECONDS = 300.0  # that a command may take
 
 
 def command_lines(*pages: Path) -> list[str]:
@@ -126,7 +130,7 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.slow
 def test_every_documented_command_runs(shared_data: Path, tmp_path: Path, my_method: Path) -> None:
     program = make_program(tmp_path / "program", shared_data)
-    newcomer = Newcomer(tmp_path / "newcomer", program)
+    newcomer = Newcomer(tmp_path / "newcomer", environment_of(program, tmp_path))
     add_raw_files(newcomer.folder, shared_data)
     for line in command_lines(README):
         if "checkpoint.pth" in words_of(line):
@@ -135,26 +139,44 @@ def test_every_documented_command_runs(shared_data: Path, tmp_path: Path, my_met
         newcomer.run(line)
 
     # Each page has its own folder: its runs may be named like those of the README, but differ.
-    for page in (page for page in DOCS if page not in SCRIPTED):
-        reader = Newcomer(tmp_path / page.stem, program)
-        add_raw_files(reader.folder, shared_data)
-        (reader.folder / "data").symlink_to(newcomer.folder / "data")
-        shutil.copy(my_method, reader.folder)
-        distinct = {
-            tuple(words_of(line)): line
-            for line in command_lines(page)
-            if not line.startswith("torchrun")  # tests/training/test_distributed.py does that
-        }
-        for line in distinct.values():
-            reader.run(line)
+    with CommandServer(newcomer.environment, tmp_path / "output") as server:
+        for page in (page for page in DOCS if page not in SCRIPTED):
+            reader = Newcomer(tmp_path / page.stem, newcomer.environment, server)
+            add_raw_files(reader.folder, shared_data)
+            (reader.folder / "data").symlink_to(newcomer.folder / "data")
+            shutil.copy(my_method, reader.folder)
+            distinct = {
+                tuple(words_of(line)): line
+                for line in command_lines(page)
+                if not line.startswith("torchrun")  # tests/training/test_distributed.py does that
+            }
+            for line in distinct.values():
+                reader.run(line)
+
+
+def environment_of(program: Path, home: Path) -> dict[str, str]:
+    """Return the variables of a shell that finds the command crkd in `program`/bin."""
+    environment = {
+        **os.environ,
+        "PATH": f"{program / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(program),
+        "HOME": str(home),
+    }
+    for name in ("CRKD_DATA", "NO_COLOR", "COLUMNS"):
+        environment.pop(name, None)
+    return environment
 
 
 @dataclass(frozen=True)
 class Newcomer:
-    """Someone in `folder` whose shell finds the command crkd in `program`/bin."""
+    """Someone in `folder` whose shell has `environment`.
+
+    With a server, commands that need no shell start as its forks, without the seconds of imports.
+    """
 
     folder: Path
-    program: Path
+    environment: dict[str, str]
+    server: CommandServer | None = None
 
     def run(self, line: str) -> None:
         """Run a command, and check that it succeeds and writes its files."""
@@ -170,28 +192,31 @@ class Newcomer:
             assert product.stat().st_mtime >= begin - 1, f"{line}\ndid not write {product}"
 
     def _shell(self, line: str) -> None:
-        environment = {
-            **os.environ,
-            "PATH": f"{self.program / 'bin'}:{os.environ['PATH']}",
-            "PYTHONPATH": str(self.program),
-            "HOME": str(self.folder),
-        }
-        for name in ("CRKD_DATA", "NO_COLOR", "COLUMNS"):
-            environment.pop(name, None)
-        result = subprocess.run(
-            ["bash", "-c", line],
-            cwd=self.folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert result.returncode == 0, f"$ {line}\n{result.stdout}{result.stderr}"
-        assert "\x1b" not in result.stdout + result.stderr  # no colors when piped
+        if self.server and not set("$*;<>|~") & set(line):
+            outcome = self.server.run(words_of(line)[1:], self.folder, SECONDS)
+            code, output = outcome.code, outcome.stdout + outcome.stderr
+        else:
+            result = subprocess.run(
+                ["bash", "-c", line],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=SECONDS,
+            )
+            code, output = result.returncode, result.stdout
+        assert code == 0, f"$ {line}\n{output}"
+        assert "\x1b" not in output  # no colors when piped
 
 
 def shortened(line: str) -> str:
-    """Return `line` with at most STEPS training steps, if it or its method's authors set more."""
+    """Return `line` with small sizes, if it sets them, and at most STEPS training steps.
+
+    Its method's authors may set more steps, too.
+    """
+    line = re.sub(r"(?<=labeled_batch_size=)\d+", str(BATCH), line)
+    line = re.sub(r"(?<=data\.frame=){resize: [^}]*}", f"{{resize: {FRAMES[2]['resize']}}}", line)
     line = re.sub(r"(?<=train\.steps=)\d+", str(STEPS), line)
     line = re.sub(r"(?<=--stop-after )\d+", str(STEPS // 2), line)
     words = words_of(line)
@@ -317,9 +342,11 @@ def make_program(folder: Path, data: Path) -> Path:
         dims = len(frame.get("resize") or frame["patch"])
         tree["data"] |= {
             "frame": FRAMES[dims],
-            "labeled_batch_size": 2,
-            "unlabeled_batch_size": 2,
+            "labeled_batch_size": BATCH,
+            "unlabeled_batch_size": BATCH,
         }
+        if dims == 2:
+            tree["model"]["name"] = "unet"  # for color images, auto is a large one
         tree["model"]["widths"] = [4, 4, 8, 8, 8]
         tree["train"] |= {"steps": STEPS, "eval_every": STEPS // 2, "log_every": 1}
         (folder / "configs" / file.name).write_text(yaml.safe_dump(tree))
