@@ -21,6 +21,7 @@ from crkd_cli import renamed
 PAGE = ROOT / "docs" / "results.md"
 PLACEHOLDER = re.compile(r"^<!-- (results|recipes): (.+) -->$", flags=re.MULTILINE)
 SEED = re.compile(r" --set train\.seed=\d+")
+METHOD = re.compile(r"--method (\S+)")
 # The start of the names of records that are not of a run.
 OTHER_FILES = (
     "augment-",
@@ -57,11 +58,9 @@ def page(folder: Path) -> str:
         if key not in settings:
             return ""
         records = settings[key]
-        return (
-            f"{recipes(records)}\n{circumstances(records)}"
-            if kind == "recipes"
-            else section(records)
-        )
+        if kind == "recipes":
+            return f"{recipes(records)}\n{origin(records)}\n{loops(records)}"
+        return section(records)
 
     return PLACEHOLDER.sub(fill, text).rstrip() + "\n"
 
@@ -149,6 +148,35 @@ def circumstances(records: list[Record]) -> str:
         lines.append(f"# {label}, seed {', '.join(seeds)}\n{command}")
     head = ["run", "seed", "commit", "machine", "torch", "seconds", "steps/s"]
     return table(head, list(rows.values())) + "\n```\n" + "\n".join(lines) + "\n```\n"
+
+
+def origin(records: list[Record]) -> str:
+    """Return a sentence that says at which commits and on which machines the runs were trained."""
+    commits = dict.fromkeys(record["commit"] for record in records)
+    machines = dict.fromkeys(
+        f"{record['machine']}; {record['device']}; PyTorch {record['versions']['torch']}"
+        for record in records
+    )
+    return f"Commits {', '.join(commits)}; {' or '.join(machines)}. Trained with:\n"
+
+
+def loops(records: list[Record]) -> str:
+    """Return the commands: for each augmentation, one loop over methods with the same seeds."""
+    seeds: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for record in records:
+        command = SEED.sub("", with_current_keys(record["command"]))
+        (method,) = METHOD.findall(command)
+        seeds[METHOD.sub("--method $method", command), method].append(record["seed"])
+    methods: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
+    for (command, method), several in seeds.items():
+        methods[command, tuple(several)].append(method)
+    lines = []
+    for (command, several), names in sorted(methods.items()):
+        if "data.augment=strong" in command:  # with a folder of its own
+            command += " --out runs/$method-strong"
+        command += f" --seeds {','.join(map(str, several))}"
+        lines.append(f"for method in {' '.join(names)}; do {command}; done\n")
+    return f"```\n{''.join(lines)}```\n"
 
 
 def with_current_keys(command: str) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from crkd_cli.runtime.checkpoint import load_checkpoint
-from tests.test_readme import CHECKOUT, SCRIPTED, make_program
+from tests.newcomer import make_program
+from tests.test_readme import CHECKOUT, SCRIPTED
 
 # Stands in for Slurm: the first training is interrupted, as before the time limit.
 SRUN = """#!/bin/bash

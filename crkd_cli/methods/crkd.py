@@ -71,7 +71,7 @@ class Crkd(Method):
         pseudo_weight: NonNegative = 1.0  # λ_ps
         # Chosen by the gradients of the terms: those of CPKD and LEC are short and decrease the
         # loss on validation patients; those of CFKD and CSD are several times as long and do not
-        # (docs/results.md).
+        # (docs/experiments.md).
         pixel_weight: NonNegative = 1.0  # λ_p, of CPKD
         feature_weight: NonNegative = 0.01  # λ_f, of CFKD
         semantic_weight: NonNegative = 0.01  # λ_c, of CSD

@@ -80,7 +80,8 @@ def configure_backends(*, deterministic: bool) -> None:
     if deterministic:
         # cuBLAS requires this, and reads it at its first call.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic, warn_only=False)
+    # Not torch.use_deterministic_algorithms, which imports torch's compiler for a second.
+    torch.set_deterministic_debug_mode("error" if deterministic else "default")
     # Nothing reads memory before it is written, so that deterministic runs need not fill it first.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     keep_freed_memory()

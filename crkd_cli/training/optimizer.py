@@ -4,17 +4,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from crkd_cli.config import TrainConfig
 from crkd_cli.errors import CrkdError
 from crkd_cli.schedules import multistep, poly
 
-# The state that torch's optimizers keep for every parameter: name in a checkpoint → name in torch.
-_MOMENTUM = {"momentum": "momentum_buffer"}
+# What is kept for every parameter.
 SLOTS = {
-    "sgd": _MOMENTUM,
-    "nesterov": _MOMENTUM,
-    "adamw": {"mean": "exp_avg", "square": "exp_avg_sq", "steps": "step"},
+    "sgd": ("momentum",),
+    "nesterov": ("momentum",),
+    "adamw": ("mean", "square", "steps"),
 }
 
 
@@ -26,6 +27,9 @@ class GuardedOptimizer:
     on the device and read when the loop logs. Nothing here waits for the device, and every tensor
     keeps its memory, so that a step can be captured as a CUDA graph.
 
+    The updates are torch's functions: its optimizer classes would import its compiler, which takes
+    a second at the start of every run.
+
     Before every step, set `lr`, and call `remember` before its forward passes.
     """
 
@@ -33,14 +37,15 @@ class GuardedOptimizer:
         self._parameters = [p for p in method.parameters() if p.requires_grad]
         self._buffers = list(method.buffers())
         self._remembered = [buffer.clone() for buffer in self._buffers]
-        self._inner = _build_optimizer(self._parameters, train)
-        self._slots = SLOTS[train.optimizer]
-        self._init_state()
+        self._train = train
+        self._state = {
+            slot: [_zeros(slot, parameter) for parameter in self._parameters]
+            for slot in SLOTS[train.optimizer]
+        }
         device = self._parameters[0].device
         # Kernels on a GPU read the learning rate in float32; on a CPU float64 is exact.
         dtype = torch.float32 if device.type == "cuda" else torch.float64
         self.lr = torch.zeros((), dtype=dtype, device=device)
-        self._inner.param_groups[0]["lr"] = self.lr
         self._skipped = torch.zeros((), device=device)
         self._streak = torch.zeros((), device=device)
         self._worst_streak = torch.zeros((), device=device)
@@ -50,15 +55,18 @@ class GuardedOptimizer:
         if self._buffers:
             torch._foreach_copy_(self._remembered, self._buffers)
 
+    @torch.no_grad()
     def step(self, loss: Tensor) -> Tensor:
         """Apply the gradients of `loss`, clear them, and return their norm."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        trained = [i for i, p in enumerate(self._parameters) if p.grad is not None]
+        parameters: list[Tensor] = [self._parameters[i] for i in trained]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         skip = ~torch.isfinite(norm + loss.detach())
-        # The fused kernels leave everything as it is where this is 1; GradScaler uses it too.
-        self._inner.found_inf = skip.float()  # type: ignore[attr-defined]
-        self._inner.step()
-        self._inner.zero_grad()
+        state = {slot: [values[i] for i in trained] for slot, values in self._state.items()}
+        self._update(parameters, gradients, state, skip.float())
+        for parameter in parameters:
+            parameter.grad = None
         self._restore_buffers(skip)
         self._skipped += skip
         self._streak.add_(1.0).mul_(skip)
@@ -75,11 +83,7 @@ class GuardedOptimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every parameter, in their order, and the counters."""
-        state: dict[str, Any] = {
-            name: [self._inner.state[p][slot] for p in self._parameters]
-            for name, slot in self._slots.items()
-        }
-        return {**state, "skipped": self._skipped, "streak": self._streak}
+        return {**self._state, "skipped": self._skipped, "streak": self._streak}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copy the values of `state_dict` into this optimizer.
@@ -96,21 +100,55 @@ class GuardedOptimizer:
             ) from None
 
     def _copy(self, state: dict[str, Any]) -> None:
-        for name, slot in self._slots.items():
-            for parameter, value in zip(self._parameters, state[name], strict=True):
-                self._inner.state[parameter][slot].copy_(value)
+        for slot, values in self._state.items():
+            for value, saved in zip(values, state[slot], strict=True):
+                value.copy_(saved)
         self._skipped.copy_(state["skipped"])
         self._streak.copy_(state["streak"])
 
-    def _init_state(self) -> None:
-        """Fill the state with zeros; torch leaves it uninitialized if the first step is skipped."""
-        for parameter in self._parameters:
-            state = self._inner.state[parameter]
-            for slot in self._slots.values():
-                if slot == "step":
-                    state[slot] = torch.zeros((), device=parameter.device)
-                else:
-                    state[slot] = torch.zeros_like(parameter)
+    def _update(
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        state: dict[str, list[Tensor]],
+        skip: Tensor,
+    ) -> None:
+        """Change `parameters` and their state in place, unless `skip` is 1.
+
+        torch's fused kernels leave everything as it is there; GradScaler relies on that, too.
+        """
+        common: dict[str, Any] = {
+            "lr": self.lr,
+            "weight_decay": self._train.weight_decay,
+            "maximize": False,
+            "fused": True,
+            "found_inf": skip,
+        }
+        if self._train.optimizer == "adamw":
+            adamw(
+                parameters,
+                gradients,
+                state["mean"],
+                state["square"],
+                [],
+                state["steps"],
+                amsgrad=False,
+                beta1=self._train.momentum,
+                beta2=0.999,
+                eps=1e-8,
+                **common,
+            )
+            return
+        momentum: list[Tensor | None] = [*state["momentum"]]
+        sgd(
+            parameters,
+            gradients,
+            momentum,
+            momentum=self._train.momentum,
+            dampening=0.0,
+            nesterov=self._train.optimizer == "nesterov",
+            **common,
+        )
 
     def _restore_buffers(self, skip: Tensor) -> None:
         for buffer, remembered in zip(self._buffers, self._remembered, strict=True):
@@ -126,24 +164,7 @@ def learning_rate(train: TrainConfig, step: int) -> float:
     return train.lr
 
 
-def _build_optimizer(parameters: list[nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
-    if train.optimizer == "adamw":
-        adamw = torch.optim.AdamW(
-            parameters,
-            lr=0.0,
-            betas=(train.momentum, 0.999),
-            weight_decay=train.weight_decay,
-            fused=True,
-            capturable=parameters[0].device.type == "cuda",
-        )
-        # It would warn of every use outside a CUDA graph, which is intended here.
-        adamw._warned_capturable_if_run_uncaptured = True
-        return adamw
-    return torch.optim.SGD(
-        parameters,
-        lr=0.0,
-        momentum=train.momentum,
-        weight_decay=train.weight_decay,
-        nesterov=train.optimizer == "nesterov",
-        fused=True,
-    )
+def _zeros(slot: str, parameter: nn.Parameter) -> Tensor:
+    if slot == "steps":
+        return torch.zeros((), device=parameter.device)
+    return torch.zeros_like(parameter)

@@ -28,7 +28,7 @@ def keep(tmp_path: Path):
             "protocol": protocol,
             "scores": {"mean": metrics, "heart": metrics},
         }
-        command = "crkd train --set train.seed=1 --quiet"
+        command = "crkd train --method crkd --set train.seed=1 --quiet"
         write_json(record | {"seed": 1, "command": command} | changes, tmp_path / f"{name}.json")
 
     return keep
@@ -74,15 +74,15 @@ def test_commands_have_the_option_names_of_today(keep, tmp_path):
 
 def test_seeds_are_averaged_and_share_a_command(keep, tmp_path):
     """80 and 90 have the mean 85 and the sample SD 10/√2."""
-    keep("b", 0.9, seed=2, command="crkd train --set train.seed=2 --quiet")
+    keep("b", 0.9, seed=2, command="crkd train --method crkd --set train.seed=2 --quiet")
     keep("a", 0.8, validation={str(step): step / 100 for step in range(250, 2501, 250)})
     keep("c", 0.5, label="supervised")
     page = results_page.page(tmp_path)
     (row,) = [row for row in rows(page, "crkd") if "seeds" in row[1]]
     assert row[:5] == ["crkd", "2 seeds", "last", "± SD", "85.0 ± 7.1"]
     assert page.index("/a.json") < page.index("/b.json") < page.index("/c.json")
-    assert "# crkd, seed 1, --set train.seed=2\ncrkd train --quiet\n" in page
-    assert "# supervised, seed 1\ncrkd train --set train.seed=1 --quiet\n" in page
+    assert "# crkd, seed 1, --set train.seed=2\ncrkd train --method crkd --quiet\n" in page
+    assert "# supervised, seed 1\ncrkd train --method crkd --set train.seed=1 --quiet\n" in page
     # Validation at the steps that all runs share, the others being of every 125th step.
     assert [len(row) for row in rows(page, "run | seed | step 250")] == [12]
     assert "| crkd | 1 | 2.5 | 5.0 | 7.5 |" in page
@@ -169,3 +169,28 @@ def test_the_table_of_recipes_pairs_methods_by_patient(keep, tmp_path):
     (pair,) = rows(page, "crkd, published")
     assert pair[1] == "crkd, strong"
     assert pair[2].startswith("-17.5 (")
+
+
+def test_methods_with_the_same_options_and_seeds_share_a_loop(keep, tmp_path):
+    (tmp_path / "about.md").write_text("<!-- recipes: toy -->\n", encoding="utf-8")
+    strong = "--set data.augment=strong --set data.labeled=6"  # an earlier name
+    for method, seed, options in [
+        ("bcp", 1, ""),
+        ("bcp", 2, ""),
+        ("cps", 1, ""),
+        ("crkd", 1, ""),
+        ("crkd", 2, ""),
+        ("crkd", 1, strong),
+    ]:
+        command = f"crkd train --method {method} {options} --set train.seed={seed}"
+        name = f"{method}{seed}{'-strong' * bool(options)}"
+        keep(name, setting="toy", label=method, seed=seed, command=command, commit=name[:6])
+    page = results_page.page(tmp_path)
+    assert "\nCommits bcp1, bcp2, cps1, crkd1-, crkd1, crkd2; AMD EPYC, 2 cores; CPU (1" in page
+    block = page.split("```")[1]
+    assert [" ".join(line.split()) for line in block.strip().splitlines()] == [
+        "for method in cps; do crkd train --method $method --seeds 1; done",
+        "for method in bcp crkd; do crkd train --method $method --seeds 1,2; done",
+        "for method in crkd; do crkd train --method $method --set data.augment=strong "
+        "--set data.labeled_batch_size=6 --out runs/$method-strong --seeds 1; done",
+    ]

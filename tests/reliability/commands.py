@@ -29,7 +29,6 @@ MODULES = (
     "pydicom",
     "rich.table",
     "scipy.ndimage",
-    "torch._inductor",  # what torch.use_deterministic_algorithms imports
     "crkd_cli.cli",
     "crkd_cli.data.make_splits",
     "crkd_cli.data.obtain",

@@ -137,7 +137,8 @@ def test_new_folds_do_not_continue_old_runs(
     out = ("--out", tmp_path / "run")
     assert cli(*line, *out, "--fold", "2").exit_code == 0
     root = ("--data-root", tmp_path / "data")
-    assert cli("make-splits", "toy", "--folds", "3", "--labeled", "2", "--seed", "5", *root)
+    made = cli("make-splits", "toy", "--folds", "3", "--labeled", "2", "--seed", "5", *root)
+    assert made.exit_code == 0
     result = cli(*line, *out, "--folds")
     assert result.exit_code == 2
     assert (
