@@ -63,7 +63,11 @@ class SignalCatcher:
         self._handlers = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and world.size() > 1:
+            # torchrun sends SIGTERM as soon as it sees that another process ended. This one ends by
+            # itself, once it has reported the error.
+            return
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from crkd_cli import world
 from crkd_cli.runtime.checkpoint import load_checkpoint
 from crkd_cli.training.interruptions import SIGNALS, SignalCatcher
 from tests.training.helpers import Planner, set_options, train_arguments
@@ -47,6 +48,18 @@ def test_the_first_signal_counts(handlers: None) -> None:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGHUP)
         assert signals.received == signal.SIGTERM
+
+
+@pytest.mark.parametrize(("processes", "silenced"), [(1, True), (2, False)])
+def test_torchrun_does_not_silence_a_process_that_reports_an_error(
+    handlers: None, monkeypatch: pytest.MonkeyPatch, processes: int, silenced: bool
+) -> None:
+    """When one process has ended, torchrun sends SIGTERM to the others."""
+    monkeypatch.setattr(world, "size", lambda: processes)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with pytest.raises(RuntimeError, match="lost"), SignalCatcher():
+        raise RuntimeError("a process was lost")
+    assert (signal.getsignal(signal.SIGTERM) is signal.SIG_DFL) == silenced
 
 
 def test_nohup_keeps_a_run_alive(handlers: None) -> None:
