@@ -42,7 +42,7 @@ class ScoreSummary:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """A method: the runs that differ only in their seed."""
+    """A method: the runs with as many labeled patients that differ only in their seed."""
 
     name: str
     runs: list[Evaluation]
@@ -55,6 +55,11 @@ class MethodResult:
     def all_presence(self) -> Presence:
         """The counts of all classes together."""
         return sum(self.presence.values(), Presence(0, 0))
+
+    @property
+    def labeled(self) -> str:
+        """With how many labeled patients the runs were trained."""
+        return self.runs[0].facts.labeled_patients
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,11 @@ class Comparison:
     def common(self) -> Evaluation:
         """A run whose dataset, protocol, cases, classes and metrics are those of all runs."""
         return self.entries[0].runs[0]
+
+    @property
+    def labeled(self) -> str:
+        """With how many labeled patients the methods were trained: 4, or 4 and 9."""
+        return " and ".join(dict.fromkeys(entry.labeled for entry in self.entries))
 
     @property
     def unit(self) -> str:
@@ -136,8 +146,6 @@ class Comparison:
             "dataset": facts.dataset,
             "part": facts.part,
             "folds": len(facts.folds),
-            "labeled": facts.labeled,
-            "split": facts.split,
             "cases": len(self.common.cases),
             "patients": len(set(self.common.groups)),
             "explanation": self.explanation(),
@@ -164,6 +172,8 @@ class Comparison:
             runs.append({**files, "checkpoint": facts.checkpoint, "step": facts.step})
         return {
             "method": entry.name,
+            "labeled": entry.runs[0].facts.labeled,
+            "split": entry.runs[0].facts.split,
             "runs": runs,
             "classes": classes,
             "mean": {**asdict(entry.all_presence), "scores": by_metric(entry.mean)},
@@ -177,9 +187,9 @@ def compare_runs(runs: Sequence[Evaluation]) -> Comparison:
     """
     for other in runs[1:]:
         _check_comparable(runs[0], other)
-    groups: dict[str, list[Evaluation]] = {}
+    groups: dict[tuple[str, str], list[Evaluation]] = {}
     for run in runs:
-        groups.setdefault(run.facts.settings(), []).append(run)
+        groups.setdefault((run.facts.settings(), run.facts.labeled_patients), []).append(run)
     names = _method_names(list(groups.values()))
     entries = []
     for name, members in zip(names, groups.values(), strict=True):
@@ -189,9 +199,16 @@ def compare_runs(runs: Sequence[Evaluation]) -> Comparison:
     tests = []
     for m in range(len(runs[0].metrics)):
         tests += _paired_tests(entries, m)
+    return Comparison(entries, tests, _published(runs))
+
+
+def _published(runs: Sequence[Evaluation]) -> list[PublishedRow]:
+    """Return the published scores, if all runs are of one number of labeled cases."""
     facts = runs[0].facts
-    published = [] if facts.from_folds else published_rows(facts.dataset, facts.labeled)
-    return Comparison(entries, tests, published)
+    counts = {run.facts.labeled_patients for run in runs}
+    if facts.from_folds or len(counts) > 1:
+        return []
+    return published_rows(facts.dataset, facts.labeled)
 
 
 def mean_over_runs(scores: Scores) -> Scores:
@@ -200,16 +217,19 @@ def mean_over_runs(scores: Scores) -> Scores:
 
 
 def _check_comparable(first: Evaluation, other: Evaluation) -> None:
-    """Raise UsageError with all differences unless both score the same cases in the same way."""
+    """Raise UsageError with all differences unless both score the same cases in the same way.
+
+    The numbers of labeled patients may differ: the methods are then named after them.
+    """
     pairs = {
         "dataset": (first.facts.dataset, other.facts.dataset),
         "protocol": (first.facts.protocol, other.facts.protocol),
         "part": (first.facts.part, other.facts.part),
-        "labeled cases": (first.facts.labeled, other.facts.labeled),
-        "split": (first.facts.split, other.facts.split),
         "classes": (_list_classes(first), _list_classes(other)),
         "scores": (", ".join(first.metrics), ", ".join(other.metrics)),
     }
+    if first.facts.labeled_patients == other.facts.labeled_patients:
+        pairs["split"] = (first.facts.split, other.facts.split)
     differences = [f"{name} ({a} and {b})" for name, (a, b) in pairs.items() if a != b]
 
     missing = len(set(first.cases) - set(other.cases))
@@ -219,6 +239,8 @@ def _check_comparable(first: Evaluation, other: Evaluation) -> None:
     if missing or extra:
         counts = f"{missing} are only in the first, {extra} only in the second"
         differences.append(f"test cases ({counts})")
+    elif _folds(first) != _folds(other):
+        differences.append("the cases of the folds")
     elif patients != other_patients:
         differences.append("the patients of the cases")
     elif first.facts.truth != other.facts.truth:
@@ -231,6 +253,11 @@ def _check_comparable(first: Evaluation, other: Evaluation) -> None:
             f"{first.folder} and {other.folder} cannot be compared; "
             f"they differ in {'; '.join(differences)}"
         )
+
+
+def _folds(run: Evaluation) -> list[list[str]]:
+    """Return the cases that each fold held out, in an order that all runs share."""
+    return sorted(sorted(fold.cases) for fold in run.facts.folds)
 
 
 def _list_classes(run: Evaluation) -> str:
@@ -257,16 +284,22 @@ def _check_repetitions(name: str, runs: list[Evaluation]) -> None:
 
 
 def _method_names(groups: list[list[Evaluation]]) -> list[str]:
-    """Name each group of runs by its method, with the run folder if several share the method."""
+    """Name each group of runs by its method and, if these differ, its number of labels.
+
+    The run folder is added if several groups share that name.
+    """
     methods = [runs[0].facts.title for runs in groups]
+    labeled = [runs[0].facts.labeled_patients for runs in groups]
+    if len(set(labeled)) > 1:
+        methods = [f"{m}, {count} labeled" for m, count in zip(methods, labeled, strict=True)]
     names = []
     for method, runs in zip(methods, groups, strict=True):
         folder = re.sub(r"-seed\d+$", "", runs[0].run.resolve().name)
         names.append(method if methods.count(method) == 1 else f"{method} ({folder})")
 
     unique = []
-    for name, runs in zip(names, groups, strict=True):
-        full = f"{runs[0].facts.title} ({runs[0].run})"
+    for name, method, runs in zip(names, methods, groups, strict=True):
+        full = f"{method} ({runs[0].run})"
         unique.append(name if names.count(name) == 1 else full)
     return unique
 

@@ -88,6 +88,8 @@ def _write_page(
     common = comparison.common
     page = environment.from_string(template).render(
         facts=common.facts,
+        labeled=comparison.labeled,
+        splits=list(dict.fromkeys(entry.runs[0].facts.split for entry in comparison.entries)),
         cases=len(common.cases),
         patients=len(set(common.groups)),
         version=__version__,

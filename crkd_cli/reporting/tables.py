@@ -72,7 +72,7 @@ def _score_table(comparison: Comparison, max_classes: int | None) -> Table:
         cases += f" of {len(set(common.groups))} patients"
     title = (
         f"{facts.dataset}, {facts.part_title}: {cases}, {facts.protocol} protocol, "
-        f"{facts.labeled_patients} labeled"
+        f"{comparison.labeled} labeled"
     )
 
     notes = [*comparison.other_data(), *comparison.differing_settings()]

@@ -251,6 +251,30 @@ def test_compare_pairs_the_cases_of_all_folds(make_store, make_folds, cli, tmp_p
 
 
 @pytest.mark.slow
+def test_other_folds_are_not_compared(make_store, make_folds, tmp_path):
+    """Even if the numbers of labels differ, as they may otherwise."""
+    store = make_store(groups=GROUPS)
+    evaluations = []
+    for name, labeled in (("a", ("p5",)), ("b", ("p5", "x"))):
+        files = make_folds(store.spec, name, labeled=labeled)
+        if name == "b":
+            for file, held_out in zip(files[:2], HELD_OUT[1::-1], strict=True):
+                split = load_checkpoint(file).split
+                fold = msgspec.structs.replace(split.fold, held_out=held_out)
+                change(file, split=msgspec.structs.replace(split, fold=fold))
+        run(tmp_path, tmp_path / "runs" / name)
+        evaluations.append(read_evaluation(tmp_path / "runs" / name / "evaluation-strict-fold"))
+    names = [entry.name for entry in compare_runs(evaluations).entries]
+    assert names == ["supervised, 1 labeled", "supervised, 2 labeled"]  # in another order
+    folds = evaluations[1].facts.folds
+    moved = msgspec.structs.replace(folds[0], cases=folds[0].cases + folds[1].cases[:1])
+    kept = msgspec.structs.replace(folds[1], cases=folds[1].cases[1:])
+    facts = msgspec.structs.replace(evaluations[1].facts, folds=(moved, kept, folds[2]))
+    with pytest.raises(UsageError, match="differ in the cases of the folds"):
+        compare_runs([evaluations[0], replace(evaluations[1], facts=facts)])
+
+
+@pytest.mark.slow
 def test_moved_folds_are_found(make_store, make_folds, tmp_path):
     make_folds(make_store(groups=GROUPS).spec, "a")
     run(tmp_path, tmp_path / "runs" / "a")

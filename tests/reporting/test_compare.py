@@ -224,13 +224,44 @@ def test_settings_separate_methods_which_folders_name(write_evaluation, rng):
         compare_runs([run("one", 1), run("two", 1)])
 
 
+def test_numbers_of_labels_are_methods_of_their_own(evaluated, write_evaluation):
+    """Two rounds of labeling with two seeds each: they score the same cases."""
+    scores = np.full((7, 2, 2), [0.5, 4.0])
+    runs = []
+    for labeled in (3, 7):
+        for seed in (1, 2):
+            folder = f"{labeled}-seed{seed}"
+            facts = {"labeled": labeled, "split": f"split-{labeled}", "seed": seed}
+            gain = 0.01 * (labeled - 3) + 0.1 * seed
+            file = write_evaluation(folder, scores + np.array([gain, 0.0]), CASES, **facts)
+            runs.append(read_evaluation(file))
+    comparison = compare_runs(runs)
+    assert [(entry.name, len(entry.runs)) for entry in comparison.entries] == [
+        ("crkd, 3 labeled", 2),
+        ("crkd, 7 labeled", 2),
+    ]
+    assert comparison.tests[0].difference.mean == pytest.approx(-0.04)
+    assert [entry.mean[0].mean for entry in comparison.entries] == pytest.approx([0.65, 0.69])
+    assert comparison.published == []
+    table = tables(comparison)[0]
+    assert table.title == "acdc, test: 7 cases of 6 patients, strict protocol, 3 and 7 labeled"
+    assert (
+        "Not the same for all: the number of labeled patients is 3 (crkd, 3 labeled), "
+        "7 (crkd, 7 labeled)."
+    ) in table.notes
+    methods = comparison.tree()["methods"]
+    assert [(tree["labeled"], tree["split"]) for tree in methods] == [
+        (3, "split-3"),
+        (7, "split-7"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
         ({"dataset": "la"}, r"dataset \(acdc and la\)"),
         ({"protocol": "paper"}, r"protocol \(strict and paper\)"),
         ({"part": "val"}, r"part \(test and val\)"),
-        ({"labeled": 7}, r"labeled cases \(3 and 7\)"),
         ({"split": "3-seed1"}, r"split \(official-3 and 3-seed1\)"),
         ({"metrics": ("dice", "hd95_px")}, r"scores \(dice, hd95_mm and dice, hd95_px\)"),
         ({"classes": ("rv", "lv")}, r"classes \(rv = 1, myo = 2 and rv = 1, lv = 2\)"),
@@ -243,8 +274,8 @@ def test_settings_separate_methods_which_folders_name(write_evaluation, rng):
         ({"truth": "1" * 64}, "the labels of the test cases"),
         ({"images": "1" * 64}, "the images of the test cases"),
         (
-            {"dataset": "la", "labeled": 4, "split": "official-4"},
-            r"dataset \(acdc and la\); labeled cases \(3 and 4\); split",
+            {"dataset": "la", "part": "val", "split": "official-4"},
+            r"dataset \(acdc and la\); part \(test and val\); split",
         ),
     ],
 )
