@@ -124,7 +124,6 @@ class Facts(msgspec.Struct, frozen=True):
         """
         mirroring = "used" if self.tta else "not used"
         result = {
-            "the number of labeled patients": self.labeled_patients,
             "the checkpoint": Path(self.checkpoint).name,
             "test-time mirroring": mirroring,
             "post-processing": "used" if self.postprocessed else "not used",
