@@ -42,7 +42,7 @@ class ScoreSummary:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """A method: the runs with as many labeled patients that differ only in their seed."""
+    """A method with a number of labeled patients: the runs that differ only in their seed."""
 
     name: str
     runs: list[Evaluation]

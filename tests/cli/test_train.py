@@ -96,30 +96,6 @@ def test_a_run_from_start_to_finish(train: Command, toy: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_compiler_of_torch_is_not_loaded(toy: Path) -> None:
-    """It takes a second and 70 MB. The process is a new one, since others may have loaded it."""
-    commands = [
-        [*ARGUMENTS, "--out", "a", "--set", "train.deterministic=true"],
-        [*ARGUMENTS, "--out", "b", "--set", "train.optimizer=adamw"],
-        ["evaluate", "a/best.pth"],
-    ]
-    program = f"""
-import sys
-from crkd_cli.cli import main
-for arguments in {commands!r}:
-    sys.argv = ["crkd", *arguments, "--quiet"]
-    try:
-        main()
-    except SystemExit as end:
-        print(end.code, {{"torch._dynamo", "torch._inductor"}} & set(sys.modules))
-"""
-    command = [sys.executable, "-c", program]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1] == "0 set()", result.stderr
-    assert result.stdout.count("0 set()") == 3
-
-
-@pytest.mark.slow
 def test_the_written_configuration_can_be_used_again(train: Command, toy: Path) -> None:
     assert train("--out", "a").exit_code == 0
     assert train("--out", "b", "--config", "a/config.yaml").exit_code == 0

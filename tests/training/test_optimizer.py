@@ -1,6 +1,9 @@
 """The guarded optimizers: against formulas, torch's own, skipped steps, and a saved state."""
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 
 from crkd_cli.config import TrainConfig
 from crkd_cli.training.optimizer import GuardedOptimizer
-from tests.training.helpers import assert_equal
+from tests.training.helpers import Planner, assert_equal, train_arguments
 
 OPTIMIZER = pytest.mark.parametrize("name", ["sgd", "nesterov", "adamw"])
 
@@ -120,3 +123,28 @@ def test_state_survives_a_file(name: str) -> None:
 def test_nesterov_without_momentum_is_refused() -> None:
     with pytest.raises(msgspec.ValidationError, match="needs a momentum"):
         msgspec.convert({"steps": 1, "optimizer": "nesterov", "momentum": 0.0}, TrainConfig)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dims", [2], indirect=True)
+def test_the_compiler_of_torch_is_not_loaded(tiny: Planner, tmp_path: Path) -> None:
+    """It takes a second and 70 MB. The process is a new one, since others may have loaded it."""
+    tiny()
+    commands = [
+        train_arguments(tmp_path, "train.deterministic=true", out="sgd"),
+        train_arguments(tmp_path, "train.optimizer=adamw", out="adamw"),
+        ["evaluate", str(tmp_path / "sgd"), "--data-root", str(tmp_path / "data")],
+    ]
+    program = f"""
+import sys
+from crkd_cli.cli import main
+for arguments in {commands!r}:
+    sys.argv = ["crkd", *arguments, "--quiet"]
+    try:
+        main()
+    except SystemExit as end:
+        print(end.code, {{"torch._dynamo", "torch._inductor"}} & set(sys.modules))
+"""
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.count("0 set()") == len(commands), result.stdout + result.stderr
