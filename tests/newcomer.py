@@ -1,4 +1,4 @@
-"""A newcomer who runs the commands of the documentation as written, with a few real cases.
+"""A newcomer who runs the commands of the documentation in order, with a few real cases.
 
 To take seconds instead of hours, they run with a copy of the package whose configurations are short
 and narrow, and whose splits name only the cases at hand; where a command states its number of
@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 import zipfile
@@ -72,17 +71,17 @@ def matching_files(words: list[str], folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Newcomer:
-    """Someone in `folder` whose shell has `environment`.
-
-    With a server, commands start as its forks, without the shell and the seconds of imports.
-    """
+    """Someone in `folder`. Commands start as forks of `server`, without the seconds of imports."""
 
     folder: Path
-    environment: dict[str, str]
-    server: CommandServer | None = None
+    server: CommandServer
 
     def run(self, line: str) -> None:
-        """Run a command, and check that it succeeds and writes its files."""
+        """Run the commands of a line, and check that they succeed and write their files."""
+        for words in expanded(line, self.folder):
+            self._run(shlex.join(words))
+
+    def _run(self, line: str) -> None:
         words = words_of(line)
         short = shortened(line)
         if short != line:
@@ -90,38 +89,18 @@ class Newcomer:
             for folder in run_folders(words, self.folder):
                 shutil.rmtree(folder, ignore_errors=True)
         begin = time.time()
-        self._shell(short)
+        outcome = self.server.run(words_of(short)[1:], self.folder, SECONDS)
+        output = outcome.stdout + outcome.stderr
+        assert outcome.code == 0, f"$ {short}\n{output}"
+        assert "\x1b" not in output  # no colors when piped
         for product in products(words, self.folder):
             assert product.is_file(), f"{line}\ndid not create {product}"
             assert product.stat().st_mtime >= begin - 1, f"{line}\ndid not write {product}"
 
-    def _shell(self, line: str) -> None:
-        if self.server:
-            outcome = self.server.run(words_of(line)[1:], self.folder, SECONDS)
-            code, output = outcome.code, outcome.stdout + outcome.stderr
-        else:
-            result = subprocess.run(
-                ["bash", "-c", line],
-                cwd=self.folder,
-                env=self.environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=SECONDS,
-            )
-            code, output = result.returncode, result.stdout
-        assert code == 0, f"$ {line}\n{output}"
-        assert "\x1b" not in output  # no colors when piped
-
 
 def environment_of(program: Path, home: Path) -> dict[str, str]:
-    """Return the variables of a shell that finds the command crkd in `program`/bin."""
-    environment = {
-        **os.environ,
-        "PATH": f"{program / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": str(program),
-        "HOME": str(home),
-    }
+    """Return the variables of someone who uses the package in `program`."""
+    environment = {**os.environ, "PYTHONPATH": str(program), "HOME": str(home)}
     for name in ("CRKD_DATA", "NO_COLOR", "COLUMNS"):
         environment.pop(name, None)
     return environment

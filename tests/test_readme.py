@@ -1,7 +1,6 @@
 """The commands in the documentation: all are accepted by the command line, and code blocks run."""
 
 import re
-import shlex
 import shutil
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from tests.newcomer import (
     Newcomer,
     add_raw_files,
     environment_of,
-    expanded,
     make_program,
     words_of,
 )
@@ -101,18 +99,18 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.slow
 def test_every_documented_command_runs(shared_data: Path, tmp_path: Path, my_method: Path) -> None:
     program = make_program(tmp_path / "program", shared_data)
-    newcomer = Newcomer(tmp_path / "newcomer", environment_of(program, tmp_path))
-    add_raw_files(newcomer.folder, shared_data)
-    for line in command_lines(README):
-        if "checkpoint.pth" in words_of(line):
-            trained = newest_checkpoint(newcomer.folder / "runs")
-            shutil.copy(trained, newcomer.folder / "checkpoint.pth")
-        newcomer.run(line)
+    with CommandServer(environment_of(program, tmp_path), tmp_path / "output") as server:
+        newcomer = Newcomer(tmp_path / "newcomer", server)
+        add_raw_files(newcomer.folder, shared_data)
+        for line in command_lines(README):
+            if "checkpoint.pth" in words_of(line):
+                trained = newest_checkpoint(newcomer.folder / "runs")
+                shutil.copy(trained, newcomer.folder / "checkpoint.pth")
+            newcomer.run(line)
 
-    # Each page has its own folder: its runs may be named like those of the README, but differ.
-    with CommandServer(newcomer.environment, tmp_path / "output") as server:
+        # Each page has its own folder: its runs may be named like those of the README, but differ.
         for page in (page for page in DOCS if page not in SCRIPTED):
-            reader = Newcomer(tmp_path / page.stem, newcomer.environment, server)
+            reader = Newcomer(tmp_path / page.stem, server)
             add_raw_files(reader.folder, shared_data)
             (reader.folder / "data").symlink_to(newcomer.folder / "data")
             shutil.copy(my_method, reader.folder)
@@ -122,5 +120,4 @@ def test_every_documented_command_runs(shared_data: Path, tmp_path: Path, my_met
                 if not line.startswith("torchrun")  # tests/training/test_distributed.py does that
             }
             for line in distinct.values():
-                for words in expanded(line, reader.folder):
-                    reader.run(shlex.join(words))
+                reader.run(line)
