@@ -44,15 +44,18 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the longest test, of the README's commands, first, so that the others run beside it.
+    """Start the test of the documented commands first, then those of training: they take longest.
 
-    For pytest-xdist with --no-loadscope-reorder.
+    Short ones are left for the end, when one worker would wait for the other. For pytest-xdist with
+    --no-loadscope-reorder.
     """
 
-    def is_longest(item: pytest.Item) -> bool:
-        return "realdata" in item.keywords and item.path.name == "test_readme.py"
+    def position(item: pytest.Item) -> int:
+        if "realdata" in item.keywords and item.path.name == "test_readme.py":
+            return 0
+        return 1 if item.path.parent.name == "training" else 2
 
-    items.sort(key=lambda item: not is_longest(item))
+    items.sort(key=position)
 
 
 @pytest.fixture
