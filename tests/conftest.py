@@ -44,18 +44,15 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the test of the documented commands first, then those of training: they take longest.
+    """Start the longest test, of the README's commands, first, so that the others run beside it.
 
-    Short ones are left for the end, when one worker would wait for the other. For pytest-xdist with
-    --no-loadscope-reorder.
+    For pytest-xdist with --no-loadscope-reorder.
     """
 
-    def position(item: pytest.Item) -> int:
-        if "realdata" in item.keywords and item.path.name == "test_readme.py":
-            return 0
-        return 1 if item.path.parent.name == "training" else 2
+    def is_longest(item: pytest.Item) -> bool:
+        return "realdata" in item.keywords and item.path.name == "test_readme.py"
 
-    items.sort(key=position)
+    items.sort(key=lambda item: not is_longest(item))
 
 
 @pytest.fixture
