@@ -49,7 +49,7 @@ def check_all_folds(folder: Path, folds: Sequence[Checkpoint]) -> None:
         numbers = preview([str(number) for number in sorted(missing)])
         raise UsageError(
             f"{folder} lacks fold {numbers} of {count}; rerun the command that trained the others, "
-            "with --folds, or give single ones of its folders"
+            "with --folds, or give one of its folders alone"
         )
 
 

@@ -19,7 +19,7 @@ if {keep}:
 network = torch.nn.Sequential(*[torch.nn.Conv2d(1, 1, 3, padding=1), torch.nn.ReLU()] * 2)
 image = torch.randn(8, 1, 512, 512)
 faults = []
-for step in range(13):
+for step in range(22):
     if step % 3 == 0:
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
     network(image).square().mean().backward()

@@ -15,7 +15,7 @@ from tests.training.helpers import Planner, assert_equal, logged, train_argument
 pytestmark = pytest.mark.slow
 
 KILLS = 4  # for each of 2D and 3D
-STEPS = 50
+STEPS = 80
 
 
 def launch(root: Path, out: str) -> subprocess.Popen[bytes]:
@@ -23,7 +23,7 @@ def launch(root: Path, out: str) -> subprocess.Popen[bytes]:
         f"train.steps={STEPS}",
         "train.save_minutes=0",
         "train.log_every=1",
-        "train.eval_every=25",
+        "train.eval_every=40",
     )
     arguments = [*train_arguments(root, *settings, out=out), "--quiet"]
     return subprocess.Popen([sys.executable, "-m", "crkd_cli", *arguments])
