@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import link, table
+from crkd_cli.metrics.names import metric_heading
 from crkd_cli.metrics.paired import Difference, holm, paired
 from crkd_cli.metrics.summary import means, summarize
 
@@ -24,7 +25,7 @@ RECIPES = ("published", "strong")
 def recipes(records: Runs) -> str:
     """Return a row for each method with the scores of both augmentations and their difference.
 
-    A second table compares all pairs of methods with several seeds.
+    A second table compares all pairs of methods with several seeds. Links to the records follow.
     """
     by_method: dict[str, dict[str, Runs]] = defaultdict(lambda: defaultdict(list))
     for record in records:
@@ -34,8 +35,8 @@ def recipes(records: Runs) -> str:
     rows = [_row(name, by_method[name]) for name in order]
     head = ["method"]
     for recipe in RECIPES:
-        head += [f"{recipe}: Dice %", "95 % CI", "HD95", "seeds"]
-    text = table([*head, "strong − published", "records"], rows)
+        head += [f"{recipe}: Dice % (95 % CI)", metric_heading(_distance(records))]
+    text = table([*head, "strong − published"], rows)
 
     repeated = {
         f"{name}, {recipe}": runs
@@ -43,7 +44,10 @@ def recipes(records: Runs) -> str:
         for recipe, runs in by_method[name].items()
         if len(runs) > 1
     }
-    return text + "\n" + _pairs(repeated) if len(repeated) > 1 else text
+    if len(repeated) > 1:
+        text += "\n" + _pairs(repeated)
+    files = "; ".join(f"{name} {_records(by_method[name])}" for name in order)
+    return f"{text}\nRecords by seed: {files}.\n"
 
 
 def scores(runs: Runs) -> NDArray[np.float64]:
@@ -66,6 +70,12 @@ def _best(groups: Iterable[Runs]) -> float:
     return max(mean(_values(runs, "dice")) for runs in groups)
 
 
+def _distance(runs: Runs) -> str:
+    """Return the name of HD95 in the unit of these runs."""
+    (metric,) = [m for m in runs[0]["evaluation"]["scores"]["mean"] if m.startswith("hd95")]
+    return metric
+
+
 def _values(runs: Runs, metric: str) -> list[float]:
     """Return the mean scores of the runs in which they are defined."""
     values = [run["evaluation"]["scores"]["mean"][metric][0] for run in runs]
@@ -75,16 +85,24 @@ def _values(runs: Runs, metric: str) -> list[float]:
 def _row(name: str, groups: dict[str, Runs]) -> list[str]:
     cells = [name]
     for recipe in RECIPES:
-        cells += _cells(groups[recipe]) if groups[recipe] else ["–"] * 4
+        cells += _cells(groups[recipe]) if groups[recipe] else ["–"] * 2
     gain = "–"
     if all(groups[recipe] for recipe in RECIPES):
         gain = _interval(difference(groups["strong"], groups["published"]))
-    files = [record["file"] for recipe in RECIPES for record in groups[recipe]]
-    return [*cells, gain, ", ".join(link(file, str(n)) for n, file in enumerate(files, start=1))]
+    return [*cells, gain]
+
+
+def _records(groups: dict[str, Runs]) -> str:
+    """Return links to the records of a method, named by their seeds."""
+    return ", ".join(
+        f"{recipe} " + " ".join(link(run["file"], str(run["seed"])) for run in groups[recipe])
+        for recipe in RECIPES
+        if groups[recipe]
+    )
 
 
 def _cells(runs: Runs) -> list[str]:
-    """Return Dice (± SD over seeds), its interval over patients, HD95 and the number of seeds."""
+    """Return Dice (± SD over seeds) with its interval over patients, and HD95."""
     dice = [100 * value for value in _values(runs, "dice")]
     text = f"{mean(dice):.1f}"
     if len(runs) > 1:
@@ -92,10 +110,9 @@ def _cells(runs: Runs) -> list[str]:
     groups = [case[1] for case in runs[0]["cases"]]
     by_run = list(scores(runs)[..., 0])
     _, overall = summarize(np.concatenate(by_run, axis=1), groups=groups)
-    (metric,) = [m for m in runs[0]["evaluation"]["scores"]["mean"] if m.startswith("hd95")]
-    interval = f"{100 * overall.low:.1f} to {100 * overall.high:.1f}"
-    distances = _values(runs, metric)
-    return [text, interval, f"{mean(distances):.1f}" if distances else "–", str(len(runs))]
+    text += f" ({100 * overall.low:.1f} to {100 * overall.high:.1f})"
+    distances = _values(runs, _distance(runs))
+    return [text, f"{mean(distances):.1f}" if distances else "–"]
 
 
 def _pairs(groups: dict[str, Runs]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.common import RESULTS, ROOT, link, read_json, table, write_text
 from benchmarks.recipes import recipes
 from crkd_cli import renamed
+from crkd_cli.metrics.names import metric_heading
 
 PAGE = ROOT / "docs" / "results.md"
 PLACEHOLDER = re.compile(r"^<!-- (results|recipes): (.+) -->$", flags=re.MULTILINE)
@@ -107,8 +108,7 @@ def scores(records: list[Record]) -> str:
         if len(several) > 1:
             spreads = map(spread, zip(*several, strict=True))
             rows.append([label, f"{len(several)} seeds", checkpoint, "± SD", *spreads, ""])
-    head = ["run", "seed", "checkpoint", "95 % CI", "Dice %", *names, "Jaccard %"]
-    head += [re.sub(r"(.+)_", lambda m: f"{m[1].upper()} ", metric) for metric in metrics[1:]]
+    head = ["run", "seed", "checkpoint", "95 % CI", "Dice %", *names, *map(metric_heading, metrics)]
     title = f"**{evaluation['protocol']} protocol, {evaluation['part']}, "
     title += f"{evaluation['cases']} cases** ({evaluation['interval']})"
     return f"{title}\n\n{table([*head, 'record'], rows)}"
