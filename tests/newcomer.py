@@ -32,7 +32,7 @@ FRAMES: dict[int, dict[str, Any]] = {
 STEPS = 6
 BATCH = 2
 FOLDS = 5  # in the commands that make them
-POLYP_SIZE = (80, 64)
+POLYP_SIZE = (48, 40)
 SECONDS = 300.0  # that a command may take
 
 

@@ -19,8 +19,10 @@ from crkd_cli.errors import CrkdError, pluralize
 
 MAX_INFERRED = 64  # classes; more must be stated
 MAX_CLASSES = 2**15 - 1  # class numbers are int16 at most
-# Label files with no more different values, such as {0, 1, 2, 255}, are not blurred masks.
+# Label files with no more different values, such as {0, 1, 2, 255}, are blurred masks only if the
+# values between 0 and 255 are rare.
 MAX_VALUES_NOT_BLURRED = 16
+MAX_EDGE = 0.25  # of the pixels of 255
 BACKGROUND = ClassInfo(name="background", values=(0,))
 
 Stated = Mapping[str, int | Sequence[int]]  # classes of a description: name → value or values
@@ -111,18 +113,26 @@ def _read_values(
     if not binary or not _are_blurred(labels, counts):
         meanings = [{value: value for value in values} for values in counts]
         return [_File(*pair) for pair in zip(labels, meanings, strict=True)], []
-    files, dark = [], []
+    files, dark, gray = [], [], []
     for label, values in zip(labels, counts, strict=True):
         meant = {value: value for value in values}
         if max(values, default=0) >= 128:
             meant = {value: 255 if value >= 128 else 0 for value in values}
+            if values.keys() - {0, 255}:
+                gray.append(label.path.name)
         elif _is_jpeg(label) and max(values, default=0) <= 32 and any(values):
             meant = dict.fromkeys(values, 0)
             dark.append(label.path.name)
         files.append(_File(label, meant))
-    if not dark:
-        return files, []
-    return files, [f"label files read as empty masks (no value above 32): {_names(dark)}"]
+    notes = []
+    if gray:
+        notes.append(
+            "label files with gray edges, read as masks of 0 and 255 (values below 128 are "
+            f"background): {_names(gray)}"
+        )
+    if dark:
+        notes.append(f"label files read as empty masks (no value above 32): {_names(dark)}")
+    return files, notes
 
 
 def _check_compression(files: Sequence[_File]) -> None:
@@ -145,11 +155,22 @@ def _are_blurred(labels: Sequence[LabelValues], counts: Sequence[Counts]) -> boo
     for values in counts:
         if max(values, default=0) >= 128 or not any(values):
             total.update(values)
-    if not any(map(_is_jpeg, labels)) and len(total) <= MAX_VALUES_NOT_BLURRED:
+    few = len(total) <= MAX_VALUES_NOT_BLURRED and not any(map(_is_jpeg, labels))
+    if few and not _has_gray_edges(total):
         return False
     bright = sum(count for value, count in total.items() if value >= 223)
     between = sum(count for value, count in total.items() if 32 < value < 223)
     return bool(total) and is_blurred(total) and bright >= between
+
+
+def _has_gray_edges(counts: Counts) -> bool:
+    """Tell whether values near 0 and near 255 occur beside them, and are rare.
+
+    Masks that were JPG files before have them.
+    """
+    edges = {value: count for value, count in counts.items() if value not in (0, 255)}
+    near_both = min(edges, default=255) <= 32 and max(edges, default=0) >= 223
+    return near_both and sum(edges.values()) <= MAX_EDGE * counts.get(255, 0)
 
 
 def _is_jpeg(label: LabelValues) -> bool:

@@ -201,6 +201,22 @@ def test_blurred_masks_are_masks_of_255():
     assert "read as empty masks (no value above 32): 1 (1.jpg)" in notes
 
 
+def test_gray_edges_are_not_classes():
+    """Masks saved as JPG, then as PNG, have about 16 values; most pixels are 0 or 255."""
+    edges = {1: 30, 2: 20, 5: 1, 250: 2, 253: 20, 254: 30}
+    mask = {0: 9000, **edges, 255: 900}
+    for stated in (None, {"polyp": 255}):
+        values, numbers, notes = decided(labels(mask, {0: 90, 255: 10}, {0: 90}), stated)
+        assert values == [(0,), (255,)]
+        assert numbers[0] == {value: int(value >= 128) for value in mask}
+        assert "gray edges, read as masks of 0 and 255" in notes
+        assert "1 (0.png)" in notes
+    # Two classes, and two values for what is not labeled.
+    assert len(decided(labels({0: 9000, 1: 300, 2: 200, 254: 100, 255: 900}))[0]) == 5
+    # Not near both: one class is rare.
+    assert len(decided(labels({0: 9000, 1: 30, 2: 20, 255: 900}))[0]) == 4
+
+
 @pytest.mark.parametrize("stated", [None, {"a": 1, "b": 2, "c": 3}])
 def test_compressed_label_maps_are_refused(stated):
     files = labels({0, 1}, {0: 500, 1: 9, 2: 80, 3: 7}, suffix=".jpg")
