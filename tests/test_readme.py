@@ -33,10 +33,14 @@ PROMISED = {
 
 
 def command_lines(*pages: Path) -> list[str]:
-    """Return the lines of code blocks that run crkd, in order, with continued lines joined."""
+    """Return the lines of code blocks that run crkd, in order, with continued lines joined.
+
+    Lines that pass on the arguments of a script, which tests/test_recipes.py runs, are left out.
+    """
     blocks = [block for page in pages for block in FENCE.findall(page.read_text(encoding="utf-8"))]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     commands = [line.strip().removeprefix("$ ") for line in lines]
+    commands = [line for line in commands if '"$@"' not in line]
     return [line for line in commands if re.match(r"(for .*; do )?crkd |torchrun ", line)]
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -11,20 +12,8 @@ import pytest
 from crkd_cli.runtime.checkpoint import load_checkpoint
 from tests.newcomer import make_program
 from tests.test_readme import CHECKOUT, SCRIPTED
+from tests.training.processes import wait_for_steps
 
-# Stands in for Slurm: the first training is interrupted, as before the time limit.
-SRUN = """#!/bin/bash
-"$@" & training=$!
-if [ ! -e interrupted ]; then
-    touch interrupted
-    until grep -qs '"step":' runs/*/log.jsonl; do
-        kill -0 $training || break
-        sleep 0.1
-    done
-    kill -USR1 $training
-fi
-wait $training
-"""
 STEPS = 60
 SCONTROL = '#!/bin/sh\necho "$@" >> scontrol.txt\n'
 
@@ -35,7 +24,9 @@ def blocks(page: Path, language: str) -> list[str]:
     return [block for block_language, block in found if block_language == language]
 
 
-def shell(script: str, folder: Path, program: Path, *arguments: str) -> int:
+def start(
+    script: str, folder: Path, program: Path, *arguments: str, stderr: int | None = None
+) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "PATH": f"{program / 'bin'}:{os.environ['PATH']}",
@@ -45,7 +36,13 @@ def shell(script: str, folder: Path, program: Path, *arguments: str) -> int:
     }
     environment.pop("CRKD_DATA", None)
     command = ["bash", "-c", script, "script", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, timeout=600).returncode
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stderr=stderr, text=True, start_new_session=True
+    )
+
+
+def shell(script: str, folder: Path, program: Path) -> int:
+    return start(script, folder, program).wait(timeout=600)
 
 
 @pytest.mark.slow
@@ -65,10 +62,10 @@ def test_scripted_page_runs_as_written(page: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_slurm_script_requeues_an_interrupted_run_which_resumes(tmp_path: Path) -> None:
+    """Slurm signals only the script before the time limit, and all processes on preemption."""
     program = make_program(tmp_path / "program", tmp_path)
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
-        (program / "bin" / name).write_text(text)
-        (program / "bin" / name).chmod(0o755)
+    (program / "bin" / "scontrol").write_text(SCONTROL)
+    (program / "bin" / "scontrol").chmod(0o755)
     folder = tmp_path / "work"
     folder.mkdir()
     prepare = "crkd prepare-data phantom && crkd make-splits phantom --labeled 3"
@@ -76,15 +73,31 @@ def test_the_slurm_script_requeues_an_interrupted_run_which_resumes(tmp_path: Pa
     (script,) = blocks(CHECKOUT / "docs" / "recipes" / "cluster.md", "bash")
     options = ["--dataset", "phantom", "--labeled", "3", "--method", "supervised"]
     options += ["--set", f"train.steps={STEPS}"]
+    run = folder / "runs" / "phantom-supervised-3"
 
-    assert shell(script, folder, program, *options) == 138
+    def submit() -> subprocess.Popen[str]:
+        return start(script, folder, program, *options, stderr=subprocess.PIPE)
+
+    job = submit()
+    wait_for_steps(run, 1)
+    job.send_signal(signal.SIGUSR1)
+    job.communicate(timeout=120)
+    assert job.returncode == 138
     assert (folder / "scontrol.txt").read_text() == "requeue 17\n"
-    last = folder / "runs" / "phantom-supervised-3" / "last.pth"
-    step = load_checkpoint(last).step
-    assert 0 < step < STEPS
+    first = load_checkpoint(run / "last.pth").step
+    assert 0 < first < STEPS
+
+    job = submit()
+    wait_for_steps(run, len((run / "log.jsonl").read_text().splitlines()) + 1)
+    os.killpg(job.pid, signal.SIGTERM)
+    _, errors = job.communicate(timeout=120)  # until crkd has ended, too
+    assert "stopped by SIGTERM" in errors
+    assert first < load_checkpoint(run / "last.pth").step < STEPS
 
     begin = time.time()
-    assert shell(script, folder, program, *options) == 0
-    assert load_checkpoint(last).step == STEPS
-    assert last.stat().st_mtime > begin
-    assert (folder / "scontrol.txt").read_text() == "requeue 17\n"  # not again
+    job = submit()
+    job.communicate(timeout=120)
+    assert job.returncode == 0
+    assert load_checkpoint(run / "last.pth").step == STEPS
+    assert (run / "last.pth").stat().st_mtime > begin
+    assert (folder / "scontrol.txt").read_text() == "requeue 17\n"  # not again: Slurm does
