@@ -22,7 +22,7 @@ MAX_CLASSES = 2**15 - 1  # class numbers are int16 at most
 # Label files with no more different values, such as {0, 1, 2, 255}, are blurred masks only if the
 # values between 0 and 255 are rare.
 MAX_VALUES_NOT_BLURRED = 16
-MAX_EDGE = 0.25  # of the pixels of 255
+MAX_EDGE = 0.25  # relative to the number of pixels with 255
 BACKGROUND = ClassInfo(name="background", values=(0,))
 
 Stated = Mapping[str, int | Sequence[int]]  # classes of a description: name → value or values
@@ -164,7 +164,7 @@ def _are_blurred(labels: Sequence[LabelValues], counts: Sequence[Counts]) -> boo
 
 
 def _has_gray_edges(counts: Counts) -> bool:
-    """Tell whether values near 0 and near 255 occur beside them, and are rare.
+    """Tell whether values near 0 and near 255 occur besides these two, and are rare.
 
     Masks that were JPG files before have them.
     """
