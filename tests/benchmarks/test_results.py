@@ -165,7 +165,8 @@ def test_the_table_of_recipes_pairs_methods_by_patient(keep, tmp_path):
     assert best[5:] == ["–"]
     assert row[1].startswith("60.0 ± 14.1 (")
     files = page.replace("../benchmarks/results/", "")
-    assert "Records by seed: other strong [1](5.json); crkd published [1](1.json) [2]" in files
+    crkd = "published [1](1.json) [2](2.json), strong [1](3.json) [2](4.json)"
+    assert f"Records by seed: other strong [1](5.json); crkd {crkd}.\n" in files
     # Patient a: 0.65 − 0.5; patient b: mean of 0.75 − 0.6 and 0.95 − 0.7.
     assert row[5].startswith("+17.5 (")
     (pair,) = rows(page, "crkd, published")
