@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,8 @@ from crkd_cli.data.store import (
     numbered_classes,
     write_index,
 )
+from tests.command_server import CHECKOUT, CommandServer
 
-CHECKOUT = Path(__file__).parents[1]
 FLAT = DatasetSpec(
     name="flat",
     source="folder",
@@ -82,6 +82,16 @@ def cli() -> Callable[..., Result]:
     from crkd_cli.cli import app
 
     return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+@pytest.fixture(scope="session")
+def crkd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandServer]:
+    """crkd.start(["train", …], folder) starts a command in a process of its own."""
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    # Commands in several processes set it before they import torch, which is too late in a fork.
+    environment["TORCH_CPP_LOG_LEVEL"] = "ERROR"
+    with CommandServer(environment, tmp_path_factory.mktemp("output") / "command") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

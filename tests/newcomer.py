@@ -33,7 +33,6 @@ STEPS = 6
 BATCH = 2
 FOLDS = 5  # in the commands that make them
 POLYP_SIZE = (48, 40)
-SECONDS = 300.0  # that a command may take
 
 
 def words_of(line: str) -> list[str]:
@@ -89,7 +88,7 @@ class Newcomer:
             for folder in run_folders(words, self.folder):
                 shutil.rmtree(folder, ignore_errors=True)
         begin = time.time()
-        outcome = self.server.run(words_of(short)[1:], self.folder, SECONDS)
+        outcome = self.server.run(words_of(short)[1:], self.folder)
         output = outcome.stdout + outcome.stderr
         assert outcome.code == 0, f"$ {short}\n{output}"
         assert "\x1b" not in output  # no colors when piped

@@ -12,10 +12,11 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -24,11 +25,13 @@ MODULES = (
     "PIL.Image",
     "SimpleITK",
     "h5py",
-    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
     "nibabel",
+    "pydantic",
     "pydicom",
     "rich.table",
     "scipy.ndimage",
+    "crkd_cli.api",
     "crkd_cli.cli",
     "crkd_cli.data.make_splits",
     "crkd_cli.data.obtain",
@@ -92,16 +95,30 @@ def load() -> None:
     """Import everything that the commands use. Raises RuntimeError if that started a thread."""
     for name in MODULES:
         import_module(name)
+    _draw_a_figure()
     if len(list(Path("/proc/self/task").iterdir())) > 1:
         raise RuntimeError("the imports started a thread; set OMP_NUM_THREADS=1")
     gc.collect()
     gc.freeze()
 
 
-def start(arguments: Sequence[object], folder: Path, output: Path | None = None) -> Child:
-    """Start `crkd ARGUMENTS` in `folder`. What it prints goes to files whose names start `output`.
+def _draw_a_figure() -> None:
+    """Load the fonts and what else matplotlib sets up when it first draws, a second of work."""
+    from matplotlib.figure import Figure
 
-    By default they are `folder` itself with .out and .err.
+    Figure().subplots().set_title("a title").figure.savefig(BytesIO())
+
+
+def start(
+    arguments: Sequence[object],
+    folder: Path,
+    output: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Child:
+    """Start `crkd ARGUMENTS` in `folder`; `environment` adds variables to those of this process.
+
+    What it prints goes to files whose names start `output`, by default `folder` itself with .out
+    and .err.
     """
     output = output or folder
     stdout, stderr = Path(f"{output}.out"), Path(f"{output}.err")
@@ -112,6 +129,7 @@ def start(arguments: Sequence[object], folder: Path, output: Path | None = None)
     started = time.monotonic()
     pid = os.fork()
     if not pid:
+        os.environ.update(environment or {})
         _run([str(argument) for argument in arguments], folder, stdout, stderr)
     return Child(pid, os.pidfd_open(pid), started, stdout, stderr)
 

@@ -1,11 +1,14 @@
-"""Two processes of one run, started by torchrun, whose output goes to files."""
+"""Two processes of one run: started by torchrun, or faster, with the variables that it sets."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from tests.command_server import CommandServer
+from tests.reliability.commands import Outcome
 from tests.training.helpers import CHECKOUT
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
@@ -56,6 +59,18 @@ class Processes:
         children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
         [pid] = [int(child) for child in children if _is_rank(child, rank)]
         return pid
+
+
+def run_two(crkd: CommandServer, folder: Path, *arguments: object) -> list[Outcome]:
+    """Run `crkd ARGUMENTS` in `folder` as two processes, to their end; return how each ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    joint = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        crkd.start(arguments, folder, RANK=rank, LOCAL_RANK=rank, **joint) for rank in ("0", "1")
+    ]
+    return [rank.wait() for rank in ranks]
 
 
 def launch_crkd(folder: Path, *arguments: object) -> Processes:

@@ -15,6 +15,7 @@ from crkd_cli.methods.bcp import SELF_TRAINING, WARMUP
 from crkd_cli.runtime.checkpoint import load_checkpoint
 from crkd_cli.training.budget import Schedule, announce_time, fit, parse_budget
 from crkd_cli.training.timing import Timing, measure, spread, time_by_phase
+from tests.command_server import CommandServer
 from tests.training.helpers import (
     Planner,
     assert_equal,
@@ -22,7 +23,7 @@ from tests.training.helpers import (
     train_plan,
     weights,
 )
-from tests.training.processes import launch_crkd
+from tests.training.processes import run_two
 
 Cli = Callable[..., Result]
 in_2d = pytest.mark.parametrize("dims", [2], indirect=True)
@@ -157,9 +158,11 @@ def test_all_seeds_get_one_schedule(long_run: list[str], cli: Cli, tmp_path: Pat
 
 @in_2d
 @pytest.mark.slow
-def test_several_processes_agree_on_the_schedule(long_run: list[str], tmp_path: Path) -> None:
-    processes = launch_crkd(tmp_path, *long_run, "--budget", "1m", "--stop-after", "2")
-    assert processes.wait() == 0, processes.stderr()
+def test_several_processes_agree_on_the_schedule(
+    long_run: list[str], crkd: CommandServer, tmp_path: Path
+) -> None:
+    ranks = run_two(crkd, tmp_path, *long_run, "--budget", "1m", "--stop-after", "2")
+    assert [rank.code for rank in ranks] == [0, 0], ranks
     assert load_checkpoint(tmp_path / "run" / "last.pth").step == 2
 
 

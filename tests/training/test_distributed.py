@@ -17,8 +17,9 @@ from PIL import Image
 from crkd_cli.config import Frame
 from crkd_cli.methods import METHODS
 from crkd_cli.runtime.checkpoint import load_checkpoint
+from tests.command_server import CommandServer
 from tests.training.helpers import CHECKOUT, Planner, logged, train_arguments, weights
-from tests.training.processes import Processes, launch_crkd, wait_for_steps
+from tests.training.processes import Processes, launch_crkd, run_two, wait_for_steps
 from tests.training.ranks import IGNORING
 
 pytestmark = pytest.mark.slow
@@ -91,7 +92,7 @@ def test_results_are_gathered_in_order(parts: Parts) -> None:
 
 
 def test_trains_and_resumes_with_another_number_of_processes(
-    tiny: Planner, tmp_path: Path, cli: Callable[..., Any]
+    tiny: Planner, tmp_path: Path, cli: Callable[..., Any], crkd: CommandServer
 ) -> None:
     tiny()
     folder = tmp_path / "run"
@@ -101,11 +102,11 @@ def test_trains_and_resumes_with_another_number_of_processes(
         if steps == 12:
             assert cli(*arguments).exit_code == 0
         else:
-            processes = launch_crkd(tmp_path / f"log{steps}", *arguments)
-            assert processes.wait() == 0, processes.stderr()
-            assert "done: " in processes.output(0)
-            assert "2 × " in processes.output(0)
-            assert processes.output(1) == ""
+            first, second = run_two(crkd, tmp_path, *arguments)
+            assert (first.code, second.code) == (0, 0), (first, second)
+            assert "done: " in first.stderr
+            assert "2 × " in first.stderr
+            assert second.stderr == ""
         assert load_checkpoint(folder / "last.pth").step == steps
     assert list(logged(folder, "total")) == [*range(1, 19)]
     assert list(logged(folder, "val/dice")) == [5, 6, 10, 12, 15, 18]
@@ -184,7 +185,12 @@ def test_an_error_of_one_process_is_reported_once_and_ends_all(
 
 
 def test_evaluate_scores_like_one_process(
-    dims: int, make_store: Any, make_checkpoint: Any, tmp_path: Path, cli: Callable[..., Any]
+    dims: int,
+    make_store: Any,
+    make_checkpoint: Any,
+    tmp_path: Path,
+    cli: Callable[..., Any],
+    crkd: CommandServer,
 ) -> None:
     """Three cases for two processes: the same files, byte for byte, and one table."""
     store = make_store(dims=dims)
@@ -194,27 +200,30 @@ def test_evaluate_scores_like_one_process(
     arguments = ["evaluate", file, *options]
     single = cli(*arguments, tmp_path / "single")
     assert single.exit_code == 0
-    processes = launch_crkd(tmp_path / "log", *arguments, tmp_path / "two")
-    assert processes.wait() == 0
-    assert json.loads(processes.output(0, "stdout")) == json.loads(single.stdout)
-    assert processes.output(1, "stdout") == processes.output(1) == ""
+    first, second = run_two(crkd, tmp_path, *arguments, tmp_path / "two")
+    assert (first.code, second.code) == (0, 0), (first, second)
+    assert json.loads(first.stdout) == json.loads(single.stdout)
+    assert second.stdout == second.stderr == ""
     for name in ("cases.csv", "summary.json"):
         expected = (tmp_path / "single" / name).read_bytes()
         assert (tmp_path / "two" / name).read_bytes() == expected
 
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
-def test_a_users_own_method_trains(tiny: Planner, my_method: Path, tmp_path: Path) -> None:
+def test_a_users_own_method_trains(
+    tiny: Planner, my_method: Path, tmp_path: Path, crkd: CommandServer
+) -> None:
     tiny()
     arguments = train_arguments(tmp_path, "train.steps=4", "train.eval_every=2")
-    processes = launch_crkd(tmp_path / "log", *arguments, "--method", my_method)
-    assert processes.wait() == 0, processes.stderr()
+    ranks = run_two(crkd, tmp_path, *arguments, "--method", my_method)
+    assert [rank.code for rank in ranks] == [0, 0], ranks
     assert (tmp_path / "run" / "my_method.py").read_bytes() == my_method.read_bytes()
     assert load_checkpoint(tmp_path / "run" / "best.pth").user_method is not None
     my_method.write_text("1 / 0")
-    processes = launch_crkd(tmp_path / "more", *train_arguments(tmp_path), "--method", my_method)
-    assert processes.wait() == 1
-    assert processes.errors() == [
+    ranks = run_two(crkd, tmp_path, *train_arguments(tmp_path), "--method", my_method)
+    assert [rank.code for rank in ranks] == [2, 2], ranks
+    lines = [line for rank in ranks for line in rank.stderr.splitlines()]
+    assert [line for line in lines if line != "loading PyTorch"] == [
         f"error: {my_method} cannot be loaded (ZeroDivisionError: division by zero, line 1); "
         "correct it, --verbose shows more"
     ]
@@ -226,6 +235,7 @@ def test_predict_shares_the_images_and_gathers_the_failures(
     make_checkpoint: Any,
     tmp_path: Path,
     cli: Callable[..., Any],
+    crkd: CommandServer,
     rng: np.random.Generator,
     dims: int,
 ) -> None:
@@ -239,13 +249,13 @@ def test_predict_shares_the_images_and_gathers_the_failures(
     arguments = ["predict", scans, "--checkpoint", file, "--device", "cpu", "--out"]
     single = cli(*arguments, tmp_path / "single")
     assert single.exit_code == 1
-    processes = launch_crkd(tmp_path / "log", *arguments, tmp_path / "two")
-    assert processes.wait() == 1
-    _, start, rest = processes.stderr().partition("error: 2 images failed")
+    first, second = run_two(crkd, tmp_path, *arguments, tmp_path / "two")
+    assert (first.code, second.code) == (1, 1), (first, second)
+    _, start, rest = (first.stderr + second.stderr).partition("error: ")
     expected = single.stderr[single.stderr.index("error: ") :].splitlines()
     assert f"{start}{rest}".splitlines()[:3] == expected
-    assert processes.errors() == ["error: 2 images failed:"]
-    assert "3 masks written" in processes.output(0)
+    assert "error: " not in rest
+    assert "3 masks written" in first.stderr
     masks = [read_files(tmp_path / out) for out in ("single", "two")]
     assert masks[0] == masks[1]
     assert len(masks[0]) == 3

@@ -1,8 +1,6 @@
 """`crkd train --folds`: the folds of a cross-validation, stopped and resumed by one command."""
 
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ from crkd_cli.errors import UsageError
 from crkd_cli.runtime.checkpoint import load_checkpoint
 from crkd_cli.runtime.run_folder import find_checkpoints, newest_checkpoint
 from crkd_cli.training.plan import Request, all_folds, plan
+from tests.command_server import CommandServer
 from tests.training.helpers import Planner, assert_equal, weights
 
 pytestmark = pytest.mark.parametrize("dims", [2], indirect=True)
@@ -151,25 +150,30 @@ def test_new_folds_do_not_continue_old_runs(
 
 @pytest.mark.slow
 def test_killed_in_the_second_fold_and_resumed_is_bit_equal(
-    line: list[str], tmp_path: Path
+    line: list[str], crkd: CommandServer, tmp_path: Path
 ) -> None:
-    settings = ("train.steps=60", "train.save_minutes=0", "train.log_every=1")
+    settings = (
+        "train.steps=30",
+        "train.save_minutes=0",
+        "train.recalibrate_batch_norm=false",  # which takes longer than the step
+        "train.log_every=1",
+    )
     sets = [word for setting in settings for word in ("--set", setting)]
-    command = [sys.executable, "-m", "crkd_cli", *line, "--folds", *sets, "--out"]
-    subprocess.run([*command, str(tmp_path / "whole")], capture_output=True, check=True)
+    command = [*line, "--folds", *sets, "--out"]
+    assert crkd.run([*command, "whole"], tmp_path).code == 0
     folder = tmp_path / "killed"
-    process = subprocess.Popen([*command, str(folder)], stderr=subprocess.PIPE, text=True)
+    process = crkd.start([*command, "killed"], tmp_path)
     log = folder / "fold2" / "log.jsonl"
-    while not (log.is_file() and len(log.read_text().splitlines()) > 3) and process.poll() is None:
+    while not (log.is_file() and len(log.read_text().splitlines()) > 3) and not process.ended():
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait().code == -signal.SIGKILL
     stopped = load_checkpoint(folder / "fold2" / "last.pth").step
-    assert 0 < stopped < 60
+    assert 0 < stopped < 30
     assert not (folder / "fold3").exists()
     finished = modified(folder / "fold1")
-    again = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=True)
+    again = crkd.run([*command, "killed"], tmp_path)
+    assert again.code == 0
     assert f"resuming after step {stopped}" in again.stderr
     assert modified(folder / "fold1") == finished
     for number in (1, 2, 3):

@@ -10,23 +10,24 @@ from pathlib import Path
 import pytest
 
 from crkd_cli.runtime.checkpoint import load_checkpoint
+from tests.command_server import Command, CommandServer
 from tests.training.helpers import Planner, assert_equal, logged, train_arguments
 
 pytestmark = pytest.mark.slow
 
 KILLS = 4  # for each of 2D and 3D
-STEPS = 80
+STEPS = 48
 
 
-def launch(root: Path, out: str) -> subprocess.Popen[bytes]:
+def start(crkd: CommandServer, root: Path, out: str) -> Command:
     settings = (
         f"train.steps={STEPS}",
         "train.save_minutes=0",
+        "train.recalibrate_batch_norm=false",  # which takes longer than the step
         "train.log_every=1",
-        "train.eval_every=40",
+        "train.eval_every=24",
     )
-    arguments = [*train_arguments(root, *settings, out=out), "--quiet"]
-    return subprocess.Popen([sys.executable, "-m", "crkd_cli", *arguments])
+    return crkd.start([*train_arguments(root, *settings, out=out), "--quiet"], root)
 
 
 def count_lines(folder: Path) -> int:
@@ -34,14 +35,16 @@ def count_lines(folder: Path) -> int:
     return len(file.read_text().splitlines()) if file.is_file() else 0
 
 
-def test_killed_and_resumed_is_bit_equal(tiny: Planner, tmp_path: Path) -> None:
+def test_killed_and_resumed_is_bit_equal(
+    tiny: Planner, crkd: CommandServer, tmp_path: Path
+) -> None:
     tiny()
-    assert launch(tmp_path, "whole").wait(timeout=300) == 0
+    assert start(crkd, tmp_path, "whole").wait().code == 0
     folder = tmp_path / "killed"
-    kills = kill_repeatedly(tmp_path, folder)
+    kills = kill_repeatedly(crkd, tmp_path, folder)
     assert kills == KILLS, f"the run ended after {kills} kills: too few steps for this machine"
 
-    assert launch(tmp_path, "killed").wait(timeout=300) == 0
+    assert start(crkd, tmp_path, "killed").wait().code == 0
     for name in ("last.pth", "best.pth"):
         whole, killed = (load_checkpoint(tmp_path / out / name) for out in ("whole", "killed"))
         assert killed.step == whole.step
@@ -51,19 +54,21 @@ def test_killed_and_resumed_is_bit_equal(tiny: Planner, tmp_path: Path) -> None:
     assert list(logged(folder, "total")) == list(range(1, STEPS + 1))
 
 
-def kill_repeatedly(root: Path, folder: Path) -> int:
+def kill_repeatedly(crkd: CommandServer, root: Path, folder: Path) -> int:
     """Start the run and kill it KILLS times; every kill leaves a complete checkpoint."""
     draw = random.Random(0)
     done = 0
     for kills in range(KILLS):
-        process = launch(root, folder.name)
-        while count_lines(folder) <= done + 2 and process.poll() is None:
+        run = start(crkd, root, folder.name)
+        steps = done + draw.randint(2, 5)
+        while count_lines(folder) <= steps and not run.ended():
             time.sleep(0.01)
-        time.sleep(draw.uniform(0, 0.4))
-        if process.poll() is not None:
+        time.sleep(draw.uniform(0, 0.1))
+        if run.ended():
+            run.wait()
             return kills
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        run.send_signal(signal.SIGKILL)
+        assert run.wait().code == -signal.SIGKILL
         done = load_checkpoint(folder / "last.pth").step
     return KILLS
 
@@ -81,13 +86,15 @@ while True:
 """
 
 
-def test_a_kill_during_a_write_leaves_a_complete_checkpoint(tiny: Planner, tmp_path: Path) -> None:
+def test_a_kill_during_a_write_leaves_a_complete_checkpoint(
+    tiny: Planner, crkd: CommandServer, tmp_path: Path
+) -> None:
     tiny()
     path = tmp_path / "run" / "last.pth"
-    first = launch(tmp_path, "run")
+    first = start(crkd, tmp_path, "run")
     while not path.is_file():
         time.sleep(0.05)
-    first.kill()
+    first.send_signal(signal.SIGKILL)
     first.wait()
 
     draw = random.Random(1)

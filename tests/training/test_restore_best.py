@@ -11,6 +11,7 @@ from crkd_cli.runtime.checkpoint import load_checkpoint, save_checkpoint
 from crkd_cli.training.interruptions import StoppedBySignalError
 from crkd_cli.training.loop import train
 from crkd_cli.training.start import start
+from tests.command_server import CommandServer
 from tests.training.helpers import (
     Planner,
     assert_equal,
@@ -20,7 +21,7 @@ from tests.training.helpers import (
     train_arguments,
     train_plan,
 )
-from tests.training.processes import launch_crkd
+from tests.training.processes import run_two
 
 pytestmark = pytest.mark.slow
 
@@ -129,14 +130,14 @@ def test_a_best_checkpoint_without_the_optimizer_ends_the_run_in_one_line(tiny: 
 
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
-def test_every_process_restores(tiny: Planner, tmp_path: Path) -> None:
+def test_every_process_restores(tiny: Planner, crkd: CommandServer, tmp_path: Path) -> None:
     """Without a stop, or with one after which all of them read the saved state."""
     tiny()
     calls: dict[str, list[list[str]]] = {"whole": [[]], "parts": [["--stop-after", "10"], []]}
     for out, options_of_calls in calls.items():
-        for number, options in enumerate(options_of_calls):
+        for options in options_of_calls:
             arguments = [*train_arguments(tmp_path, *BCP, out=out), *options]
-            processes = launch_crkd(tmp_path / f"log-{out}-{number}", *arguments)
-            assert processes.wait() == 0, processes.stderr()
+            ranks = run_two(crkd, tmp_path, *arguments)
+            assert [rank.code for rank in ranks] == [0, 0], ranks
         assert logged(tmp_path / out, "restored_step") == {10: 2}
     assert_equal(state(tmp_path / "whole"), state(tmp_path / "parts"))

@@ -1,8 +1,6 @@
 """`crkd train --seeds`: several runs of one command, stopped and resumed together."""
 
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ from typer.testing import Result
 
 from crkd_cli.runtime.checkpoint import load_checkpoint, save_checkpoint
 from crkd_cli.training import loop
+from tests.command_server import CommandServer
 from tests.training.helpers import Planner, assert_equal, set_options, train_arguments, weights
 
 
@@ -89,25 +88,28 @@ def test_a_signal_in_the_last_step_ends_the_command(
 
 @pytest.mark.parametrize("dims", [2], indirect=True)
 @pytest.mark.slow
-def test_a_signal_stops_the_command_and_rerunning_resumes(line: list[str], tmp_path: Path) -> None:
+def test_a_signal_stops_the_command_and_rerunning_resumes(
+    line: list[str], crkd: CommandServer, tmp_path: Path
+) -> None:
     options = ["--out", str(tmp_path / "run"), "--seeds", "1,2,3"]
     settings = set_options(("train.steps=60", "train.log_every=1"))
-    command = [sys.executable, "-m", "crkd_cli", *line, *options, *settings]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    command = [*line, *options, *settings]
+    process = crkd.start(command, tmp_path)
     log = tmp_path / "run-seed2" / "log.jsonl"
-    while not (log.is_file() and log.stat().st_size) and process.poll() is None:
+    while not (log.is_file() and log.stat().st_size) and not process.ended():
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 143, stderr
-    assert stderr.splitlines()[-1].startswith("error: stopped by SIGTERM after step ")
+    ended = process.wait()
+    assert ended.code == 143, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: stopped by SIGTERM after step ")
     stopped = load_checkpoint(tmp_path / "run-seed2" / "last.pth").step
     assert 0 < stopped < 60
     assert not (tmp_path / "run-seed3").exists()
     finished = modified(tmp_path / "run-seed1")
-    again = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    again = crkd.run(command, tmp_path)
+    assert again.code == 0
     assert modified(tmp_path / "run-seed1") == finished
-    assert f"resuming after step {stopped}" in again
+    assert f"resuming after step {stopped}" in again.stderr
     for seed in (1, 2, 3):
         assert load_checkpoint(tmp_path / f"run-seed{seed}" / "last.pth").step == 60
 
