@@ -92,7 +92,7 @@ def test_results_are_gathered_in_order(parts: Parts) -> None:
 
 
 def test_trains_and_resumes_with_another_number_of_processes(
-    tiny: Planner, tmp_path: Path, cli: Callable[..., Any], crkd: CommandServer
+    tiny: Planner, tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
     tiny()
     folder = tmp_path / "run"
@@ -102,11 +102,11 @@ def test_trains_and_resumes_with_another_number_of_processes(
         if steps == 12:
             assert cli(*arguments).exit_code == 0
         else:
-            first, second = run_two(crkd, tmp_path, *arguments)
-            assert (first.code, second.code) == (0, 0), (first, second)
-            assert "done: " in first.stderr
-            assert "2 × " in first.stderr
-            assert second.stderr == ""
+            processes = launch_crkd(tmp_path / f"log{steps}", *arguments)
+            assert processes.wait() == 0, processes.stderr()
+            assert "done: " in processes.output(0)
+            assert "2 × " in processes.output(0)
+            assert processes.output(1) == ""
         assert load_checkpoint(folder / "last.pth").step == steps
     assert list(logged(folder, "total")) == [*range(1, 19)]
     assert list(logged(folder, "val/dice")) == [5, 6, 10, 12, 15, 18]
