@@ -32,7 +32,7 @@ class CommandServer(AbstractContextManager["CommandServer"]):
     """
 
     def __init__(self, environment: Mapping[str, str], output: Path) -> None:
-        path = os.pathsep.join([environment.get("PYTHONPATH", ""), str(CHECKOUT)])
+        path = os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), str(CHECKOUT)]))
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tests.command_server", str(output)],
             env={**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
@@ -72,7 +72,7 @@ class Command:
     def ended(self) -> bool:
         return bool(select.select([self._pidfd], [], [], 0)[0])
 
-    def send_signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         signal.pidfd_send_signal(self._pidfd, number)
 
     def wait(self, seconds: float = SECONDS) -> Outcome:

@@ -18,7 +18,7 @@ from tests.training.helpers import CPU, Planner, assert_equal, train_plan, weigh
 
 @pytest.fixture
 def trained(tiny: Planner) -> Path:
-    planned = tiny("train.steps=2", "method=supervised")
+    planned = tiny("train.steps=2")
     train_plan(planned)
     return planned.folder / "last.pth"
 

@@ -62,7 +62,10 @@ class Processes:
 
 
 def run_two(crkd: CommandServer, folder: Path, *arguments: object) -> list[Outcome]:
-    """Run `crkd ARGUMENTS` in `folder` as two processes, to their end; return how each ended."""
+    """Run `crkd ARGUMENTS` in `folder` as two processes, to their end; return how each ended.
+
+    Neither may show a traceback.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -70,7 +73,9 @@ def run_two(crkd: CommandServer, folder: Path, *arguments: object) -> list[Outco
     ranks = [
         crkd.start(arguments, folder, RANK=rank, LOCAL_RANK=rank, **joint) for rank in ("0", "1")
     ]
-    return [rank.wait() for rank in ranks]
+    outcomes = [rank.wait() for rank in ranks]
+    assert not any("Traceback" in outcome.stderr for outcome in outcomes), outcomes
+    return outcomes
 
 
 def launch_crkd(folder: Path, *arguments: object) -> Processes:

@@ -50,11 +50,15 @@ def stop_and_resume(tiny: Planner, *sets: str, steps: int = 8, stop: int = 5) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("name", METHODS.names())
-def test_stopped_and_resumed_is_bit_equal(tiny: Planner, dims: int, name: str) -> None:
-    """With both optimizers: SGD in 2D, AdamW in 3D."""
-    optimizer = {2: "sgd", 3: "adamw"}[dims]
-    stop_and_resume(tiny, f"method={name}", f"train.optimizer={optimizer}", "train.lr=0.001")
+def test_stopped_and_resumed_is_bit_equal(tiny: Planner, name: str, optimizer: str) -> None:
+    stop_and_resume(
+        tiny,
+        f"method={name}",
+        f"train.optimizer={optimizer}",
+        "train.lr=0.001",
+    )
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from crkd_cli.runtime.checkpoint import load_checkpoint
 from crkd_cli.runtime.run_folder import find_checkpoints, newest_checkpoint
 from crkd_cli.training.plan import Request, all_folds, plan
 from tests.command_server import CommandServer
-from tests.training.helpers import Planner, assert_equal, weights
+from tests.training.helpers import Planner, assert_equal, set_options, weights
 
 pytestmark = pytest.mark.parametrize("dims", [2], indirect=True)
 
@@ -152,27 +152,21 @@ def test_new_folds_do_not_continue_old_runs(
 def test_killed_in_the_second_fold_and_resumed_is_bit_equal(
     line: list[str], crkd: CommandServer, tmp_path: Path
 ) -> None:
-    settings = (
-        "train.steps=30",
-        "train.save_minutes=0",
-        "train.recalibrate_batch_norm=false",  # which takes longer than the step
-        "train.log_every=1",
-    )
-    sets = [word for setting in settings for word in ("--set", setting)]
-    command = [*line, "--folds", *sets, "--out"]
-    assert crkd.run([*command, "whole"], tmp_path).code == 0
+    command = [*line, "--folds", *set_options(("train.steps=30", "train.log_every=1"))]
+    assert crkd.run([*command, "--out", "whole"], tmp_path).code == 0
     folder = tmp_path / "killed"
-    process = crkd.start([*command, "killed"], tmp_path)
+    command = [*command, *set_options(["train.save_minutes=0"]), "--out", "killed"]
+    process = crkd.start(command, tmp_path)
     log = folder / "fold2" / "log.jsonl"
     while not (log.is_file() and len(log.read_text().splitlines()) > 3) and not process.ended():
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    process.send(signal.SIGKILL)
     assert process.wait().code == -signal.SIGKILL
     stopped = load_checkpoint(folder / "fold2" / "last.pth").step
     assert 0 < stopped < 30
     assert not (folder / "fold3").exists()
     finished = modified(folder / "fold1")
-    again = crkd.run([*command, "killed"], tmp_path)
+    again = crkd.run(command, tmp_path)
     assert again.code == 0
     assert f"resuming after step {stopped}" in again.stderr
     assert modified(folder / "fold1") == finished

@@ -17,16 +17,11 @@ pytestmark = pytest.mark.slow
 
 KILLS = 4  # for each of 2D and 3D
 STEPS = 48
+SAVE_EVERY_STEP = "train.save_minutes=0"
 
 
-def start(crkd: CommandServer, root: Path, out: str) -> Command:
-    settings = (
-        f"train.steps={STEPS}",
-        "train.save_minutes=0",
-        "train.recalibrate_batch_norm=false",  # which takes longer than the step
-        "train.log_every=1",
-        "train.eval_every=24",
-    )
+def start(crkd: CommandServer, root: Path, out: str, *sets: str) -> Command:
+    settings = (f"train.steps={STEPS}", "train.log_every=1", "train.eval_every=24", *sets)
     return crkd.start([*train_arguments(root, *settings, out=out), "--quiet"], root)
 
 
@@ -59,15 +54,15 @@ def kill_repeatedly(crkd: CommandServer, root: Path, folder: Path) -> int:
     draw = random.Random(0)
     done = 0
     for kills in range(KILLS):
-        run = start(crkd, root, folder.name)
+        run = start(crkd, root, folder.name, SAVE_EVERY_STEP)
         steps = done + draw.randint(2, 5)
         while count_lines(folder) <= steps and not run.ended():
             time.sleep(0.01)
-        time.sleep(draw.uniform(0, 0.1))
+        time.sleep(draw.uniform(0, 0.4))
         if run.ended():
             run.wait()
             return kills
-        run.send_signal(signal.SIGKILL)
+        run.send(signal.SIGKILL)
         assert run.wait().code == -signal.SIGKILL
         done = load_checkpoint(folder / "last.pth").step
     return KILLS
@@ -91,10 +86,10 @@ def test_a_kill_during_a_write_leaves_a_complete_checkpoint(
 ) -> None:
     tiny()
     path = tmp_path / "run" / "last.pth"
-    first = start(crkd, tmp_path, "run")
+    first = start(crkd, tmp_path, "run", SAVE_EVERY_STEP)
     while not path.is_file():
         time.sleep(0.05)
-    first.send_signal(signal.SIGKILL)
+    first.send(signal.SIGKILL)
     first.wait()
 
     draw = random.Random(1)

@@ -98,7 +98,7 @@ def test_a_signal_stops_the_command_and_rerunning_resumes(
     log = tmp_path / "run-seed2" / "log.jsonl"
     while not (log.is_file() and log.stat().st_size) and not process.ended():
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    process.send(signal.SIGTERM)
     ended = process.wait()
     assert ended.code == 143, ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("error: stopped by SIGTERM after step ")
