@@ -6,11 +6,17 @@ runs.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from math import ceil
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # What a spreadsheet takes for a formula, after the apostrophes that `csv_cell` adds.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
+# The words that differ between messages of one kind: file names, paths, numbers.
+_SPECIFIC = re.compile(r"\S*[\d/\\.]\S*")
 
 
 def printable(text: object) -> str:
@@ -40,6 +46,14 @@ def shorten(text: str, length: int = 100) -> str:
     """Return `text` in one line of at most `length` characters."""
     line = " ".join(text.split())
     return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
+def group_similar(items: Iterable[T], text: Callable[[T], str]) -> list[list[T]]:
+    """Group items whose `text` is equal but for file names and numbers, in order of appearance."""
+    groups: dict[str, list[T]] = defaultdict(list)
+    for item in items:
+        groups[_SPECIFIC.sub("", text(item))].append(item)
+    return list(groups.values())
 
 
 def format_size(numbers: Iterable[float]) -> str:

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from crkd_cli.text import csv_cell, csv_text, format_duration, printable
+from crkd_cli.text import csv_cell, csv_text, format_duration, group_similar, printable
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,18 @@ def test_a_csv_cell_is_no_formula_and_reads_back(text, cell):
 )
 def test_durations_are_rounded_up(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def test_messages_that_differ_in_names_and_numbers_are_similar():
+    lines = [
+        "labels/a.png has shape (30, 20)",
+        "labels/b.png is empty",
+        r"labels\c.png has shape (3, 20)",
+        "heart004 is empty",
+        "labels/d.png is constant",
+    ]
+    assert group_similar(lines, text=str) == [
+        [lines[0], lines[2]],
+        [lines[1], lines[3]],
+        [lines[4]],
+    ]

@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, ParamSpec
@@ -13,7 +13,7 @@ import typer
 
 from crkd_cli.cli.streams import final_exit_code
 from crkd_cli.errors import CrkdError, is_out_of_memory
-from crkd_cli.text import printable
+from crkd_cli.text import group_similar, printable
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 WIDE_TERMINAL = 100  # columns that a comparison with a few classes needs
 PIPED_COLUMNS = 160  # at least; no table is cut off
+SIMILAR_SHOWN = 3  # messages that differ in names and numbers only
 _quiet = False
 
 
@@ -44,6 +45,20 @@ def warn(line: str) -> None:
 
 def _print_to_stderr(line: str) -> None:
     print(printable(line), file=sys.stderr, flush=True)
+
+
+def few_of_each_kind(lines: Iterable[tuple[str, str]], verbose: bool) -> list[tuple[str, str]]:
+    """Return pairs of a name and a message; of similar messages only the first, unless `verbose`.
+
+    The name of the line that follows these is empty; it says how many more there are.
+    """
+    few = []
+    for similar in group_similar(lines, text=lambda line: line[1]):
+        shown = len(similar) if verbose else SIMILAR_SHOWN
+        few += similar[:shown]
+        if hidden := len(similar[shown:]):
+            few.append(("", f"and {hidden} similar (--verbose lists all)"))
+    return few
 
 
 def plain_text(text: object) -> "Text":
@@ -118,7 +133,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             else:
                 function(*args, **kwargs)
         except CrkdError as error:
-            lines = [f"error: {error}", *(f"  {detail}" for detail in error.details)]
+            details = few_of_each_kind((("", detail) for detail in error.details), verbose)
+            lines = [f"error: {error}", *(f"  {detail}" for _, detail in details)]
             _exit(lines, error.exit_code, distributed, verbose)
         except KeyboardInterrupt:
             _exit(["interrupted"], 130, distributed)
