@@ -15,7 +15,15 @@ import yaml
 
 from crkd_cli.config import Strict, parse
 from crkd_cli.data import nnunet, patterns
+from crkd_cli.data.class_values import (
+    LabelValue,
+    check_classes,
+    class_values,
+    convert_numbers,
+    value_by_color,
+)
 from crkd_cli.data.plan import Millimeters, Plan
+from crkd_cli.data.raw.colors import parse_color
 from crkd_cli.data.raw.limits import check_regular
 from crkd_cli.errors import UsageError
 from crkd_cli.yaml_text import parse_yaml, read_text
@@ -39,10 +47,10 @@ class Description(Strict, frozen=True):
     """
 
     channels: tuple[Channel, ...] | None = None
-    # Classes by name, with one or several values in the label files. The background need not be
-    # listed unless it has values besides 0.
-    classes: dict[str, int | tuple[int, ...]] | None = None
-    ignore: int | None = None  # a label value; its pixels count in no loss or score
+    # Classes by name, with one or several values in the label files, all of them numbers or all
+    # colors. The background need not be listed unless it has values besides 0 or black.
+    classes: dict[str, LabelValue | tuple[LabelValue, ...]] | None = None
+    ignore: LabelValue | None = None  # its pixels count in no loss or score
     # "images/*.png", or a pattern per channel if each channel has its own files.
     images: str | dict[str, str] | None = None
     # Of DICOM: the descriptions or UIDs of the series to read, with `*` for any text, or those of
@@ -56,7 +64,7 @@ class Description(Strict, frozen=True):
     plan: Plan | None = None  # overrides what is inferred from the images
 
     def __post_init__(self) -> None:
-        _check_classes(self)
+        check_classes(self.classes, self.ignore)
         _check_channels(self)
         for pattern in self.image_patterns.values():
             needed = "" if isinstance(self.images, str) else "name"
@@ -77,6 +85,26 @@ class Description(Strict, frozen=True):
             return msgspec.structs.replace(self, ignore=value)
         except ValueError as error:
             raise UsageError(f"--ignore {value}: {error}") from None
+
+    @property
+    def class_values(self) -> dict[str, int | tuple[int, ...]] | None:
+        """The classes with their label values: 1, 2, … in their order if they are colors."""
+        return None if self.classes is None else class_values(self.classes)
+
+    @property
+    def ignored_value(self) -> int | None:
+        """The label value of ignored pixels: if it is a color, the one after those of classes."""
+        if isinstance(self.ignore, str):
+            return 1 + len(self.class_values or ())
+        return self.ignore
+
+    @property
+    def colors(self) -> dict[int, int]:
+        """The label value of every color (0xRRGGBB); empty if the classes are numbers."""
+        colors = value_by_color(self.classes or {})
+        if isinstance(self.ignore, str) and self.ignored_value is not None:
+            colors[parse_color(self.ignore)] = self.ignored_value
+        return colors
 
     @property
     def channel_names(self) -> tuple[str, ...]:
@@ -143,7 +171,7 @@ def read_description(file: Path) -> Description:
             raise UsageError(f"{file}: the key {key!r} is not a word; use classes, images …")
     if file.suffix == ".json":
         tree = nnunet.description_tree(tree, file)
-    _drop_background(tree)
+    _convert_values(tree)
     description: Description = parse(tree, Description, str(file))
     return description
 
@@ -185,11 +213,20 @@ def _below(given: str | dict[str, str] | None, folder: str) -> str | dict[str, s
     return {name: f"{folder}/{pattern}" for name, pattern in given.items()}
 
 
-def _drop_background(tree: dict[str, Any]) -> None:
-    """Remove the background from the classes if its only value is 0, as it always is."""
-    classes = tree.get("classes")
-    if isinstance(classes, dict) and classes.get("background") in (0, [0]):
-        tree["classes"] = {name: value for name, value in classes.items() if name != "background"}
+def _convert_values(tree: dict[str, Any]) -> None:
+    """Convert the label values, and drop the background if its only value is 0, as it always is.
+
+    An unquoted color is a comment in YAML, so the class has no value.
+    """
+    if "ignore" in tree:
+        tree["ignore"] = convert_numbers(tree["ignore"])
+    if isinstance(classes := tree.get("classes"), dict):
+        values = {
+            name: [] if value is None else convert_numbers(value) for name, value in classes.items()
+        }
+        if values.get("background") in (0, [0]):
+            del values["background"]
+        tree["classes"] = values
 
 
 def _check_channels(description: Description) -> None:
@@ -208,33 +245,4 @@ def _check_channels(description: Description) -> None:
             raise ValueError(
                 f"{key} has patterns for {', '.join(stated)}, but the channels are "
                 f"{', '.join(names)}; use the same names"
-            )
-
-
-def _check_classes(description: Description) -> None:
-    """Raise ValueError unless every label value has one meaning."""
-    classes = description.classes
-    if classes is None:
-        return
-    if not classes:
-        raise ValueError("classes is empty; name one, or drop the line")
-    values: list[tuple[int, str]] = []
-    for name, value in classes.items():
-        if not name.strip():
-            raise ValueError("classes contains an empty name; name the class")
-        members = (value,) if isinstance(value, int) else value
-        if not members:
-            raise ValueError(f"classes.{name} has no value; give one, such as 1")
-        values += [(member, name) for member in members]
-    counts = Counter(value for value, _ in values)
-    for value, name in values:
-        if value == 0 and name != "background":
-            raise ValueError(f"classes.{name} is 0, the background; give another value")
-        if value == description.ignore:
-            raise ValueError(f"classes.{name} is {value}, the value of ignore; drop one of them")
-        if counts[value] > 1:
-            names = [other for member, other in values if member == value]
-            raise ValueError(
-                f"classes: the value {value} belongs to {' and '.join(names)}; "
-                "give every value to one class"
             )

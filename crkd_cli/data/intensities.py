@@ -286,7 +286,7 @@ def _is_foreground(
     Which classes there are is decided later. So all values count but those that are background or
     ignored.
     """
-    stated = (spec.description.classes or {}).get(BACKGROUND.name, ())
+    stated = (spec.description.class_values or {}).get(BACKGROUND.name, ())
     not_foreground = {0, spec.ignore, *((stated,) if isinstance(stated, int) else stated)}
 
     def has_object(values: Sequence[int]) -> bool:

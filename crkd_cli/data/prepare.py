@@ -145,7 +145,7 @@ class _Run:
         if fingerprint.images:  # otherwise there are errors, which are reported later
             given = spec.description.plan or Plan()
             self._make_plan = partial(make_plan, fingerprint, given, self._memory)
-            foreground = spec.description.classes or {"unknown": 1}
+            foreground = spec.description.class_values or {"unknown": 1}
             plan = self._make_plan(1 + len(foreground)).plan
             spec = msgspec.structs.replace(spec, plan=plan, stored_size=plan.resize)
         return decide_intensities(self._source, self._cases, spec, progress, workers)

@@ -247,7 +247,7 @@ def _read_labels(result: CaseResult, volume: Volume | None, spec: DatasetSpec) -
     merged: CodedLabel | None = None
     for file in result.raw.labels:
         try:
-            label = formats.read_label(file.path, z_last=spec.z_last)
+            label = formats.read_label(file.path, spec.z_last, spec.description.colors)
         except CrkdError as error:
             result.label_error = result.label_error or error
             continue

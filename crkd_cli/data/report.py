@@ -75,18 +75,15 @@ def complete_description(spec: DatasetSpec, classes: Sequence[ClassInfo]) -> Des
     """Return the description in `spec` with the channels and classes that were inferred."""
     given = spec.description
     channels = tuple(Channel(name=info.name, modality=info.modality) for info in spec.channels)
+    completed = msgspec.structs.replace(given, channels=channels, plan=spec.plan)
+    if given.colors:
+        return completed
     values: dict[str, int | tuple[int, ...]] = {
         info.name: info.values if len(info.values) > 1 else info.value
         for info in classes
         if info.values != (0,)
     }
-    return msgspec.structs.replace(
-        given,
-        channels=channels,
-        classes=values or given.classes,
-        ignore=spec.ignore,
-        plan=spec.plan,
-    )
+    return msgspec.structs.replace(completed, classes=values or given.classes, ignore=spec.ignore)
 
 
 def describe_spacings(spacings: Sequence[Sequence[float] | None], axes: str) -> str:

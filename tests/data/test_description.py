@@ -60,7 +60,16 @@ def test_what_is_printed_can_be_read(read, text):
             "channels: [{modality: XR}]",
             "channels[0].modality is 'XR'; choose from MR, CT, RGB, gray",
         ),
-        ("classes: {liver: one}", "classes[...]: expected a whole number or a list"),
+        ("classes: {liver: one}", "classes.liver is 'one', neither a number nor a color in quotes"),
+        ("classes: {liver: 1.5}", "classes[...]: expected a whole number or text or a list"),
+        ("classes:\n  liver: #ff0000", "classes.liver has no value; give one, such as 1 or '#ff0"),
+        ("classes: {a: '#ff0'}", "classes.a is '#ff0', neither a number nor a color"),
+        ("classes: {a: '#ff0000', b: 2}", "classes.b is a number, but other values are colors"),
+        ("classes: {a: '#ab12cd', b: '#AB12CD'}", "the value #ab12cd belongs to a and b"),
+        ("classes: {a: '#000000'}", "classes.a is #000000, the background"),
+        ("classes: {a: '#ff0000'}\nignore: 3", "ignore is a number, but other values are colors"),
+        ("classes: {a: 1}\nignore: '#ff0000'", "ignore is a color, but other values are numbers"),
+        ("ignore: '#ff0000'", "ignore is a color, so list the classes with their colors, too"),
         ("classes: {a: 1, b: [1, 2]}", "the value 1 belongs to a and b"),
         ("classes: {a: 0}", "classes.a is 0, the background"),
         ("classes: {a: 255}\nignore: 255", "classes.a is 255, the value of ignore"),
@@ -88,6 +97,29 @@ def test_mistakes_are_one_line_with_the_key(read, text, message):
     assert message in line
     assert "dataset.yaml" in line
     assert "\n" not in line
+
+
+def test_numbers_may_be_text(read):
+    description = read("classes: {a: '1', b: [2, '3'], background: '0'}\nignore: '255'")
+    assert description.classes == {"a": 1, "b": (2, 3)}
+    assert description.ignore == 255
+
+
+def test_colors_stand_for_values_in_their_order(read):
+    description = read(
+        "classes: {background: '#101010', b: ['#ff0000', '#FF00ff'], a: '#00ff00'}\n"
+        "ignore: '#ffffff'"
+    )
+    assert description.class_values == {"b": 1, "a": 2}
+    assert description.ignored_value == 3
+    assert description.colors == {
+        0x000000: 0,
+        0x101010: 0,
+        0xFF0000: 1,
+        0xFF00FF: 1,
+        0x00FF00: 2,
+        0xFFFFFF: 3,
+    }
 
 
 def test_nnunet(read):

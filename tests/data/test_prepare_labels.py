@@ -156,3 +156,29 @@ def test_a_description_that_ignores_a_class(save):
     describe(root, classes={"liver": 1})
     with pytest.raises(CrkdError, match=r"--ignore 1: classes\.liver is 1, the value of"):
         run(Folder(ignore=1), root)
+
+
+def test_classes_that_are_colors(save):
+    colors = {1: (255, 0, 0), 2: (200, 0, 0), 3: (0, 255, 0), 4: (255, 255, 255)}
+    numbers = {1: 1, 2: 1, 3: 2, 4: 3}  # 3: ignored
+    values = {"a": box(1, 2, 8) + box(2, 8, 14), "b": box(3, 3, 12) + box(4, 12, 20)}
+    for case, label in values.items():
+        picture = np.zeros((*SHAPE, 3), np.uint8)
+        for value, color in colors.items():
+            picture[label == value] = color
+        root = save(case, **{case: picture})
+    with pytest.raises(CrkdError, match=r"classes: \{class 1: '#00ff00', class 2: '#c80000', cl"):
+        run(Folder(), save("c"))
+
+    stated = {"tool": ["#ff0000", "#C80000"], "polyp": "#00ff00"}
+    describe(root, classes=stated, ignore="#ffffff")
+    report, root = run(Folder(), root)
+    assert not report.failed
+    store = Store(root)
+    assert store.spec.class_names == ("background", "tool", "polyp")
+    for case, label in values.items():
+        expected = np.vectorize(lambda value: numbers.get(value, 0))(label)
+        np.testing.assert_array_equal(store.label(case), at_training_size(expected))
+    assert report.description.classes == {**stated, "tool": ("#ff0000", "#C80000")}
+    assert report.description.ignore == "#ffffff"
+    assert store.spec.description == report.description

@@ -7,7 +7,7 @@ Arrays are [C, *S] for images and [*S] for label maps. *S is [y, x] or [z, y, x]
 medical volumes are returned as [x, y, z]. HDF5 arrays are always returned as stored.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crkd_cli.data.raw import content, dicom, hdf5, medical, pictures
+from crkd_cli.data.raw.colors import color_picture_error, to_values
 from crkd_cli.data.raw.geometry import Geometry
 from crkd_cli.data.raw.isolation import IsolatedProcessError
 from crkd_cli.data.raw.label_entries import LabelEntry
@@ -117,15 +118,17 @@ def read_image(
     return Volume(array, spacing, array.shape[1:], geometry, turned)
 
 
-def read_label(path: Path, z_last: bool = False) -> LabelMap:
-    """Read a label map with the integer values of the file.
+def read_label(
+    path: Path, z_last: bool = False, colors: Mapping[int, int] | None = None
+) -> LabelMap:
+    """Read a label map with the integer values of the file, or with those of its `colors`.
 
-    Raises CrkdError like `read_image`, and if the file is a color picture or contains fractions.
+    Raises CrkdError like `read_image`, and if the file contains fractions or other colors.
     """
     geometry = None
     with _readable(path) as kind:
         if kind in pictures.SUFFIXES:
-            array = pictures.read(path, as_label=True).array
+            array = pictures.read(path, as_label=not colors).array
         elif kind in hdf5.SUFFIXES:
             array = hdf5.read_label(path)
         elif kind in dicom.SUFFIXES:
@@ -134,6 +137,8 @@ def read_label(path: Path, z_last: bool = False) -> LabelMap:
             array, geometry = medical.read(path, kind)
             if z_last and array.ndim == 4:
                 array = array.transpose(0, 3, 2, 1)
+    if colors:
+        return LabelMap(to_values(array, colors, path), geometry)
     return LabelMap(_as_integers(_single_channel(array, path), path), geometry)
 
 
@@ -218,9 +223,7 @@ def _single_channel(array: NDArray[Any], path: Path) -> NDArray[Any]:
     if len(array) == 3:
         spread = array.max(0).astype(int) - array.min(0)
         if spread.max() > MAX_CHANNEL_SPREAD:
-            raise CrkdError(
-                f"{path} is a color picture, not a label map; save it with one number per class"
-            )
+            raise color_picture_error(array, path)
     elif len(array) != 1:
         raise CrkdError(f"{path} has {len(array)} channels; a label map has one")
     label: NDArray[Any] = array[0]

@@ -23,6 +23,7 @@ from crkd_cli.data.labels import ClassAssignment, LabelValues
 from crkd_cli.data.layout import base_folder
 from crkd_cli.data.patients import TABLE, group_by_pattern, group_by_table, hide_patients
 from crkd_cli.data.raw import formats, hdf5
+from crkd_cli.data.raw.colors import join_color_errors
 from crkd_cli.data.series import find_series
 from crkd_cli.data.sources import SOURCES
 from crkd_cli.data.sources.base import Source
@@ -73,7 +74,7 @@ class Folder(Source):
                 for name, modality in channels.items()
             ),
             dims=2 if dims == 2 else 3,
-            ignore=self.description.ignore,
+            ignore=self.description.ignored_value,
             description=self.description,
         )
 
@@ -81,7 +82,8 @@ class Folder(Source):
         self, spec: DatasetSpec, labels: Sequence[LabelValues], unreadable: Sequence[CrkdError]
     ) -> ClassAssignment:
         """Decide from the description and the values of all label files which classes there are."""
-        return decide_classes(labels, spec.description.classes, spec.ignore, unreadable)
+        stated = spec.description.class_values
+        return decide_classes(labels, stated, spec.ignore, join_color_errors(unreadable))
 
     def _read_description(self, root: Path, base: str, files: Sequence[RawFile]) -> None:
         """Read the description, if there is one: YAML before JSON, in the root before `base`."""
