@@ -35,7 +35,8 @@ def write_label_tables(folder: Path, classes: Classes) -> None:
 
 
 def _itk_snap(classes: Classes) -> Iterator[str]:
-    yield "# Label descriptions of ITK-SNAP: value, red, green, blue, opacity, visible, mesh, name"
+    yield "# ITK-SnAP Label Description File"  # MRIcron recognizes the format by this line
+    yield "# value, red, green, blue, opacity, visible, visible as a mesh, name"
     background = LabelEntry(*classes[0], color=(0, 0, 0))
     for value, name, (red, green, blue) in [background, *label_entries(classes)]:
         shown = int(value != background.value)

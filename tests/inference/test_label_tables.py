@@ -24,6 +24,7 @@ def test_itk_snap(tmp_path):
     """Value, red, green, blue, opacity, visible in slices, visible in 3D, and the quoted name."""
     write_label_tables(tmp_path, CLASSES)
     lines = (tmp_path / ITK_SNAP).read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# ITK-SnAP Label Description File"
     assert [shlex.split(line) for line in lines if not line.startswith("#")] == [
         ["0", "0", "0", "0", "0", "0", "0", "background"],
         ["4", "230", "159", "0", "1", "1", "1", "left atrium"],
