@@ -48,9 +48,9 @@ def _print_to_stderr(line: str) -> None:
 
 
 def few_of_each_kind(lines: Iterable[tuple[str, str]], verbose: bool) -> list[tuple[str, str]]:
-    """Return pairs of a name and a message; of similar messages only the first, unless `verbose`.
+    """Return pairs of a name and a message; of similar messages the first three unless `verbose`.
 
-    The name of the line that follows these is empty; it says how many more there are.
+    A pair without a name follows them and says how many more there are.
     """
     few = []
     for similar in group_similar(lines, text=lambda line: line[1]):

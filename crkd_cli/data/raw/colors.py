@@ -88,7 +88,9 @@ def join_color_errors(errors: Sequence[CrkdError]) -> list[CrkdError]:
     colors = sorted({color for error in pictures for color in error.colors} - {0})
     if not colors:
         return list(errors)
-    listed = [f"class {number}: '#{color:06x}'" for number, color in enumerate(colors, start=1)]
+    listed = [
+        f"class {number}: '{format_color(color)}'" for number, color in enumerate(colors, start=1)
+    ]
     shown = ", ".join(listed[:MAX_COLORS])
     joint = CrkdError(
         f"{pluralize(len(pictures), 'label')} with colors; if every color is a class, name "
