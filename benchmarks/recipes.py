@@ -86,10 +86,16 @@ def _row(name: str, groups: dict[str, Runs]) -> list[str]:
     cells = [name]
     for recipe in RECIPES:
         cells += _cells(groups[recipe]) if groups[recipe] else ["–"] * 2
-    gain = "–"
-    if all(groups[recipe] for recipe in RECIPES):
-        gain = _interval(difference(groups["strong"], groups["published"]))
-    return [*cells, gain]
+    return [*cells, _gain(groups["published"], groups["strong"])]
+
+
+def _gain(published: Runs, strong: Runs) -> str:
+    """Return the difference that the strong augmentation makes with the seeds of both."""
+    seeds = {run["seed"] for run in published} & {run["seed"] for run in strong}
+    if not seeds:
+        return "–"
+    first, second = ([run for run in runs if run["seed"] in seeds] for runs in (strong, published))
+    return _interval(difference(first, second))
 
 
 def _records(groups: dict[str, Runs]) -> str:

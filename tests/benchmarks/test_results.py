@@ -154,6 +154,7 @@ def test_the_table_of_recipes_pairs_methods_by_patient(keep, tmp_path):
 
     keep("1", 0.5, setting="toy", cases=cases(0.4, 0.5, 0.6), config={"data": {}})
     keep("2", 0.7, setting="toy", cases=cases(0.6, 0.7, 0.8), config={"data": {}}, seed=2)
+    keep("6", 0.9, setting="toy", cases=cases(0.8, 0.9, 1.0), config={"data": {}}, seed=3)
     keep("3", 0.7, setting="toy", cases=cases(0.6, 0.7, 1.0), config=strong, seed=1)
     keep("4", 0.8, setting="toy", cases=cases(0.7, 0.8, 0.9), config=strong, seed=2)
     keep("5", 0.9, setting="toy", cases=cases(0.9, 0.9, 0.9), config=strong, label="other")
@@ -163,15 +164,16 @@ def test_the_table_of_recipes_pairs_methods_by_patient(keep, tmp_path):
     assert best[1:3] == ["–", "–"]
     assert best[3].startswith("90.0 (")
     assert best[5:] == ["–"]
-    assert row[1].startswith("60.0 ± 14.1 (")
+    assert row[1].startswith("70.0 ± 20.0 (")
     files = page.replace("../benchmarks/results/", "")
-    crkd = "published [1](1.json) [2](2.json), strong [1](3.json) [2](4.json)"
+    crkd = "published [1](1.json) [2](2.json) [3](6.json), strong [1](3.json) [2](4.json)"
     assert f"Records by seed: other strong [1](5.json); crkd {crkd}.\n" in files
-    # Patient a: 0.65 − 0.5; patient b: mean of 0.75 − 0.6 and 0.95 − 0.7.
+    # Seeds 1 and 2. Patient a: 0.65 − 0.5; patient b: mean of 0.75 − 0.6 and 0.95 − 0.7.
     assert row[5].startswith("+17.5 (")
     (pair,) = rows(page, "crkd, published")
     assert pair[1] == "crkd, strong"
-    assert pair[2].startswith("-17.5 (")
+    # All seeds. Patient a: 0.6 − 0.65; patient b: mean of 0.7 − 0.75 and 0.8 − 0.95.
+    assert pair[2].startswith("-7.5 (")
 
 
 def test_methods_with_the_same_options_and_seeds_share_a_loop(keep, tmp_path):
