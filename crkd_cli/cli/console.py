@@ -47,17 +47,18 @@ def _print_to_stderr(line: str) -> None:
     print(printable(line), file=sys.stderr, flush=True)
 
 
-def few_of_each_kind(lines: Iterable[tuple[str, str]], verbose: bool) -> list[tuple[str, str]]:
-    """Return pairs of a name and a message; of similar messages the first three unless `verbose`.
+def few_of_each_kind(lines: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return pairs of a name and a message; in a terminal, only the first of similar messages.
 
     A pair without a name follows them and says how many more there are.
     """
+    if not sys.stderr.isatty():
+        return list(lines)
     few = []
     for similar in group_similar(lines, text=lambda line: line[1]):
-        shown = len(similar) if verbose else SIMILAR_SHOWN
-        few += similar[:shown]
-        if hidden := len(similar[shown:]):
-            few.append(("", f"and {hidden} similar (--verbose lists all)"))
+        few += similar[:SIMILAR_SHOWN]
+        if hidden := len(similar[SIMILAR_SHOWN:]):
+            few.append(("", f"and {hidden} similar (2> FILE writes all to a file)"))
     return few
 
 
@@ -133,7 +134,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             else:
                 function(*args, **kwargs)
         except CrkdError as error:
-            details = few_of_each_kind((("", detail) for detail in error.details), verbose)
+            details = few_of_each_kind(("", detail) for detail in error.details)
             lines = [f"error: {error}", *(f"  {detail}" for _, detail in details)]
             _exit(lines, error.exit_code, distributed, verbose)
         except KeyboardInterrupt:

@@ -23,12 +23,7 @@ Json = Annotated[
 ]
 Verbose = Annotated[
     bool,
-    typer.Option(
-        "--verbose",
-        "-v",
-        help="With errors, show a traceback, and name all files that have the same problem.",
-        rich_help_panel="Output",
-    ),
+    typer.Option("--verbose", "-v", help="Show a traceback with errors.", rich_help_panel="Output"),
 ]
 Tta = Annotated[
     bool,

@@ -136,7 +136,7 @@ def prepare_data(
         _print_json({"name": name, "raw": str(raw), "store": written, **report.tree()})
     elif check:
         print("\n".join(report.inventory.lines()), flush=True)  # before what follows on stderr
-    _raise_errors(raw, report, verbose)
+    _raise_errors(raw, report)
     _show_report(report, raw, reader)
     if check:
         options = as_typed(
@@ -242,12 +242,12 @@ def _check_store(root: Path) -> int:
     return count
 
 
-def _raise_errors(raw: Path, report: "PreparationReport", verbose: bool) -> None:
-    """Show the findings and raise CrkdError if there is an error."""
+def _raise_errors(raw: Path, report: "PreparationReport") -> None:
+    """Show all findings and raise CrkdError if there is an error."""
     from crkd_cli.errors import CrkdError, pluralize
 
     if report.errors:
-        _show(report.findings, verbose)
+        _show(report.findings)
     if report.failure is not None:
         raise report.failure
     if report.errors:
@@ -263,20 +263,16 @@ def _print_json(tree: dict[str, object]) -> None:
     print(json.dumps(tree, indent=2))  # in ASCII, whatever the names contain
 
 
-def _show(findings: tuple["Finding", ...], verbose: bool) -> None:
-    """Print the notices, then the errors to stderr: a table in a terminal, else one line each."""
-    notices = [(notice.where, notice.what) for notice in findings if notice.level == "notice"]
-    errors = ((error.where, error.what) for error in findings if error.level == "error")
-    few_errors = few_of_each_kind(errors, verbose)
+def _show(findings: tuple["Finding", ...]) -> None:
+    """Print the findings to stderr: a table in a terminal, else one line each."""
     if not sys.stderr.isatty():
-        for level, lines in (("notice", notices), ("error", few_errors)):
-            for where, what in lines:
-                warn(f"{level}: {where}: {what}" if where else f"  {what}")
+        for finding in findings:
+            warn(f"{finding.level}: {finding.where}: {finding.what}")
         return
     from rich.console import Console
     from rich.table import Table
 
     table = Table("case", "problem", show_lines=False)
-    for line in (*notices, *few_errors):
+    for line in few_of_each_kind((finding.where, finding.what) for finding in findings):
         table.add_row(*map(plain_text, line))
     Console(stderr=True).print(table)

@@ -77,17 +77,6 @@ def test_failures_are_listed_at_the_end(cli, checkpoint, scans):
     ]
 
 
-def test_of_similar_failures_three_are_listed(cli, checkpoint, scans):
-    for name in ("k1", "k2", "k3", "k4", "k5"):
-        (scans / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
-    arguments = ("predict", scans, "--checkpoint", checkpoint, "--quiet")
-    first, *failures, last = cli(*arguments).stderr.strip().splitlines()
-    assert first == "error: 5 images failed:"
-    assert len(failures) == 3
-    assert last == "  and 2 similar (--verbose lists all)"
-    assert cli(*arguments, "--verbose").stderr.count("cannot be read") >= 5
-
-
 def test_one_file(cli, checkpoint, scans, tmp_path):
     result = cli(
         "predict", scans / "a.png", "--checkpoint", checkpoint, "--out", tmp_path / "deep" / "out"

@@ -1,7 +1,6 @@
 """crkd prepare-data with bad input: one line says what to do, and nothing is written."""
 
 import gzip
-import shutil
 import struct
 import subprocess
 import sys
@@ -112,30 +111,6 @@ def test_all_problems_are_listed_and_the_previous_store_is_kept(prepare_data, ra
     code, err = prepare_data("mine", "--source", raw_folder, "--check")
     assert code == 1
     assert "3 problems" in err
-
-
-def test_of_similar_problems_three_are_listed(cli, prepare_data, raw_folder, tmp_path):
-    folder = tmp_path / "many"
-    for name in "abcdefgh":
-        for part in ("images", "labels"):
-            target = folder / part / f"{name}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(raw_folder / part / "a.png", target)
-    for name in "abcde":
-        (folder / "images" / f"{name}.png").write_bytes(b"")
-    Image.fromarray(np.zeros((30, 20), np.uint8)).save(folder / "labels/g.png")
-    code, err = prepare_data("mine", "--source", folder)
-    assert code == 1
-    assert err.count(".png is empty") == 3
-    assert err.count("\n  and 2 similar (--verbose lists all)\n") == 1
-    assert "labels/g.png has shape (30, 20)" in err
-    assert "error: 6 problems in" in err
-
-    root = tmp_path / "data"
-    result = cli("prepare-data", "mine", "--source", folder, "--data-root", root, "--verbose")
-    assert result.stderr.count("error: a: images/a.png is empty") == 1
-    assert result.stderr.count(".png is empty") == 5
-    assert "(--verbose" not in result.stderr
 
 
 def test_duplicate_ids(prepare_data, raw_folder, tmp_path):
