@@ -58,7 +58,7 @@ def few_of_each_kind(lines: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     for similar in group_similar(lines, text=lambda line: line[1]):
         few += similar[:SIMILAR_SHOWN]
         if hidden := len(similar[SIMILAR_SHOWN:]):
-            few.append(("", f"and {hidden} similar (2> FILE writes all to a file)"))
+            few.append(("", f"and {hidden} similar; add 2> FILE to write all to a file"))
     return few
 
 

@@ -12,7 +12,7 @@ Stated = Mapping[str, LabelValue | tuple[LabelValue, ...]]  # by the name of the
 Numbers = dict[str, int | tuple[int, ...]]
 
 
-def class_values(classes: Stated) -> Numbers:
+def values_by_class(classes: Stated) -> Numbers:
     """Return the label values of every class; if they are colors, 1, 2, … in their order."""
     if not _are_colors(classes):
         return cast("Numbers", dict(classes))
@@ -24,7 +24,7 @@ def value_by_color(classes: Stated) -> dict[int, int]:
     """Return the label value of every color (0xRRGGBB); empty if the classes are numbers."""
     if not _are_colors(classes):
         return {}
-    values = cast("dict[str, int]", class_values(classes))
+    values = cast("dict[str, int]", values_by_class(classes))
     by_color = {0: 0}  # black
     for name, members in _members(classes).items():
         by_color |= {parse_color(str(color)): values.get(name, 0) for color in members}

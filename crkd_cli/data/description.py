@@ -18,9 +18,9 @@ from crkd_cli.data import nnunet, patterns
 from crkd_cli.data.class_values import (
     LabelValue,
     check_classes,
-    class_values,
     convert_numbers,
     value_by_color,
+    values_by_class,
 )
 from crkd_cli.data.plan import Millimeters, Plan
 from crkd_cli.data.raw.colors import parse_color
@@ -89,7 +89,7 @@ class Description(Strict, frozen=True):
     @property
     def class_values(self) -> dict[str, int | tuple[int, ...]] | None:
         """The classes with their label values: 1, 2, … in their order if they are colors."""
-        return None if self.classes is None else class_values(self.classes)
+        return None if self.classes is None else values_by_class(self.classes)
 
     @property
     def ignored_value(self) -> int | None:

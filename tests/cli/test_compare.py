@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from crkd_cli.config import Frame
+from tests.terminal import in_terminal
 
 
 @pytest.fixture
@@ -205,21 +206,8 @@ def test_a_narrow_terminal_shows_all_digits(write_evaluation, rng, columns):
         )
         for name, weight in (("with-all-its-terms", 1.0), ("without-the-pixels", 0.0))
     ]
-    our_end, program_end = os.openpty()
-    command = [sys.executable, "-m", "crkd_cli", "compare", *map(str, folders)]
-    with subprocess.Popen(
-        command, stdout=program_end, env={**os.environ, "COLUMNS": str(columns)}
-    ) as process:
-        os.close(program_end)
-        output = b""
-        try:
-            while part := os.read(our_end, 65536):
-                output += part
-        except OSError:  # the other end is closed
-            pass
-        os.close(our_end)
-    assert process.returncode == 0
-    text = output.decode()
+    code, text = in_terminal("stdout", columns, "compare", *folders)
+    assert code == 0
     assert "…" not in text
     intervals = re.findall(r"\[-?\d+\.\d+, -?\d+\.\d+\]", text)
     assert len(intervals) == 2 * 2 + 2  # of the scores and of the differences

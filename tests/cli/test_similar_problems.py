@@ -1,9 +1,6 @@
 """Many files with the same problem: a terminal shows three of them, a file all."""
 
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,24 +8,7 @@ from PIL import Image
 
 from crkd_cli.config import Frame
 from tests.conftest import FLAT
-
-
-def in_terminal(*args):
-    """Run crkd with stderr in a terminal of 300 columns, and return what it shows."""
-    our_end, program_end = os.openpty()
-    environment = {**os.environ, "COLUMNS": "300", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "crkd_cli", *map(str, args)]
-    with subprocess.Popen(command, stderr=program_end, env=environment) as process:
-        os.close(program_end)
-        output = b""
-        try:
-            while part := os.read(our_end, 65536):
-                output += part
-        except OSError:  # the other end is closed
-            pass
-        os.close(our_end)
-    assert process.returncode == 1
-    return output.decode()
+from tests.terminal import in_terminal
 
 
 @pytest.fixture
@@ -53,9 +33,11 @@ def test_prepare_data(prepare_data, folder, tmp_path):
         assert f"error: {name}: images/{name}.png is empty" in piped
     assert "and 2 similar" not in piped
 
-    shown = in_terminal("prepare-data", "mine", "--source", folder, "--data-root", tmp_path)
+    arguments = ("prepare-data", "mine", "--source", folder, "--data-root", tmp_path)
+    code, shown = in_terminal("stderr", 300, *arguments)
+    assert code == 1
     assert shown.count(".png is empty") == 3
-    assert shown.count("and 2 similar (2> FILE writes all to a file)") == 1
+    assert shown.count("and 2 similar; add 2> FILE to write all to a file") == 1
     assert "labels/g.png has shape (30, 20)" in shown
     assert "error: 6 problems in" in shown
 
@@ -65,6 +47,7 @@ def test_predict(cli, make_checkpoint, folder, tmp_path):
     checkpoint = make_checkpoint(FLAT, Frame(resize=(32, 32)))
     arguments = ("predict", folder / "images", "--checkpoint", checkpoint, "--out", tmp_path / "x")
     assert cli(*arguments).stderr.count(".png is empty") == 5
-    shown = in_terminal(*arguments)
+    code, shown = in_terminal("stderr", 300, *arguments)
+    assert code == 1
     assert shown.count(".png is empty") == 3
-    assert "\n  and 2 similar (2> FILE writes all to a file)" in shown
+    assert "\n  and 2 similar; add 2> FILE to write all to a file" in shown

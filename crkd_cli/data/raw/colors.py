@@ -56,9 +56,9 @@ def to_values(array: NDArray[Any], colors: Mapping[int, int], path: Path) -> NDA
     values = np.zeros(codes.shape, np.min_scalar_type(max(colors.values())))
     unknown = np.ones(codes.shape, bool)
     for color, value in colors.items():
-        is_color = codes == color
-        values[is_color] = value
-        unknown &= ~is_color
+        here = codes == color
+        values[here] = value
+        unknown &= ~here
     if unknown.any():
         others = _by_frequency(codes[unknown])
         reason = (
@@ -86,17 +86,16 @@ def join_color_errors(errors: Sequence[CrkdError]) -> list[CrkdError]:
     """Replace the errors about color pictures by a first one that suggests the classes."""
     pictures = [error for error in errors if isinstance(error, ColorPictureError)]
     colors = sorted({color for error in pictures for color in error.colors} - {0})
-    if not colors:
+    if not 1 <= len(colors) <= MAX_COLORS:
         return list(errors)
     listed = [
         f"class {number}: '{format_color(color)}'" for number, color in enumerate(colors, start=1)
     ]
-    shown = ", ".join(listed[:MAX_COLORS])
     joint = CrkdError(
-        f"{pluralize(len(pictures), 'label')} with colors; if every color is a class, name "
-        f"them in dataset.yaml: classes: {{{shown}}}"
+        f"{pluralize(len(pictures), 'color picture')} among the labels; if every color is a class, "
+        f"name the classes in dataset.yaml: classes: {{{', '.join(listed)}}}"
     )
-    return [joint, *(error for error in errors if error not in pictures)]
+    return [joint, *(error for error in errors if not isinstance(error, ColorPictureError))]
 
 
 def _encode(array: NDArray[Any]) -> NDArray[np.int32]:

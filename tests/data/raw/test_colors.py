@@ -70,7 +70,9 @@ def test_colors_without_a_meaning_are_suggested_as_classes(tmp_path):
     joint, *rest = join_color_errors([*errors, other])
     assert rest == [other]
     assert str(joint) == (
-        "3 labels with colors; if every color is a class, name them in dataset.yaml: "
-        "classes: {class 1: '#008001', class 2: '#ff0000'}"
+        "3 color pictures among the labels; if every color is a class, name the classes in "
+        "dataset.yaml: classes: {class 1: '#008001', class 2: '#ff0000'}"
     )
     assert join_color_errors([other]) == [other]
+    photographs = [ColorPictureError("many", range(k, k + 40)) for k in (1, 41)]
+    assert join_color_errors(photographs) == photographs
