@@ -1,11 +1,12 @@
 """Two processes of one run: started by torchrun, or faster, with the variables that it sets."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from torch.distributed import TCPStore
 
 from tests.command_server import CommandServer
 from tests.reliability.commands import Outcome
@@ -64,12 +65,17 @@ class Processes:
 def run_two(crkd: CommandServer, folder: Path, *arguments: object) -> list[Outcome]:
     """Run `crkd ARGUMENTS` in `folder` as two processes, to their end; return how each ended.
 
-    Neither may show a traceback.
+    Neither may show a traceback. As with torchrun, the store through which they talk outlives both:
+    it is in this process.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    joint = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    joint = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
     ranks = [
         crkd.start(arguments, folder, RANK=rank, LOCAL_RANK=rank, **joint) for rank in ("0", "1")
     ]
